@@ -1,0 +1,35 @@
+// The verbs of the command line: one file each, listed in verbs.cpp.
+#pragma once
+#include <span>
+#include <string_view>
+
+#include "base/result.h"
+
+namespace CLI {
+class App;
+}
+
+namespace fathom::cli {
+
+/// Exit codes: 0 done; 1 the answer is no (verify failed, bench off); 2 the input or the machine stopped us.
+inline constexpr int kExitOk = 0, kExitNo = 1, kExitError = 2;
+
+/// What every verb shares. --json: one JSON document on standard output, nothing else there.
+struct Common {
+  bool json = false;
+};
+
+/// One verb. `setup` adds its flags to `app` and keeps them in static storage of its own file; `run` does it and answers the exit code.
+/// A failure is an Error, printed by run() as one sentence on standard error with exit code 2.
+struct Verb {
+  std::string_view name;
+  void (*setup)(CLI::App& app);
+  Result<int> (*run)(const Common& common);
+};
+
+std::span<const Verb> verbs();
+
+/// Parses and runs. Texts for `--help` come from the catalog: cli.<verb>.about, cli.<verb>.examples, cli.<verb>.<flag>.
+int run(int argc, char** argv);
+
+}  // namespace fathom::cli
