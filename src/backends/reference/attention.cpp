@@ -1,0 +1,137 @@
+// Family attention: writing caches, softmax attention over segments, and the indexer's choice.
+#include "backends/reference/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <unordered_map>
+
+#include "backends/reference/reference_ops.h"
+#include "backends/reference/visible.h"
+
+namespace fathom::reference {
+using namespace tensor;  // NOLINT: the vocabulary
+
+void ReferenceOps::cache_write(const CacheWriteArgs& args) {
+  const auto write = [&](std::int64_t from, std::int64_t to) {
+    store_row(args.cache, to, load_row(args.src, from).values.data());
+  };
+  for (std::size_t s = 0; s < args.batch->sequences.size(); ++s) {
+    const Sequence& sequence = args.batch->sequences[s];
+    const std::int64_t slot_row = sequence.slot * args.rows_per_slot, past = sequence.past, end = past + sequence.tokens;
+    if (args.rows == RowsOf::kEntry) {
+      const std::int64_t first_row = first_entry_row(*args.batch, s, args.ratio);
+      for (std::int64_t entry = past / args.ratio; entry < end / args.ratio; ++entry) {
+        FATHOM_CHECK(entry < args.rows_per_slot, "a cache is too small");
+        write(first_row + entry - past / args.ratio, slot_row + entry);
+      }
+      continue;
+    }
+    for (std::int64_t position = past; position < end; ++position) {
+      FATHOM_CHECK(args.rows == RowsOf::kRing || position < args.rows_per_slot, "a cache is too small");
+      write(sequence.first_token + position - past, slot_row + position % args.rows_per_slot);
+    }
+  }
+}
+
+std::vector<SeenRow> Seen::rows_of(const AttentionArgs& args, std::size_t sequence, std::int64_t token) {
+  std::vector<SeenRow> seen;
+  for (std::size_t s = 0; s < args.segments.size(); ++s) {
+    const KvSegment& segment = args.segments[s];
+    for (const VisibleRow& visible : visible_rows(segment, *args.batch, sequence, token)) {
+      auto [found, fresh] = loaded_[s].try_emplace(visible.row);
+      if (fresh) {
+        found->second.k = load_row(segment.k, visible.row);
+        found->second.v = load_row(segment.v, visible.row);
+        if (segment.k_shared.defined()) found->second.k_shared = load_row(segment.k_shared, visible.row);
+      }
+      seen.push_back({.segment = s, .row = visible.row, .loaded = &found->second});
+    }
+  }
+  return seen;
+}
+
+double attention_score(const AttentionArgs& args, const double* q, const SeenRow& seen, std::int64_t kv_head) {
+  const std::int64_t dk = args.segments[seen.segment].k.dim(2);
+  double score = dot(q, seen.loaded->k.at(0, kv_head), dk);
+  if (args.segments[seen.segment].k_shared.defined())
+    score += dot(q + dk, seen.loaded->k_shared.at(0), args.segments[seen.segment].k_shared.dim(1));
+  return args.scale * score;
+}
+
+void check_attention_shapes(const AttentionArgs& args) {
+  FATHOM_CHECK(args.batch != nullptr && args.q.shape.rank == 3 && args.out.shape.rank == 3 && args.q.dim(0) == args.batch->tokens);
+  FATHOM_CHECK(args.out.dim(0) == args.q.dim(0) && args.out.dim(1) == args.q.dim(1));
+  FATHOM_CHECK(!args.segments.empty() && args.segments.size() <= 3);
+  for (const KvSegment& segment : args.segments) {
+    const std::int64_t dr = segment.k_shared.defined() ? segment.k_shared.dim(1) : 0;
+    FATHOM_CHECK(segment.k.dim(2) + dr == args.q.dim(2) && segment.v.dim(2) == args.out.dim(2));
+    FATHOM_CHECK(segment.k.dim(1) == segment.v.dim(1) && args.q.dim(1) % segment.k.dim(1) == 0);
+  }
+}
+
+void ReferenceOps::attention(const AttentionArgs& args) {
+  check_attention_shapes(args);
+  const std::int64_t heads = args.q.dim(1), dv = args.out.dim(2);
+  const Array q = load(args.q);
+  const Array sink = args.sink.defined() ? load(args.sink) : Array();
+  Array out(args.out.shape), lse(Shape{args.q.dim(0), heads});
+  for (std::size_t s = 0; s < args.batch->sequences.size(); ++s) {
+    const Sequence& sequence = args.batch->sequences[s];
+    Seen cache(args.segments.size());
+    for (std::int64_t t = sequence.first_token; t < sequence.first_token + sequence.tokens; ++t) {
+      const std::vector<SeenRow> seen = cache.rows_of(args, s, t);
+      std::vector<double> weight(seen.size());
+      for (std::int64_t h = 0; h < heads; ++h) {
+        const auto kv_head = [&](std::size_t i) { return h / (heads / args.segments[seen[i].segment].k.dim(1)); };
+        double largest = args.sink.defined() ? *sink.at(h) : -std::numeric_limits<double>::infinity();
+        for (std::size_t i = 0; i < seen.size(); ++i) {
+          weight[i] = attention_score(args, q.at(t, h), seen[i], kv_head(i));
+          largest = std::max(largest, weight[i]);
+        }
+        double sum = args.sink.defined() ? std::exp(*sink.at(h) - largest) : 0.0;
+        for (double& w : weight) sum += w = std::exp(w - largest);
+        for (std::size_t i = 0; i < seen.size(); ++i)
+          add_scaled(weight[i] / sum, seen[i].loaded->v.at(0, kv_head(i)), out.at(t, h), dv);
+        lse.at(t)[h] = largest + std::log(sum);
+      }
+    }
+  }
+  store(args.out, out);
+  store(args.lse, lse);
+}
+
+void ReferenceOps::index_select(const IndexSelectArgs& args) {
+  const std::int64_t heads = args.q.dim(1), width = args.q.dim(2), count = args.selected.dim(1);
+  FATHOM_CHECK(args.weights.dim(1) == heads && args.keys.k.dim(1) == 1 && args.keys.k.dim(2) == width);
+  const Array q = load(args.q), weights = load(args.weights);
+  std::vector<std::int64_t> selected(static_cast<std::size_t>(args.selected.elements()), -1);
+  for (std::size_t s = 0; s < args.batch->sequences.size(); ++s) {
+    const Sequence& sequence = args.batch->sequences[s];
+    std::unordered_map<std::int64_t, Array> keys;
+    for (std::int64_t t = sequence.first_token; t < sequence.first_token + sequence.tokens; ++t) {
+      struct Scored { double score; std::int64_t name; };
+      std::vector<Scored> scored;
+      for (const VisibleRow& visible : visible_rows(args.keys, *args.batch, s, t)) {
+        auto [key, fresh] = keys.try_emplace(visible.row);
+        if (fresh) key->second = load_row(args.keys.k, visible.row);
+        double score = 0;
+        for (std::int64_t h = 0; h < heads; ++h) {
+          const double match = dot(q.at(t, h), key->second.at(0), width);
+          score += weights.at(t)[h] * (match < 0 ? 0.0 : match);
+        }
+        scored.push_back({args.scale * score, visible.name});
+      }
+      // Largest scores first, ties to the lower row; NaN ranks above everything, so that it is not hidden.
+      std::stable_sort(scored.begin(), scored.end(), [](const Scored& a, const Scored& b) {
+        return std::isnan(b.score) ? false : std::isnan(a.score) || a.score > b.score;
+      });
+      if (static_cast<std::int64_t>(scored.size()) > count) scored.resize(static_cast<std::size_t>(count));
+      std::sort(scored.begin(), scored.end(), [](const Scored& a, const Scored& b) { return a.name < b.name; });
+      for (std::size_t i = 0; i < scored.size(); ++i) selected[static_cast<std::size_t>(t * count) + i] = scored[i].name;
+    }
+  }
+  store_ints(args.selected, selected);
+}
+
+}  // namespace fathom::reference
