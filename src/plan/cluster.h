@@ -1,0 +1,43 @@
+// Cluster: the devices of a plan and what lies between them, resolved from the catalog, a file, or this machine.
+#pragma once
+#include <array>
+#include <optional>
+#include <string>
+
+#include "base/units.h"
+#include "hardware/catalog.h"
+
+namespace fathom::plan {
+
+/// One device. On a machine without an accelerator the whole host is one device.
+struct Device {
+  std::string id, name;
+  const hardware::Accelerator* accelerator = nullptr;  // null: a host CPU
+  const hardware::Cpu* cpu = nullptr;                   // the CPU's facts when it is one and is known
+  Bytes capacity_bytes = 0;                             // what a plan may count on
+  double bandwidth_bytes_per_second = 0;                // of its memory: peak for accelerators, measured for a probed host
+  std::array<std::optional<double>, hardware::kPrecisionCount> peak_flops;  // dense
+  int cores = 0;                                        // CPU: threads that a plan uses
+  bool probed = false;                                  // figures were measured on this machine
+  bool is_cpu() const { return accelerator == nullptr; }
+};
+
+/// A way between devices: each direction, one device.
+struct Wire {
+  std::string id;                      // of the link, "" unknown
+  double bytes_per_second = 0;         // 0: none
+  double latency_seconds = 0;
+};
+
+struct Cluster {
+  Device device;
+  int devices = 1;
+  int devices_per_node = 1;            // physical node: host and network card boundary
+  int domain = 1;                      // devices that reach each other over `intra` (an NVL72 rack is wider than a node)
+  Wire intra;                          // within the domain, of one device
+  Wire inter;                          // between domains, of one device (the node's ports shared by its devices)
+  Wire host;                           // device to its host's memory
+  Bytes host_memory_bytes = 0;         // of one node; 0: not known
+};
+
+}  // namespace fathom::plan

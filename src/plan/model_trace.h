@@ -1,0 +1,66 @@
+// ModelTrace: a model on one rank of a layout, as records to be priced. Made once a (model, sharding, phase) and kept.
+#pragma once
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backends/meta/trace.h"
+#include "base/result.h"
+#include "model/architecture.h"
+#include "plan/layout.h"
+
+namespace fathom::plan {
+
+enum class Phase : std::uint8_t {
+  kPrefill,  // one sequence of T tokens, its cache written; logits of O rows
+  kDecode,   // T sequences of one token each, with a past; O = T
+  kTrain,    // T tokens without caches; loss over all; backward traces filled
+};
+
+/// One kind of layer: every layer of that kind runs exactly this.
+struct KindTrace {
+  meta::Trace forward, backward;
+  std::int64_t example = 0;            // the layer that was traced
+  std::int64_t layers = 0;             // how many there are in the model
+  model::LayerSpec spec;               // of the example
+};
+
+struct ModelTrace {
+  Phase phase = Phase::kPrefill;
+  meta::Trace embed, embed_backward;   // with begin(): positions; first stage
+  meta::Trace head, head_backward;     // last stage; when training with the loss
+  std::vector<KindTrace> kinds;
+  std::vector<std::uint8_t> kind_of_layer;
+  /// Layers of each kind on pipeline stage `stage`: counts[kind].
+  std::vector<std::int64_t> stage_counts(const Layout& layout, int stage) const;
+};
+
+/// A model as plans see it. Immutable, shared; its caches are filled on demand and are thread-safe.
+class PlanModel {
+ public:
+  virtual ~PlanModel() = default;
+  const model::ModelSpec& spec() const { return spec_; }
+  /// Catalog id, or a name made of the path; "config" for one given inline.
+  const std::string& name() const { return name_; }
+  const model::ModelSizes& sizes() const { return sizes_; }
+  /// Unsplit architecture: table of weights, cache, kinds.
+  const model::Architecture& whole() const { return *whole_; }
+  /// The architecture's share on rank 0 of a sharding; indivisible is its error.
+  virtual Result<const model::Architecture*> share(const model::Sharding& sharding) const = 0;
+  /// The trace of a share; errors are share()'s.
+  virtual Result<const ModelTrace*> trace(const model::Sharding& sharding, Phase phase) const = 0;
+
+ protected:
+  model::ModelSpec spec_;
+  std::string name_;
+  model::ModelSizes sizes_;
+  std::unique_ptr<model::Architecture> whole_;
+};
+
+/// By catalog id or alias, or the path of a directory or config.json. Cached.
+Result<std::shared_ptr<const PlanModel>> find_plan_model(std::string_view name);
+/// From the text of a configuration in Hugging Face form. Cached by its text.
+Result<std::shared_ptr<const PlanModel>> plan_model_from_config(std::string_view config_json);
+
+}  // namespace fathom::plan
