@@ -49,7 +49,7 @@ class PlanModel {
   /// The architecture's share on rank 0 of a sharding; indivisible is its error.
   virtual Result<const model::Architecture*> share(const model::Sharding& sharding) const = 0;
   /// The trace of a share; errors are share()'s.
-  virtual Result<const ModelTrace*> trace(const model::Sharding& sharding, Phase phase) const = 0;
+  virtual Result<const ModelTrace*> trace(const model::Sharding& sharding, Phase phase, DType activations = DType::bf16) const = 0;
 
  protected:
   model::ModelSpec spec_;

@@ -37,6 +37,7 @@ Rate operator*(const Rate& rate, double factor);
 struct OpRecord {
   OpKind kind = OpKind::kCopy;
   bool backward = false;
+  bool weight_gradient = false;          // backward: the product that gives the weight's gradient (sums over tokens)
   bool in_place = false;                 // writes one of its inputs
   std::int16_t weight_class = -1;        // model::WeightClass of the weight read, by parameter; -1: none
   Rate rows;                             // rows of the output (1/4 a token for entries of ratio 4, H for per-head norms)
@@ -58,11 +59,11 @@ struct OpRecord {
   tensor::Group group = tensor::Group::kTensor;
   Rate comm_bytes;
   // who it reads and writes, as numbers of Trace::buffers (0: not an activation)
-  std::array<std::uint32_t, 4> inputs{};
+  std::array<std::uint32_t, 6> inputs{};
   std::uint32_t output = 0;
 };
 
-/// An activation of the trace. Number 0 is unused. `root` buffers hold memory; views name the same buffer.
+/// An activation of the trace; views name the buffer that they lie in. Number 0 is unused.
 struct BufferRecord { Rate bytes; std::uint8_t element_bytes = 0; };
 
 /// A live-memory event, in the order it happened; `after_op` is the number of records made before it.
