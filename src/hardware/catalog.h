@@ -30,6 +30,7 @@ struct Provenance {
   std::string as_of;                    // when the record was last checked
   std::string confidence;               // "high", "medium", "low"; "user" for a record that the user wrote
   std::vector<std::string> unverified;  // from memory or by a rule: a path, the start of paths ("memory"), or "*"
+  std::string unverified_note;
   std::vector<std::string> link_lost;   // read once, the source's address is lost
   std::string cross_check;              // "agree", "agree_with_notes", "conflict", "single", "none"; accelerators only
   std::string cross_check_fields;
@@ -63,7 +64,7 @@ struct Connection {
   std::string note;
 };
 
-/// What the accelerator is sold as, and what then lies between two of them. Rates are per device and direction.
+/// What the accelerator is sold as, and what then lies between two of them. Rates are per direction; intra: of one device.
 struct Node {
   int devices = 1;     // devices of one node as sold: 8 for HGX, 4 for an NVL72 tray, 1 for a card sold singly
   int host_slots = 1;  // cards sold singly: how many one host commonly takes
@@ -72,7 +73,8 @@ struct Node {
   std::string intra_link;  // id of a Link, or empty
   std::optional<double> intra_bytes_per_second;
   std::string inter_link;  // id of a Link: the network that such a node usually has
-  std::optional<double> inter_bytes_per_second;
+  std::optional<int> inter_ports;  // such links a node has
+  std::optional<double> inter_bytes_per_second;  // of the whole node: inter_ports times the link
   int bridge_cards = 0;  // cards that an optional NVLink bridge joins; 0: no bridge exists
   std::optional<double> bridge_bytes_per_second;
 };
@@ -161,6 +163,14 @@ struct CloudOffer {
   std::string record;
 };
 
+/// Which accelerators to list; what is empty or zero does not restrict.
+struct HardwareFilter {
+  std::string vendor, arch, search;  // parts of names, any case; every word of search must occur somewhere
+  Bytes min_memory_bytes = 0;        // of the larger of label and driver's total
+};
+
+class NameIndex;
+
 /// What a name means: `count` of `*accelerator`.
 struct HardwareChoice {
   const Accelerator* accelerator = nullptr;  // never null in a result
@@ -174,6 +184,10 @@ class Catalog {
   /// Embedded facts overlaid by `user_folder`/hardware/*.json in name order; a folder that is not there is no error.
   /// Errors name the file and the field.
   static Result<Catalog> load(const Path& user_folder);
+
+  Catalog() = default;
+  Catalog(Catalog&&) = default;  // what the find functions answered stays valid
+  Catalog& operator=(Catalog&&) = default;
 
   std::span<const Accelerator> accelerators() const { return accelerators_; }
   std::span<const Cpu> cpus() const { return cpus_; }
@@ -189,6 +203,7 @@ class Catalog {
   Result<HardwareChoice> find(std::string_view name, Bytes memory_bytes = 0) const;
   /// find() with a count: "8xH100-SXM", "8 x h200", "H100 x8", or a cloud machine: "p5.48xlarge".
   Result<HardwareChoice> parse(std::string_view text) const;
+  std::vector<const Accelerator*> list(const HardwareFilter& filter) const;
   Result<const Cpu*> find_cpu(std::string_view name) const;
   Result<const Link*> find_link(std::string_view name) const;
   Result<const Storage*> find_storage(std::string_view name) const;
@@ -202,6 +217,7 @@ class Catalog {
   std::vector<Storage> storage_;
   std::vector<CloudOffer> offers_;
   std::vector<Source> sources_;
+  std::shared_ptr<const NameIndex> names_;
 };
 
 /// The catalog of this process, with user_folder() overlaid; loaded at the first call. Thread-safe.
