@@ -27,7 +27,8 @@ struct Pass {
   const WeightSet& weights;
   const CacheSet* cache = nullptr;      // null: nothing is kept (training, or a whole prompt at once)
   const tensor::Batch& batch;
-  std::vector<tensor::RotaryPair> rotary;  // filled by Architecture::begin, held to the end of the pass
+  std::vector<tensor::RotaryPair> rotary = {};  // filled by Architecture::begin, held to the end of the pass
+  std::vector<tensor::Value> shared = {};       // what a later layer reads of an earlier one (V4.1's choice of entries)
 };
 
 class Architecture {

@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -51,10 +52,16 @@ struct ModelFilter {
   std::optional<double> max_params;
 };
 
+class ModelNames;
+
 class ModelCatalog {
  public:
   /// Embedded facts overlaid by `user_folder`/models/*.json in name order. Errors name the file and the field.
   static Result<ModelCatalog> load(const Path& user_folder);
+
+  ModelCatalog() = default;
+  ModelCatalog(ModelCatalog&&) = default;  // what find and list answered stays valid
+  ModelCatalog& operator=(ModelCatalog&&) = default;
 
   std::span<const ModelEntry> models() const { return models_; }
   std::vector<const ModelEntry*> list(const ModelFilter& filter) const;
@@ -66,6 +73,7 @@ class ModelCatalog {
  private:
   friend class ModelCatalogLoader;
   std::vector<ModelEntry> models_;
+  std::shared_ptr<const ModelNames> names_;
 };
 
 /// The catalog of this process, with user_folder() overlaid; loaded at the first call. Thread-safe.

@@ -61,6 +61,8 @@ class WeightTable {
  public:
   /// Appends and numbers an entry; returns its id.
   WeightId add(WeightEntry entry);
+  /// Another name under which the tensor may lie in a file.
+  void add_alias(WeightId id, std::string name) { entries_[static_cast<std::size_t>(id)].aliases.push_back(std::move(name)); }
   std::span<const WeightEntry> entries() const { return entries_; }
   const WeightEntry& operator[](WeightId id) const { return entries_[static_cast<std::size_t>(id)]; }
   /// Tensors in total (experts counted one by one): parameter numbers are 0 … parameters() - 1.

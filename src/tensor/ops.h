@@ -24,9 +24,10 @@ namespace fathom::tensor {
 
 // ---------------------------------------------------------------- embedding and rows (family: rows)
 
-/// out[t, :] = table[ids[t], :]. ids [T] i32, table [vocabulary, h], out [T, h]. An id outside the vocabulary is our own bug
-/// (inputs are checked where they enter). Price: 0 FLOPs, T rows read and written. Backward: dtable[ids[t]] += dout[t].
-struct EmbedArgs { Tensor ids; Weight table; Tensor out; };
+/// out[t, :] = table[ids[t] - first_id, :]. ids [T] i32, table [rows, h], out [T, h]. With a table split over ranks, ids outside
+/// [first_id, first_id + rows) give a zero row (their rank adds it); otherwise an id outside the table is our own bug (inputs are
+/// checked where they enter). Price: 0 FLOPs, T rows read and written. Backward: dtable[ids[t] - first_id] += dout[t].
+struct EmbedArgs { Tensor ids; Weight table; Tensor out; std::int64_t first_id = 0; bool split = false; };
 
 /// out[i, :] = x[rows[i], :]. x [n, w], rows [m] i32, out [m, w]. Backward: dx[rows[i]] += dout[i].
 struct GatherRowsArgs { Tensor x; Tensor rows; Tensor out; };
@@ -145,8 +146,8 @@ struct AttentionArgs {
 /// DeepSeek-V3.2 technical report §2.1. Not differentiated: the choice is frozen.
 struct IndexSelectArgs { Tensor q; Tensor weights; KvSegment keys; double scale = 1; Tensor selected; const Batch* batch = nullptr; };
 
-/// Gated pooling of `ratio` tokens into one entry (DeepSeek-V4 §2.3). kv, gate [T, w]; ape [ratio, w] is added to the gate of
-/// the token at that place of its window. With overlap (w = 2d) an entry mixes columns [0, d) of the previous window's tokens and
+/// Gated pooling of `ratio` tokens into one entry (DeepSeek-V4 §2.3). kv, gate [T, w]; ape [ratio, w] (or undefined) is added to the
+/// gate of the token at that place of its window. With overlap (w = 2d) an entry mixes columns [0, d) of the previous window's tokens and
 /// columns [d, 2d) of its own; the first window of a sequence has no previous. Without (w = d) it pools its own. Softmax over
 /// the tokens, a column at a time. out [max_entries(batch, ratio), d]; positions [same] i32 gets entry · ratio, or -1 for a row whose
 /// window did not close in this batch (its out row is zero). Earlier tokens of an open window come from state_kv, state_gate
