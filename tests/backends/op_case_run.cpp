@@ -1,0 +1,197 @@
+#include "backends/op_case_run.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <numbers>
+
+#include "backends/held.h"
+
+namespace fathom::test {
+namespace {
+using tensor::Shape;
+using tensor::Tensor;
+using tensor::Weight;
+using tensor::WeightFormat;
+
+constexpr std::int64_t kGuardBytes = 256;
+constexpr std::byte kGuard{0xa5};
+
+/// Strides with gaps after the rows of the two outermost dimensions.
+std::array<std::int64_t, 4> strides_of(const Shape& shape, Layout layout) {
+  std::array<std::int64_t, 4> strides{};
+  std::int64_t step = 1;
+  for (int i = shape.rank - 1; i >= 0; --i) {
+    strides[static_cast<std::size_t>(i)] = step;
+    step *= shape[i];
+    if (layout != Layout::kDense && (i == 1 || i == 2)) step += i == 1 ? 7 : 3;
+  }
+  return strides;
+}
+
+/// Elements from the first to one past the last.
+std::int64_t extent_of(const Tensor& x) {
+  if (x.elements() == 0) return 0;
+  std::int64_t last = 0;
+  for (int i = 0; i < x.shape.rank; ++i) last += (x.shape[i] - 1) * x.strides[static_cast<std::size_t>(i)];
+  return last + 1;
+}
+}  // namespace
+
+std::uint64_t Random::next() {
+  std::uint64_t z = state_ += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+double Random::uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
+double Random::normal() {
+  const double radius = std::sqrt(-2.0 * std::log(1.0 - uniform()));
+  return radius * std::cos(2.0 * std::numbers::pi * uniform());
+}
+
+Fill normal(double scale, double mean) {
+  return [=](Random& random, std::int64_t) { return mean + scale * random.normal(); };
+}
+Fill integers(std::int64_t largest) {
+  return [=](Random& random, std::int64_t) { return static_cast<double>(random.below(2 * largest + 1) - largest); };
+}
+Fill constant(double value) {
+  return [=](Random&, std::int64_t) { return value; };
+}
+Fill listed(std::vector<double> values) {
+  return [values = std::move(values)](Random&, std::int64_t i) { return values[static_cast<std::size_t>(i) % values.size()]; };
+}
+Fill with(Fill base, std::vector<std::pair<std::int64_t, double>> replaced) {
+  return [base = std::move(base), replaced = std::move(replaced)](Random& random, std::int64_t i) {
+    const double value = base(random, i);
+    for (const auto& [at, other] : replaced)
+      if (at == i) return other;
+    return value;
+  };
+}
+
+void CaseRun::Free::operator()(std::byte* memory) const { std::free(memory); }
+
+Tensor CaseRun::make(const std::string& name, DType dtype, Shape shape, const Fill& fill, Layout layout) {
+  Tensor x{.data = nullptr, .dtype = dtype, .shape = shape, .strides = strides_of(shape, layout), .root = 0};
+  const std::int64_t size = dtype_bytes(dtype), offset = kGuardBytes + (layout == Layout::kMisaligned ? size : 0);
+  const auto total = static_cast<std::size_t>((offset + extent_of(x) * size + kGuardBytes + 63) / 64 * 64);
+  Block block;
+  block.memory.reset(static_cast<std::byte*>(std::aligned_alloc(64, total)));
+  FATHOM_CHECK(block.memory != nullptr);
+  // Inputs are surrounded by NaN, outputs by a pattern that no result has.
+  std::memset(block.memory.get(), name.empty() ? 0xff : static_cast<int>(kGuard), total);
+  x.data = block.memory.get() + offset;
+  block.writable.assign(total, false);
+  for (std::int64_t i = 0; i < x.elements(); ++i) {
+    std::byte* at = element_address(x, i);
+    put_element(at, dtype, fill(random, i));
+    if (!name.empty()) std::fill_n(block.writable.begin() + (at - block.memory.get()), size, true);
+  }
+  block.before.assign(block.memory.get(), block.memory.get() + total);
+  block.name = name;
+  block.tensor = x;
+  blocks_.push_back(std::move(block));
+  return x;
+}
+
+Tensor CaseRun::input(DType dtype, Shape shape, const Fill& fill, Layout layout) { return make("", dtype, shape, fill, layout); }
+
+Tensor CaseRun::ints(DType dtype, Shape shape, const std::vector<std::int64_t>& values, Layout layout) {
+  FATHOM_CHECK(shape.elements() == static_cast<std::int64_t>(values.size()));
+  return make("", dtype, shape, [&](Random&, std::int64_t i) { return static_cast<double>(values[static_cast<std::size_t>(i)]); }, layout);
+}
+
+Tensor CaseRun::output(const std::string& name, DType dtype, Shape shape, Layout layout) {
+  const double unwritten = dtype_is_float(dtype) ? std::numeric_limits<double>::quiet_NaN() : -123456.0;
+  return make(name, dtype, shape, constant(unwritten), layout);
+}
+
+Tensor CaseRun::in_place(const std::string& name, DType dtype, Shape shape, const Fill& fill, Layout layout) { return make(name, dtype, shape, fill, layout); }
+
+std::byte* CaseRun::bytes(std::vector<std::uint8_t> values) {
+  Block block;
+  const std::size_t total = (values.size() + 2 * kGuardBytes + 63) / 64 * 64;
+  block.memory.reset(static_cast<std::byte*>(std::aligned_alloc(64, total)));
+  std::memset(block.memory.get(), 0xff, total);
+  if (!values.empty()) std::memcpy(block.memory.get() + kGuardBytes, values.data(), values.size());
+  block.writable.assign(total, false);
+  block.before.assign(block.memory.get(), block.memory.get() + total);
+  std::byte* data = block.memory.get() + kGuardBytes;
+  blocks_.push_back(std::move(block));
+  return data;
+}
+
+Weight CaseRun::weight(WeightFormat format, std::int64_t rows, std::int64_t cols, const Fill& fill) {
+  const Tensor x = make("", tensor::weight_dtype(format), {rows, cols}, fill, Layout::kDense);
+  return {.format = format, .rows = rows, .cols = cols, .data = x.data};
+}
+
+Weight CaseRun::weight(WeightFormat format, std::int64_t rows, std::int64_t cols, double scale) {
+  const std::uint64_t scale_count = tensor::weight_scale_count(format, rows, cols);
+  if (scale_count == 0) return weight(format, rows, cols, normal(scale));
+  const bool four_bits = format == WeightFormat::mxfp4;
+  std::vector<std::uint8_t> data, scales;
+  for (std::int64_t i = 0; i < rows * cols; ++i) {
+    if (four_bits && i % 2 == 0) data.push_back(static_cast<std::uint8_t>(random.next()));
+    if (!four_bits) data.push_back(f32_to_f8e4m3(static_cast<float>(8.0 * random.normal())));
+  }
+  const double element_size = four_bits ? 2.8 : 8.0;  // root mean square of an element before its scale
+  for (std::uint64_t i = 0; i < scale_count; ++i) {
+    const double wanted = scale / element_size * std::exp2(random.uniform() * 2 - 1);
+    if (format == WeightFormat::fp8_block128) {
+      const auto value = static_cast<float>(wanted);
+      std::uint8_t raw[4];
+      std::memcpy(raw, &value, 4);
+      scales.insert(scales.end(), raw, raw + 4);
+    } else {
+      scales.push_back(static_cast<std::uint8_t>(127 + std::lround(std::log2(wanted))));
+    }
+  }
+  return {.format = format, .rows = rows, .cols = cols, .data = bytes(std::move(data)), .scales = bytes(std::move(scales))};
+}
+
+const tensor::Batch& CaseRun::batch(std::vector<tensor::Sequence> sequences) {
+  HeldBatch& held = batches_.emplace_back();
+  held.sequences = std::move(sequences);
+  std::vector<std::int64_t> table, ids, positions, outputs;
+  for (tensor::Sequence& sequence : held.sequences) {
+    sequence.first_token = static_cast<std::int32_t>(ids.size());
+    for (const std::int32_t value : {sequence.slot, sequence.first_token, sequence.tokens, sequence.past}) table.push_back(value);
+    for (std::int32_t i = 0; i < sequence.tokens; ++i) {
+      ids.push_back(static_cast<std::int64_t>(ids.size()));
+      positions.push_back(sequence.past + i);
+    }
+    outputs.push_back(static_cast<std::int64_t>(ids.size()) - 1);
+  }
+  const auto count = static_cast<std::int64_t>(held.sequences.size()), tokens = static_cast<std::int64_t>(ids.size());
+  held.batch.tokens = tokens;
+  held.batch.sequences = held.sequences;
+  held.batch.sequence_table = ints(DType::i32, {count, 4}, table);
+  held.batch.ids = ints(DType::i32, {tokens}, ids);
+  held.batch.positions = ints(DType::i32, {tokens}, positions);
+  held.batch.output_rows = ints(DType::i32, {count}, outputs);
+  return held.batch;
+}
+
+CaseResult CaseRun::finish() {
+  CaseResult result;
+  for (const Block& block : blocks_) {
+    for (std::size_t i = 0; i < block.before.size(); ++i) {
+      if (block.writable[i] || block.memory.get()[i] == block.before[i]) continue;
+      const auto at = static_cast<std::int64_t>(i) - (block.tensor.data == nullptr ? kGuardBytes : block.tensor.data - block.memory.get());
+      result.faults.push_back(fmt::format("a stray write {} bytes after the start of {}", at, block.name.empty() ? "an input " + describe(block.tensor) : "'" + block.name + "' " + describe(block.tensor)));
+      break;
+    }
+    if (block.name.empty()) continue;
+    result.outputs.push_back({.name = block.name, .shape = block.tensor.shape, .values = values_of(block.tensor), .integers = !dtype_is_float(block.tensor.dtype)});
+  }
+  return result;
+}
+
+}  // namespace fathom::test

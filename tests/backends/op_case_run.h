@@ -1,0 +1,103 @@
+// CaseRun: what the body of an op case makes its tensors with.
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backends/op_cases.h"
+
+namespace fathom::test {
+
+/// Reproducible numbers (splitmix64).
+class Random {
+ public:
+  explicit Random(std::uint64_t seed) : state_(seed) {}
+  std::uint64_t next();
+  double uniform();                                     // [0, 1)
+  double normal();                                      // mean 0, variance 1
+  std::int64_t below(std::int64_t n) { return static_cast<std::int64_t>(next() % static_cast<std::uint64_t>(n)); }
+
+ private:
+  std::uint64_t state_;
+};
+
+/// The value of element `i` (row-major).
+using Fill = std::function<double(Random& random, std::int64_t i)>;
+Fill normal(double scale = 1.0, double mean = 0.0);
+Fill integers(std::int64_t largest);                    // whole numbers in [-largest, largest]
+Fill constant(double value);
+Fill listed(std::vector<double> values);                // over and over
+/// `base`, with some elements replaced.
+Fill with(Fill base, std::vector<std::pair<std::int64_t, double>> replaced);
+
+enum class Layout {
+  kDense,       // 64-byte aligned, no gaps
+  kStrided,     // gaps after every row of the two outermost dimensions
+  kMisaligned,  // the same, and the address is aligned to one element only
+};
+
+class CaseRun {
+ public:
+  CaseRun(tensor::Ops& ops, std::uint64_t seed) : ops(ops), random(seed) {}
+
+  tensor::Ops& ops;
+  Random random;
+
+  DType activation() const { return ops.activation_dtype(); }
+  /// f32, or f64 when activations are.
+  DType wide() const { return activation() == DType::f64 ? DType::f64 : DType::f32; }
+
+  tensor::Tensor input(DType dtype, tensor::Shape shape, const Fill& fill, Layout layout = Layout::kDense);
+  tensor::Tensor input(tensor::Shape shape, const Fill& fill, Layout layout = Layout::kDense) { return input(activation(), shape, fill, layout); }
+  tensor::Tensor ints(DType dtype, tensor::Shape shape, const std::vector<std::int64_t>& values, Layout layout = Layout::kDense);
+  /// Any format; values about normal · scale. Quantized ones get random bits with scales to match.
+  tensor::Weight weight(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols, double scale);
+  tensor::Weight weight(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols, const Fill& fill);  // plain formats
+  /// NaN (integers: a large number) until written.
+  tensor::Tensor output(const std::string& name, DType dtype, tensor::Shape shape, Layout layout = Layout::kDense);
+  tensor::Tensor output(const std::string& name, tensor::Shape shape, Layout layout = Layout::kDense) { return output(name, activation(), shape, layout); }
+  /// Read and overwritten: in-place operands, accumulated outputs, caches.
+  tensor::Tensor in_place(const std::string& name, DType dtype, tensor::Shape shape, const Fill& fill, Layout layout = Layout::kDense);
+  /// A batch with its device tables; ids are 0, 1, 2, … The reference stays good until the run ends.
+  const tensor::Batch& batch(std::vector<tensor::Sequence> sequences);
+
+  CaseResult finish();
+
+ private:
+  struct Free { void operator()(std::byte* memory) const; };
+  struct Block {
+    std::unique_ptr<std::byte, Free> memory;
+    std::vector<std::byte> before;
+    std::vector<bool> writable;  // a byte
+    std::string name;            // "" for inputs
+    tensor::Tensor tensor;
+  };
+  struct HeldBatch {
+    std::vector<tensor::Sequence> sequences;
+    tensor::Batch batch;
+  };
+  tensor::Tensor make(const std::string& name, DType dtype, tensor::Shape shape, const Fill& fill, Layout layout);
+  std::byte* bytes(std::vector<std::uint8_t> values);
+
+  std::vector<Block> blocks_;
+  std::deque<HeldBatch> batches_;
+};
+
+// One list a family; op_cases() joins them.
+std::vector<OpCase> rows_cases();
+std::vector<OpCase> norm_cases();
+std::vector<OpCase> linear_cases();
+std::vector<OpCase> rope_cases();
+std::vector<OpCase> cache_cases();
+std::vector<OpCase> attention_cases();
+std::vector<OpCase> index_cases();
+std::vector<OpCase> compress_cases();
+std::vector<OpCase> expert_cases();
+std::vector<OpCase> route_cases();
+std::vector<OpCase> hyper_cases();
+std::vector<OpCase> loss_cases();
+
+}  // namespace fathom::test

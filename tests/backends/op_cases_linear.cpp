@@ -1,0 +1,110 @@
+// Cases of the family linear.
+#include <fmt/format.h>
+
+#include <cmath>
+#include <limits>
+
+#include "backends/op_case_run.h"
+
+namespace fathom::test {
+namespace {
+using namespace tensor;  // NOLINT: the vocabulary
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+struct LinearSpec {
+  std::string name;
+  std::int64_t tokens, n, k;
+  bool bias = false, accumulate = false;
+  Layout layout = Layout::kDense;
+  Fill fill = normal();
+  bool exact = false;       // small whole numbers in x and weight
+  double magnitude = 1;
+};
+
+OpCase linear_case(WeightFormat format, const LinearSpec& spec) {
+  return {.op = "linear",
+          .name = fmt::format("linear/{}/t{}_n{}_k{}{}", weight_format_name(format), spec.tokens, spec.n, spec.k, spec.name.empty() ? "" : "/" + spec.name),
+          .format = format,
+          .exact = spec.exact,
+          .magnitude = spec.magnitude,
+          .body = [=](CaseRun& run) {
+            const Tensor x = run.input({spec.tokens, spec.k}, spec.exact ? integers(7) : spec.fill, spec.layout);
+            const Weight weight = spec.exact ? run.weight(format, spec.n, spec.k, integers(5)) : run.weight(format, spec.n, spec.k, 1.0 / std::sqrt(static_cast<double>(spec.k)));
+            const DType small = weight_scale_count(format, 1, 1) == 0 ? weight_dtype(format) : DType::f32;
+            const Tensor bias = spec.bias ? run.input(small, {spec.n}, spec.exact ? integers(9) : normal()) : Tensor{};
+            const Tensor out = spec.accumulate ? run.in_place("out", run.activation(), {spec.tokens, spec.n}, spec.exact ? integers(20) : normal(), spec.layout)
+                                               : run.output("out", {spec.tokens, spec.n}, spec.layout);
+            run.ops.linear({.x = x, .weight = weight, .bias = bias, .out = out, .accumulate = spec.accumulate});
+          }};
+}
+
+OpCase grouped_case(WeightFormat format, const std::array<std::int64_t, 6>& sizes, bool transposed, bool exact, Layout layout) {
+  const auto [tokens, groups, group_rows, offset, rows, k] = sizes;
+  return {.op = "grouped_linear",
+          .name = fmt::format("grouped_linear/{}/t{}_g{}_r{}_from{}_of{}_k{}/{}{}{}", weight_format_name(format), tokens, groups, rows, offset, group_rows, k, transposed ? "transposed" : "straight",
+                              exact ? "_exact" : "", layout == Layout::kDense ? "" : "_strided"),
+          .format = format,
+          .exact = exact,
+          .magnitude = 1,
+          .body = [=, tokens = tokens, groups = groups, group_rows = group_rows, offset = offset, rows = rows, k = k](CaseRun& run) {
+            const std::int64_t in = transposed ? rows : k, out = transposed ? k : rows;
+            const Tensor x = run.input({tokens, groups, in}, exact ? integers(5) : normal(), layout);
+            const Weight weight = exact ? run.weight(format, groups * group_rows, k, integers(4)) : run.weight(format, groups * group_rows, k, 1.0 / std::sqrt(static_cast<double>(in)));
+            run.ops.grouped_linear({.x = x, .weight = weight, .group_rows = group_rows, .row_offset = offset, .rows = rows, .transposed = transposed, .out = run.output("out", {tokens, groups, out}, layout)});
+          }};
+}
+
+}  // namespace
+
+std::vector<OpCase> linear_cases() {
+  std::vector<OpCase> cases;
+  const std::vector<LinearSpec> every_format = {
+      {"", 1, 2, 2},
+      {"", 1, 33, 66},
+      {"", 1, 256, 192},
+      {"", 2, 8, 16},
+      {"bias", 3, 7, 30, true},
+      {"bias_accumulate_strided", 5, 64, 64, true, true, Layout::kStrided},
+      {"misaligned", 17, 48, 96, false, false, Layout::kMisaligned},
+      {"accumulate", 33, 130, 258, false, true},
+      {"", 4, 20, 1026},
+      {"", 64, 96, 128},
+      {"", 0, 4, 4},
+  };
+  const std::vector<LinearSpec> plain_only = {
+      {"", 1, 1, 1},
+      {"", 1, 3, 5},
+      {"misaligned", 1, 65, 127, false, false, Layout::kMisaligned},
+      {"bias", 16, 16, 31, true},
+      {"", 15, 17, 33},
+      {"", 100, 31, 47},
+      {"exact", 1, 33, 65, false, false, Layout::kDense, normal(), true},
+      {"exact_bias_accumulate", 17, 48, 96, true, true, Layout::kStrided, normal(), true},
+      {"exact", 33, 130, 257, false, false, Layout::kMisaligned, normal(), true},
+      {"exact", 64, 64, 512, false, false, Layout::kDense, normal(), true},
+      {"nan_row", 4, 9, 24, false, false, Layout::kDense, with(normal(), {{24 + 5, kNaN}})},
+      {"infinity_row", 4, 9, 24, false, false, Layout::kDense, with(normal(), {{48 + 5, kInf}})},
+      {"large", 3, 20, 64, false, false, Layout::kDense, normal(1e15), false, 1e15},
+      {"small", 3, 20, 64, false, false, Layout::kDense, normal(1e-15), false, 1e-15},
+      {"zero", 3, 20, 64, false, false, Layout::kDense, constant(0.0)},
+  };
+  for (int f = 0; f < kWeightFormatCount; ++f) {
+    const auto format = static_cast<WeightFormat>(f);
+    if (format == WeightFormat::i64) continue;
+    for (const LinearSpec& spec : every_format) cases.push_back(linear_case(format, spec));
+    if (weight_scale_count(format, 1, 1) == 0)
+      for (const LinearSpec& spec : plain_only) cases.push_back(linear_case(format, spec));
+  }
+  for (const WeightFormat format : {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64, WeightFormat::fp8_block128, WeightFormat::fp8_block128_e8m0})
+    for (const bool transposed : {false, true})
+      for (const auto& sizes : {std::array<std::int64_t, 6>{1, 4, 24, 0, 16, 32}, {1, 4, 24, 16, 8, 32}, {5, 3, 7, 2, 5, 33}, {18, 2, 40, 8, 32, 64}, {3, 1, 1, 0, 1, 1}, {0, 2, 4, 0, 4, 8}, {33, 2, 17, 0, 17, 130}})
+        for (const bool exact : {false, true}) {
+          if (exact && weight_scale_count(format, 1, 1) != 0) continue;
+          cases.push_back(grouped_case(format, sizes, transposed, exact, exact ? Layout::kMisaligned : Layout::kDense));
+          if (!exact) cases.push_back(grouped_case(format, sizes, transposed, exact, Layout::kStrided));
+        }
+  return cases;
+}
+
+}  // namespace fathom::test
