@@ -202,6 +202,7 @@ RopeSpec read_rope_object(ConfigReader& reader, const Json& object, std::int64_t
     spec.mscale = rope.number_or("mscale", 0, 0, 1e3);
     spec.mscale_all_dim = rope.number_or("mscale_all_dim", 0, 0, 1e3);
     if (rope.has("attention_factor")) spec.attention_factor = rope.number_or("attention_factor", 1, 1e-6, 1e6);
+    spec.attention_multiplier = rope.number_or("attn_factor", 1, 1e-6, 1e6);
     spec.truncate = rope.boolean_or("truncate", true);
     rope.require(spec.factor > 0, "model.rope_missing", {{"key", "factor"}, {"what", reader.what()}});
     rope.require(spec.theta > 1.0, "model.rope_theta", {{"what", reader.what()}});

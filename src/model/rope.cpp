@@ -59,7 +59,7 @@ double rotary_scale(const RopeSpec& rope) {
   if (rope.type != RopeSpec::Type::kYarn) return 1.0;
   if (rope.attention_factor) return *rope.attention_factor;
   if (rope.mscale != 0 && rope.mscale_all_dim != 0) return yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim);
-  return yarn_mscale(rope.factor, 1);
+  return yarn_mscale(rope.factor, 1) * rope.attention_multiplier;
 }
 
 }  // namespace fathom::model

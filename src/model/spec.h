@@ -25,6 +25,7 @@ struct RopeSpec {
   double beta_fast = 32, beta_slow = 1;                          // yarn
   double mscale = 0, mscale_all_dim = 0;                         // yarn; 0: absent
   std::optional<double> attention_factor;                        // yarn; absent: derived from factor and mscale
+  double attention_multiplier = 1;                               // yarn: "attn_factor" (R1-0528-Qwen3-8B), times the derived factor
   bool truncate = true;                                          // yarn
 };
 /// Inverse frequencies [dims / 2], in f32 as transformers computes them, and the factor on cos and sin.

@@ -86,7 +86,6 @@ class DeepseekV41 final : public Architecture {
     const std::string p = "layers." + std::to_string(index) + ".";
     const LayerSpec& spec = spec_.layer[static_cast<std::size_t>(index)];
     V4LayerIds ids = add_v4_block(make, {.prefix = p, .layer = l, .experts = spec_.routing.experts, .v41 = true});
-    make.vector(p + "ffn.gate.bias_vl", WeightClass::kRouter, l, spec_.routing.experts, tensor::WeightFormat::f32);
     ids.window_cache = add_cache({.layer = l, .rows = tensor::RowsOf::kRing, .width = spec_.head_dim, .ring_rows = spec_.window});
     SourceIds source;
     if (contains(spec_.kv_source_layers, index)) {

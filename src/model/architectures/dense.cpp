@@ -100,7 +100,7 @@ void parse_qwen3(ConfigReader& reader, ModelSpec& spec) {
   parse_dense(reader, spec);
   spec.attention_bias = spec.output_bias = reader.boolean_or("attention_bias", false);
   spec.qk_norm = true;
-  reader.expect("qk_norm", {true});
+  reader.ignore({"qk_norm"});  // hard-wired, like the norm itself
   expect_no_window(reader);
 }
 

@@ -107,6 +107,7 @@ V4LayerIds add_v4_block(EntryMaker& make, const V4BlockOptions& options) {
   ids.moe.router = names.matrix("ffn.gate.weight", WeightClass::kRouter, options.experts, h, plain);
   if (options.hashed) ids.moe.table = names.matrix("ffn.gate.tid2eid", WeightClass::kHashTable, spec.vocabulary, spec.routing.top_k, WeightFormat::i64);
   else ids.moe.bias = names.vector("ffn.gate.bias", WeightClass::kRouter, options.experts, f32);
+  if (options.v41) names.vector("ffn.gate.bias_vl", WeightClass::kRouter, options.experts, f32);  // of image tokens
   ids.attention_hyper = add_hyper(names, spec, "hc_attn");
   ids.ffn_hyper = add_hyper(names, spec, "hc_ffn");
   return ids;
