@@ -1,0 +1,30 @@
+// Target `scalar`: what every processor can do.
+#include "backends/cpu/kernels.h"
+#include "backends/cpu/target.inc"
+#include "base/result.h"
+
+#define FATHOM_PACKED_KERNELS nullptr
+
+namespace fathom::cpu {
+namespace scalar {
+namespace {
+#include "backends/cpu/vector_scalar.inc"
+
+#include "backends/cpu/kernels_body.inc"
+
+#include "backends/cpu/kernels_elementwise.inc"
+}  // namespace
+}  // namespace scalar
+
+const Kernels* scalar_kernels() { return &scalar::kTable; }
+
+Element element_of(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return Element::kF32;
+    case DType::f16: return Element::kF16;
+    case DType::bf16: return Element::kBf16;
+    default: FATHOM_CHECK(false, "the cpu backend computes with f32, f16 and bf16");
+  }
+}
+
+}  // namespace fathom::cpu

@@ -1,0 +1,71 @@
+// Family rows: embedding, gathering, copying, adding.
+#include <cstring>
+
+#include "backends/cpu/cpu_ops.h"
+#include "backends/cpu/rows.h"
+
+namespace fathom::cpu {
+using namespace tensor;  // NOLINT: the vocabulary
+
+void CpuOps::embed(const EmbedArgs& args) {
+  const std::int64_t h = args.table.cols;
+  FATHOM_CHECK(is_f32(args.out) && args.out.dim(0) == args.ids.dim(0) && args.out.dim(1) == h && args.ids.dtype == DType::i32);
+  const auto* ids = args.ids.as<std::int32_t>();
+  const RowsOfTensor out(args.out);
+  for_ranges(context_.pool, args.ids.dim(0), h, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t t = first; t < last; ++t) {
+      const std::int64_t id = ids[t * args.ids.strides[0]];
+      FATHOM_CHECK(id >= 0 && id < args.table.rows, "a token outside the vocabulary");
+      Row row = nullptr;
+      const Element element = weight_rows(args.table, id, 1, 0, h, out.floats(t), &row);  // quantized rows are widened in place
+      if (is_plain(args.table.format)) context_.kernels.widen(element, row, h, out.floats(t));
+    }
+  });
+}
+
+void CpuOps::gather_rows(const GatherRowsArgs& args) {
+  const std::int64_t bytes = args.x.dim(1) * dtype_bytes(args.x.dtype);
+  FATHOM_CHECK(args.x.dtype == args.out.dtype && args.out.dim(0) == args.rows.dim(0) && args.out.dim(1) == args.x.dim(1) && args.rows.dtype == DType::i32);
+  const auto* rows = args.rows.as<std::int32_t>();
+  const RowsOfTensor x(args.x), out(args.out);
+  for_ranges(context_.pool, args.rows.dim(0), args.x.dim(1), [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t i = first; i < last; ++i) {
+      const std::int64_t row = rows[i * args.rows.strides[0]];
+      FATHOM_CHECK(row >= 0 && row < args.x.dim(0), "a row outside its tensor");
+      if (bytes > 0) std::memcpy(out.at(i), x.at(row), static_cast<std::size_t>(bytes));
+    }
+  });
+}
+
+void CpuOps::copy(const CopyArgs& args) {
+  FATHOM_CHECK(args.x.shape == args.out.shape);
+  const RowsOfTensor x(args.x), out(args.out);
+  const std::int64_t n = x.n();
+  for_ranges(context_.pool, x.rows(), n, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t i = first; i < last; ++i) {
+      if (args.x.dtype == args.out.dtype) std::memcpy(out.at(i), x.at(i), static_cast<std::size_t>(n * dtype_bytes(args.x.dtype)));
+      else if (is_f32(args.out)) context_.kernels.widen(element_of(args.x.dtype), x.at(i), n, out.floats(i));
+      else if (is_f32(args.x)) context_.kernels.narrow(element_of(args.out.dtype), x.floats(i), n, out.at(i));
+      else FATHOM_CHECK(false, "copy converts from or to f32");
+    }
+  });
+}
+
+void CpuOps::add(const AddArgs& args) {
+  FATHOM_CHECK(args.a.shape == args.b.shape && args.a.shape == args.out.shape && is_f32(args.a) && is_f32(args.b) && is_f32(args.out));
+  const RowsOfTensor a(args.a), b(args.b), out(args.out);
+  for_ranges(context_.pool, a.rows(), a.n(), [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t i = first; i < last; ++i) context_.kernels.add(a.floats(i), b.floats(i), out.floats(i), a.n());
+  });
+}
+
+void CpuOps::expand_streams(const ExpandStreamsArgs& args) {
+  const std::int64_t tokens = args.out.dim(0), streams = args.out.dim(1), width = args.out.dim(2);
+  FATHOM_CHECK(args.x.dim(0) == tokens && args.x.dim(1) == width && is_f32(args.x) && is_f32(args.out));
+  const RowsOfTensor x(args.x), out(args.out);
+  for_ranges(context_.pool, tokens * streams, width, [&](std::int64_t first, std::int64_t last, int) {
+    for (std::int64_t i = first; i < last; ++i) std::copy_n(x.floats(i / streams), width, out.floats(i));
+  });
+}
+
+}  // namespace fathom::cpu

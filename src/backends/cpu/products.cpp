@@ -1,0 +1,165 @@
+#include "backends/cpu/products.h"
+
+#include <algorithm>
+
+namespace fathom::cpu {
+namespace {
+
+constexpr std::int64_t kPanelDepth = 256;       // elements along k of one panel: 64 KiB at 64 columns, in the second-level cache
+constexpr std::int64_t kPanelTokens = 256;      // rows of x that one block's sums are kept for
+constexpr std::int64_t kWidenedColumns = 4096;  // of a quantized row at a time
+constexpr std::int64_t kRowRun = 16;            // rows of the weight handed to one kernel call
+constexpr std::int64_t kBlockBytes = 128 << 10; // of weight in one task when it is read straight through
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+void add_bias(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb) {
+  if (product.bias == nullptr) return;
+  for (std::int64_t m = m0; m < m0 + mb; ++m) {
+    float* out = product.out + m * product.out_stride + n0;
+    kernels.add(out, product.bias + n0, out, nb);
+  }
+}
+
+/// Few rows of x: each weight row is read once, straight through, and multiplied with all of them.
+void direct_block(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb, Scratch& scratch) {
+  const std::int64_t k = product.weight->cols, width = is_plain(product.weight->format) ? k : std::min(k, kWidenedColumns);
+  float* widened = is_plain(product.weight->format) ? nullptr : scratch.take<float>(kRowRun * width);
+  Row rows[kRowRun];
+  for (std::int64_t n = n0; n < n0 + nb; n += kRowRun) {
+    const std::int64_t run = std::min(kRowRun, n0 + nb - n);
+    for (std::int64_t column = 0; column < k; column += width) {
+      const std::int64_t part = std::min(width, k - column);
+      const Element element = weight_rows(*product.weight, product.first_row + n, run, column, part, widened, rows);
+      kernels.dot_rows({.element = element, .rows = rows, .row_count = run, .k = part, .x = product.x + m0, .x_offset = column, .m_count = mb,
+                        .out = product.out + m0 * product.out_stride + n, .out_stride = product.out_stride,
+                        .accumulate = product.accumulate || column > 0});
+    }
+  }
+}
+
+/// Many rows of x: the weight goes through f32 panels; sums are gathered in [mb, nb] beside them and written out at the end.
+void panel_block(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb, Scratch& scratch) {
+  const std::int64_t k = product.weight->cols, depth = std::min(k, kPanelDepth);
+  const std::int64_t columns = ceil_div(nb, kernels.panel_width) * kernels.panel_width;
+  float* widened = is_plain(product.weight->format) ? nullptr : scratch.take<float>(nb * depth);
+  float* panels = scratch.take<float>(columns * depth);
+  float* sums = scratch.take<float>(mb * nb);
+  Row* rows = scratch.take<Row>(nb);
+  for (std::int64_t at = 0; at < k; at += depth) {
+    const std::int64_t part = std::min(depth, k - at);
+    const Element element = weight_rows(*product.weight, product.first_row + n0, nb, at, part, widened, rows);
+    kernels.pack_transposed({.element = element, .rows = rows, .row_count = nb, .count = part, .panels = panels, .panel_depth = part});
+    kernels.panel_product({.a = product.x + m0, .a_offset = at, .m_count = mb, .panels = panels, .depth = part, .columns = nb,
+                           .c = sums, .c_stride = nb, .accumulate = at > 0});
+  }
+  for (std::int64_t m = 0; m < mb; ++m) {
+    float* out = product.out + (m0 + m) * product.out_stride + n0;
+    if (product.accumulate) kernels.add(out, sums + m * nb, out, nb);
+    else std::copy_n(sums + m * nb, nb, out);
+  }
+}
+
+void packed_block(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb, Scratch& scratch) {
+  const PackedKernels& packed = *kernels.packed;
+  const std::int64_t stride = product.weight->cols * 2;
+  const std::byte* weight = product.weight->data + (product.first_row + n0) * stride;
+  auto* own = scratch.take<std::byte>(static_cast<std::int64_t>(packed.scratch_bytes));
+  for (std::int64_t m = 0; m < mb; m += packed.max_tokens) {
+    const std::int64_t count = std::min(packed.max_tokens, mb - m);
+    const std::int64_t group = (m0 + m) / packed.token_tile;
+    packed.multiply({.weight = weight, .weight_stride = stride, .rows = nb, .k = product.weight->cols,
+                     .tokens = product.packed + static_cast<std::size_t>(group) * packed.packed_bytes(product.weight->cols), .m_count = count,
+                     .out = product.out + (m0 + m) * product.out_stride + n0, .out_stride = product.out_stride, .accumulate = product.accumulate,
+                     .ahead = nullptr, .scratch = own});
+  }
+}
+
+/// Packs the x of all products, group by group over all threads.
+void pack(const Context& context, std::span<Product> products, std::byte* to) {
+  const PackedKernels& packed = *context.kernels.packed;
+  const std::int64_t k = products[0].weight->cols, groups = ceil_div(products[0].m_count, packed.token_tile);
+  const std::size_t bytes = packed.packed_bytes(k);
+  for (std::size_t i = 0; i < products.size(); ++i) products[i].packed = to + i * static_cast<std::size_t>(groups) * bytes;
+  context.pool.for_each(static_cast<std::int64_t>(products.size()) * groups, [&](std::int64_t task, int) {
+    const Product& product = products[static_cast<std::size_t>(task / groups)];
+    const std::int64_t first = task % groups * packed.token_tile;
+    packed.pack({.x = product.x + first, .x_offset = 0, .m_count = std::min(packed.token_tile, product.m_count - first), .k = k,
+                 .out = to + static_cast<std::size_t>(task) * bytes});
+  });
+}
+
+/// All blocks of all products.
+void run_blocks(const Context& context, std::span<const Product> products) {
+  const Product& first = products[0];
+  const int threads = context.pool.size();
+  const auto count = static_cast<std::int64_t>(products.size());
+  const std::int64_t nb = good_block(context.kernels, first, count * first.rows, threads), n_blocks = ceil_div(first.rows, nb);
+  std::int64_t mb = first.m_count;
+  if (first.packed == nullptr && first.m_count > kDirectRows) {
+    const std::int64_t wanted = ceil_div(2 * threads, n_blocks * count);  // so many blocks of x keep all threads busy
+    mb = std::clamp<std::int64_t>(ceil_div(ceil_div(first.m_count, wanted), 6) * 6, 24, kPanelTokens);
+  }
+  const std::int64_t m_blocks = ceil_div(first.m_count, mb);
+  context.pool.for_each(count * n_blocks * m_blocks, [&](std::int64_t task, int thread) {
+    const Product& product = products[static_cast<std::size_t>(task / (n_blocks * m_blocks))];
+    const std::int64_t n0 = task / m_blocks % n_blocks * nb, m0 = task % m_blocks * mb;
+    Scratch& scratch = context.workspace.of(thread);
+    scratch.reset();
+    product_block(context.kernels, product, n0, std::min(nb, product.rows - n0), m0, std::min(mb, product.m_count - m0), scratch);
+  });
+}
+
+}  // namespace
+
+bool wants_packing(const Kernels& kernels, const Product& product) {
+  return kernels.packed != nullptr && product.weight->format == tensor::WeightFormat::bf16 && product.m_count > kDirectRows;
+}
+
+std::size_t packed_bytes(const Kernels& kernels, std::int64_t m_count, std::int64_t k) {
+  return static_cast<std::size_t>(ceil_div(m_count, kernels.packed->token_tile)) * kernels.packed->packed_bytes(k);
+}
+
+std::int64_t good_block(const Kernels& kernels, const Product& product, std::int64_t total_rows, int threads) {
+  if (product.m_count <= kDirectRows) {
+    const std::int64_t row_bytes = static_cast<std::int64_t>(tensor::weight_bytes(product.weight->format, 1, product.weight->cols)) + 1;
+    const std::int64_t fair = ceil_div(total_rows, 4 * threads);
+    return std::clamp<std::int64_t>(std::min(kBlockBytes / row_bytes, fair) / 4 * 4, 4, std::max<std::int64_t>(product.rows, 4));
+  }
+  const bool packed = wants_packing(kernels, product);
+  std::int64_t block = packed ? kernels.packed->row_block : kMaxPanelWidth;
+  const std::int64_t least = packed ? std::min<std::int64_t>(32, block) : kMaxPanelWidth;
+  while (block > least && ceil_div(total_rows, block) < 4 * threads) block /= 2;
+  return std::max(block, least);
+}
+
+void product_block(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb, Scratch& scratch) {
+  const std::size_t mark = scratch.used();
+  if (product.m_count <= kDirectRows) direct_block(kernels, product, n0, nb, m0, mb, scratch);
+  else if (product.packed != nullptr) packed_block(kernels, product, n0, nb, m0, mb, scratch);
+  else panel_block(kernels, product, n0, nb, m0, mb, scratch);
+  add_bias(kernels, product, n0, nb, m0, mb);
+  scratch.rewind(mark);
+}
+
+void multiply(const Context& context, std::span<Product> products) {
+  if (products.empty() || products[0].rows == 0 || products[0].m_count == 0) return;
+  if (!wants_packing(context.kernels, products[0])) return run_blocks(context, products);
+  // As many rows of x at a time as their packed form has room for.
+  Scratch& shared = context.workspace.shared();
+  const std::size_t mark = shared.used();
+  const std::int64_t tile = context.kernels.packed->token_tile, k = products[0].weight->cols;
+  const auto room = static_cast<std::int64_t>((shared.left() - 64) / (products.size() * context.kernels.packed->packed_bytes(k)));
+  FATHOM_CHECK(room > 0, "a weight has too many columns for the workspace");
+  for (std::int64_t m = 0, total = products[0].m_count; m < total; m += room * tile) {
+    const std::int64_t count = std::min(room * tile, total - m);
+    std::byte* to = shared.take<std::byte>(static_cast<std::int64_t>(packed_bytes(context.kernels, count, k) * products.size()));
+    for (Product& product : products) product.m_count = count;
+    pack(context, products, to);
+    run_blocks(context, products);
+    for (Product& product : products) product.x += count, product.out += count * product.out_stride;
+    shared.rewind(mark);
+  }
+}
+
+}  // namespace fathom::cpu
