@@ -19,6 +19,7 @@ struct DeviceCurves {
   std::string id;                     // of the accelerator; "" for a default
   std::string arch;                   // as the catalog writes it
   std::string base;                   // the record this one starts from
+  bool hbm = true;                    // stacked memory: tells siblings of one architecture apart
   std::vector<std::string> sources;   // what it was measured on or fitted to
   bool measured = false;              // by us or by published kernels of this very device
 

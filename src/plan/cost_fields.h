@@ -14,7 +14,7 @@ void visit_precisions(std::string_view prefix, std::array<double, hardware::kPre
 
 template <class Visitor>
 void visit_fields(DeviceCurves& c, Visitor&& v) {
-  v("id", c.id), v("arch", c.arch), v("base", c.base), v("sources", c.sources), v("measured", c.measured);
+  v("id", c.id), v("arch", c.arch), v("base", c.base), v("hbm", c.hbm), v("sources", c.sources), v("measured", c.measured);
   v("stream", c.stream), v("kernel_floor", c.kernel_floor), v("small_floor", c.small_floor), v("blend", c.blend);
   visit_precisions("gemm", c.gemm, v);
   v("attention", c.attention), v("attention_half", c.attention_half), v("attention_backward", c.attention_backward);
