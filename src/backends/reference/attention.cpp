@@ -101,6 +101,65 @@ void ReferenceOps::attention(const AttentionArgs& args) {
   store(args.lse, lse);
 }
 
+// Dao 2023: with p the softmax, D = dout · out = sum of p · (dout · v): ds = p · (dout · v - D), dq = scale · ds k, dk = scale · ds q,
+// dv = p · dout; the sink, which has no value, gets -p · D.
+void ReferenceGradOps::attention_backward(const AttentionGrad& args) {
+  const AttentionArgs& f = args.f;
+  check_attention_shapes(f);
+  FATHOM_CHECK(args.segments.size() == f.segments.size());
+  const std::int64_t heads = f.q.dim(1), dv = f.out.dim(2);
+  const Array q = load(f.q), dout = load(args.dout);
+  const Array sink = f.sink.defined() ? load(f.sink) : Array();
+  struct SegmentSums { Array k, k_shared, v; };
+  std::vector<SegmentSums> sums;
+  for (const KvSegment& segment : f.segments) {
+    FATHOM_CHECK(segment.kind == KvSegment::Kind::kFresh || segment.kind == KvSegment::Kind::kFreshEntries, "caches are not differentiated");
+    sums.push_back({Array(segment.k.shape), segment.k_shared.defined() ? Array(segment.k_shared.shape) : Array(), Array(segment.v.shape)});
+  }
+  Array dq(f.q.shape), dsink(Shape{heads});
+  for (std::size_t s = 0; s < f.batch->sequences.size(); ++s) {
+    const Sequence& sequence = f.batch->sequences[s];
+    Seen cache(f.segments.size());
+    for (std::int64_t t = sequence.first_token; t < sequence.first_token + sequence.tokens; ++t) {
+      const std::vector<SeenRow> seen = cache.rows_of(f, s, t);
+      std::vector<double> p(seen.size()), dp(seen.size());
+      for (std::int64_t h = 0; h < heads; ++h) {
+        const auto kv_head = [&](std::size_t i) { return h / (heads / f.segments[seen[i].segment].k.dim(1)); };
+        double largest = f.sink.defined() ? *sink.at(h) : -std::numeric_limits<double>::infinity(), d = 0;
+        for (std::size_t i = 0; i < seen.size(); ++i) largest = std::max(largest, p[i] = attention_score(f, q.at(t, h), seen[i], kv_head(i)));
+        const double sink_share = f.sink.defined() ? std::exp(*sink.at(h) - largest) : 0.0;
+        double sum = sink_share;
+        for (double& w : p) sum += w = std::exp(w - largest);
+        for (std::size_t i = 0; i < seen.size(); ++i) {
+          p[i] /= sum;
+          dp[i] = dot(dout.at(t, h), seen[i].loaded->v.at(0, kv_head(i)), dv);
+          d += p[i] * dp[i];
+        }
+        if (f.sink.defined()) *dsink.at(h) -= sink_share / sum * d;
+        for (std::size_t i = 0; i < seen.size(); ++i) {
+          SegmentSums& into = sums[seen[i].segment];
+          const std::int64_t dk = f.segments[seen[i].segment].k.dim(2), dr = f.q.dim(2) - dk, g = kv_head(i);
+          const double ds = f.scale * p[i] * (dp[i] - d);
+          add_scaled(ds, seen[i].loaded->k.at(0, g), dq.at(t, h), dk);
+          add_scaled(ds, q.at(t, h), into.k.at(seen[i].row, g), dk);
+          if (dr > 0) {
+            add_scaled(ds, seen[i].loaded->k_shared.at(0), dq.at(t, h) + dk, dr);
+            add_scaled(ds, q.at(t, h) + dk, into.k_shared.at(seen[i].row), dr);
+          }
+          add_scaled(p[i], dout.at(t, h), into.v.at(seen[i].row, g), dv);
+        }
+      }
+    }
+  }
+  add_to(args.dq, dq);
+  add_to(args.dsink, dsink);
+  for (std::size_t s = 0; s < sums.size(); ++s) {
+    add_to(args.segments[s].dk, sums[s].k);
+    add_to(args.segments[s].dk_shared, sums[s].k_shared);
+    add_to(args.segments[s].dv, sums[s].v);
+  }
+}
+
 void ReferenceOps::index_select(const IndexSelectArgs& args) {
   const std::int64_t heads = args.q.dim(1), width = args.q.dim(2), count = args.selected.dim(1);
   FATHOM_CHECK(args.weights.dim(1) == heads && args.keys.k.dim(1) == 1 && args.keys.k.dim(2) == width);

@@ -14,11 +14,11 @@ namespace {
 /// One token that goes into an entry: its rows, its place in its window, and the first of the d columns that count.
 struct Part {
   Array kv, gate;
-  std::int64_t place = 0, first_column = 0;
+  std::int64_t position = 0, place = 0, first_column = 0;
 };
 
 Part part_of(const CompressArgs& args, const Sequence& sequence, std::int64_t position, std::int64_t first_column) {
-  Part part{.kv = {}, .gate = {}, .place = position % args.ratio, .first_column = first_column};
+  Part part{.kv = {}, .gate = {}, .position = position, .place = position % args.ratio, .first_column = first_column};
   if (position >= sequence.past) {
     const std::int64_t token = sequence.first_token + position - sequence.past;
     part.kv = load_row(args.kv, token), part.gate = load_row(args.gate, token);
@@ -75,6 +75,38 @@ void ReferenceOps::compress(const CompressArgs& args) {
   }
   store(args.out, out);
   store_ints(args.positions, positions);
+}
+
+// With s the softmax of the gates of a column: dkv_i = s_i · dout, dgate_i = s_i · (kv_i - out) · dout, dape the same at its place.
+void ReferenceGradOps::compress_backward(const CompressGrad& args) {
+  const CompressArgs& f = args.f;
+  const std::int64_t d = f.out.dim(1);
+  const Array ape = load(f.ape), dout = load(args.dout);
+  Array dkv(f.kv.shape), dgate(f.kv.shape), dape(f.ape.shape);
+  for (std::size_t s = 0; s < f.batch->sequences.size(); ++s) {
+    const Sequence& sequence = f.batch->sequences[s];
+    FATHOM_CHECK(sequence.past == 0, "a state is not differentiated");
+    for (std::int64_t entry = 0; entry < sequence.tokens / f.ratio; ++entry) {
+      const std::int64_t row = first_entry_row(*f.batch, s, f.ratio) + entry;
+      const std::vector<Part> parts = parts_of(f, sequence, entry);
+      for (std::int64_t c = 0; c < d; ++c) {
+        const std::vector<double> share = shares_of(parts, ape, c);
+        double out = 0;
+        for (std::size_t i = 0; i < parts.size(); ++i) out += share[i] * parts[i].kv.at(0)[parts[i].first_column + c];
+        for (std::size_t i = 0; i < parts.size(); ++i) {
+          const Part& part = parts[i];
+          const std::int64_t column = part.first_column + c, token = sequence.first_token + part.position;
+          const double change = share[i] * (part.kv.at(0)[column] - out) * dout.at(row)[c];
+          dkv.at(token)[column] += share[i] * dout.at(row)[c];
+          dgate.at(token)[column] += change;
+          dape.at(part.place)[column] += change;
+        }
+      }
+    }
+  }
+  add_to(args.dkv, dkv);
+  add_to(args.dgate, dgate);
+  add_to(args.dape, dape);
 }
 
 }  // namespace fathom::reference

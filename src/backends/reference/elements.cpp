@@ -122,6 +122,13 @@ void add_to(const Tensor& out, const Array& values) {
   store(out, sum);
 }
 
+void add_to_row(const Tensor& out, std::int64_t i, const double* values) {
+  if (!out.defined()) return;
+  Array sum = load_row(out, i);
+  for (std::size_t n = 0; n < sum.values.size(); ++n) sum.values[n] += values[n];
+  store_row(out, i, sum.values.data());
+}
+
 void store_ints(const Tensor& out, const std::vector<std::int64_t>& values) {
   FATHOM_CHECK(out.dtype == DType::i32 && out.elements() == static_cast<std::int64_t>(values.size()));
   const std::int64_t n = row_length(out);

@@ -48,6 +48,7 @@ std::vector<std::int64_t> load_ints(const Tensor& x);
 void store(const Tensor& out, const Array& values);
 void store_row(const Tensor& out, std::int64_t i, const double* values);
 void add_to(const Tensor& out, const Array& values);
+void add_to_row(const Tensor& out, std::int64_t i, const double* values);
 void store_ints(const Tensor& out, const std::vector<std::int64_t>& values);
 
 /// The sum of a[i] · b[i].

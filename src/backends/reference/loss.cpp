@@ -34,4 +34,18 @@ void ReferenceOps::cross_entropy(const CrossEntropyArgs& args) {
   store(args.losses, losses);
 }
 
+void ReferenceGradOps::cross_entropy_backward(const CrossEntropyGrad& args) {
+  const std::int64_t tokens = args.f.logits.dim(0), vocabulary = args.f.logits.dim(1);
+  const auto targets = load_ints(args.f.targets);
+  const Array dlosses = load(args.dlosses);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::int64_t target = targets[static_cast<std::size_t>(t)];
+    if (target == kNotCounted) continue;
+    Array row = load_row(args.f.logits, t);
+    const double total = log_sum_exp(row.at(0), vocabulary);
+    for (std::int64_t v = 0; v < vocabulary; ++v) row.at(0)[v] = *dlosses.at(t) * (std::exp(row.at(0)[v] - total) - (v == target ? 1.0 : 0.0));
+    add_to_row(args.dlogits, t, row.at(0));
+  }
+}
+
 }  // namespace fathom::reference

@@ -14,7 +14,7 @@ class ReferenceBackend final : public tensor::Backend {
   std::string_view name() const override { return "reference"; }
   std::string description() const override { return "reference: plain C++, " + std::string(dtype_name(ops_.activation_dtype())); }
   tensor::Ops& ops() override { return ops_; }
-  tensor::GradOps* grad_ops() override { return nullptr; }
+  tensor::GradOps* grad_ops() override { return &grad_ops_; }
   tensor::ActivationMemory& activations() override { return ops_.memory(); }
   Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes) override { return allocate_pages(bytes); }
   Bytes workspace_bytes() const override { return 0; }
@@ -22,6 +22,7 @@ class ReferenceBackend final : public tensor::Backend {
 
  private:
   ReferenceOps ops_;
+  ReferenceGradOps grad_ops_;
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Backend `reference`: every op in plain C++, sums in double, one thread. The oracle that fast backends are compared with,
+// Backend `reference`: every op and its backward in plain C++, sums in double, one thread. The oracle that fast backends are compared with,
 // itself compared with transformers through the golden files. Slow and meant to be.
 #pragma once
 #include <memory>

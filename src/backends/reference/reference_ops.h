@@ -1,5 +1,7 @@
-// ReferenceOps: every op as its equation says, one loop an equation, sums in double. See tensor/ops.h for the contracts.
+// ReferenceOps and ReferenceGradOps: every op and its backward as their equations say, one loop an equation, sums in double. The
+// two lie side by side in <family>.cpp. See tensor/ops.h and tensor/grad_ops.h for the contracts.
 #pragma once
+#include "tensor/grad_ops.h"
 #include "tensor/memory.h"
 #include "tensor/ops.h"
 
@@ -41,6 +43,30 @@ class ReferenceOps final : public tensor::Ops {
  private:
   DType activation_dtype_;
   tensor::ActivationMemory memory_;
+};
+
+class ReferenceGradOps final : public tensor::GradOps {
+ public:
+  void zero(const tensor::Tensor& x) override;
+  void embed_backward(const tensor::EmbedGrad& args) override;
+  void gather_rows_backward(const tensor::GatherRowsGrad& args) override;
+  void accumulate(const tensor::AccumulateGrad& args) override;
+  void expand_streams_backward(const tensor::ExpandStreamsGrad& args) override;
+  void rms_norm_backward(const tensor::RmsNormGrad& args) override;
+  void layer_norm_backward(const tensor::LayerNormGrad& args) override;
+  void linear_backward(const tensor::LinearGrad& args) override;
+  void grouped_linear_backward(const tensor::GroupedLinearGrad& args) override;
+  void rope_backward(const tensor::RopeGrad& args) override;
+  void attention_backward(const tensor::AttentionGrad& args) override;
+  void compress_backward(const tensor::CompressGrad& args) override;
+  void swiglu_backward(const tensor::SwigluGrad& args) override;
+  void gelu_backward(const tensor::GeluGrad& args) override;
+  void route_backward(const tensor::RouteGrad& args) override;
+  void experts_backward(const tensor::ExpertsGrad& args) override;
+  void hyper_mix_backward(const tensor::HyperMixGrad& args) override;
+  void hyper_merge_backward(const tensor::HyperMergeGrad& args) override;
+  void hyper_head_backward(const tensor::HyperHeadGrad& args) override;
+  void cross_entropy_backward(const tensor::CrossEntropyGrad& args) override;
 };
 
 }  // namespace fathom::reference

@@ -25,7 +25,8 @@ void ReferenceOps::rotary(const RotaryArgs& args) {
   store(args.sin, sin);
 }
 
-void ReferenceOps::rope(const RopeArgs& args) {
+namespace {
+void turn(const RopeArgs& args) {
   const std::int64_t n = args.x.dim(0), heads = args.x.dim(1), half = args.cos.dim(1);
   FATHOM_CHECK(args.x.shape.rank == 3 && args.cos.dim(0) == n && args.sin.shape == args.cos.shape);
   FATHOM_CHECK(args.first_dim >= 0 && args.first_dim + 2 * half <= args.x.dim(2));
@@ -43,6 +44,17 @@ void ReferenceOps::rope(const RopeArgs& args) {
         first = turned;
       }
   store(args.x, x);
+}
+}  // namespace
+
+void ReferenceOps::rope(const RopeArgs& args) { turn(args); }
+
+// A rotation's transpose is the rotation back, a scale in cos and sin included.
+void ReferenceGradOps::rope_backward(const RopeGrad& args) {
+  RopeArgs back = args.f;
+  back.x = args.dx;
+  back.inverse = !args.f.inverse;
+  turn(back);
 }
 
 }  // namespace fathom::reference

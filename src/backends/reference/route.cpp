@@ -96,4 +96,30 @@ void ReferenceOps::route(const RouteArgs& args) {
   store(args.weights, weights);
 }
 
+// The choice is frozen: the weights depend on the logits through the scores of the chosen alone (and, in softmax, of all).
+void ReferenceGradOps::route_backward(const RouteGrad& args) {
+  const Routing& routing = args.f.routing;
+  const std::int64_t tokens = args.f.logits.dim(0), experts = routing.experts, top_k = routing.top_k;
+  const Array logits = load(args.f.logits), dweights = load(args.dweights);
+  const auto indices = load_ints(args.f.indices);
+  Array dlogits(args.f.logits.shape);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::vector<double> scores = scores_of(logits.at(t), experts, routing.scoring);
+    std::vector<double> dscores(scores.size(), 0.0);
+    const auto chosen = [&](std::int64_t j) { return static_cast<std::size_t>(indices[static_cast<std::size_t>(t * top_k + j)]); };
+    double sum = 1e-20, along = 0;  // weights = scaling · s_j / sum
+    for (std::int64_t j = 0; j < top_k; ++j) sum += scores[chosen(j)], along += dweights.at(t)[j] * scores[chosen(j)];
+    for (std::int64_t j = 0; j < top_k; ++j)
+      dscores[chosen(j)] += routing.scaling * (routing.normalize ? (dweights.at(t)[j] - along / sum) / sum : dweights.at(t)[j]);
+    const double mean = dot(dscores.data(), scores.data(), experts);
+    for (std::int64_t e = 0; e < experts; ++e) {
+      const double s = scores[static_cast<std::size_t>(e)], ds = dscores[static_cast<std::size_t>(e)];
+      if (routing.scoring == Scoring::kSoftmax) dlogits.at(t)[e] = s * (ds - mean);
+      if (routing.scoring == Scoring::kSigmoid) dlogits.at(t)[e] = s * (1.0 - s) * ds;
+      if (routing.scoring == Scoring::kSqrtSoftplus) dlogits.at(t)[e] = ds == 0.0 ? 0.0 : sigmoid(logits.at(t)[e]) / (2.0 * s) * ds;
+    }
+  }
+  add_to(args.dlogits, dlogits);
+}
+
 }  // namespace fathom::reference

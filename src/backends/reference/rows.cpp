@@ -51,4 +51,28 @@ void ReferenceOps::expand_streams(const ExpandStreamsArgs& args) {
   store(args.out, out);
 }
 
+void ReferenceGradOps::zero(const Tensor& x) { store(x, Array(x.shape)); }
+
+void ReferenceGradOps::embed_backward(const EmbedGrad& args) {
+  const auto ids = load_ints(args.f.ids);
+  for (std::size_t t = 0; t < ids.size(); ++t)
+    add_to_row(args.dtable, ids[t], load_row(args.dout, static_cast<std::int64_t>(t)).values.data());
+}
+
+void ReferenceGradOps::gather_rows_backward(const GatherRowsGrad& args) {
+  const auto rows = load_ints(args.f.rows);
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    add_to_row(args.dx, rows[i], load_row(args.dout, static_cast<std::int64_t>(i)).values.data());
+}
+
+void ReferenceGradOps::accumulate(const AccumulateGrad& args) { add_to(args.dx, load(args.dout)); }
+
+void ReferenceGradOps::expand_streams_backward(const ExpandStreamsGrad& args) {
+  const Array dout = load(args.dout);
+  Array dx(args.dx.shape);
+  for (std::int64_t t = 0; t < dout.dim(0); ++t)
+    for (std::int64_t s = 0; s < dout.dim(1); ++s) add_scaled(1.0, dout.at(t, s), dx.at(t), dout.dim(2));
+  add_to(args.dx, dx);
+}
+
 }  // namespace fathom::reference
