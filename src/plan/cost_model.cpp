@@ -20,7 +20,7 @@ LowerInputs lower_inputs(const CostInputs& in, const EngineProfile& engine, cons
   LowerInputs lower;
   lower.engine = &engine;
   lower.weights = in.weights;
-  lower.bytes = &in.share->bytes;
+  lower.bytes = in.share->bytes.get();
   lower.kv = in.kv;
   lower.rates = &rates;
   lower.phase = phase;
@@ -260,6 +260,26 @@ StepModel& kept_model(const CostInputs& in, const RatesEntry& rates) {
 }
 
 }  // namespace
+
+WeightBytes weight_bytes(const model::WeightTable& share, const WeightFormatRule& rule) {
+  WeightBytes sums;
+  std::array<double, model::kWeightClassCount> elements{};
+  const auto all = formats();
+  if (!all) return sums;  // cannot be: the rule came from there
+  std::int64_t layers = 0;
+  for (const model::WeightEntry& entry : share.entries())
+    if (entry.part == model::WeightPart::kMain) layers = std::max<std::int64_t>(layers, entry.layer + 1);
+  for (model::WeightEntry entry : share.entries()) {
+    if (entry.vector || (entry.part != model::WeightPart::kMain && entry.cls != model::WeightClass::kMtp)) continue;
+    entry.tied_to = -1;  // a tied head streams its table all the same
+    const auto cls = static_cast<std::size_t>(entry.cls);
+    sums.per_element[cls] += static_cast<double>(entry_bytes(**all, rule, entry, layers, false));
+    elements[cls] += static_cast<double>(entry.elements());
+  }
+  for (std::size_t i = 0; i < elements.size(); ++i)
+    if (elements[i] > 0) sums.per_element[i] /= elements[i];
+  return sums;
+}
 
 TimeEstimate estimate_time(const CostInputs& inputs) {
   const RatesEntry& rates = kept_rates(*inputs.request);

@@ -12,6 +12,13 @@
 
 namespace fathom::plan {
 
+/// Bytes that the weights of one class take on one rank, by the format in use: streamed bytes follow from them.
+struct WeightBytes {
+  std::array<double, model::kWeightClassCount> per_element{};  // stored bytes an element, scales included; 0: class is absent
+};
+/// Averages over the table of a share. Kept with the share (ShareWeights::bytes).
+WeightBytes weight_bytes(const model::WeightTable& share, const WeightFormatRule& rule);
+
 /// What one estimate needs. Pointers are borrowed for the call; traces, weights and formats must outlive the process' plans
 /// (those of PlanModel and formats() do), since what was lowered from them is kept by their addresses.
 struct CostInputs {

@@ -84,7 +84,8 @@ class Lowerer {
 
   double bytes_per_element(const OpRecord& op) const {
     if (op.weight_elements == 0) return 2;
-    if (in_.bytes != nullptr && op.weight_class >= 0) return in_.bytes->per_element[static_cast<std::size_t>(op.weight_class)];
+    if (in_.bytes != nullptr && op.weight_class >= 0 && in_.bytes->per_element[static_cast<std::size_t>(op.weight_class)] > 0)
+      return in_.bytes->per_element[static_cast<std::size_t>(op.weight_class)];
     return static_cast<double>(op.weight_bytes) / static_cast<double>(op.weight_elements);
   }
 
