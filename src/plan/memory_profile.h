@@ -29,7 +29,7 @@ struct SavedByOp {
 };
 
 struct MemoryProfile {
-  std::string name;
+  std::string name, base;           // base: the profile that the data starts from
   // ---- the process
   Bytes context_bytes = 0;          // driver context and loaded kernels: in total, not in the allocator
   Bytes communicator_bytes = 0;     // for each group of more than one rank
@@ -58,14 +58,17 @@ struct MemoryProfile {
   double gradient_bytes = 2;        // its gradient
   double master_bytes = 4;          // a master copy beside the stored weight; 0: none
   double moment_bytes = 8;          // AdamW
-  double gathered_layers = 2;       // ZeRO 3: layers whose whole weights are there at once
+  std::vector<int> zero_stages{0, 1};      // that the engine has; the first is its default
+  bool gradients_persist = true;    // gradient buffers are there from the start, else only from backward to the step
+  double gathered_layers = 2;       // ZeRO 3: layers whose whole weights are there at once, in the compute type
+  double reduce_bytes = 4;          // ZeRO 2 and 3: bytes an element of one layer's gradient before it is sharded
   Bytes bucket_bytes = 0;           // communication buckets
   bool offload_takes_gradients = false;    // optimizer offload moves gradients to the host as well
   bool offload_takes_checkpoints = false;  // and what full recompute keeps
   // ---- training: activations, by op (tensors that two ops keep count once)
   SavedByOp linear{true, 0, 0}, norm{true, 0, 0}, rope{false, 0, 0}, attention{true, 1, 2}, activation{true, 0, 0}, residual{false, 0, 0}, experts{true, 0, 0};
   double dropout_bytes = 0;         // an element of the residual stream, twice a layer
-  double saved_input_bytes = 2;     // of an element of a product's input (fp8: 1)
+  double fp8_input_bytes = 1;       // fp8 products: bytes an element of their kept inputs
   std::vector<std::string> selective_keeps;  // "attention", "every_second_linear": what selective recompute keeps; the rest is computed again
   double loss_logit_bytes = 6;      // bytes a logit at the loss's peak
   std::int64_t loss_chunk_tokens = 0;      // tokens of logits at once; 0: all of a micro-batch

@@ -8,9 +8,14 @@
 #include "backends/meta/trace.h"
 #include "base/result.h"
 #include "model/architecture.h"
+#include "plan/formats.h"
 #include "plan/layout.h"
 
 namespace fathom::plan {
+
+struct MemoryProfile;    // memory_profile.h
+struct ActivationModel;  // activations.h
+struct WeightBytes;      // cost_model.h
 
 enum class Phase : std::uint8_t {
   kPrefill,  // one sequence of T tokens, its cache written; logits of O rows
@@ -32,8 +37,34 @@ struct ModelTrace {
   meta::Trace head, head_backward;     // last stage; when training with the loss
   std::vector<KindTrace> kinds;
   std::vector<std::uint8_t> kind_of_layer;
+  std::uint32_t hidden = 0;            // the buffer that goes from layer to layer: input of every kind and of the head
   /// Layers of each kind on pipeline stage `stage`: counts[kind].
   std::vector<std::int64_t> stage_counts(const Layout& layout, int stage) const;
+};
+
+/// Weights of one layer, or of one end of the model, on one rank.
+struct PartWeights {
+  Bytes stored = 0;                    // under the format
+  std::uint64_t elements = 0;          // of all but routed experts
+  std::uint64_t expert_elements = 0;   // of routed experts
+  std::uint64_t replicated_elements = 0;  // of `elements`: those that every tensor rank holds whole
+  std::uint64_t adapter_units = 0;     // rows + columns over the linears that adapters sit on: parameters a unit of rank
+};
+
+/// A share's weights under a format, summed so that any pipeline stage is a sum of parts.
+struct ShareWeights {
+  std::vector<PartWeights> layers;     // by layer
+  PartWeights embedding, head, mtp;    // ends; mtp: what speculation adds
+  Bytes host_bytes = 0;                // tables that live in host memory (Engram), of the whole model
+  std::shared_ptr<const WeightBytes> bytes;  // averages for the cost model
+};
+
+/// Cache rows of one rank, by how they grow; sums over layers come from here.
+struct ShareCache {
+  struct Growth { std::int64_t layer = 0, ratio = 1; double row_bytes = 0; };  // context / ratio rows
+  std::vector<Growth> growing;
+  std::vector<double> fixed_bytes;     // by layer: rings and states, one sequence
+  std::vector<double> bytes_per_token; // by layer
 };
 
 /// A model as plans see it. Immutable, shared; its caches are filled on demand and are thread-safe.
@@ -46,10 +77,14 @@ class PlanModel {
   const model::ModelSizes& sizes() const { return sizes_; }
   /// Unsplit architecture: table of weights, cache, kinds.
   const model::Architecture& whole() const { return *whole_; }
-  /// The architecture's share on rank 0 of a sharding; indivisible is its error.
+  /// The architecture's share on rank 0 of a sharding; indivisible is its error. Valid as long as the model, like all below.
   virtual Result<const model::Architecture*> share(const model::Sharding& sharding) const = 0;
   /// The trace of a share; errors are share()'s.
   virtual Result<const ModelTrace*> trace(const model::Sharding& sharding, Phase phase, DType activations = DType::bf16) const = 0;
+  virtual Result<const ShareWeights*> share_weights(const model::Sharding& sharding, const WeightFormatRule& rule) const = 0;
+  virtual Result<const ShareCache*> share_cache(const model::Sharding& sharding, const KvFormat& kv) const = 0;
+  /// Activations of a phase under an engine's memory profile.
+  virtual Result<const ActivationModel*> activations(const model::Sharding& sharding, Phase phase, const MemoryProfile& profile, bool fp8_products) const = 0;
 
  protected:
   model::ModelSpec spec_;

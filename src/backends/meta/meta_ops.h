@@ -29,6 +29,7 @@ inline constexpr TraceUnits kDecodeUnits{kTraceSequences, kTraceSequences, 0, 0}
 struct MetaOptions {
   TraceUnits units;
   DType activations = DType::bf16;
+  bool records = false;  // as under a tape: architectures keep what backward needs
   /// Class of each parameter by its number; empty: none is recorded.
   std::span<const std::int16_t> weight_classes;
 };
@@ -45,6 +46,7 @@ class MetaOps : public tensor::Ops, public tensor::GradOps {
   tensor::Tensor allocate(DType dtype, tensor::Shape shape) override;
   void release(const tensor::Tensor& tensor) override;
   DType activation_dtype() const override { return options_.activations; }
+  bool records() const override { return options_.records; }
 
   void embed(const tensor::EmbedArgs& args) override;
   void gather_rows(const tensor::GatherRowsArgs& args) override;

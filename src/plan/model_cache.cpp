@@ -1,0 +1,224 @@
+// Models of plans, and what is kept beside them: shares, traces, weights by format, caches, activations. Each is made once.
+#include <array>
+#include <atomic>
+#include <list>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+#include <tuple>
+#include <unordered_map>
+
+#include "base/strings.h"
+#include "model/catalog.h"
+#include "model/sizes.h"
+#include "plan/activations.h"
+#include "plan/cost_model.h"
+#include "plan/model_trace.h"
+#include "plan/model_tracing.h"
+
+namespace fathom::plan {
+namespace {
+
+using model::WeightClass;
+
+struct Key {
+  int tp, ep, expert_tp, a;
+  const void* b;
+  auto operator<=>(const Key&) const = default;
+};
+Key key_of(const model::Sharding& s, int a = 0, const void* b = nullptr) { return {s.tp, s.ep, s.expert_tp, a, b}; }
+
+/// Results by key, made once; values never move.
+template <class Value>
+class Memo {
+ public:
+  template <class Make>
+  Result<const Value*> get(const Key& key, Make&& make) {
+    {
+      const std::shared_lock lock(mutex_);
+      if (const auto at = made_.find(key); at != made_.end()) return view(at->second);
+    }
+    Result<Value> value = make();
+    const std::unique_lock lock(mutex_);
+    return view(made_.try_emplace(key, std::move(value)).first->second);
+  }
+
+ private:
+  static Result<const Value*> view(const Result<Value>& value) {
+    if (!value) return tl::unexpected<Error>(value.error());
+    return &*value;
+  }
+  std::shared_mutex mutex_;
+  std::map<Key, Result<Value>> made_;
+};
+
+bool carries_adapter(const model::WeightEntry& entry) {
+  return !entry.vector && (entry.cls == WeightClass::kAttention || entry.cls == WeightClass::kDenseFfn || entry.cls == WeightClass::kSharedExpert);
+}
+
+void add_entry(PartWeights& part, const model::WeightEntry& entry, Bytes stored) {
+  part.stored += stored;
+  if (entry.tied_to >= 0 || entry.native == tensor::WeightFormat::i64) return;
+  const std::uint64_t elements = entry.elements();
+  (entry.cls == WeightClass::kRoutedExpert ? part.expert_elements : part.elements) += elements;
+  if (entry.split == model::Split::kNone && entry.cls != WeightClass::kRoutedExpert) part.replicated_elements += elements;
+  if (carries_adapter(entry)) part.adapter_units += static_cast<std::uint64_t>(entry.rows + entry.cols);
+}
+
+Result<ShareWeights> sum_weights(const model::Architecture& share, const WeightFormatRule& rule) {
+  FATHOM_TRY(const Formats* all, formats());
+  const model::ModelSpec& spec = share.spec();
+  ShareWeights sums;
+  sums.layers.resize(static_cast<std::size_t>(spec.layers));
+  for (const model::WeightEntry& entry : share.weights().entries()) {
+    const Bytes stored = entry_bytes(*all, rule, entry, spec.layers, spec.tied_embeddings);
+    if (entry.cls == WeightClass::kEngramTable) sums.host_bytes += stored;
+    else if (entry.part == model::WeightPart::kMtp) add_entry(sums.mtp, entry, stored);
+    else if (entry.part == model::WeightPart::kVision) continue;  // text alone is planned
+    else if (entry.layer >= 0 && entry.layer < spec.layers) add_entry(sums.layers[static_cast<std::size_t>(entry.layer)], entry, stored);
+    else if (entry.cls == WeightClass::kEmbedding) add_entry(sums.embedding, entry, stored);
+    else add_entry(sums.head, entry, stored);
+  }
+  sums.bytes = std::make_shared<const WeightBytes>(weight_bytes(share.weights(), rule));
+  return sums;
+}
+
+ShareCache sum_cache(const model::Architecture& share, const KvFormat& kv) {
+  const auto layers = static_cast<std::size_t>(share.spec().layers);
+  ShareCache sums;
+  sums.fixed_bytes.assign(layers, 0);
+  sums.bytes_per_token.assign(layers, 0);
+  for (const model::CacheTensor& tensor : share.cache().tensors) {
+    const double row = cache_row_bytes(kv, share.spec(), tensor);
+    const auto layer = static_cast<std::size_t>(tensor.layer);
+    if (tensor.rows == tensor::RowsOf::kRing) {
+      sums.fixed_bytes[layer] += row * static_cast<double>(tensor.ring_rows);
+      continue;
+    }
+    sums.bytes_per_token[layer] += row / static_cast<double>(tensor.ratio);
+    sums.growing.push_back({tensor.layer, tensor.ratio, row});
+  }
+  return sums;
+}
+
+class CachedModel final : public PlanModel {
+ public:
+  static Result<std::shared_ptr<const PlanModel>> make(model::ModelSpec spec, std::string name) {
+    auto made = std::make_shared<CachedModel>();
+    FATHOM_TRY(made->whole_, model::make_architecture(spec));
+    made->sizes_ = model::model_sizes(made->whole_->weights(), spec.routing.top_k);
+    made->spec_ = std::move(spec);
+    made->name_ = std::move(name);
+    return std::shared_ptr<const PlanModel>(std::move(made));
+  }
+
+  Result<const model::Architecture*> share(const model::Sharding& sharding) const override {
+    FATHOM_TRY(const auto* made, shares_.get(key_of(sharding), [&]() -> Result<std::unique_ptr<model::Architecture>> {
+      FATHOM_TRY(auto share, model::make_architecture(spec_, sharding));
+      bind_fake_constants(*share);
+      return share;
+    }));
+    return made->get();
+  }
+
+  Result<const ModelTrace*> trace(const model::Sharding& sharding, Phase phase, DType activations) const override {
+    return traces_.get(key_of(sharding, static_cast<int>(phase) * 256 + static_cast<int>(activations)), [&]() -> Result<ModelTrace> {
+      FATHOM_TRY(const model::Architecture* part, share(sharding));
+      return trace_model(*part, phase, activations);
+    });
+  }
+
+  Result<const ShareWeights*> share_weights(const model::Sharding& sharding, const WeightFormatRule& rule) const override {
+    return weights_.get(key_of(sharding, 0, &rule), [&]() -> Result<ShareWeights> {
+      FATHOM_TRY(const model::Architecture* part, share(sharding));
+      return sum_weights(*part, rule);
+    });
+  }
+
+  Result<const ShareCache*> share_cache(const model::Sharding& sharding, const KvFormat& kv) const override {
+    return kv_.get(key_of(sharding, 0, &kv), [&]() -> Result<ShareCache> {
+      FATHOM_TRY(const model::Architecture* part, share(sharding));
+      return sum_cache(*part, kv);
+    });
+  }
+
+  Result<const ActivationModel*> activations(const model::Sharding& sharding, Phase phase, const MemoryProfile& profile, bool fp8_products) const override {
+    return activations_.get(key_of(sharding, static_cast<int>(phase) * 2 + (fp8_products ? 1 : 0), &profile), [&]() -> Result<ActivationModel> {
+      FATHOM_TRY(const ModelTrace* made, trace(sharding, phase, profile.activation_bytes > 2 ? DType::f32 : DType::bf16));
+      return make_activations(*made, spec_, profile, fp8_products);
+    });
+  }
+
+ private:
+  mutable Memo<std::unique_ptr<model::Architecture>> shares_;
+  mutable Memo<ModelTrace> traces_;
+  mutable Memo<ShareWeights> weights_;
+  mutable Memo<ShareCache> kv_;
+  mutable Memo<ActivationModel> activations_;
+};
+
+/// Models by the text that named them. Bounded, since a stream of requests may name any number: the oldest half goes when full.
+class ModelTable {
+ public:
+  template <class Make>
+  Result<std::shared_ptr<const PlanModel>> get(std::string_view text, Make&& make) {
+    {
+      const std::shared_lock lock(mutex_);
+      if (const auto at = by_text_.find(text); at != by_text_.end()) return at->second.model;
+    }
+    FATHOM_TRY(std::shared_ptr<const PlanModel> made, make());
+    const std::unique_lock lock(mutex_);
+    if (by_text_.size() >= kMost) forget_half();
+    return by_text_.try_emplace(std::string(text), Entry{made, ++clock_}).first->second.model;
+  }
+
+ private:
+  static constexpr std::size_t kMost = 512;
+  struct Entry { std::shared_ptr<const PlanModel> model; std::uint64_t made = 0; };
+  struct Hash {
+    using is_transparent = void;
+    std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
+  };
+  void forget_half() {
+    std::erase_if(by_text_, [&](const auto& item) { return item.second.made + kMost / 2 <= clock_; });
+  }
+  std::shared_mutex mutex_;
+  std::unordered_map<std::string, Entry, Hash, std::equal_to<>> by_text_;
+  std::uint64_t clock_ = 0;
+};
+
+ModelTable& table() {
+  static ModelTable models;
+  return models;
+}
+
+bool looks_like_path(std::string_view name) {
+  std::error_code ignored;
+  return name.size() < 4096 && name.find('\0') == std::string_view::npos && std::filesystem::exists(Path(name), ignored);
+}
+
+Result<std::shared_ptr<const PlanModel>> make_named(std::string_view name) {
+  const auto entry = model::find_model(name);
+  if (entry) {
+    FATHOM_TRY(model::ModelSpec spec, model::parse_config((*entry)->config, (*entry)->id));
+    return CachedModel::make(std::move(spec), (*entry)->id);
+  }
+  if (!looks_like_path(name)) return tl::unexpected<Error>(entry.error());
+  FATHOM_TRY(model::ModelSpec spec, model::load_config(Path(name)));
+  return CachedModel::make(std::move(spec), std::string(name));
+}
+
+}  // namespace
+
+Result<std::shared_ptr<const PlanModel>> find_plan_model(std::string_view name) {
+  return table().get(name, [&] { return make_named(name); });
+}
+
+Result<std::shared_ptr<const PlanModel>> plan_model_from_config(std::string_view config_json) {
+  return table().get(config_json, [&]() -> Result<std::shared_ptr<const PlanModel>> {
+    FATHOM_TRY(model::ModelSpec spec, model::parse_config(config_json, "model.config"));
+    return CachedModel::make(std::move(spec), "config");
+  });
+}
+
+}  // namespace fathom::plan
