@@ -13,21 +13,34 @@ constexpr std::int64_t kColumns = 1024;  // of a token's streams in one task
 
 float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
-/// z[t, :] = fn · flatten(streams[t]) / rms(flatten(streams[t])), in the shared workspace.
+/// z[t, :] = fn · flatten(streams[t]) / rms(flatten(streams[t])), in the shared workspace. Streams with gaps between them are
+/// made dense first, some tokens at a time.
 float* mix_logits(const Context& context, Scratch& shared, const Tensor& streams, const Weight& fn, double norm_eps) {
-  const std::int64_t tokens = streams.dim(0), c = streams.dim(1), h = streams.dim(2);
-  FATHOM_CHECK(fn.cols == c * h && streams.strides[1] == h && can_multiply(fn.format));
+  const std::int64_t tokens = streams.dim(0), c = streams.dim(1), h = streams.dim(2), width = c * h;
+  FATHOM_CHECK(fn.cols == width && can_multiply(fn.format));
   float* z = shared.take<float>(tokens * fn.rows);
   const float** x = shared.take<const float*>(tokens);
-  for (std::int64_t t = 0; t < tokens; ++t) x[t] = streams.as<float>() + t * streams.strides[0];
-  Product product{.weight = &fn, .first_row = 0, .rows = fn.rows, .x = x, .m_count = tokens, .out = z, .out_stride = fn.rows};
-  multiply(context, {&product, 1});
-  for_ranges(context.pool, tokens, c * h, [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t t = first; t < last; ++t) {
-      const float mean = context.kernels.sum_of_squares(streams.as<float>() + t * streams.strides[0], c * h) / static_cast<float>(c * h);
-      context.kernels.scale(1.0f / std::sqrt(mean + static_cast<float>(norm_eps)), z + t * fn.rows, fn.rows);
+  const std::size_t mark = shared.used();
+  const bool dense = streams.strides[1] == h || c == 1;
+  const std::int64_t chunk = dense ? tokens : std::clamp<std::int64_t>(static_cast<std::int64_t>(shared.left() / 4) / (width * 4), 1, tokens);
+  for (std::int64_t at = 0; at < tokens; at += chunk) {
+    const std::int64_t count = std::min(chunk, tokens - at);
+    float* copies = dense ? nullptr : shared.take<float>(count * width);
+    for (std::int64_t t = 0; t < count; ++t) {
+      const float* from = streams.as<float>() + (at + t) * streams.strides[0];
+      for (std::int64_t j = 0; j < c && !dense; ++j) std::copy_n(from + j * streams.strides[1], h, copies + t * width + j * h);
+      x[t] = dense ? from : copies + t * width;
     }
-  });
+    Product product{.weight = &fn, .first_row = 0, .rows = fn.rows, .x = x, .m_count = count, .out = z + at * fn.rows, .out_stride = fn.rows};
+    multiply(context, {&product, 1});
+    for_ranges(context.pool, count, width, [&](std::int64_t first, std::int64_t last, int) {
+      for (std::int64_t t = first; t < last; ++t) {
+        const float mean = context.kernels.sum_of_squares(x[t], width) / static_cast<float>(width);
+        context.kernels.scale(1.0f / std::sqrt(mean + static_cast<float>(norm_eps)), z + (at + t) * fn.rows, fn.rows);
+      }
+    });
+    shared.rewind(mark);
+  }
   return z;
 }
 

@@ -6,6 +6,19 @@
 
 namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
+namespace {
+/// n elements from one type to another, by way of f32.
+void convert(const Kernels& kernels, const std::byte* from, DType from_type, std::byte* to, DType to_type, std::int64_t n) {
+  constexpr std::int64_t kPiece = 256;
+  const Element x = element_of(from_type), out = element_of(to_type);
+  float piece[kPiece];
+  for (std::int64_t i = 0; i < n; i += kPiece) {
+    const std::int64_t count = std::min(kPiece, n - i);
+    kernels.widen(x, from + i * element_bytes(x), count, piece);
+    kernels.narrow(out, piece, count, to + i * element_bytes(out));
+  }
+}
+}  // namespace
 
 void CpuOps::embed(const EmbedArgs& args) {
   const std::int64_t h = args.table.cols;
@@ -44,9 +57,7 @@ void CpuOps::copy(const CopyArgs& args) {
   for_ranges(context_.pool, x.rows(), n, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t i = first; i < last; ++i) {
       if (args.x.dtype == args.out.dtype) std::memcpy(out.at(i), x.at(i), static_cast<std::size_t>(n * dtype_bytes(args.x.dtype)));
-      else if (is_f32(args.out)) context_.kernels.widen(element_of(args.x.dtype), x.at(i), n, out.floats(i));
-      else if (is_f32(args.x)) context_.kernels.narrow(element_of(args.out.dtype), x.floats(i), n, out.at(i));
-      else FATHOM_CHECK(false, "copy converts from or to f32");
+      else convert(context_.kernels, x.at(i), args.x.dtype, out.at(i), args.out.dtype, n);
     }
   });
 }

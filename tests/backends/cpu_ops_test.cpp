@@ -1,0 +1,61 @@
+// Backend cpu against the reference: every case of the registry under every instruction set that this machine has.
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backends/cpu/cpu_backend.h"
+#include "backends/cpu/isa.h"
+#include "backends/cpu/products.h"
+#include "backends/op_cases.h"
+#include "hardware/cpu_info.h"
+
+namespace fathom::test {
+namespace {
+using tensor::WeightFormat;
+
+std::vector<std::string> isas_here() {
+  std::vector<std::string> names;
+  for (const cpu::Implementation& each : cpu::implementations())
+    if (cpu::missing_for(each, hardware::executable_isa()).empty()) names.emplace_back(each.name);
+  return names;
+}
+
+std::unique_ptr<tensor::Backend> backend_of(const std::string& isa, int threads) {
+  auto backend = cpu::make_cpu_backend({.threads = threads, .isa = isa});
+  EXPECT_TRUE(backend.has_value()) << (backend ? "" : error_text(backend.error()));
+  return backend ? std::move(*backend) : nullptr;
+}
+
+// Products of bf16 weights may round activations to bf16, 2^-9 of each at most.
+constexpr Tolerance kRoundedActivations{1.5e-2, 4e-3, 3e-3};
+
+CheckOptions options_for(const std::string& isa) {
+  const bool rounds = isa == "amx" || isa == "avx512_bf16";
+  CheckOptions options;
+  options.wanted = [](const OpCase& c) { return c.format != WeightFormat::f64; };
+  options.tolerance = [rounds](const OpCase& c) {
+    if (c.exact) return Tolerance{};
+    const bool products = c.op == "linear" || c.op == "grouped_linear" || c.op == "experts" || c.op == "hyper_mix" || c.op == "hyper_head";
+    return rounds && products && c.format == WeightFormat::bf16 ? kRoundedActivations : kF32Tolerance;
+  };
+  return options;
+}
+
+class CpuOps : public testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(EveryIsa, CpuOps, testing::ValuesIn(isas_here()), [](const auto& info) { return info.param; });
+
+TEST_P(CpuOps, AgreesWithReference) {
+  for (const int threads : {1, 2, 3}) {
+    SCOPED_TRACE(std::to_string(threads) + " threads");
+    const auto backend = backend_of(GetParam(), threads);
+    ASSERT_NE(backend, nullptr);
+    CheckOptions options = options_for(GetParam());
+    options.twice = threads > 1;
+    EXPECT_GT(check_against_reference(*backend, options), 500);
+  }
+}
+
+}  // namespace
+}  // namespace fathom::test
