@@ -249,13 +249,14 @@ std::vector<OpCase> index_cases() {
 }
 
 std::vector<OpCase> compress_cases() {
-  struct Spec { const char* name; Chunks sequences; std::int64_t ratio, d; bool overlap; Layout layout; Fill gate; };
+  struct Spec { const char* name; Chunks sequences; std::int64_t ratio, d; bool overlap; Layout layout; Fill gate; bool places = true; };
   const Chunks fresh = chunks({{0, 21, 0}, {1, 3, 0}, {2, 8, 0}}), going_on = chunks({{0, 1, 3}, {1, 1, 4}, {2, 9, 6}, {3, 2, 13}, {4, 12, 0}, {5, 1, 7}});
   std::vector<OpCase> cases;
   for (const bool overlap : {false, true})
     for (const Spec& spec : {Spec{"fresh_of_4", fresh, 4, 16, overlap, Layout::kDense, normal()}, Spec{"fresh_of_3", fresh, 3, 33, overlap, Layout::kMisaligned, normal(2.0)},
                              Spec{"going_on_of_4", going_on, 4, 17, overlap, Layout::kStrided, normal()}, Spec{"going_on_of_2", going_on, 2, 8, overlap, Layout::kDense, normal(30.0)},
                              Spec{"going_on_of_1", going_on, 1, 5, overlap, Layout::kDense, normal()}, Spec{"of_128", chunks({{0, 200, 100}, {1, 1, 127}, {2, 127, 0}}), 128, 24, overlap, Layout::kDense, normal()},
+                             Spec{"no_places", going_on, 4, 9, overlap, Layout::kDense, normal(), false},
                              Spec{"zero_tokens", {}, 4, 8, overlap, Layout::kDense, normal()}, Spec{"nan_gate", fresh, 4, 8, overlap, Layout::kDense, with(normal(), {{3, kNaN}})}})
       for (const DType state : {DType::f32, DType::bf16}) {
         const bool past = std::any_of(spec.sequences.begin(), spec.sequences.end(), [](const Sequence& s) { return s.past > 0; });
@@ -268,7 +269,7 @@ std::vector<OpCase> compress_cases() {
           for (const Sequence& s : batch.sequences)
             for (std::int64_t p = std::max<std::int64_t>(0, s.past / spec.ratio - (spec.overlap ? 1 : 0)) * spec.ratio; p < s.past; ++p) use.seen.insert(s.slot * state_rows + p % state_rows);
           const Tensor kv = run.input({batch.tokens, w}, normal(), spec.layout), gate = run.input({batch.tokens, w}, spec.gate, spec.layout);
-          const Tensor ape = run.input(run.wide(), {spec.ratio, w}, normal());
+          const Tensor ape = spec.places ? run.input(run.wide(), {spec.ratio, w}, normal()) : Tensor{};
           const Tensor state_kv = past ? run.input(state, {use.rows, w}, only_rows(use, w, normal()), spec.layout) : Tensor{};
           const Tensor state_gate = past ? run.input(state, {use.rows, w}, only_rows(use, w, normal()), spec.layout) : Tensor{};
           const std::int64_t rows = max_entries(batch, spec.ratio);

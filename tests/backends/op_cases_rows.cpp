@@ -34,6 +34,16 @@ void add_embed(std::vector<OpCase>& cases) {
   }
 }
 
+void add_split_embed(std::vector<OpCase>& cases) {
+  for (const WeightFormat format : kPlain)
+    for (const std::int64_t first : {0, 9, 30})
+      cases.push_back({.op = "embed", .name = fmt::format("embed/{}/split_from_{}", weight_format_name(format), first), .format = format, .exact = true, .body = [=](CaseRun& run) {
+        const Weight table = run.weight(format, 10, 33, 1.0);
+        const Tensor ids = run.ints(DType::i32, {17}, picks(run.random, 17, 40));
+        run.ops.embed({.ids = ids, .table = table, .out = run.output("out", {17, 33}), .first_id = first, .split = true});
+      }});
+}
+
 void add_gather(std::vector<OpCase>& cases) {
   for (const Layout layout : kLayouts)
     for (const auto& [n, m, width] : {std::tuple<std::int64_t, std::int64_t, std::int64_t>{7, 3, 33}, {2, 9, 64}, {4, 0, 5}, {1, 1, 1}})
@@ -173,7 +183,7 @@ void add_rotary(std::vector<OpCase>& cases) {
 
 std::vector<OpCase> rows_cases() {
   std::vector<OpCase> cases;
-  add_embed(cases), add_gather(cases), add_copy(cases), add_add(cases), add_expand(cases);
+  add_embed(cases), add_split_embed(cases), add_gather(cases), add_copy(cases), add_add(cases), add_expand(cases);
   return cases;
 }
 

@@ -51,13 +51,20 @@ std::vector<double> shares_of(const std::vector<Part>& parts, const Array& ape, 
   return share;
 }
 
+/// What is added to the gates, by place in the window: [ratio, width].
+Array ape_of(const CompressArgs& args, std::int64_t width) {
+  if (!args.ape.defined()) return Array(Shape{args.ratio, width});
+  FATHOM_CHECK(args.ape.dim(0) == args.ratio && args.ape.dim(1) == width);
+  return load(args.ape);
+}
+
 }  // namespace
 
 void ReferenceOps::compress(const CompressArgs& args) {
   const std::int64_t d = args.out.dim(1), width = args.overlap ? 2 * d : d;
-  FATHOM_CHECK(args.kv.dim(1) == width && args.gate.dim(1) == width && args.ape.dim(0) == args.ratio && args.ape.dim(1) == width);
+  FATHOM_CHECK(args.kv.dim(1) == width && args.gate.dim(1) == width);
   FATHOM_CHECK(args.out.dim(0) == max_entries(*args.batch, args.ratio) && args.positions.dim(0) == args.out.dim(0));
-  const Array ape = load(args.ape);
+  const Array ape = ape_of(args, width);
   Array out(args.out.shape);
   std::vector<std::int64_t> positions(static_cast<std::size_t>(args.positions.dim(0)), -1);
   for (std::size_t s = 0; s < args.batch->sequences.size(); ++s) {
@@ -81,8 +88,8 @@ void ReferenceOps::compress(const CompressArgs& args) {
 void ReferenceGradOps::compress_backward(const CompressGrad& args) {
   const CompressArgs& f = args.f;
   const std::int64_t d = f.out.dim(1);
-  const Array ape = load(f.ape), dout = load(args.dout);
-  Array dkv(f.kv.shape), dgate(f.kv.shape), dape(f.ape.shape);
+  const Array ape = ape_of(f, f.kv.dim(1)), dout = load(args.dout);
+  Array dkv(f.kv.shape), dgate(f.kv.shape), dape(ape.shape);
   for (std::size_t s = 0; s < f.batch->sequences.size(); ++s) {
     const Sequence& sequence = f.batch->sequences[s];
     FATHOM_CHECK(sequence.past == 0, "a state is not differentiated");

@@ -25,7 +25,7 @@ void ReferenceOps::linear(const LinearArgs& args) {
 
 void ReferenceGradOps::linear_backward(const LinearGrad& args) {
   const std::int64_t tokens = args.f.x.dim(0), n = args.f.weight.rows, k = args.f.weight.cols;
-  const Array x = load(args.f.x), dout = load(args.dout);
+  const Array dout = load(args.dout), x = args.dweight.defined() ? load(args.f.x) : Array();  // a frozen weight needs no x
   Array dx(args.f.x.shape), dbias(Shape{n});
   std::vector<double> row(static_cast<std::size_t>(k)), drow(static_cast<std::size_t>(k));
   for (std::int64_t i = 0; i < n && tokens > 0; ++i) {
@@ -64,7 +64,7 @@ void ReferenceOps::grouped_linear(const GroupedLinearArgs& args) {
 void ReferenceGradOps::grouped_linear_backward(const GroupedLinearGrad& args) {
   const GroupedLinearArgs& f = args.f;
   const std::int64_t tokens = f.x.dim(0), groups = f.x.dim(1), k = f.weight.cols;
-  const Array x = load(f.x), dout = load(args.dout);
+  const Array dout = load(args.dout), x = args.dweight.defined() ? load(f.x) : Array();  // a frozen weight needs no x
   Array dx(f.x.shape);
   std::vector<double> row(static_cast<std::size_t>(k)), drow(static_cast<std::size_t>(k));
   for (std::int64_t g = 0; g < groups && tokens > 0; ++g)
@@ -75,10 +75,10 @@ void ReferenceGradOps::grouped_linear_backward(const GroupedLinearGrad& args) {
       for (std::int64_t t = 0; t < tokens; ++t) {
         if (f.transposed) {  // out[t, g, :] = sum over r of x[t, g, r] · row
           dx.at(t, g)[r] += dot(dout.at(t, g), row.data(), k);
-          add_scaled(x.at(t, g)[r], dout.at(t, g), drow.data(), k);
+          if (args.dweight.defined()) add_scaled(x.at(t, g)[r], dout.at(t, g), drow.data(), k);
         } else {             // out[t, g, r] = x[t, g, :] · row
           add_scaled(dout.at(t, g)[r], row.data(), dx.at(t, g), k);
-          add_scaled(dout.at(t, g)[r], x.at(t, g), drow.data(), k);
+          if (args.dweight.defined()) add_scaled(dout.at(t, g)[r], x.at(t, g), drow.data(), k);
         }
       }
       add_to_row(args.dweight, weight_row, drow.data());

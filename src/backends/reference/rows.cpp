@@ -1,4 +1,6 @@
 // Family rows: embedding, gathering, copying, adding.
+#include <algorithm>
+
 #include "backends/reference/dequantize.h"
 #include "backends/reference/elements.h"
 #include "backends/reference/reference_ops.h"
@@ -11,8 +13,11 @@ void ReferenceOps::embed(const EmbedArgs& args) {
   std::vector<double> row(static_cast<std::size_t>(args.table.cols));
   FATHOM_CHECK(args.out.dim(0) == args.ids.dim(0) && args.out.dim(1) == args.table.cols);
   for (std::size_t t = 0; t < ids.size(); ++t) {
-    FATHOM_CHECK(ids[t] >= 0 && ids[t] < args.table.rows, "a token outside the vocabulary");
-    dequantize_row(args.table, ids[t], row.data());
+    const std::int64_t id = ids[t] - args.first_id;
+    const bool here = id >= 0 && id < args.table.rows;
+    FATHOM_CHECK(here || args.split, "a token outside the vocabulary");
+    if (here) dequantize_row(args.table, id, row.data());
+    else std::fill(row.begin(), row.end(), 0.0);
     store_row(args.out, static_cast<std::int64_t>(t), row.data());
   }
 }
@@ -56,7 +61,8 @@ void ReferenceGradOps::zero(const Tensor& x) { store(x, Array(x.shape)); }
 void ReferenceGradOps::embed_backward(const EmbedGrad& args) {
   const auto ids = load_ints(args.f.ids);
   for (std::size_t t = 0; t < ids.size(); ++t)
-    add_to_row(args.dtable, ids[t], load_row(args.dout, static_cast<std::int64_t>(t)).values.data());
+    if (const std::int64_t id = ids[t] - args.f.first_id; id >= 0 && id < args.f.table.rows)
+      add_to_row(args.dtable, id, load_row(args.dout, static_cast<std::int64_t>(t)).values.data());
 }
 
 void ReferenceGradOps::gather_rows_backward(const GatherRowsGrad& args) {
