@@ -110,8 +110,8 @@ struct PackedProduct {
 };
 struct PackedKernels {
   std::int64_t token_tile = 0;
-  std::int64_t row_block = 0;       // rows of the weight that one call takes best
-  std::int64_t max_tokens = 0;      // of one call
+  std::int64_t row_block = 0;       // rows of the weight that one call takes at most, and best
+  std::int64_t max_tokens = 0;      // of one call, a multiple of token_tile
   std::size_t scratch_bytes = 0;
   std::size_t (*packed_bytes)(std::int64_t k) = nullptr;  // of one group
   void (*pack)(const PackedTokens& args) = nullptr;

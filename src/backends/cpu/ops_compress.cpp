@@ -25,6 +25,7 @@ void load_token(const Kernels& kernels, const CompressArgs& args, const Sequence
   };
   widen(from_kv, row, kv);
   widen(from_gate, row, gate);
+  if (!args.ape.defined()) return;
   float ape[kColumns];
   widen(args.ape, position % args.ratio, ape);
   kernels.add(gate, ape, gate, width);
@@ -46,7 +47,8 @@ void pool_entry(const Kernels& kernels, const CompressArgs& args, const Entry& e
 
 void CpuOps::compress(const CompressArgs& args) {
   const std::int64_t d = args.out.dim(1), width = args.overlap ? 2 * d : d;
-  FATHOM_CHECK(args.kv.dim(1) == width && args.gate.dim(1) == width && args.ape.dim(0) == args.ratio && args.ape.dim(1) == width);
+  FATHOM_CHECK(args.kv.dim(1) == width && args.gate.dim(1) == width);
+  FATHOM_CHECK(!args.ape.defined() || (args.ape.dim(0) == args.ratio && args.ape.dim(1) == width));
   FATHOM_CHECK(args.out.dim(0) == max_entries(*args.batch, args.ratio) && args.positions.dim(0) == args.out.dim(0) && is_f32(args.out));
   FATHOM_CHECK(args.positions.dtype == DType::i32);
   const std::int64_t rows = args.out.dim(0), blocks = (d + kColumns - 1) / kColumns;

@@ -187,7 +187,7 @@ class Waves {
     product.rows = width;
     product.out = out;
     product.out_stride = width;
-    product_block(context_.kernels, product, 0, width, 0, product.m_count, scratch);
+    product_block(context_.kernels, product, {.n0 = 0, .nb = width, .m0 = 0, .mb = product.m_count}, scratch);
   }
 
   const Context& context_;

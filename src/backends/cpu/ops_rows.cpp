@@ -27,8 +27,12 @@ void CpuOps::embed(const EmbedArgs& args) {
   const RowsOfTensor out(args.out);
   for_ranges(context_.pool, args.ids.dim(0), h, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t t = first; t < last; ++t) {
-      const std::int64_t id = ids[t * args.ids.strides[0]];
-      FATHOM_CHECK(id >= 0 && id < args.table.rows, "a token outside the vocabulary");
+      const std::int64_t id = ids[t * args.ids.strides[0]] - args.first_id;
+      if (id < 0 || id >= args.table.rows) {
+        FATHOM_CHECK(args.split, "a token outside the vocabulary");
+        std::fill_n(out.floats(t), h, 0.0f);
+        continue;
+      }
       Row row = nullptr;
       const Element element = weight_rows(args.table, id, 1, 0, h, out.floats(t), &row);  // quantized rows are widened in place
       if (is_plain(args.table.format)) context_.kernels.widen(element, row, h, out.floats(t));

@@ -13,16 +13,17 @@ constexpr std::int64_t kBlockBytes = 128 << 10; // of weight in one task when it
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-void add_bias(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb) {
+void add_bias(const Kernels& kernels, const Product& product, const Block& block) {
   if (product.bias == nullptr) return;
-  for (std::int64_t m = m0; m < m0 + mb; ++m) {
-    float* out = product.out + m * product.out_stride + n0;
-    kernels.add(out, product.bias + n0, out, nb);
+  for (std::int64_t m = block.m0; m < block.m0 + block.mb; ++m) {
+    float* out = product.out + m * product.out_stride + block.n0;
+    kernels.add(out, product.bias + block.n0, out, block.nb);
   }
 }
 
 /// Few rows of x: each weight row is read once, straight through, and multiplied with all of them.
-void direct_block(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb, Scratch& scratch) {
+void direct_block(const Kernels& kernels, const Product& product, const Block& block, Scratch& scratch) {
+  const auto [n0, nb, m0, mb, ahead] = block;
   const std::int64_t k = product.weight->cols, width = is_plain(product.weight->format) ? k : std::min(k, kWidenedColumns);
   float* widened = is_plain(product.weight->format) ? nullptr : scratch.take<float>(kRowRun * width);
   Row rows[kRowRun];
@@ -39,7 +40,8 @@ void direct_block(const Kernels& kernels, const Product& product, std::int64_t n
 }
 
 /// Many rows of x: the weight goes through f32 panels; sums are gathered in [mb, nb] beside them and written out at the end.
-void panel_block(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb, Scratch& scratch) {
+void panel_block(const Kernels& kernels, const Product& product, const Block& block, Scratch& scratch) {
+  const auto [n0, nb, m0, mb, ahead] = block;
   const std::int64_t k = product.weight->cols, depth = std::min(k, kPanelDepth);
   const std::int64_t columns = ceil_div(nb, kernels.panel_width) * kernels.panel_width;
   float* widened = is_plain(product.weight->format) ? nullptr : scratch.take<float>(nb * depth);
@@ -60,18 +62,18 @@ void panel_block(const Kernels& kernels, const Product& product, std::int64_t n0
   }
 }
 
-void packed_block(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb, Scratch& scratch) {
+void packed_block(const Kernels& kernels, const Product& product, const Block& block, Scratch& scratch) {
+  const auto [n0, nb, m0, mb, ahead] = block;
   const PackedKernels& packed = *kernels.packed;
-  const std::int64_t stride = product.weight->cols * 2;
-  const std::byte* weight = product.weight->data + (product.first_row + n0) * stride;
+  FATHOM_CHECK(nb <= packed.row_block);
   auto* own = scratch.take<std::byte>(static_cast<std::int64_t>(packed.scratch_bytes));
   for (std::int64_t m = 0; m < mb; m += packed.max_tokens) {
     const std::int64_t count = std::min(packed.max_tokens, mb - m);
     const std::int64_t group = (m0 + m) / packed.token_tile;
-    packed.multiply({.weight = weight, .weight_stride = stride, .rows = nb, .k = product.weight->cols,
+    packed.multiply({.weight = product.row_data(n0), .weight_stride = product.weight->cols * 2, .rows = nb, .k = product.weight->cols,
                      .tokens = product.packed + static_cast<std::size_t>(group) * packed.packed_bytes(product.weight->cols), .m_count = count,
                      .out = product.out + (m0 + m) * product.out_stride + n0, .out_stride = product.out_stride, .accumulate = product.accumulate,
-                     .ahead = nullptr, .scratch = own});
+                     .ahead = m + count < mb ? product.row_data(n0) : ahead, .scratch = own});
   }
 }
 
@@ -101,12 +103,17 @@ void run_blocks(const Context& context, std::span<const Product> products) {
     mb = std::clamp<std::int64_t>(ceil_div(ceil_div(first.m_count, wanted), 6) * 6, 24, kPanelTokens);
   }
   const std::int64_t m_blocks = ceil_div(first.m_count, mb);
-  context.pool.for_each(count * n_blocks * m_blocks, [&](std::int64_t task, int thread) {
-    const Product& product = products[static_cast<std::size_t>(task / (n_blocks * m_blocks))];
-    const std::int64_t n0 = task / m_blocks % n_blocks * nb, m0 = task % m_blocks * mb;
+  const auto product_of = [&](std::int64_t task) -> const Product& { return products[static_cast<std::size_t>(task / (n_blocks * m_blocks))]; };
+  const auto row_of = [&](std::int64_t task) { return task / m_blocks % n_blocks * nb; };
+  context.pool.for_each_ahead(count * n_blocks * m_blocks, [&](std::int64_t task, std::int64_t following, int thread) {
+    const Product& product = product_of(task);
+    const std::int64_t n0 = row_of(task), m0 = task % m_blocks * mb;
     Scratch& scratch = context.workspace.of(thread);
     scratch.reset();
-    product_block(context.kernels, product, n0, std::min(nb, product.rows - n0), m0, std::min(mb, product.m_count - m0), scratch);
+    product_block(context.kernels, product,
+                  {.n0 = n0, .nb = std::min(nb, product.rows - n0), .m0 = m0, .mb = std::min(mb, product.m_count - m0),
+                   .ahead = following >= 0 ? product_of(following).row_data(row_of(following)) : nullptr},
+                  scratch);
   });
 }
 
@@ -133,12 +140,12 @@ std::int64_t good_block(const Kernels& kernels, const Product& product, std::int
   return std::max(block, least);
 }
 
-void product_block(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb, Scratch& scratch) {
+void product_block(const Kernels& kernels, const Product& product, const Block& block, Scratch& scratch) {
   const std::size_t mark = scratch.used();
-  if (product.m_count <= kDirectRows) direct_block(kernels, product, n0, nb, m0, mb, scratch);
-  else if (product.packed != nullptr) packed_block(kernels, product, n0, nb, m0, mb, scratch);
-  else panel_block(kernels, product, n0, nb, m0, mb, scratch);
-  add_bias(kernels, product, n0, nb, m0, mb);
+  if (product.m_count <= kDirectRows) direct_block(kernels, product, block, scratch);
+  else if (product.packed != nullptr) packed_block(kernels, product, block, scratch);
+  else panel_block(kernels, product, block, scratch);
+  add_bias(kernels, product, block);
   scratch.rewind(mark);
 }
 

@@ -36,14 +36,23 @@ struct Product {
   const float* bias = nullptr;
   bool accumulate = false;
   const std::byte* packed = nullptr;  // x packed for kernels.packed; null: not used
+  const std::byte* row_data(std::int64_t n) const {  // of a plain weight
+    return weight->data + (first_row + n) * static_cast<std::int64_t>(tensor::weight_bytes(weight->format, 1, weight->cols));
+  }
 };
 
 /// Up to this many rows of x the weight is read straight through, and activations stay f32 whatever the weight is. With more
 /// rows, bf16 weights may be multiplied with activations rounded to bf16 (Kernels::packed).
 inline constexpr std::int64_t kDirectRows = 8;
 
-/// Rows [n0, n0 + nb) × [m0, m0 + mb) of a product on this thread. Blocks of a packed product: m0 = 0, mb = m_count.
-void product_block(const Kernels& kernels, const Product& product, std::int64_t n0, std::int64_t nb, std::int64_t m0, std::int64_t mb, Scratch& scratch);
+/// Rows [n0, n0 + nb) of the weight × rows [m0, m0 + mb) of x. Blocks of a packed product: m0 = 0, mb = m_count. `ahead`: the
+/// first row of the weight that this thread reads next, fetched meanwhile; null: unknown.
+struct Block {
+  std::int64_t n0 = 0, nb = 0, m0 = 0, mb = 0;
+  const std::byte* ahead = nullptr;
+};
+/// One block of a product, on this thread.
+void product_block(const Kernels& kernels, const Product& product, const Block& block, Scratch& scratch);
 /// How many rows of the weight make a good block for one task, when `total_rows` are to be shared among `threads`.
 std::int64_t good_block(const Kernels& kernels, const Product& product, std::int64_t total_rows, int threads);
 /// Whether kernels.packed is used for this product once its x is packed.

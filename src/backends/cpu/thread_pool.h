@@ -30,14 +30,29 @@ class ThreadPool {
   /// body(task, thread) for every task in [0, tasks), each taken by the next free thread. One task or none stays on the caller.
   template <class Body>
   void for_each(std::int64_t tasks, Body&& body) {
-    if (tasks <= 1 || size_ == 1) {
-      for (std::int64_t task = 0; task < tasks; ++task) body(task, 0);
-      return;
-    }
     next_.store(0, std::memory_order_relaxed);
-    on_every_thread([&](int thread) {
+    const auto take = [&](int thread) {
       for (std::int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(task, thread);
-    });
+    };
+    if (tasks <= 1) take(0);
+    else on_every_thread(take);
+  }
+
+  /// The same with body(task, following, thread): which task this thread takes next, so that it can fetch what that needs; -1
+  /// when none is left. A task that is taken waits for its thread, so these should all take about as long.
+  template <class Body>
+  void for_each_ahead(std::int64_t tasks, Body&& body) {
+    next_.store(0, std::memory_order_relaxed);
+    const auto take = [&](int thread) {
+      std::int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+      while (task < tasks) {
+        const std::int64_t following = next_.fetch_add(1, std::memory_order_relaxed);
+        body(task, following < tasks ? following : -1, thread);
+        task = following;
+      }
+    };
+    if (tasks <= 1) take(0);
+    else on_every_thread(take);
   }
 
  private:
