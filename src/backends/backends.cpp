@@ -1,0 +1,25 @@
+#include "backends/backends.h"
+
+#include "backends/cpu/cpu_backend.h"
+#include "backends/reference/reference_backend.h"
+#include "base/strings.h"
+
+namespace fathom::backends {
+
+std::vector<BackendInfo> list_backends() {
+  return {{.name = "cpu", .available = true, .why_not = ""}, {.name = "reference", .available = true, .why_not = ""}};
+}
+
+Result<std::unique_ptr<tensor::Backend>> make_backend(std::string_view name, const tensor::BackendOptions& options) {
+  if (name == "reference") return reference::make_reference_backend(options);
+  if (name == "cpu") {
+    // Backward of everything but the matrix products is the reference's, on the same memory.
+    FATHOM_TRY(auto plain, reference::make_reference_backend({.threads = 1, .activation_dtype = options.activation_dtype, .isa = ""}));
+    return cpu::make_cpu_backend(options, std::move(plain));
+  }
+  std::vector<std::string> names;
+  for (const BackendInfo& info : list_backends()) names.emplace_back(info.name);
+  return fail("backends.unknown", {{"name", printable(name)}, {"known", join(names)}});
+}
+
+}  // namespace fathom::backends

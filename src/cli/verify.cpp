@@ -1,0 +1,60 @@
+#include "measure/verify.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <cstdio>
+
+#include "base/i18n.h"
+#include "base/json.h"
+#include "base/terminal.h"
+#include "cli/verbs.h"
+
+namespace fathom::cli {
+namespace {
+struct Flags { std::string folder; measure::VerifyOptions options; };
+Flags flags;
+
+std::string difference_text(double difference) { return std::isnan(difference) ? "NaN" : fmt::format("{:.2e}", difference); }
+Json difference_json(double difference) { return std::isfinite(difference) ? Json(difference) : Json(difference_text(difference)); }
+
+void print_json(const measure::VerifyReport& report) {
+  Json cases = Json::array();
+  for (const auto& c : report.cases)
+    cases.push_back({{"prompt", c.prompt}, {"way", c.way}, {"tokens", c.tokens}, {"max_difference", difference_json(c.worst)}, {"at_token", c.worst_token}, {"at_id", c.worst_id},
+                     {"greedy_compared", c.greedy_tokens}, {"greedy_differs_at", c.greedy_differs_at < 0 ? Json() : Json(c.greedy_differs_at)}, {"passed", c.passed}});
+  const Json json = {{"device", report.device}, {"passed", report.passed}, {"max_difference", difference_json(report.worst)}, {"tolerance", flags.options.atol}, {"cases", cases}};
+  std::puts(dump_json(json, 2).c_str());
+}
+
+void print_table(const measure::VerifyReport& report) {
+  Table table({{tr("cli.verify.col_prompt"), Align::kRight}, {tr("cli.verify.col_way")}, {tr("cli.verify.col_tokens"), Align::kRight}, {tr("cli.verify.col_worst"), Align::kRight},
+               {tr("cli.verify.col_place")}, {tr("cli.verify.col_greedy")}, {""}});
+  for (const auto& c : report.cases)
+    table.add_row({std::to_string(c.prompt), tr("cli.verify.way_" + c.way), std::to_string(c.tokens), difference_text(c.worst), fmt::format("[{}, {}]", c.worst_token, c.worst_id),
+                   c.greedy_differs_at < 0 ? tr("cli.verify.equal", {{"n", std::to_string(c.greedy_tokens)}}) : tr("cli.verify.differs", {{"at", std::to_string(c.greedy_differs_at)}}),
+                   c.passed ? styled(Style::kGreen, tr("cli.verify.pass")) : styled(Style::kRed, tr("cli.verify.fail"))});
+  std::fputs(table.render().c_str(), stdout);
+  std::puts(tr(report.passed ? "cli.verify.summary_pass" : "cli.verify.summary_fail", {{"device", report.device}, {"worst", difference_text(report.worst)}, {"atol", fmt::format("{:g}", flags.options.atol)}}).c_str());
+}
+}  // namespace
+
+void setup_verify(CLI::App& app) {
+  app.add_option("folder", flags.folder, tr("cli.verify.folder"))->required();
+  app.add_option("--device", flags.options.device, tr("cli.verify.device"));
+  app.add_option("--dtype", flags.options.weights, tr("cli.verify.dtype"));
+  app.add_option("--atol", flags.options.atol, tr("cli.verify.atol"))->check(CLI::NonNegativeNumber);
+  app.add_option("--chunk", flags.options.chunk, tr("cli.verify.chunk"))->check(CLI::PositiveNumber);
+  app.add_option("--isa", flags.options.isa, tr("cli.verify.isa"));
+  app.add_option("--threads", flags.options.threads, tr("cli.verify.threads"))->check(CLI::NonNegativeNumber);
+}
+
+Result<int> run_verify(const Common& common) {
+  FATHOM_TRY(const measure::VerifyReport report, measure::verify(flags.folder, flags.options));
+  if (common.json) print_json(report);
+  else print_table(report);
+  return report.passed ? kExitOk : kExitNo;
+}
+
+}  // namespace fathom::cli

@@ -1,0 +1,95 @@
+// Engine: a model, its weights, caches and activations in memory, ready to step. Everything is allocated in create(), exactly as
+// planned by running the same model on meta; a step allocates nothing.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "model/architecture.h"
+#include "tensor/backend.h"
+#include "weights/loader.h"
+
+namespace fathom::engine {
+
+struct EngineOptions {
+  std::int64_t slots = 1;            // sequences that have a cache at once
+  std::int64_t context = 4096;       // tokens a sequence may have, prompt and answer together
+  std::int64_t prefill_chunk = 512;  // most tokens of one pass
+  std::int64_t logit_rows = 0;       // most rows of logits of one pass; 0: one a slot
+  DType cache_dtype = DType::f32;    // f32, f16, bf16 (f64 with f64 activations)
+};
+
+/// Bytes by category. Planned by plan_memory() on meta; what create() allocates is equal, to the byte.
+struct EngineMemory {
+  Bytes weights = 0;              // tensors
+  Bytes weights_arena = 0;        // as they lie, aligned
+  Bytes cache = 0;
+  Bytes activations = 0;          // the arena
+  Bytes activations_peak = 0;     // most bytes alive at once
+  Bytes constants = 0;            // rotary frequencies and the batch's own tables
+  Bytes workspace = 0;            // of kernels
+  Bytes total() const { return weights_arena + cache + activations + constants + workspace; }
+};
+
+/// The three kinds of pass have an arena plan each: from nothing, after earlier tokens, and one token a sequence.
+enum class PassKind : std::uint8_t { kPrefill, kContinue, kDecode };
+
+struct EnginePlan {
+  EngineMemory memory;
+  std::array<tensor::ArenaPlan, 3> arenas;  // by PassKind
+};
+/// What an engine of these options will allocate, without allocating it. Errors: kUnsupported when the architecture can only be planned.
+Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights, const EngineOptions& options, DType activation_dtype);
+
+/// Tokens to append to a sequence.
+struct SlotTokens {
+  std::int64_t slot = 0;
+  std::span<const std::int32_t> ids;
+};
+enum class Logits : std::uint8_t { kNone, kLast, kAll };
+
+class Engine {
+ public:
+  /// Takes over all three. `architecture` must be unsplit or sharded as `weights` are.
+  static Result<std::unique_ptr<Engine>> create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend,
+                                                weights::LoadedWeights weights, const EngineOptions& options);
+  ~Engine();
+
+  const model::ModelSpec& spec() const { return architecture_->spec(); }
+  const EngineOptions& options() const { return options_; }
+  tensor::Backend& backend() { return *backend_; }
+  const EngineMemory& planned() const { return plan_.memory; }
+  /// Read back from the buffers themselves and the peak that was seen.
+  EngineMemory allocated() const;
+
+  /// Tokens that the slot's sequence has so far.
+  std::int64_t length(std::int64_t slot) const { return lengths_[static_cast<std::size_t>(slot)]; }
+  void reset(std::int64_t slot) { lengths_[static_cast<std::size_t>(slot)] = 0; }
+
+  /// One pass over the given tokens (at most prefill_chunk in total, each slot at most once), appended to their sequences. Answers logits
+  /// [rows, vocabulary] f32: none, one row a slot (its last token), or one a token; valid until the next call.
+  /// Errors: engine.context_full (naming the limit), engine.bad_token.
+  Result<std::span<const float>> step(std::span<const SlotTokens> tokens, Logits logits);
+  /// Appends a prompt of any length in chunks; answers the logits of its last token.
+  Result<std::span<const float>> prefill(std::int64_t slot, std::span<const std::int32_t> ids);
+
+ private:
+  Engine() = default;
+  Status allocate();
+  Result<std::int64_t> check_tokens(std::span<const SlotTokens> tokens) const;
+
+  EngineOptions options_;
+  EnginePlan plan_;
+  std::unique_ptr<model::Architecture> architecture_;
+  std::unique_ptr<tensor::Backend> backend_;
+  weights::LoadedWeights weights_;
+  std::unique_ptr<tensor::Buffer> cache_memory_, arena_, constants_;
+  model::CacheSet cache_;
+  std::vector<std::int64_t> lengths_;
+  std::vector<tensor::Sequence> sequences_;
+  tensor::Tensor ids_, positions_, rows_, table_, logits_;
+};
+
+}  // namespace fathom::engine

@@ -1,0 +1,142 @@
+#include "measure/verify.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "backends/backends.h"
+#include "base/strings.h"
+#include "engine/engine.h"
+#include "engine/sampler.h"
+#include "model/architecture.h"
+#include "weights/loader.h"
+
+namespace fathom::measure {
+namespace {
+
+struct Prompt { std::vector<std::int32_t> ids, greedy; std::vector<float> logits; };
+
+// A tensor of the reference file, its type and rank checked.
+Result<const weights::FileTensor*> reference_tensor(const weights::SafetensorsFile& file, const std::string& name, int rank) {
+  for (const weights::FileTensor& tensor : file.tensors())
+    if (tensor.name == name) {
+      if (tensor.rank != rank || !tensor.dtype) return fail("measure.reference_shape", {{"tensor", name}, {"file", file.path().string()}, {"shape", weights::shape_text(tensor.dims())}});
+      return &tensor;
+    }
+  return fail("measure.reference_missing", {{"tensor", name}, {"file", file.path().string()}});
+}
+
+Result<std::vector<std::int32_t>> read_ids(const weights::SafetensorsFile& file, std::span<const std::byte> bytes, const std::string& name) {
+  FATHOM_TRY(const weights::FileTensor* tensor, reference_tensor(file, name, 1));
+  const auto n = static_cast<std::size_t>(tensor->dims()[0]);
+  std::vector<std::int32_t> ids(n);
+  for (std::size_t i = 0; i < n; ++i) {
+    if (tensor->dtype == DType::i32) {
+      std::memcpy(&ids[i], bytes.data() + tensor->begin + i * 4, 4);
+    } else if (tensor->dtype == DType::i64) {
+      std::int64_t wide = 0;
+      std::memcpy(&wide, bytes.data() + tensor->begin + i * 8, 8);
+      ids[i] = wide < 0 || wide > INT32_MAX ? -1 : static_cast<std::int32_t>(wide);
+    } else {
+      return fail("measure.reference_type", {{"tensor", name}, {"file", file.path().string()}, {"type", tensor->type}});
+    }
+  }
+  return ids;
+}
+
+Result<std::vector<Prompt>> read_reference(const Path& path, std::int64_t vocabulary) {
+  FATHOM_TRY(const auto file, weights::SafetensorsFile::open(path));
+  FATHOM_TRY(const auto mapped, MappedFile::open(path));
+  std::vector<Prompt> prompts;
+  const auto has = [&](const std::string& name) { return std::any_of(file.tensors().begin(), file.tensors().end(), [&](const auto& t) { return t.name == name; }); };
+  for (int i = 0; has("input_ids." + std::to_string(i)); ++i) {
+    const std::string n = std::to_string(i);
+    Prompt prompt;
+    FATHOM_TRY(prompt.ids, read_ids(file, mapped.bytes(), "input_ids." + n));
+    if (has("greedy." + n)) {
+      FATHOM_TRY(prompt.greedy, read_ids(file, mapped.bytes(), "greedy." + n));
+    }
+    FATHOM_TRY(const weights::FileTensor* logits, reference_tensor(file, "logits." + n, 2));
+    if (logits->dtype != DType::f32) return fail("measure.reference_type", {{"tensor", "logits." + n}, {"file", path.string()}, {"type", logits->type}});
+    if (prompt.ids.empty() || logits->dims()[0] != static_cast<std::int64_t>(prompt.ids.size()) || logits->dims()[1] != vocabulary)
+      return fail("measure.reference_shape", {{"tensor", "logits." + n}, {"file", path.string()}, {"shape", weights::shape_text(logits->dims())}});
+    prompt.logits.resize(logits->bytes() / sizeof(float));
+    std::memcpy(prompt.logits.data(), mapped.bytes().data() + logits->begin, logits->bytes());
+    prompts.push_back(std::move(prompt));
+  }
+  if (prompts.empty()) return fail("measure.reference_missing", {{"tensor", "input_ids.0"}, {"file", path.string()}});
+  return prompts;
+}
+
+void compare(std::span<const float> ours, std::span<const float> reference, std::int64_t first_token, std::int64_t vocabulary, VerifyCase& result) {
+  for (std::size_t i = 0; i < ours.size(); ++i) {
+    const double difference = std::fabs(static_cast<double>(ours[i]) - static_cast<double>(reference[i]));
+    if (difference <= result.worst || std::isnan(result.worst)) continue;  // a NaN difference fails both tests and is kept
+    result.worst = difference;
+    result.worst_token = first_token + static_cast<std::int64_t>(i) / vocabulary;
+    result.worst_id = static_cast<std::int64_t>(i) % vocabulary;
+  }
+}
+
+Status run_case(engine::Engine& engine, const Prompt& prompt, std::int64_t chunk, VerifyCase& result) {
+  const std::int64_t vocabulary = engine.spec().vocabulary;
+  engine.reset(0);
+  std::span<const float> logits;
+  const auto total = static_cast<std::int64_t>(prompt.ids.size());
+  for (std::int64_t at = 0; at < total; at += chunk) {
+    const std::int64_t n = std::min(chunk, total - at);
+    const engine::SlotTokens part{0, std::span(prompt.ids).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(n))};
+    FATHOM_TRY(logits, engine.step(std::span(&part, 1), engine::Logits::kAll));
+    compare(logits, std::span(prompt.logits).subspan(static_cast<std::size_t>(at * vocabulary), static_cast<std::size_t>(n * vocabulary)), at, vocabulary, result);
+  }
+  logits = logits.last(static_cast<std::size_t>(vocabulary));
+  engine::Sampler sampler({}, vocabulary);
+  for (std::size_t g = 0; g < prompt.greedy.size(); ++g) {
+    const auto id = sampler.sample(logits);
+    if (!id || *id != prompt.greedy[g]) {
+      result.greedy_differs_at = static_cast<std::int64_t>(g);
+      break;
+    }
+    ++result.greedy_tokens;
+    if (g + 1 == prompt.greedy.size()) break;
+    const engine::SlotTokens part{0, std::span(&*id, 1)};
+    FATHOM_TRY(logits, engine.step(std::span(&part, 1), engine::Logits::kLast));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
+  FATHOM_TRY(const model::ModelSpec spec, model::load_config(folder));
+  FATHOM_TRY(const std::vector<Prompt> prompts, read_reference(folder / "reference.safetensors", spec.vocabulary));
+  FATHOM_TRY(auto architecture, model::make_architecture(spec));
+  const auto activations = parse_dtype(options.activations);
+  if (!activations || *activations != DType::f32) return fail("measure.activations", {{"type", printable(options.activations)}});
+  FATHOM_TRY(auto backend, backends::make_backend(options.device, {.threads = options.threads, .activation_dtype = *activations, .isa = options.isa}));
+  FATHOM_TRY(const auto storage, weights::parse_storage_policy(options.weights));
+  FATHOM_TRY(auto loaded, weights::load_weights(*architecture, folder, *backend, {.storage = storage, .mmap = false, .check_finite = false, .allow_extra = false, .read = {}}));
+  std::int64_t longest = 1, needed = 1;
+  for (const Prompt& prompt : prompts) {
+    longest = std::max(longest, static_cast<std::int64_t>(prompt.ids.size()));
+    needed = std::max(needed, static_cast<std::int64_t>(prompt.ids.size() + prompt.greedy.size()));
+  }
+  VerifyReport report{.device = backend->description(), .cases = {}, .worst = 0, .passed = true};
+  FATHOM_TRY(auto engine, engine::Engine::create(std::move(architecture), std::move(backend), std::move(loaded),
+                                                 {.slots = 1, .context = std::min(needed, spec.max_context), .prefill_chunk = longest, .logit_rows = longest, .cache_dtype = DType::f32}));
+  for (std::size_t p = 0; p < prompts.size(); ++p) {
+    const auto total = static_cast<std::int64_t>(prompts[p].ids.size());
+    for (const auto& [way, chunk] : {std::pair<const char*, std::int64_t>{"whole", total}, {"chunks", options.chunk}, {"tokens", 1}}) {
+      VerifyCase result{.prompt = static_cast<std::int64_t>(p), .way = way, .tokens = total};
+      FATHOM_TRY_VOID(run_case(*engine, prompts[p], chunk, result));
+      result.passed = result.worst <= options.atol && result.greedy_differs_at < 0;
+      report.passed = report.passed && result.passed;
+      if (!(result.worst <= report.worst)) report.worst = std::isnan(report.worst) ? report.worst : result.worst;
+      report.cases.push_back(std::move(result));
+    }
+  }
+  return report;
+}
+
+}  // namespace fathom::measure
