@@ -205,6 +205,7 @@ ActivationModel make_activations(const ModelTrace& trace, const model::ModelSpec
   for (Rate& rate : out.head.candidates) rate += out.logits * more;
   if (trace.phase != Phase::kTrain) return out;
   out.loss_logits_per_token = vocabulary;
+  out.kind_of_layer = trace.kind_of_layer;
   for (const KindTrace& kind : trace.kinds) out.kinds.push_back(LayerSaves(kind.forward, trace.hidden, spec, profile, fp8_products).all());
   return out;
 }

@@ -30,6 +30,7 @@ struct ActivationModel {
   double at(double tokens, double outputs) const;
   // training
   std::vector<SavedActivations> kinds;     // as ModelTrace::kinds
+  std::vector<std::uint8_t> kind_of_layer;
   double loss_logits_per_token = 0;        // logits a token on this rank
 };
 

@@ -57,8 +57,14 @@ struct PlanAnswer {
   std::size_t layouts_seen = 0;
 };
 
+/// How much to look for: the best alone (a line of a batch), or also runners-up, the Pareto front and ways out (a report).
+enum class PlanScope : std::uint8_t { kBest, kReport };
+
 /// Chooses and estimates. Errors: a layout that cannot be, a model that cannot be split so.
-Result<PlanAnswer> make_plan(const PlanRequest& request);
+Result<PlanAnswer> make_plan(const PlanRequest& request, PlanScope scope = PlanScope::kBest);
+
+/// Memory and time of one layout at one batch (empty: the request's).
+Result<Candidate> evaluate_layout(const PlanRequest& request, const Layout& layout, std::optional<std::int64_t> batch = {});
 
 /// One line of JSON exactly as the contract says, without a newline, appended to `out`.
 void append_answer_json(const PlanRequest& request, const PlanAnswer& answer, std::string& out);

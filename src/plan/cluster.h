@@ -2,10 +2,12 @@
 #pragma once
 #include <array>
 #include <optional>
+#include <span>
 #include <string>
 
 #include "base/units.h"
 #include "hardware/catalog.h"
+#include "hardware/machine.h"
 
 namespace fathom::plan {
 
@@ -39,5 +41,13 @@ struct Cluster {
   Wire host;                           // device to its host's memory
   Bytes host_memory_bytes = 0;         // of one node; 0: not known
 };
+
+/// One device of a catalog's choice.
+Device device_of(const hardware::HardwareChoice& choice);
+/// `devices` of it. per_node, network (link ids): instead of what the hardware is sold with; an unknown link is an error.
+Result<Cluster> make_cluster(const hardware::HardwareChoice& choice, int devices, std::optional<int> per_node = {}, std::span<const std::string> network = {});
+/// This machine as probed: its accelerators of the most capable kind, or else the host itself as one device.
+/// `cpu_only`: the host even when there are accelerators.
+Result<Cluster> machine_cluster(const hardware::Machine& machine, bool cpu_only = false);
 
 }  // namespace fathom::plan

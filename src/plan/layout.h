@@ -33,6 +33,8 @@ model::Sharding sharding_of(const Layout& layout);
 /// Layers [first, last) of pipeline stage `stage`; with vp > 1 a stage holds vp such stretches, layers / (pp · vp) apart.
 /// Layers that do not divide: earlier stages hold one more, as engines do.
 struct LayerSpan { std::int64_t first = 0, last = 0; };
+/// Layers of stretch `chunk` of `chunks`.
+LayerSpan chunk_layers(std::int64_t layers, std::int64_t chunks, std::int64_t chunk);
 std::vector<LayerSpan> stage_layers(std::int64_t layers, int pp, int vp, int stage);
 
 }  // namespace fathom::plan

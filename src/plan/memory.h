@@ -1,5 +1,6 @@
 // Memory of one layout, to the byte where it can be: what each device holds, when, and how much room is left for caches.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -37,8 +38,13 @@ struct MemoryPlan {
   std::int64_t batch_per_replica = 0;  // sequences on one attention replica: ceil(batch / (dp · dp_attention))
   std::int64_t chunk_tokens = 0;       // tokens of one prefill pass that the activations were sized for
   std::int64_t in_flight = 1;          // micro-batches alive at once on the first stage (training)
-  std::vector<MemoryMoment> timeline;
+  Bytes host_bytes = 0;                // in host memory, of one replica: offloaded states, Engram tables
+  std::array<MemoryMoment, 4> timeline{};  // the first `moments` of them
+  int moments = 0;
 };
+
+/// The request's cache format, or the engine's default.
+Result<const KvFormat*> kv_format_of(const PlanRequest& request);
 
 /// Never fails for a layout that validate_layout() accepted: errors are those of the model's share.
 Result<MemoryPlan> plan_memory(const PlanRequest& request, const Layout& layout);

@@ -1,7 +1,5 @@
 // Models of plans, and what is kept beside them: shares, traces, weights by format, caches, activations. Each is made once.
-#include <array>
-#include <atomic>
-#include <list>
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <shared_mutex>
@@ -69,15 +67,21 @@ Result<ShareWeights> sum_weights(const model::Architecture& share, const WeightF
   FATHOM_TRY(const Formats* all, formats());
   const model::ModelSpec& spec = share.spec();
   ShareWeights sums;
-  sums.layers.resize(static_cast<std::size_t>(spec.layers));
+  std::vector<PartWeights> layers(static_cast<std::size_t>(spec.layers));
   for (const model::WeightEntry& entry : share.weights().entries()) {
     const Bytes stored = entry_bytes(*all, rule, entry, spec.layers, spec.tied_embeddings);
     if (entry.cls == WeightClass::kEngramTable) sums.host_bytes += stored;
     else if (entry.part == model::WeightPart::kMtp) add_entry(sums.mtp, entry, stored);
     else if (entry.part == model::WeightPart::kVision) continue;  // text alone is planned
-    else if (entry.layer >= 0 && entry.layer < spec.layers) add_entry(sums.layers[static_cast<std::size_t>(entry.layer)], entry, stored);
+    else if (entry.layer >= 0 && entry.layer < spec.layers) add_entry(layers[static_cast<std::size_t>(entry.layer)], entry, stored);
     else if (entry.cls == WeightClass::kEmbedding) add_entry(sums.embedding, entry, stored);
     else add_entry(sums.head, entry, stored);
+  }
+  PartWeights sum;
+  sums.before.push_back(sum);
+  for (const PartWeights& layer : layers) {
+    sums.before.push_back(sum += layer);
+    if (layer.elements + layer.expert_elements > sums.largest.elements + sums.largest.expert_elements) sums.largest = layer;
   }
   sums.bytes = std::make_shared<const WeightBytes>(weight_bytes(share.weights(), rule));
   return sums;
@@ -86,18 +90,21 @@ Result<ShareWeights> sum_weights(const model::Architecture& share, const WeightF
 ShareCache sum_cache(const model::Architecture& share, const KvFormat& kv) {
   const auto layers = static_cast<std::size_t>(share.spec().layers);
   ShareCache sums;
-  sums.fixed_bytes.assign(layers, 0);
-  sums.bytes_per_token.assign(layers, 0);
+  sums.fixed_before.assign(layers + 1, 0);
   for (const model::CacheTensor& tensor : share.cache().tensors) {
     const double row = cache_row_bytes(kv, share.spec(), tensor);
-    const auto layer = static_cast<std::size_t>(tensor.layer);
+    const auto after = static_cast<std::size_t>(tensor.layer) + 1;
     if (tensor.rows == tensor::RowsOf::kRing) {
-      sums.fixed_bytes[layer] += row * static_cast<double>(tensor.ring_rows);
+      sums.fixed_before[after] += row * static_cast<double>(tensor.ring_rows);
       continue;
     }
-    sums.bytes_per_token[layer] += row / static_cast<double>(tensor.ratio);
-    sums.growing.push_back({tensor.layer, tensor.ratio, row});
+    auto at = std::find_if(sums.growing.begin(), sums.growing.end(), [&](const ShareCache::Growth& growth) { return growth.ratio == tensor.ratio; });
+    if (at == sums.growing.end()) at = sums.growing.insert(at, {tensor.ratio, std::vector<double>(layers + 1, 0)});
+    at->row_bytes_before[after] += row;
   }
+  const auto accumulate = [](std::vector<double>& values) { for (std::size_t i = 1; i < values.size(); ++i) values[i] += values[i - 1]; };
+  accumulate(sums.fixed_before);
+  for (ShareCache::Growth& growth : sums.growing) accumulate(growth.row_bytes_before);
   return sums;
 }
 
@@ -209,6 +216,19 @@ Result<std::shared_ptr<const PlanModel>> make_named(std::string_view name) {
 }
 
 }  // namespace
+
+PartWeights& PartWeights::operator+=(const PartWeights& other) {
+  stored += other.stored;
+  elements += other.elements;
+  expert_elements += other.expert_elements;
+  replicated_elements += other.replicated_elements;
+  adapter_units += other.adapter_units;
+  return *this;
+}
+
+PartWeights operator-(const PartWeights& a, const PartWeights& b) {
+  return {a.stored - b.stored, a.elements - b.elements, a.expert_elements - b.expert_elements, a.replicated_elements - b.replicated_elements, a.adapter_units - b.adapter_units};
+}
 
 Result<std::shared_ptr<const PlanModel>> find_plan_model(std::string_view name) {
   return table().get(name, [&] { return make_named(name); });

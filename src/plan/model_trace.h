@@ -49,22 +49,25 @@ struct PartWeights {
   std::uint64_t expert_elements = 0;   // of routed experts
   std::uint64_t replicated_elements = 0;  // of `elements`: those that every tensor rank holds whole
   std::uint64_t adapter_units = 0;     // rows + columns over the linears that adapters sit on: parameters a unit of rank
+  PartWeights& operator+=(const PartWeights& other);
 };
+PartWeights operator-(const PartWeights& a, const PartWeights& b);
 
 /// A share's weights under a format, summed so that any pipeline stage is a sum of parts.
 struct ShareWeights {
-  std::vector<PartWeights> layers;     // by layer
+  std::vector<PartWeights> before;     // sums of the layers before layer i; layers + 1 of them
+  PartWeights largest;                 // the largest layer, by elements
   PartWeights embedding, head, mtp;    // ends; mtp: what speculation adds
   Bytes host_bytes = 0;                // tables that live in host memory (Engram), of the whole model
   std::shared_ptr<const WeightBytes> bytes;  // averages for the cost model
 };
 
-/// Cache rows of one rank, by how they grow; sums over layers come from here.
+/// Caches of one rank, summed like the weights: `fixed` a sequence, and for each ratio the bytes of one row of all layers that
+/// have an entry every `ratio` tokens.
 struct ShareCache {
-  struct Growth { std::int64_t layer = 0, ratio = 1; double row_bytes = 0; };  // context / ratio rows
+  std::vector<double> fixed_before;                // sums over the layers before layer i
+  struct Growth { std::int64_t ratio = 1; std::vector<double> row_bytes_before; };
   std::vector<Growth> growing;
-  std::vector<double> fixed_bytes;     // by layer: rings and states, one sequence
-  std::vector<double> bytes_per_token; // by layer
 };
 
 /// A model as plans see it. Immutable, shared; its caches are filled on demand and are thread-safe.

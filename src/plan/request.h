@@ -57,7 +57,19 @@ struct PlanRequest {
   std::int64_t context() const { return is_training(task) ? seq : input + output; }
 };
 
-/// One line of a batch. Errors name the key; `id_json` of a line that could be read at all is in the error's answer.
+/// One line of a batch. Errors name the key. `id_json` receives the line's id as it stands there, "null" when it has none or
+/// cannot be read.
 Result<PlanRequest> parse_request(std::string_view line, std::string& id_json);
+/// What a request of its own (not a line) must still hold: ranges and keys that contradict each other.
+Status check_request(const PlanRequest& request);
+
+Result<Task> parse_task(std::string_view name);
+Result<Optimizer> parse_optimizer(std::string_view name);
+Result<Offload> parse_offload(std::string_view name);
+Result<Recompute> parse_recompute(std::string_view name);
+std::string_view offload_name(Offload offload);
+std::string_view recompute_name(Recompute recompute);
+/// What a request stores weights as when it says nothing: as released for inference, nf4 for qlora, bf16 for other training.
+Result<const WeightFormatRule*> default_weights(Task task);
 
 }  // namespace fathom::plan
