@@ -68,7 +68,7 @@ class Space {
     if (experts && spec_.routing.experts % wish_.ep.value_or(1) != 0) return fail("plan.ep_experts", {{"ep", std::to_string(*wish_.ep)}, {"experts", std::to_string(spec_.routing.experts)}});
     if (training_ && wish_.dp_attention.value_or(1) > 1) return fail("plan.dp_attention_training");
     if (wish_.pp.value_or(1) > spec_.layers) return fail("plan.pp_layers", {{"pp", std::to_string(*wish_.pp)}, {"layers", std::to_string(spec_.layers)}});
-    if (wish_.vp.value_or(1) > 1 && wish_.pp && spec_.layers / *wish_.pp < *wish_.vp)
+    if (wish_.vp.value_or(1) > 1 && wish_.pp && spec_.layers + 2 < static_cast<std::int64_t>(*wish_.pp) * *wish_.vp)
       return fail("plan.vp_layers", {{"vp", std::to_string(*wish_.vp)}, {"pp", std::to_string(*wish_.pp)}, {"layers", std::to_string(spec_.layers)}});
     if (!training_ && wish_.offload.value_or(Offload::kNone) != Offload::kNone) return fail("plan.offload_inference");
     return {};
@@ -129,7 +129,7 @@ class Space {
     if (wish_.recompute) recomputes = {*wish_.recompute};
     std::vector<int> interleaves{wish_.vp.value_or(1)};
     if (!wish_.vp && layout.pp > 1 && spec_.layers % (2 * layout.pp) == 0) interleaves.push_back(2);
-    for (layout.vp = 1; const int vp : interleaves) {
+    for (const int vp : interleaves) {
       layout.vp = vp;
       for (const int zero : stages)
         for (const Offload offload : offloads)

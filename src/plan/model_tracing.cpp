@@ -4,6 +4,7 @@
 #include <array>
 
 #include "backends/meta/meta_ops.h"
+#include "train/tape.h"
 
 namespace fathom::plan {
 namespace {
@@ -96,13 +97,6 @@ struct MetaPass {
         comm(ops, groups_of(share.sharding())),
         pass{ops, comm, weights, phase == Phase::kTrain ? nullptr : &caches.set, batch.batch, {}} {}
 
-  /// The head, and when training the loss after it.
-  void run_head(const model::Architecture& share, Phase phase, const Tensor& hidden) {
-    const tensor::Value logits = share.head(pass, hidden);
-    if (phase != Phase::kTrain) return;
-    const tensor::Value losses = allocate(ops, DType::f32, {logits->dim(0)});
-    ops.cross_entropy({.logits = logits, .targets = fake(DType::i32, {logits->dim(0)}), .losses = losses});
-  }
 };
 
 }  // namespace
@@ -113,37 +107,100 @@ void bind_fake_constants(model::Architecture& share) {
   share.bind_constants(std::move(tensors));
 }
 
+namespace {
+
+/// Which kind each layer is; `visit(kind, layer)` is called for the first of each.
+template <class Visit>
+void each_kind(const model::Architecture& share, ModelTrace& trace, Visit&& visit) {
+  std::vector<int> numbers;  // of kinds, by the architecture
+  for (std::int64_t i = 0; i < share.spec().layers; ++i) {
+    const int number = share.layer_kind(i);
+    auto at = std::find(numbers.begin(), numbers.end(), number);
+    const auto index = static_cast<std::size_t>(at - numbers.begin());
+    if (at == numbers.end()) {
+      numbers.push_back(number);
+      KindTrace kind;
+      kind.example = i;
+      if (static_cast<std::size_t>(i) < share.spec().layer.size()) kind.spec = share.spec().layer[static_cast<std::size_t>(i)];
+      visit(kind, i);
+      trace.kinds.push_back(std::move(kind));
+    }
+    ++trace.kinds[index].layers;
+    trace.kind_of_layer.push_back(static_cast<std::uint8_t>(index));
+  }
+}
+
+/// Cross-entropy over the logits of all tokens.
+tensor::Value run_loss(tensor::Ops& ops, const Tensor& logits) {
+  tensor::Value losses = allocate(ops, DType::f32, {logits.dim(0)});
+  ops.cross_entropy({.logits = logits, .targets = fake(DType::i32, {logits.dim(0)}), .losses = losses});
+  return losses;
+}
+
+/// Gradients of every parameter, as tensors of the caller.
+train::ParameterGradients fake_gradients(const model::WeightSet& weights) {
+  train::ParameterGradients gradients;
+  for (const tensor::Weight& weight : weights.all()) gradients.tensors.push_back(fake(DType::f32, {std::max<std::int64_t>(weight.rows, 1), std::max<std::int64_t>(weight.cols, 1)}));
+  return gradients;
+}
+
+/// Forward and backward of each section by itself, on a tape over meta.
+ModelTrace trace_training(const model::Architecture& share, DType activations) {
+  MetaPass run(share, Phase::kTrain, activations, 0);
+  const train::ParameterGradients gradients = fake_gradients(run.weights);
+  train::Tape tape(run.ops, run.ops, gradients);
+  model::Pass pass{tape, run.comm, run.weights, nullptr, run.batch.batch, {}};
+  ModelTrace trace;
+  trace.phase = Phase::kTrain;
+  share.begin(pass);
+  tensor::Value hidden = share.embed(pass);
+  trace.embed = run.ops.take();
+  trace.hidden = hidden->root;
+  const auto back = [&](const Tensor& out, meta::Trace& backward) {
+    tape.backward(out, fake(out.dtype, out.shape));
+    backward = run.ops.take();
+  };
+  back(hidden, trace.embed_backward);
+  tape.clear();
+  each_kind(share, trace, [&](KindTrace& kind, std::int64_t layer) {
+    tape.watch(hidden);
+    const tensor::Value out = share.layer(pass, layer, hidden);
+    kind.forward = run.ops.take();
+    back(out, kind.backward);
+    tape.forget(hidden);
+    tape.clear();
+    (void)run.ops.take();  // what was still released
+  });
+  (void)run.ops.take();  // the last kind's output
+  tape.watch(hidden);
+  {
+    const tensor::Value logits = share.head(pass, hidden);
+    const tensor::Value losses = run_loss(tape, logits);
+    trace.head = run.ops.take();
+    back(losses, trace.head_backward);
+  }
+  tape.forget(hidden);
+  tape.clear();
+  return trace;
+}
+
+}  // namespace
+
 ModelTrace trace_model(const model::Architecture& share, Phase phase, DType activations) {
+  if (phase == Phase::kTrain) return trace_training(share, activations);
   MetaPass run(share, phase, activations, 0);
   ModelTrace trace;
   trace.phase = phase;
   share.begin(run.pass);
-  tensor::Value hidden = share.embed(run.pass);
+  const tensor::Value hidden = share.embed(run.pass);
   trace.embed = run.ops.take();
   trace.hidden = hidden->root;
-  const std::int64_t layers = share.spec().layers;
-  std::vector<int> numbers;  // of kinds, by the architecture
-  for (std::int64_t i = 0; i < layers; ++i) {
-    const int number = share.layer_kind(i);
-    auto at = std::find(numbers.begin(), numbers.end(), number);
-    if (at == numbers.end()) {
-      numbers.push_back(number);
-      at = numbers.end() - 1;
-      KindTrace kind;
-      kind.example = i;
-      if (static_cast<std::size_t>(i) < share.spec().layer.size()) kind.spec = share.spec().layer[static_cast<std::size_t>(i)];
-      {
-        const tensor::Value out = share.layer(run.pass, i, hidden);
-        kind.forward = run.ops.take();
-      }
-      (void)run.ops.take();  // the output's release
-      trace.kinds.push_back(std::move(kind));
-    }
-    const auto index = static_cast<std::size_t>(at - numbers.begin());
-    ++trace.kinds[index].layers;
-    trace.kind_of_layer.push_back(static_cast<std::uint8_t>(index));
-  }
-  run.run_head(share, phase, hidden);
+  each_kind(share, trace, [&](KindTrace& kind, std::int64_t layer) {
+    const tensor::Value out = share.layer(run.pass, layer, hidden);
+    kind.forward = run.ops.take();
+  });
+  (void)run.ops.take();  // the last kind's output
+  const tensor::Value logits = share.head(run.pass, hidden);
   trace.head = run.ops.take();
   return trace;
 }
@@ -153,7 +210,8 @@ meta::Trace trace_whole(const model::Architecture& share, Phase phase, DType act
   share.begin(run.pass);
   tensor::Value hidden = share.embed(run.pass);
   for (std::int64_t i = 0; i < share.spec().layers; ++i) hidden = share.layer(run.pass, i, hidden);
-  run.run_head(share, phase, hidden);
+  const tensor::Value logits = share.head(run.pass, hidden);
+  if (phase == Phase::kTrain) (void)run_loss(run.ops, logits);
   return run.ops.take();
 }
 
