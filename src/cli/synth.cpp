@@ -1,0 +1,70 @@
+// fathom synth: a checkpoint with random weights.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/i18n.h"
+#include "base/json.h"
+#include "base/terminal.h"
+#include "base/units.h"
+#include "cli/verbs.h"
+#include "weights/interrupt.h"
+#include "weights/synth.h"
+
+namespace fathom::cli {
+namespace {
+
+struct Flags {
+  std::string model, out, dtype = "native";
+  std::optional<std::int64_t> layers;
+  weights::SynthOptions synth;
+};
+Flags flags;
+
+void print_json(const model::ModelSpec& spec, const weights::SynthReport& report) {
+  const Json json = {{"folder", report.folder.string()}, {"model_type", spec.model_type}, {"layers", spec.layers},   {"dtype", flags.dtype}, {"seed", flags.synth.seed},
+                     {"parameters", report.parameters},  {"tensors", report.tensors},     {"files", report.files}, {"bytes", report.bytes}, {"seconds", report.seconds}};
+  std::printf("%s\n", dump_json(json, 2).c_str());
+}
+
+void print_text(const model::ModelSpec& spec, const weights::SynthReport& report) {
+  std::printf("%s\n", tr("cli.synth.done", {{"folder", report.folder.string()}, {"type", spec.model_type}, {"layers", std::to_string(spec.layers)},
+                                            {"parameters", format_count(static_cast<double>(report.parameters))}, {"tensors", std::to_string(report.tensors)},
+                                            {"bytes", format_bytes(report.bytes)}, {"files", std::to_string(report.files)}, {"seconds", format_seconds(report.seconds)},
+                                            {"rate", format_bytes(report.bytes_per_second())}}).c_str());
+  std::printf("%s\n", tr("cli.synth.note", {{"seed", std::to_string(flags.synth.seed)}}).c_str());
+}
+
+}  // namespace
+
+void setup_synth(CLI::App& app) {
+  app.add_option("MODEL", flags.model, tr("cli.synth.model"))->required();
+  app.add_option("-o,--out", flags.out, tr("cli.synth.out"))->required();
+  app.add_option("--layers", flags.layers, tr("cli.synth.layers"));
+  app.add_option("--dtype", flags.dtype, tr("cli.synth.dtype"));
+  app.add_option("--seed", flags.synth.seed, tr("cli.synth.seed"));
+  app.add_option("--threads", flags.synth.threads, tr("cli.synth.threads"))->check(CLI::Range(1, 1024));
+  app.add_flag("--force", flags.synth.overwrite, tr("cli.synth.force"));
+}
+
+Result<int> run_synth(const Common& common) {
+  FATHOM_TRY(const weights::StoragePolicy policy, weights::parse_storage_policy(flags.dtype));
+  FATHOM_TRY(const model::ModelSpec published, weights::find_model_spec(flags.model));
+  FATHOM_TRY(const model::ModelSpec spec, weights::synthetic_spec(published, flags.layers, policy.dtype));
+  const weights::InterruptGuard guard;
+  std::unique_ptr<Progress> bar;
+  flags.synth.progress = [&](Bytes done, Bytes total) {
+    if (!bar) bar = std::make_unique<Progress>(tr("cli.synth.progress"), total);
+    bar->update(done);
+    return !weights::InterruptGuard::requested();
+  };
+  FATHOM_TRY(const weights::SynthReport report, weights::synthesize_checkpoint(spec, flags.out, flags.synth));
+  bar.reset();
+  if (common.json) print_json(spec, report);
+  else print_text(spec, report);
+  return kExitOk;
+}
+
+}  // namespace fathom::cli
