@@ -21,7 +21,9 @@ bool listed(const std::vector<std::string>& paths, std::string_view path) {
   });
 }
 
-bool contains(const std::string& text, std::string_view part) { return to_lower(text).find(to_lower(part)) != std::string::npos; }
+bool contains(const std::string& text, std::string_view part) {
+  return to_lower(text).find(to_lower(part)) != std::string::npos;
+}
 
 // Every blank-separated word of `search` occurs in `text`.
 bool has_words(const std::string& text, const std::string& search) {
@@ -35,7 +37,8 @@ Result<const Record*> find_by_id(std::span<const Record> records, std::string_vi
   std::vector<std::string> ids;
   const std::string wanted = name_parts(name).squeezed;
   for (const Record& record : records) {
-    if (record.id == name || name_parts(record.id).squeezed == wanted || name_parts(record.name).squeezed == wanted) return &record;
+    if (record.id == name || name_parts(record.id).squeezed == wanted || name_parts(record.name).squeezed == wanted)
+      return &record;
     ids.push_back(record.id);
   }
   const auto near = nearest_names(name, ids, 4);
@@ -43,7 +46,8 @@ Result<const Record*> find_by_id(std::span<const Record> records, std::string_vi
 }
 
 std::string candidate_text(const Accelerator& a) {
-  return fmt::format("{} ({:.4g} GB)", a.id, static_cast<double>(a.memory.marketed_bytes.value_or(a.usable_memory_bytes())) / kGB);
+  return fmt::format("{} ({:.4g} GB)", a.id,
+                     static_cast<double>(a.memory.marketed_bytes.value_or(a.usable_memory_bytes())) / kGB);
 }
 
 // Usable bytes when a size is named or seen and the memory is of that size: the catalog's share of it.
@@ -59,7 +63,8 @@ Bytes usable_of(const Accelerator& a, Bytes memory_bytes, double named_gb) {
 }  // namespace
 
 std::string_view precision_name(Precision precision) {
-  static constexpr std::string_view names[kPrecisionCount] = {"fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4", "int4"};
+  static constexpr std::string_view names[kPrecisionCount] = {"fp32", "tf32", "fp16", "bf16",
+                                                              "fp8",  "int8", "fp4",  "int4"};
   return names[static_cast<int>(precision)];
 }
 
@@ -96,7 +101,8 @@ Result<Catalog> Catalog::load(const Path& user_folder) {
       FATHOM_TRY_VOID(loader.add(file.contents, std::string(file.path), /*user=*/false));
   std::error_code error;
   std::vector<Path> files;
-  for (std::filesystem::directory_iterator it(user_folder / "hardware", error), end; !error && it != end; it.increment(error))
+  for (std::filesystem::directory_iterator it(user_folder / "hardware", error), end; !error && it != end;
+       it.increment(error))
     if (it->path().extension() == ".json") files.push_back(it->path());
   if (error && error != std::errc::no_such_file_or_directory && error != std::errc::not_a_directory)
     return fail("base.cannot_open", {{"path", (user_folder / "hardware").string()}, {"reason", error.message()}});
@@ -116,13 +122,15 @@ const Source* Catalog::source(std::string_view id) const {
 Result<HardwareChoice> Catalog::find(std::string_view name, Bytes memory_bytes) const {
   const NameIndex::Match match = names_->match(name, memory_bytes);
   std::vector<std::string> candidates;
-  for (const int position : match.candidates) candidates.push_back(candidate_text(accelerators_[static_cast<std::size_t>(position)]));
+  for (const int position : match.candidates)
+    candidates.push_back(candidate_text(accelerators_[static_cast<std::size_t>(position)]));
   if (candidates.size() > 12) candidates.resize(12);
   const std::string shown = printable(name);
   switch (match.outcome) {
     case NameIndex::Outcome::kFound: {
       const Accelerator& found = accelerators_[static_cast<std::size_t>(match.candidates.front())];
-      return HardwareChoice{.accelerator = &found, .usable_bytes = usable_of(found, memory_bytes, match.named_memory_gb)};
+      return HardwareChoice{.accelerator = &found,
+                            .usable_bytes = usable_of(found, memory_bytes, match.named_memory_gb)};
     }
     case NameIndex::Outcome::kAmbiguous:
       return fail("hardware_catalog.ambiguous", {{"name", shown}, {"candidates", join(candidates)}});
@@ -130,7 +138,8 @@ Result<HardwareChoice> Catalog::find(std::string_view name, Bytes memory_bytes) 
       return fail("hardware_catalog.wrong_memory", {{"name", shown}, {"candidates", join(candidates)}});
     case NameIndex::Outcome::kNeedsMemory:
       return fail("hardware_catalog.shared_name", {{"name", shown}, {"candidates", join(candidates)}});
-    case NameIndex::Outcome::kUnknown: break;
+    case NameIndex::Outcome::kUnknown:
+      break;
   }
   const std::vector<std::string> near = names_->suggestions(name);
   if (near.empty()) return fail("hardware_catalog.unknown", {{"name", shown}});
@@ -139,7 +148,9 @@ Result<HardwareChoice> Catalog::find(std::string_view name, Bytes memory_bytes) 
 
 Result<HardwareChoice> Catalog::parse(std::string_view text) const {
   text = trim(text);
-  const auto found_alone = [&](std::string_view name) { return names_->match(name, 0).outcome != NameIndex::Outcome::kUnknown; };
+  const auto found_alone = [&](std::string_view name) {
+    return names_->match(name, 0).outcome != NameIndex::Outcome::kUnknown;
+  };
   if (found_alone(text)) return find(text);
   if (const auto position = names_->offer(text)) {
     const CloudOffer& offer = offers_[static_cast<std::size_t>(*position)];
@@ -160,8 +171,9 @@ std::vector<const Accelerator*> Catalog::list(const HardwareFilter& filter) cons
   std::vector<const Accelerator*> out;
   for (const Accelerator& a : accelerators_) {
     const Bytes memory = std::max(a.memory.marketed_bytes.value_or(0), a.usable_memory_bytes());
-    const std::string text = join(std::vector<std::string>{a.id, a.vendor, a.name, a.arch, a.form, a.memory.kind, join(a.driver_names),
-                                                           join(a.short_names), join(a.shared_names)});
+    const std::string text =
+        join(std::vector<std::string>{a.id, a.vendor, a.name, a.arch, a.form, a.memory.kind, join(a.driver_names),
+                                      join(a.short_names), join(a.shared_names)});
     if (contains(a.vendor, filter.vendor) && contains(a.arch, filter.arch) && has_words(text, filter.search) &&
         memory >= filter.min_memory_bytes)
       out.push_back(&a);

@@ -1,7 +1,8 @@
 // The hardware catalog: what accelerators, CPUs, links, disks and cloud machines are, as facts with provenance.
-// Facts live in data/hardware/*.json, embedded in the binary, overlaid by the user's hardware/*.json (see docs/adding-hardware):
-// a record with a known id changes the fields it names, one with a new id is added. Loaded once; immutable afterwards.
-// Units: bytes, bytes per second, FLOP per second (dense, never sparse). An absent optional means "not known".
+// Facts live in data/hardware/*.json, embedded in the binary, overlaid by the user's hardware/*.json (see
+// docs/adding-hardware): a record with a known id changes the fields it names, one with a new id is added. Loaded once;
+// immutable afterwards. Units: bytes, bytes per second, FLOP per second (dense, never sparse). An absent optional means
+// "not known".
 #pragma once
 #include <array>
 #include <cstdint>
@@ -31,8 +32,8 @@ struct Provenance {
   std::string confidence;               // "high", "medium", "low"; "user" for a record that the user wrote
   std::vector<std::string> unverified;  // from memory or by a rule: a path, the start of paths ("memory"), or "*"
   std::string unverified_note;
-  std::vector<std::string> link_lost;   // read once, the source's address is lost
-  std::string cross_check;              // "agree", "agree_with_notes", "conflict", "single", "none"; accelerators only
+  std::vector<std::string> link_lost;  // read once, the source's address is lost
+  std::string cross_check;             // "agree", "agree_with_notes", "conflict", "single", "none"; accelerators only
   std::string cross_check_fields;
   std::map<std::string, std::string> overridden;  // path -> the user's file that set it
 
@@ -64,18 +65,19 @@ struct Connection {
   std::string note;
 };
 
-/// What the accelerator is sold as, and what then lies between two of them. Rates are per direction; intra: of one device.
+/// What the accelerator is sold as, and what then lies between two of them. Rates are per direction; intra: of one
+/// device.
 struct Node {
-  int devices = 1;     // devices of one node as sold: 8 for HGX, 4 for an NVL72 tray, 1 for a card sold singly
-  int host_slots = 1;  // cards sold singly: how many one host commonly takes
-  int domain = 1;      // devices that reach each other over intra_link; larger than a node for NVL72
+  int devices = 1;         // devices of one node as sold: 8 for HGX, 4 for an NVL72 tray, 1 for a card sold singly
+  int host_slots = 1;      // cards sold singly: how many one host commonly takes
+  int domain = 1;          // devices that reach each other over intra_link; larger than a node for NVL72
   std::string intra_kind;  // "nvswitch", "nvlink", "xgmi", "hccs", "ub", "roce", "pcie", "none"
   std::string intra_link;  // id of a Link, or empty
   std::optional<double> intra_bytes_per_second;
-  std::string inter_link;  // id of a Link: the network that such a node usually has
-  std::optional<int> inter_ports;  // such links a node has
+  std::string inter_link;                        // id of a Link: the network that such a node usually has
+  std::optional<int> inter_ports;                // such links a node has
   std::optional<double> inter_bytes_per_second;  // of the whole node: inter_ports times the link
-  int bridge_cards = 0;  // cards that an optional NVLink bridge joins; 0: no bridge exists
+  int bridge_cards = 0;                          // cards that an optional NVLink bridge joins; 0: no bridge exists
   std::optional<double> bridge_bytes_per_second;
 };
 
@@ -197,9 +199,9 @@ class Catalog {
   std::span<const Source> sources() const { return sources_; }
   const Source* source(std::string_view id) const;  // nullptr when there is none
 
-  /// By id, driver name, short name or class ("a100-80g", "NVIDIA H100 80GB HBM3"); case, blanks and dashes do not matter.
-  /// `memory_bytes` (the driver's total, 0 unknown) tells products of one name apart and refuses a size that does not fit.
-  /// Ambiguous and unknown names are errors that list candidates.
+  /// By id, driver name, short name or class ("a100-80g", "NVIDIA H100 80GB HBM3"); case, blanks and dashes do not
+  /// matter. `memory_bytes` (the driver's total, 0 unknown) tells products of one name apart and refuses a size that
+  /// does not fit. Ambiguous and unknown names are errors that list candidates.
   Result<HardwareChoice> find(std::string_view name, Bytes memory_bytes = 0) const;
   /// find() with a count: "8xH100-SXM", "8 x h200", "H100 x8", or a cloud machine: "p5.48xlarge".
   Result<HardwareChoice> parse(std::string_view text) const;

@@ -14,7 +14,8 @@ std::string with_unit(double base, Unit unit) {
   const std::string_view name = unit_name(unit);
   std::string text = plain(base / unit_scale(unit));
   if (!name.empty()) text.append(" ").append(name);
-  if (unit == Unit::kMiB && base >= static_cast<double>(kGiB)) text += fmt::format(" ({:.2f} GiB)", base / static_cast<double>(kGiB));
+  if (unit == Unit::kMiB && base >= static_cast<double>(kGiB))
+    text += fmt::format(" ({:.2f} GiB)", base / static_cast<double>(kGiB));
   if (unit == Unit::kGB) text += fmt::format(" ({:.2f} GiB)", base / static_cast<double>(kGiB));
   return text;
 }
@@ -57,12 +58,14 @@ class Describer final : public FieldVisitor {
   void street(std::string_view path, std::vector<StreetPrice>& value) override {
     for (const StreetPrice& price : value) {
       const std::string low = price.low_usd ? fmt::format("{} – ", plain(*price.low_usd)) : "";
-      add(path, fmt::format("{}{} USD, {}, {} [{}]", low, price.high_usd ? plain(*price.high_usd) : "?", price.condition, price.date, price.source));
+      add(path, fmt::format("{}{} USD, {}, {} [{}]", low, price.high_usd ? plain(*price.high_usd) : "?",
+                            price.condition, price.date, price.source));
     }
   }
   void cloud(std::string_view path, std::vector<CloudPrice>& value) override {
     for (const CloudPrice& price : value)
-      add(path, fmt::format("{} {}, {}, {}, {} [{}]", plain(price.per_hour), price.currency, price.provider, price.kind, price.date, price.source));
+      add(path, fmt::format("{} {}, {}, {}, {} [{}]", plain(price.per_hour), price.currency, price.provider, price.kind,
+                            price.date, price.source));
   }
 
   std::vector<Figure> take() { return std::move(figures_); }
@@ -70,8 +73,10 @@ class Describer final : public FieldVisitor {
  private:
   void add(std::string_view path, std::string value) {
     Figure figure{.path = std::string(path), .value = std::move(value), .trust = Trust::kSourced, .file = {}};
-    if (provenance_.is_unverified(path)) figure.trust = Trust::kUnverified;
-    else if (provenance_.is_link_lost(path)) figure.trust = Trust::kLinkLost;
+    if (provenance_.is_unverified(path))
+      figure.trust = Trust::kUnverified;
+    else if (provenance_.is_link_lost(path))
+      figure.trust = Trust::kLinkLost;
     if (const auto user = provenance_.overridden.find(figure.path); user != provenance_.overridden.end()) {
       figure.trust = Trust::kUser;
       figure.file = user->second;
@@ -101,10 +106,12 @@ Json record_of(const Record& record) {
 Json with_derived(const Accelerator& a) {
   Json out = record_of(a);
   out["usable_memory_bytes"] = a.usable_memory_bytes();
-  if (a.memory.bandwidth_bytes_per_second) out["memory_bandwidth_bytes_per_second"] = *a.memory.bandwidth_bytes_per_second;
+  if (a.memory.bandwidth_bytes_per_second)
+    out["memory_bandwidth_bytes_per_second"] = *a.memory.bandwidth_bytes_per_second;
   Json peaks = Json::object();
   for (int i = 0; i < kPrecisionCount; ++i)
-    if (const auto peak = a.peak(static_cast<Precision>(i))) peaks[std::string(precision_name(static_cast<Precision>(i)))] = *peak;
+    if (const auto peak = a.peak(static_cast<Precision>(i)))
+      peaks[std::string(precision_name(static_cast<Precision>(i)))] = *peak;
   out["peak_dense_flops"] = std::move(peaks);
   return out;
 }
@@ -121,7 +128,8 @@ std::string one_json(const Catalog& catalog, const Record& record) {
   for (const std::string& id : record.provenance.sources) {
     const Source* source = catalog.source(id);
     if (source != nullptr)
-      details.push_back({{"id", id}, {"url", source->url}, {"what", source->what}, {"date", source->date}, {"tier", source->tier}});
+      details.push_back(
+          {{"id", id}, {"url", source->url}, {"what", source->what}, {"date", source->date}, {"tier", source->tier}});
     else
       details.push_back({{"id", id}});
   }
@@ -137,7 +145,41 @@ std::string many_json(const char* section, std::span<const Record> records) {
   return dump_json(Json{{section, std::move(list)}}, 1);
 }
 
+template <class Record>
+std::vector<Record> search_in(std::span<const Record> records, std::string_view search) {
+  std::vector<Record> out;
+  for (const Record& record : records) {
+    Json json = record_of(record);
+    json.erase("provenance");
+    const std::string text = to_lower(dump_json(json));
+    bool found = true;
+    for (const std::string_view word : split(search, ' '))
+      found = found && text.find(to_lower(word)) != std::string::npos;
+    if (found) out.push_back(record);
+  }
+  return out;
+}
+
+std::string title(const std::string& name, const std::string& id) { return fmt::format("{} ({})", name, id); }
+
 }  // namespace
+
+std::string title_of(const Accelerator& record) { return title(record.name, record.id); }
+std::string title_of(const Cpu& record) { return title(record.name, record.id); }
+std::string title_of(const Link& record) { return title(record.name, record.id); }
+std::string title_of(const Storage& record) { return title(record.name, record.id); }
+std::string title_of(const CloudOffer& record) { return title(record.provider + " " + record.instance, record.id); }
+
+std::vector<Cpu> matching(std::span<const Cpu> records, std::string_view search) { return search_in(records, search); }
+std::vector<Link> matching(std::span<const Link> records, std::string_view search) {
+  return search_in(records, search);
+}
+std::vector<Storage> matching(std::span<const Storage> records, std::string_view search) {
+  return search_in(records, search);
+}
+std::vector<CloudOffer> matching(std::span<const CloudOffer> records, std::string_view search) {
+  return search_in(records, search);
+}
 
 std::vector<Figure> figures(const Accelerator& record) { return describe(record); }
 std::vector<Figure> figures(const Cpu& record) { return describe(record); }
@@ -146,6 +188,10 @@ std::vector<Figure> figures(const Storage& record) { return describe(record); }
 std::vector<Figure> figures(const CloudOffer& record) { return describe(record); }
 
 std::string in_unit(std::optional<double> base, Unit unit) { return base ? plain(*base / unit_scale(unit)) : "-"; }
+
+std::string in_range(std::optional<double> low, std::optional<double> high, Unit unit) {
+  return low && high ? fmt::format("{} – {}", in_unit(low, unit), in_unit(high, unit)) : "-";
+}
 
 std::string record_json(const Catalog& catalog, const Accelerator& record) { return one_json(catalog, record); }
 std::string record_json(const Catalog& catalog, const Cpu& record) { return one_json(catalog, record); }

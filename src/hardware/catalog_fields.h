@@ -12,9 +12,9 @@ namespace fathom::hardware {
 
 /// The unit in which a data file writes a figure; the record holds base units (bytes, bytes/s, FLOP/s, Hz, W, USD, s).
 enum class Unit { kNone, kGB, kMiB, kGiB, kGBPerSecond, kTflops, kMHz, kWatt, kUsd, kMicroseconds };
-double unit_scale(Unit unit);            // base units of one such unit
-double unit_limit(Unit unit);            // the largest figure in that unit that is not absurd
-std::string_view unit_name(Unit unit);   // "GB/s"
+double unit_scale(Unit unit);           // base units of one such unit
+double unit_limit(Unit unit);           // the largest figure in that unit that is not absurd
+std::string_view unit_name(Unit unit);  // "GB/s"
 
 /// Called once for each field with its path in the data file ("memory.bandwidth_gb_s") and its place in the record.
 class FieldVisitor {

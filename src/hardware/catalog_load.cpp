@@ -20,11 +20,14 @@ bool good_id(std::string_view id) {
   });
 }
 
-void collect_paths(const Json& value, const std::string& prefix, const std::string& file, std::map<std::string, std::string>& out) {
+void collect_paths(const Json& value, const std::string& prefix, const std::string& file,
+                   std::map<std::string, std::string>& out) {
   for (const auto& [key, item] : value.items()) {
     if (prefix.empty() && key == "id") continue;
-    if (item.is_object()) collect_paths(item, prefix + key + ".", file, out);
-    else out[prefix + key] = file;
+    if (item.is_object())
+      collect_paths(item, prefix + key + ".", file, out);
+    else
+      out[prefix + key] = file;
   }
 }
 
@@ -65,7 +68,8 @@ Status CatalogLoader::add_record(const std::string& section, const Json& record,
   Section& into = sections_[section];
   const auto known = into.by_id.find(name);
   if (known == into.by_id.end()) {
-    if (into.entries.size() >= kMaxRecords) return fail("hardware_catalog.too_many", {{"what", what}, {"field", section}});
+    if (into.entries.size() >= kMaxRecords)
+      return fail("hardware_catalog.too_many", {{"what", what}, {"field", section}});
     into.by_id.emplace(name, into.entries.size());
     into.entries.push_back({record, record_name(section, name, what), {}});
   } else {
@@ -106,7 +110,8 @@ Status CatalogLoader::check_accelerators(Catalog& catalog) {
     const std::string& what = sections_["accelerators"].entries[i].what;
     if (a.name.empty() || a.vendor.empty())
       return fail("hardware_catalog.missing_field", {{"what", what}, {"field", a.name.empty() ? "name" : "vendor"}});
-    if (a.usable_memory_bytes() == 0) return fail("hardware_catalog.missing_field", {{"what", what}, {"field", "memory.marketed_gb"}});
+    if (a.usable_memory_bytes() == 0)
+      return fail("hardware_catalog.missing_field", {{"what", what}, {"field", "memory.marketed_gb"}});
     const auto link_rate = [&](const std::string& id, const char* field) -> Result<std::optional<double>> {
       if (id.empty()) return std::nullopt;
       for (const Link& link : catalog.links_)

@@ -11,18 +11,30 @@ namespace fathom::hardware {
 namespace {
 
 // Words that tell products of one maker from nothing: dropped wherever they stand.
-constexpr std::array<std::string_view, 17> kNoise = {"nvidia", "amd",      "intel",  "apple",    "huawei", "google",
-                                                     "geforce", "tesla",   "quadro", "instinct", "radeon", "graphics",
-                                                     "gpu",    "r",        "tm",     "cpu",      "processor"};
+constexpr std::array<std::string_view, 17> kNoise = {"nvidia",  "amd",   "intel",  "apple",    "huawei",   "google",
+                                                     "geforce", "tesla", "quadro", "instinct", "radeon",   "graphics",
+                                                     "gpu",     "r",     "tm",     "cpu",      "processor"};
 struct FormWord {
   std::string_view word, form;
 };
-constexpr std::array<FormWord, 13> kForms = {{{"sxm", "sxm"}, {"sxm2", "sxm"}, {"sxm3", "sxm"}, {"sxm4", "sxm"}, {"sxm5", "sxm"},
-                                              {"sxm6", "sxm"}, {"hgx", "sxm"}, {"dgx", "sxm"}, {"pcie", "pcie"}, {"pci", "pcie"},
-                                              {"nvl", "nvl"}, {"oam", "oam"}, {"nvl72", "superchip"}}};
+constexpr std::array<FormWord, 13> kForms = {{{"sxm", "sxm"},
+                                              {"sxm2", "sxm"},
+                                              {"sxm3", "sxm"},
+                                              {"sxm4", "sxm"},
+                                              {"sxm5", "sxm"},
+                                              {"sxm6", "sxm"},
+                                              {"hgx", "sxm"},
+                                              {"dgx", "sxm"},
+                                              {"pcie", "pcie"},
+                                              {"pci", "pcie"},
+                                              {"nvl", "nvl"},
+                                              {"oam", "oam"},
+                                              {"nvl72", "superchip"}}};
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_word(char c) { return is_digit(c) || (c >= 'a' && c <= 'z') || c == '+' || c == '.' || static_cast<unsigned char>(c) >= 0x80; }
+bool is_word(char c) {
+  return is_digit(c) || (c >= 'a' && c <= 'z') || c == '+' || c == '.' || static_cast<unsigned char>(c) >= 0x80;
+}
 
 std::vector<std::string_view> words(std::string_view lower) {
   std::vector<std::string_view> out;
@@ -45,8 +57,8 @@ bool parse_all(std::string_view text, Number& out) {
 double memory_word(std::string_view word) {
   for (const std::string_view unit : {"gib", "gb", "g"}) {
     double value = 0;
-    if (word.size() > unit.size() && word.ends_with(unit) && parse_all(word.substr(0, word.size() - unit.size()), value) &&
-        std::isfinite(value) && value > 0 && value < 1e6)
+    if (word.size() > unit.size() && word.ends_with(unit) &&
+        parse_all(word.substr(0, word.size() - unit.size()), value) && std::isfinite(value) && value > 0 && value < 1e6)
       return value;
   }
   return 0;
@@ -95,8 +107,10 @@ NameParts name_parts(std::string_view name) {
       continue;
     }
     const auto form = std::find_if(kForms.begin(), kForms.end(), [&](const FormWord& f) { return f.word == word; });
-    if (form != kForms.end()) parts.form = form->form;
-    else parts.core += word;
+    if (form != kForms.end())
+      parts.form = form->form;
+    else
+      parts.core += word;
   }
   if (parts.squeezed.empty())  // nothing but makers' words: "AMD Radeon Graphics"
     for (const std::string_view word : all) parts.squeezed += word;
@@ -120,7 +134,8 @@ std::optional<Counted> split_count(std::string_view text) {
   while (digits < text.size() && is_digit(text[digits])) ++digits;
   std::size_t at = digits;
   while (at < text.size() && text[at] == ' ') ++at;
-  if (const std::size_t cross = digits > 0 ? cross_at(at) : 0; cross > 0) return counted(text.substr(0, digits), trim(text.substr(at + cross)));
+  if (const std::size_t cross = digits > 0 ? cross_at(at) : 0; cross > 0)
+    return counted(text.substr(0, digits), trim(text.substr(at + cross)));
   // "H100 x8": only after a blank, since names end in digits too.
   const std::size_t blank = text.rfind(' ');
   if (blank == std::string_view::npos) return std::nullopt;
@@ -135,6 +150,7 @@ NameIndex::NameIndex(const Catalog& catalog) : accelerators_(catalog.accelerator
     const Accelerator& a = accelerators_[i];
     const int position = static_cast<int>(i);
     ids_.push_back(a.id);
+    by_id_.emplace(a.id, position);
     std::vector<std::string> names = {a.id, a.name};
     names.insert(names.end(), a.driver_names.begin(), a.driver_names.end());
     names.insert(names.end(), a.short_names.begin(), a.short_names.end());
@@ -164,9 +180,11 @@ NameIndex::NameIndex(const Catalog& catalog) : accelerators_(catalog.accelerator
 bool NameIndex::fits(int position, Bytes memory_bytes, double named_gb, bool strict) const {
   const Memory& memory = at(position).memory;
   std::vector<double> sizes;  // all readings of what one device may show
-  for (const auto& size : {memory.marketed_bytes, memory.reported_bytes, memory.cuda_visible_bytes, memory.usable_bytes})
+  for (const auto& size :
+       {memory.marketed_bytes, memory.reported_bytes, memory.cuda_visible_bytes, memory.usable_bytes})
     if (size) sizes.push_back(static_cast<double>(*size));
-  if (memory.marketed_bytes) sizes.push_back(static_cast<double>(*memory.marketed_bytes) / kGB * static_cast<double>(kGiB));
+  if (memory.marketed_bytes)
+    sizes.push_back(static_cast<double>(*memory.marketed_bytes) / kGB * static_cast<double>(kGiB));
   if (sizes.empty()) return true;
   const double largest = *std::max_element(sizes.begin(), sizes.end());
   const auto fits_one = [&](double bytes) {
@@ -178,7 +196,8 @@ bool NameIndex::fits(int position, Bytes memory_bytes, double named_gb, bool str
   return named_gb <= 0 || fits_one(named_gb * kGB) || fits_one(named_gb * static_cast<double>(kGiB));
 }
 
-std::vector<int> NameIndex::fitting(const std::vector<int>& positions, Bytes memory_bytes, double named_gb, bool strict) const {
+std::vector<int> NameIndex::fitting(const std::vector<int>& positions, Bytes memory_bytes, double named_gb,
+                                    bool strict) const {
   std::vector<int> out;
   for (const int position : positions)
     if (fits(position, memory_bytes, named_gb, strict)) out.push_back(position);
@@ -206,7 +225,8 @@ std::vector<int> NameIndex::same_core(const NameParts& parts, Bytes memory_bytes
 std::vector<int> NameIndex::starting_with(const std::string& squeezed) const {
   std::vector<int> out;
   if (squeezed.size() < 2) return out;
-  for (auto key = std::lower_bound(keys_.begin(), keys_.end(), squeezed); key != keys_.end() && key->starts_with(squeezed); ++key)
+  for (auto key = std::lower_bound(keys_.begin(), keys_.end(), squeezed);
+       key != keys_.end() && key->starts_with(squeezed); ++key)
     for (const int position : exact_.at(*key))
       if (std::find(out.begin(), out.end(), position) == out.end()) out.push_back(position);
   std::sort(out.begin(), out.end());
@@ -222,10 +242,12 @@ NameIndex::Match NameIndex::match(std::string_view name, Bytes memory_bytes) con
     const Outcome outcome = left.size() == 1 ? Outcome::kFound : Outcome::kAmbiguous;
     return answer(outcome, std::move(left));
   };
+  if (const auto id = by_id_.find(std::string(name)); id != by_id_.end()) return answer(Outcome::kFound, {id->second});
   if (parts.squeezed.empty()) return answer(Outcome::kUnknown, {});
   std::vector<int> of_other_memory;
   if (const auto exact = exact_.find(parts.squeezed); exact != exact_.end()) {
-    // A size inside a name that is known as a whole is part of the name ("GH200 480GB"): only the driver's total counts.
+    // A size inside a name that is known as a whole is part of the name ("GH200 480GB"): only the driver's total
+    // counts.
     std::vector<int> left = fitting(exact->second, memory_bytes, 0, false);
     if (!left.empty()) return one_or_many(std::move(left));
     of_other_memory = exact->second;
@@ -252,7 +274,8 @@ std::vector<std::string> NameIndex::suggestions(std::string_view name) const {
   std::vector<std::string> out;
   const auto offer_ids = [&](const std::string& key) {
     for (const int position : exact_.at(key))
-      if (const std::string& id = ids_[static_cast<std::size_t>(position)]; out.size() < 3 && std::find(out.begin(), out.end(), id) == out.end())
+      if (const std::string& id = ids_[static_cast<std::size_t>(position)];
+          out.size() < 3 && std::find(out.begin(), out.end(), id) == out.end())
         out.push_back(id);
   };
   std::string longest;  // the longest known name inside: "rtx4090" of "rtx4090laptop"

@@ -13,15 +13,16 @@ namespace fathom::hardware {
 
 /// A name taken apart: "NVIDIA A100-SXM4-80GB" is core "a100", form "sxm", 80 GB.
 struct NameParts {
-  std::string core;       // what is left, in lower case without blanks, dashes and the maker's name
-  std::string squeezed;   // all of it, the same way: "a100sxm480gb"
-  std::string form;       // "sxm", "pcie", "nvl", "oam", "superchip" or empty
-  std::string kind;       // "hbm3": memory named by its kind, or empty
-  double memory_gb = 0;   // "80GB", "80g": as written, whatever its gigabyte; 0 when none is named
+  std::string core;      // what is left, in lower case without blanks, dashes and the maker's name
+  std::string squeezed;  // all of it, the same way: "a100sxm480gb"
+  std::string form;      // "sxm", "pcie", "nvl", "oam", "superchip" or empty
+  std::string kind;      // "hbm3": memory named by its kind, or empty
+  double memory_gb = 0;  // "80GB", "80g": as written, whatever its gigabyte; 0 when none is named
 };
 NameParts name_parts(std::string_view name);
 
-/// "8xH100-SXM" -> {8, "H100-SXM"}; "H100 x8" too. Nullopt when there is no count; a count of 0 or above 100000 is kept as 0.
+/// "8xH100-SXM" -> {8, "H100-SXM"}; "H100 x8" too. Nullopt when there is no count; a count of 0 or above 100000 is kept
+/// as 0.
 struct Counted {
   int count;
   std::string_view rest;
@@ -56,8 +57,9 @@ class NameIndex {
 
   std::span<const Accelerator> accelerators_;  // of the catalog that owns this index; moves with its vector's storage
   std::vector<std::string> ids_;
-  Table exact_, core_, shared_;                // squeezed name, core, name shared with other products
-  std::vector<std::string> keys_;              // of exact_, sorted, for prefixes and suggestions
+  Table exact_, core_, shared_;                 // squeezed name, core, name shared with other products
+  std::vector<std::string> keys_;               // of exact_, sorted, for prefixes and suggestions
+  std::unordered_map<std::string, int> by_id_;  // an id, written exactly, wins over every other name
   std::unordered_map<std::string, int> offers_, cpus_;
 };
 

@@ -5,14 +5,22 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/i18n.h"
 #include "base/strings.h"
 
 namespace fathom::hardware {
 namespace {
 
-constexpr std::size_t kMaxText = 4096;   // longest text of a field
-constexpr std::size_t kMaxList = 4096;   // longest list
+constexpr std::size_t kMaxText = 4096;  // longest text of a field
+constexpr std::size_t kMaxList = 4096;  // longest list
 constexpr int kMaxInteger = 100'000'000;
+
+// What may be shown as it is: not too long, and nothing that moves a terminal's cursor.
+bool showable(const std::string& text) {
+  return text.size() <= kMaxText &&
+         std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+}
+bool showable(const Json& value) { return value.is_string() && showable(value.get_ref<const std::string&>()); }
 
 }  // namespace
 
@@ -38,7 +46,7 @@ void RecordReader::fail_type(std::string_view path, std::string_view expected, c
   if (error_) return;
   error_ = fail("hardware_catalog.wrong_type", {{"what", what_},
                                                 {"field", printable(path)},
-                                                {"expected", std::string(expected)},
+                                                {"expected", tr("hardware_catalog.expected." + std::string(expected))},
                                                 {"value", printable(dump_json(value), 40)}})
                .value();
 }
@@ -65,7 +73,7 @@ std::optional<double> RecordReader::figure(std::string_view path, Unit unit, con
 void RecordReader::text(std::string_view path, std::string& value) {
   const Json* at = find(path);
   if (at == nullptr) return;
-  if (!at->is_string() || at->get_ref<const std::string&>().size() > kMaxText) return fail_type(path, "string", *at);
+  if (!showable(*at)) return fail_type(path, "line", *at);
   value = at->get<std::string>();
 }
 
@@ -79,8 +87,7 @@ void RecordReader::texts(std::string_view path, std::vector<std::string>& value)
   const Json* at = find(path);
   if (at == nullptr || !check_list(path, *at)) return;
   for (const Json& item : *at) {
-    if (!item.is_string() || item.get_ref<const std::string&>().size() > kMaxText)
-      return fail_type(path, "list of strings", item);
+    if (!showable(item)) return fail_type(path, "lines", item);
     value.push_back(item.get<std::string>());
   }
 }
@@ -109,24 +116,24 @@ void RecordReader::count(std::string_view path, int& value, int smallest) {
   std::optional<int> number;
   integer(path, number);
   if (!number) return;
-  if (*number < smallest) return fail_type(path, fmt::format("integer from {}", smallest), *find(path));
+  if (*number < smallest) return fail_type(path, smallest > 0 ? "positive" : "integer", *find(path));
   value = *number;
 }
 
 void RecordReader::flag(std::string_view path, bool& value) {
   const Json* at = find(path);
   if (at == nullptr) return;
-  if (!at->is_boolean()) return fail_type(path, "true or false", *at);
+  if (!at->is_boolean()) return fail_type(path, "flag", *at);
   value = at->get<bool>();
 }
 
 void RecordReader::range(std::string_view path, Unit unit, std::optional<double>& low, std::optional<double>& high) {
   const Json* at = find(path);
   if (at == nullptr) return;
-  if (!at->is_array() || at->size() != 2) return fail_type(path, "[low, high]", *at);
+  if (!at->is_array() || at->size() != 2) return fail_type(path, "range", *at);
   const auto first = figure(path, unit, (*at)[0]), second = figure(path, unit, (*at)[1]);
   if (!first || !second) return;
-  if (*first > *second) return fail_type(path, "[low, high]", *at);
+  if (*first > *second) return fail_type(path, "range", *at);
   low = *first * unit_scale(unit);
   high = *second * unit_scale(unit);
 }
@@ -135,15 +142,18 @@ void RecordReader::numbers(std::string_view path, Unit unit, std::map<std::strin
   const Json* at = find(path);
   if (at == nullptr) return;
   if (!at->is_object() || at->size() > kMaxList) return fail_type(path, "object", *at);
-  for (const auto& [name, item] : at->items())
-    if (const auto number = figure(std::string(path) + "." + name, unit, item)) value[name] = *number * unit_scale(unit);
+  for (const auto& [name, item] : at->items()) {
+    if (!showable(name)) return fail_type(path, "names", *at);
+    if (const auto number = figure(std::string(path) + "." + name, unit, item))
+      value[name] = *number * unit_scale(unit);
+  }
 }
 
 std::string RecordReader::string_in(const Json& object, const char* key, std::string_view path) {
   const auto at = object.find(key);
   if (at == object.end() || at->is_null()) return {};
-  if (at->is_string() && at->get_ref<const std::string&>().size() <= kMaxText) return at->get<std::string>();
-  fail_type(std::string(path) + "." + key, "string", *at);
+  if (showable(*at)) return at->get<std::string>();
+  fail_type(std::string(path) + "." + key, "line", *at);
   return {};
 }
 
@@ -153,19 +163,20 @@ std::optional<double> RecordReader::figure_in(const Json& object, const char* ke
   return figure(std::string(path) + "." + key, Unit::kUsd, *at);
 }
 
-void RecordReader::check_keys(std::string_view path, const Json& object, std::initializer_list<std::string_view> known) {
+void RecordReader::check_keys(std::string_view path, const Json& object,
+                              std::initializer_list<std::string_view> known) {
   for (const auto& [key, value] : object.items())
     if (std::find(known.begin(), known.end(), key) == known.end() && !error_)
-      error_ = fail("hardware_catalog.unknown_field",
-                    {{"what", what_}, {"field", printable(std::string(path) + "." + key)}})
-                   .value();
+      error_ =
+          fail("hardware_catalog.unknown_field", {{"what", what_}, {"field", printable(std::string(path) + "." + key)}})
+              .value();
 }
 
 void RecordReader::street(std::string_view path, std::vector<StreetPrice>& value) {
   const Json* at = find(path);
   if (at == nullptr || !check_list(path, *at)) return;
   for (const Json& item : *at) {
-    if (!item.is_object()) return fail_type(path, "list of objects", item);
+    if (!item.is_object()) return fail_type(path, "objects", item);
     check_keys(path, item, {"low_usd", "high_usd", "condition", "date", "source"});
     value.push_back({.low_usd = figure_in(item, "low_usd", path),
                      .high_usd = figure_in(item, "high_usd", path),
@@ -179,7 +190,7 @@ void RecordReader::cloud(std::string_view path, std::vector<CloudPrice>& value) 
   const Json* at = find(path);
   if (at == nullptr || !check_list(path, *at)) return;
   for (const Json& item : *at) {
-    if (!item.is_object()) return fail_type(path, "list of objects", item);
+    if (!item.is_object()) return fail_type(path, "objects", item);
     check_keys(path, item, {"provider", "per_hour", "currency", "kind", "date", "source", "note"});
     const auto price = figure_in(item, "per_hour", path);
     if (!price) return fail_type(std::string(path) + ".per_hour", "number", item);
@@ -202,8 +213,10 @@ void RecordReader::look_for_unknown(const Json& object, const std::string& prefi
     if (is_parent && value.is_object()) {
       look_for_unknown(value, path + ".");
     } else if (!error_ && !(is_parent && value.is_null())) {
-      if (is_parent) fail_type(path, "object", value);
-      else error_ = fail("hardware_catalog.unknown_field", {{"what", what_}, {"field", printable(path)}}).value();
+      if (is_parent)
+        fail_type(path, "object", value);
+      else
+        error_ = fail("hardware_catalog.unknown_field", {{"what", what_}, {"field", printable(path)}}).value();
     }
   }
 }

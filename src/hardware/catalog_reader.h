@@ -1,4 +1,5 @@
-// Reads one catalog record from JSON: types, ranges and unknown keys are errors that name the file, the record and the field.
+// Reads one catalog record from JSON: types, ranges and unknown keys are errors that name the file, the record and the
+// field.
 #pragma once
 #include <optional>
 #include <set>
@@ -31,6 +32,7 @@ class RecordReader final : public FieldVisitor {
 
  private:
   const Json* find(std::string_view path);  // nullptr when absent, null, or not reachable; marks the path as known
+  /// `expected` ends a text key: hardware_catalog.expected.<expected>.
   void fail_type(std::string_view path, std::string_view expected, const Json& value);
   std::optional<double> figure(std::string_view path, Unit unit, const Json& value);
   std::string string_in(const Json& object, const char* key, std::string_view path);

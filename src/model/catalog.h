@@ -1,7 +1,7 @@
 // The model catalog: which models there are, with their published configuration and where that was read.
-// Facts live in data/models/*.json, embedded in the binary, overlaid by the user's models/*.json: an entry with a known id
-// changes the fields it names, one with a new id is added. Loaded once; immutable afterwards.
-// Sizes are not here: they follow from the configuration (model/spec.h). What is "published" is what its maker says, rounded.
+// Facts live in data/models/*.json, embedded in the binary, overlaid by the user's models/*.json: an entry with a known
+// id changes the fields it names, one with a new id is added. Loaded once; immutable afterwards. Sizes are not here:
+// they follow from the configuration (model/spec.h). What is "published" is what its maker says, rounded.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -47,9 +47,9 @@ struct ModelEntry {
 };
 
 struct ModelFilter {
-  std::string family;  // part of the family's name, any case; empty: all
-  std::string search;  // every word must occur in id, family, type, licence, dtype or notes
-  std::optional<double> max_params;
+  std::string family;                // part of the family's name, any case; empty: all
+  std::string search;                // every word must occur in id, family, type, licence, dtype or notes
+  std::optional<double> max_params;  // published, or computed where nothing is published
 };
 
 class ModelNames;
@@ -66,8 +66,9 @@ class ModelCatalog {
   std::span<const ModelEntry> models() const { return models_; }
   std::vector<const ModelEntry*> list(const ModelFilter& filter) const;
 
-  /// By id, id without its owner, or short name ("r1", "v3", "coder-33b", "v4-flash"); case, blanks, '_' and '-' do not matter.
-  /// The start of several names ("r1-distill") is an error that lists them; so is an unknown name, with the nearest ones.
+  /// By id, id without its owner, or short name ("r1", "v3", "coder-33b", "v4-flash"); case, blanks, '_' and '-' do not
+  /// matter. The start of several names ("r1-distill") is an error that lists them; so is an unknown name, with the
+  /// nearest ones.
   Result<const ModelEntry*> find(std::string_view name) const;
 
  private:

@@ -16,10 +16,11 @@ constexpr std::size_t kMaxText = 4096;
 constexpr std::size_t kMaxList = 1000;
 constexpr double kMaxFigure = 1e17;  // parameters or bytes; far above any model
 constexpr std::array<std::string_view, 18> kFields = {
-    "id",       "family",    "released",     "license",   "architecture", "model_type",     "context_length", "short_names", "published",
-    "tokenizer", "config",   "native_dtype", "sources",   "confidence",   "same_config_as", "notes",          "as_of",       "about"};
-constexpr std::array<std::string_view, 6> kPublished = {"total_params", "active_params",    "hub_size",
-                                                        "hub_params",   "checkpoint_bytes", "checkpoint_bytes_precision"};
+    "id",        "family",    "released", "license",      "architecture", "model_type", "context_length", "short_names",
+    "published", "tokenizer", "config",   "native_dtype", "sources",      "confidence", "same_config_as", "notes",
+    "as_of",     "about"};
+constexpr std::array<std::string_view, 6> kPublished = {
+    "total_params", "active_params", "hub_size", "hub_params", "checkpoint_bytes", "checkpoint_bytes_precision"};
 
 template <class List>
 Status check_keys(const Json& object, const List& known, const std::string& prefix, const std::string& what) {
@@ -36,9 +37,15 @@ bool good_id(std::string_view id) {
   });
 }
 
+// What may be shown as it is: not too long, and nothing that moves a terminal's cursor.
+bool showable(const std::string& text) {
+  return text.size() <= kMaxText &&
+         std::none_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+}
+
 Result<std::string> text(const Json& object, const char* key, const std::string& what) {
   FATHOM_TRY(const auto value, json_string(object, key, what));
-  if (value && value->size() > kMaxText) return fail("model_catalog.too_long", {{"what", what}, {"field", key}});
+  if (value && !showable(*value)) return fail("model_catalog.not_a_line", {{"what", what}, {"field", key}});
   return value.value_or("");
 }
 
@@ -46,9 +53,10 @@ Result<std::vector<std::string>> texts(const Json& object, const char* key, cons
   std::vector<std::string> out;
   const auto list = object.find(key);
   if (list == object.end() || list->is_null()) return out;
-  if (!list->is_array() || list->size() > kMaxList) return fail("model_catalog.not_text_list", {{"what", what}, {"field", key}});
+  if (!list->is_array() || list->size() > kMaxList)
+    return fail("model_catalog.not_text_list", {{"what", what}, {"field", key}});
   for (const Json& item : *list) {
-    if (!item.is_string() || item.get_ref<const std::string&>().size() > kMaxText)
+    if (!item.is_string() || !showable(item.get_ref<const std::string&>()))
       return fail("model_catalog.not_text_list", {{"what", what}, {"field", key}});
     out.push_back(item.get<std::string>());
   }
@@ -59,7 +67,8 @@ Result<std::vector<std::string>> texts(const Json& object, const char* key, cons
 Result<std::optional<double>> figure(const Json& object, const char* key, const std::string& what) {
   FATHOM_TRY(const auto value, json_number(object, key, what));
   if (value && !(*value >= 1 && *value <= kMaxFigure))
-    return fail("model_catalog.out_of_range", {{"what", what}, {"field", key}, {"value", printable(dump_json(object[key]), 40)}});
+    return fail("model_catalog.out_of_range",
+                {{"what", what}, {"field", key}, {"value", printable(dump_json(object[key]), 40)}});
   return value;
 }
 
@@ -67,7 +76,8 @@ Result<std::optional<std::int64_t>> whole(const Json& object, const char* key, c
   FATHOM_TRY(const auto value, figure(object, key, what));
   if (!value) return std::nullopt;
   if (*value != std::floor(*value))
-    return fail("model_catalog.out_of_range", {{"what", what}, {"field", key}, {"value", printable(dump_json(object[key]), 40)}});
+    return fail("model_catalog.out_of_range",
+                {{"what", what}, {"field", key}, {"value", printable(dump_json(object[key]), 40)}});
   return static_cast<std::int64_t>(*value);
 }
 
@@ -89,7 +99,8 @@ Status ModelCatalogLoader::add(std::string_view file, const std::string& what, b
       const auto id = record.find("id");
       if (id == record.end() || !id->is_string() || !good_id(id->get_ref<const std::string&>()))
         return fail("model_catalog.bad_id", {{"what", what}, {"field", section}});
-      FATHOM_TRY_VOID(section == std::string_view("models") ? add_model(record, what, user) : add_tokenizer(record, what));
+      FATHOM_TRY_VOID(section == std::string_view("models") ? add_model(record, what, user)
+                                                            : add_tokenizer(record, what));
     }
   }
   return {};
@@ -99,7 +110,8 @@ Status ModelCatalogLoader::add_tokenizer(const Json& record, const std::string& 
   TokenizerFacts facts;
   facts.id = record["id"].get<std::string>();
   const std::string what = file + ": tokenizers '" + facts.id + "'";
-  static constexpr std::array<std::string_view, 7> known = {"id", "tokenizer_class", "kind", "note", "vocab_size", "base_vocab", "model_max_length"};
+  static constexpr std::array<std::string_view, 7> known = {
+      "id", "tokenizer_class", "kind", "note", "vocab_size", "base_vocab", "model_max_length"};
   FATHOM_TRY_VOID(check_keys(record, known, "", what));
   FATHOM_TRY(facts.tokenizer_class, text(record, "tokenizer_class", what));
   FATHOM_TRY(facts.kind, text(record, "kind", what));
@@ -109,7 +121,8 @@ Status ModelCatalogLoader::add_tokenizer(const Json& record, const std::string& 
   FATHOM_TRY(facts.model_max_length, whole(record, "model_max_length", what));
   facts.vocab_size = vocabulary.value_or(0);
   facts.base_vocab = base.value_or(0);
-  if (tokenizers_.size() >= kMaxModels) return fail("model_catalog.too_many", {{"what", file}, {"field", "tokenizers"}});
+  if (tokenizers_.size() >= kMaxModels)
+    return fail("model_catalog.too_many", {{"what", file}, {"field", "tokenizers"}});
   tokenizers_[facts.id] = std::move(facts);
   return {};
 }
@@ -133,8 +146,10 @@ Status ModelCatalogLoader::add_model(const Json& record, const std::string& file
     entry.record.merge_patch(record);
     entry.what = what;
     // The newer word on where the configuration comes from replaces the older one.
-    if (record.contains("config")) entry.record.erase("same_config_as");
-    else if (record.contains("same_config_as")) entry.record.erase("config");
+    if (record.contains("config"))
+      entry.record.erase("same_config_as");
+    else if (record.contains("same_config_as"))
+      entry.record.erase("config");
   }
   if (user)
     for (const auto& [key, value] : record.items())
@@ -153,7 +168,8 @@ Result<const Json*> ModelCatalogLoader::config_of(const Entry& entry) const {
     FATHOM_TRY(const auto next, json_string(at->record, "same_config_as", at->what));
     if (!next) return fail("model_catalog.no_config", {{"what", at->what}});
     const auto target = by_id_.find(*next);
-    if (target == by_id_.end()) return fail("model_catalog.unknown_config_of", {{"what", at->what}, {"id", printable(*next)}});
+    if (target == by_id_.end())
+      return fail("model_catalog.unknown_config_of", {{"what", at->what}, {"id", printable(*next)}});
     if (!seen.insert(at).second) return fail("model_catalog.config_cycle", {{"what", entry.what}});
     at = &entries_[target->second];
   }
@@ -197,14 +213,16 @@ Result<ModelEntry> ModelCatalogLoader::read(const Entry& entry) const {
   model.config = dump_json(*config);
   FATHOM_TRY(const auto type, json_string(*config, "model_type", what + " config"));
   if (model.model_type.empty()) model.model_type = type.value_or("");
-  if (model.model_type.empty()) return fail("model_catalog.missing_field", {{"what", what}, {"field", "config.model_type"}});
+  if (model.model_type.empty())
+    return fail("model_catalog.missing_field", {{"what", what}, {"field", "config.model_type"}});
   FATHOM_TRY(const auto context, whole(record, "context_length", what));
   FATHOM_TRY(const auto positions, whole(*config, "max_position_embeddings", what + " config"));
   model.context_length = context.value_or(positions.value_or(0));
   FATHOM_TRY(const std::string tokenizer, text(record, "tokenizer", what));
   if (!tokenizer.empty()) {
     const auto found = tokenizers_.find(tokenizer);
-    if (found == tokenizers_.end()) return fail("model_catalog.unknown_tokenizer", {{"what", what}, {"id", printable(tokenizer)}});
+    if (found == tokenizers_.end())
+      return fail("model_catalog.unknown_tokenizer", {{"what", what}, {"id", printable(tokenizer)}});
     model.tokenizer = found->second;
   }
   model.overridden = entry.overridden;

@@ -24,11 +24,21 @@ std::string name_key(std::string_view name) {
   return lower;
 }
 
+std::vector<std::string> accepted_names(const ModelEntry& model) {
+  std::string end = to_lower(std::string_view(model.id).substr(model.id.rfind('/') + 1));
+  if (end.starts_with("deepseek-")) end.erase(0, 9);
+  std::vector<std::string> out = {end};
+  for (const std::string& name : model.short_names)
+    if (name != end) out.push_back(name);
+  return out;
+}
+
 ModelNames::ModelNames(std::span<const ModelEntry> models) {
   for (std::size_t i = 0; i < models.size(); ++i) {
     const ModelEntry& model = models[i];
     const int position = static_cast<int>(i);
     ids_.push_back(model.id);
+    by_id_[model.id] = {position};
     add(model.id, position);
     add(std::string_view(model.id).substr(model.id.rfind('/') + 1), position);
     for (const std::string& name : model.short_names) add(name, position);
@@ -47,6 +57,7 @@ void ModelNames::add(std::string_view name, int position) {
 }
 
 std::span<const int> ModelNames::exact(std::string_view name) const {
+  if (const auto id = by_id_.find(std::string(name)); id != by_id_.end()) return id->second;
   const std::string key = name_key(name);
   auto found = by_key_.find(key);
   if (found == by_key_.end()) found = by_key_.find(std::string(without_maker(key)));

@@ -13,6 +13,9 @@ namespace fathom::model {
 /// Lower case, without blanks, '-' and '_', and without "deepseek-ai/".
 std::string name_key(std::string_view name);
 
+/// The short names of an entry: the end of its id without the maker ("r1"), then those of the data file.
+std::vector<std::string> accepted_names(const ModelEntry& model);
+
 class ModelNames {
  public:
   explicit ModelNames(std::span<const ModelEntry> models);
@@ -27,7 +30,8 @@ class ModelNames {
   void add(std::string_view name, int position);
 
   std::vector<std::string> ids_, keys_;  // keys_ sorted
-  std::unordered_map<std::string, std::vector<int>> by_key_;
+  std::unordered_map<std::string, std::vector<int>> by_id_,
+      by_key_;  // an id, written exactly, wins over every other name
 };
 
 }  // namespace fathom::model

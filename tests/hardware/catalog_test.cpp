@@ -68,7 +68,9 @@ class PathCollector final : public FieldVisitor {
   void integer(std::string_view path, std::optional<int>&) override { paths_.emplace(path); }
   void count(std::string_view path, int&, int) override { paths_.emplace(path); }
   void flag(std::string_view path, bool&) override { paths_.emplace(path); }
-  void range(std::string_view path, Unit, std::optional<double>&, std::optional<double>&) override { paths_.emplace(path); }
+  void range(std::string_view path, Unit, std::optional<double>&, std::optional<double>&) override {
+    paths_.emplace(path);
+  }
   void numbers(std::string_view path, Unit, std::map<std::string, double>&) override { paths_.emplace(path); }
   void street(std::string_view path, std::vector<StreetPrice>&) override { paths_.emplace(path); }
   void cloud(std::string_view path, std::vector<CloudPrice>&) override { paths_.emplace(path); }
@@ -111,13 +113,13 @@ struct Peak {
 };
 TEST(HardwareCatalog, PeaksOfTheMainCards) {
   const Peak expected[] = {
-      {"rtx-4090", Precision::bf16, 165.2, 1008},     {"rtx-5090", Precision::fp8, 838, 1792},
-      {"a100-sxm4-80gb", Precision::bf16, 312, 2039}, {"a100-sxm4-40gb", Precision::int8, 624, 1555},
+      {"rtx-4090", Precision::bf16, 165.2, 1008},       {"rtx-5090", Precision::fp8, 838, 1792},
+      {"a100-sxm4-80gb", Precision::bf16, 312, 2039},   {"a100-sxm4-40gb", Precision::int8, 624, 1555},
       {"h100-pcie-80gb", Precision::bf16, 756.5, 2039}, {"h200-sxm-141gb", Precision::fp8, 1978.9, 4800},
-      {"b200-sxm-180gb", Precision::bf16, 2250, 7672}, {"b300-sxm-288gb", Precision::int8, 153.5, 7750},
-      {"gb200-186gb", Precision::fp4, 10000, 8000},   {"mi300x", Precision::bf16, 1307.4, 5300},
-      {"h20-96gb", Precision::fp16, 148, 4000},       {"l40s", Precision::fp8, 733, 864},
-      {"ascend-910b2", Precision::fp16, 353.9, 1600}, {"apple-m3-ultra", Precision::fp16, 28.4, 819},
+      {"b200-sxm-180gb", Precision::bf16, 2250, 7672},  {"b300-sxm-288gb", Precision::int8, 153.5, 7750},
+      {"gb200-186gb", Precision::fp4, 10000, 8000},     {"mi300x", Precision::bf16, 1307.4, 5300},
+      {"h20-96gb", Precision::fp16, 148, 4000},         {"l40s", Precision::fp8, 733, 864},
+      {"ascend-910b2", Precision::fp16, 353.9, 1600},   {"apple-m3-ultra", Precision::fp16, 28.4, 819},
   };
   for (const Peak& peak : expected) {
     const auto choice = facts().find(peak.id);
@@ -139,7 +141,8 @@ TEST(HardwareCatalog, EveryFigureHasASourceOrIsListedAsUnverified) {
   const auto check = [](const auto& record) {
     const Provenance& p = record.provenance;
     EXPECT_FALSE(p.as_of.empty()) << record.id;
-    EXPECT_TRUE(p.confidence == "high" || p.confidence == "medium" || p.confidence == "low") << record.id << ' ' << p.confidence;
+    EXPECT_TRUE(p.confidence == "high" || p.confidence == "medium" || p.confidence == "low")
+        << record.id << ' ' << p.confidence;
     for (const std::string& id : p.sources) {
       const Source* source = facts().source(id);
       ASSERT_NE(source, nullptr) << record.id << ' ' << id;
@@ -147,13 +150,15 @@ TEST(HardwareCatalog, EveryFigureHasASourceOrIsListedAsUnverified) {
     }
     const std::vector<Figure> all = figures(record);
     EXPECT_FALSE(all.empty()) << record.id;
-    for (const Figure& figure : all) EXPECT_TRUE(!p.sources.empty() || figure.trust == Trust::kUnverified) << record.id << ' ' << figure.path;
+    for (const Figure& figure : all)
+      EXPECT_TRUE(!p.sources.empty() || figure.trust == Trust::kUnverified) << record.id << ' ' << figure.path;
     // A path that names nothing would hide a spelling mistake.
     PathCollector known;
     auto copy = record;
     visit(copy, known);
     for (const auto* list : {&p.unverified, &p.link_lost})
-      for (const std::string& path : *list) EXPECT_TRUE(path == "*" || known.has(path)) << record.id << ": " << path << " names no field";
+      for (const std::string& path : *list)
+        EXPECT_TRUE(path == "*" || known.has(path)) << record.id << ": " << path << " names no field";
   };
   for (const Accelerator& record : facts().accelerators()) check(record);
   for (const Cpu& record : facts().cpus()) check(record);
@@ -163,7 +168,9 @@ TEST(HardwareCatalog, EveryFigureHasASourceOrIsListedAsUnverified) {
   for (const Accelerator& a : facts().accelerators()) {
     EXPECT_TRUE(!a.msrp_usd || !a.msrp_source.empty() || a.provenance.is_unverified("price.msrp_usd")) << a.id;
     for (const StreetPrice& price : a.street)
-      EXPECT_TRUE(facts().source(price.source) || a.provenance.is_unverified("price.street") || a.provenance.is_link_lost("price.street")) << a.id;
+      EXPECT_TRUE(facts().source(price.source) || a.provenance.is_unverified("price.street") ||
+                  a.provenance.is_link_lost("price.street"))
+          << a.id;
     for (const CloudPrice& price : a.cloud) EXPECT_TRUE(facts().source(price.source) && !price.date.empty()) << a.id;
   }
 }
@@ -180,7 +187,8 @@ TEST(HardwareCatalog, EveryIdDriverNameAndShortNameResolves) {
       EXPECT_EQ(id_of(name), "error: shared_name") << name;
       EXPECT_EQ(id_of(name, a.usable_memory_bytes()), a.id) << name;
     }
-    for (const std::string& name : a.driver_names) EXPECT_EQ(id_of(name, a.memory.reported_bytes.value_or(0)), a.id) << name;
+    for (const std::string& name : a.driver_names)
+      EXPECT_EQ(id_of(name, a.memory.reported_bytes.value_or(0)), a.id) << name;
   }
   for (const Cpu& cpu : facts().cpus()) {
     EXPECT_EQ(facts().find_cpu(cpu.id).value()->id, cpu.id);
@@ -248,14 +256,16 @@ TEST(HardwareNames, TrapsOfDriverStrings) {
 }
 
 TEST(HardwareNames, AmbiguousAndUnknownNamesListCandidates) {
-  for (const char* name : {"a100", "A100 SXM", "v100", "rtx pro 6000", "gh200", "m3", "ascend", "mi3"}) EXPECT_EQ(id_of(name), "error: ambiguous") << name;
+  for (const char* name : {"a100", "A100 SXM", "v100", "rtx pro 6000", "gh200", "m3", "ascend", "mi3"})
+    EXPECT_EQ(id_of(name), "error: ambiguous") << name;
   const auto a100 = facts().find("a100");
   EXPECT_THAT(error_text(a100.error()), HasSubstr("a100-pcie-40gb (40 GB)"));
   const auto near = facts().find("h100-sx5");
   ASSERT_FALSE(near);
   EXPECT_THAT(error_text(near.error()), HasSubstr("h100-sxm5-80gb"));
   EXPECT_THAT(error_text(facts().find("RTX 4090 Laptop").error()), HasSubstr("rtx-4090"));
-  for (const char* name : {"", " ", "-", "x", "zzzzzzzzzzzz", "\xff\xfe", "8", "gb", "80gb", "nvidia"}) EXPECT_FALSE(facts().find(name)) << name;
+  for (const char* name : {"", " ", "-", "x", "zzzzzzzzzzzz", "\xff\xfe", "8", "gb", "80gb", "nvidia"})
+    EXPECT_FALSE(facts().find(name)) << name;
 }
 
 TEST(HardwareNames, Counts) {
@@ -278,7 +288,8 @@ TEST(HardwareNames, Counts) {
   is("72xGB200", "gb200-186gb", 72);
   is("p5.48xlarge", "h100-sxm5-80gb", 8);
   EXPECT_STREQ(facts().parse("p5.48xlarge").value().offer->provider.c_str(), "AWS");
-  for (const char* bad : {"0xH100", "100001xH100", "99999999999999999999xH100", "-1xH100", "8x", "x8", "8xnothing", "1.5xH100"})
+  for (const char* bad :
+       {"0xH100", "100001xH100", "99999999999999999999xH100", "-1xH100", "8x", "x8", "8xnothing", "1.5xH100"})
     EXPECT_FALSE(facts().parse(bad)) << bad;
   EXPECT_EQ(facts().parse("0xH100").error().key, "hardware_catalog.bad_count");
 }
@@ -303,8 +314,10 @@ TEST(HardwareNames, NodesAsSold) {
 TEST(HardwareNames, AnyTextIsAnsweredWithoutHarm) {
   rc::check("parse never crashes and found names resolve to themselves", [](const std::string& text) {
     const auto choice = facts().parse(text);
-    if (choice) RC_ASSERT(choice->accelerator != nullptr && choice->count >= 1);
-    else RC_ASSERT(is_valid_utf8(error_text(choice.error())));
+    if (choice)
+      RC_ASSERT(choice->accelerator != nullptr && choice->count >= 1);
+    else
+      RC_ASSERT(is_valid_utf8(error_text(choice.error())));
   });
 }
 
@@ -343,7 +356,9 @@ TEST(HardwareUser, LaterFilesWinAndBlobsAreIgnored) {
 }
 
 TEST(HardwareUser, HostileFilesGiveOneClearError) {
-  const auto text = [](const std::string& more) { return R"({"accelerators": [{"id": "a", "vendor": "v", "name": "n", )" + more + "}]}"; };
+  const auto text = [](const std::string& more) {
+    return R"({"accelerators": [{"id": "a", "vendor": "v", "name": "n", )" + more + "}]}";
+  };
   EXPECT_EQ(error_of(text(R"("memory": {"marketed_gb": 8})")), "no error");
   EXPECT_EQ(error_of("{"), "json_invalid");
   EXPECT_EQ(error_of(""), "json_invalid");
@@ -366,6 +381,7 @@ TEST(HardwareUser, HostileFilesGiveOneClearError) {
   EXPECT_EQ(error_of(text(R"("memory": {"marketed_gb": NaN})")), "json_invalid");
   EXPECT_EQ(error_of(text(R"("memory": {"marketed_gb": 0})")), "missing_field");
   EXPECT_EQ(error_of(text(R"("memory": {"size": 1})")), "unknown_field");
+  EXPECT_EQ(error_of(text(R"("arch": "\u001b[2J", "memory": {"marketed_gb": 8})")), "wrong_type");
   EXPECT_EQ(error_of(text(R"("provenance": 1, "memory": {"marketed_gb": 8})")), "wrong_type");
   EXPECT_EQ(error_of(text(R"("sm_count": 1.5, "memory": {"marketed_gb": 8})")), "wrong_type");
   EXPECT_EQ(error_of(text(R"("sm_count": 1e18, "memory": {"marketed_gb": 8})")), "wrong_type");
@@ -386,6 +402,27 @@ TEST(HardwareUser, TooLargeAFileIsRefused) {
   std::string many = R"({"sources": [)";
   for (int i = 0; i < 10'000; ++i) many += (i ? ",{\"id\":\"s" : "{\"id\":\"s") + std::to_string(i) + "\"}";
   EXPECT_EQ(error_of(many + "]}"), "too_many");
+}
+
+// What the fuzzer keeps: files (first byte 0) and names (first byte 2), each answered or refused in one sentence.
+TEST(HardwareUser, FuzzCorpusReplays) {
+  int replayed = 0;
+  for (const auto& file :
+       std::filesystem::directory_iterator(std::filesystem::path(FATHOM_SOURCE_DIR) / "tests/fuzz/corpus/catalog")) {
+    const std::string text = read_file(file.path(), 1 << 20).value();
+    if (text.empty()) continue;
+    const std::string_view rest = std::string_view(text).substr(1);
+    if (text[0] % 4 == 0) {
+      const auto catalog = with_user_file(rest);
+      EXPECT_TRUE(catalog || is_valid_utf8(error_text(catalog.error()))) << file.path();
+      ++replayed;
+    } else if (text[0] % 4 == 2) {
+      const auto choice = facts().parse(rest);
+      EXPECT_TRUE(choice || is_valid_utf8(error_text(choice.error()))) << file.path();
+      ++replayed;
+    }
+  }
+  EXPECT_GE(replayed, 10);
 }
 
 TEST(HardwareLists, FilterByVendorArchitectureMemoryAndWords) {

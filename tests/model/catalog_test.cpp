@@ -55,7 +55,8 @@ TEST(ModelCatalogFacts, HoldsEveryModelWithItsConfig) {
     const auto config = parse_json(model.config, model.id);
     ASSERT_TRUE(config) << model.id;
     EXPECT_EQ((*config)["model_type"], model.model_type) << model.id;
-    EXPECT_FALSE(model.released.empty() || model.license.empty() || model.family.empty() || model.native_dtype.empty()) << model.id;
+    EXPECT_FALSE(model.released.empty() || model.license.empty() || model.family.empty() || model.native_dtype.empty())
+        << model.id;
     EXPECT_GE(model.context_length, 2048) << model.id;
     EXPECT_TRUE(model.published_total && model.published_active) << model.id;
     EXPECT_GT(model.tokenizer.vocab_size, 0) << model.id;
@@ -66,7 +67,9 @@ TEST(ModelCatalogFacts, EveryEntryHasASourceADateAndAConfidence) {
   for (const ModelEntry& model : facts().models()) {
     EXPECT_FALSE(model.sources.empty()) << model.id;
     EXPECT_FALSE(model.as_of.empty()) << model.id;
-    EXPECT_TRUE(model.confidence == "config seen" || model.confidence == "secondary" || model.confidence == "unverified") << model.id;
+    EXPECT_TRUE(model.confidence == "config seen" || model.confidence == "secondary" ||
+                model.confidence == "unverified")
+        << model.id;
   }
 }
 
@@ -126,14 +129,18 @@ TEST(ModelNamesTest, NamesPeopleUse) {
   EXPECT_EQ(id_of("gpt3"), "generic/dense-175b");
   EXPECT_EQ(id_of("dense-7b"), "generic/dense-7b");
   EXPECT_EQ(id_of("llama-13b"), "generic/dense-13b");
+  EXPECT_THAT(accepted_names(*facts().find("r1").value()), ::testing::ElementsAre("r1", "r1-671b"));
 }
 
 TEST(ModelNamesTest, AmbiguousAndUnknownNamesSuggest) {
-  for (const char* name : {"r1-distill", "v4", "coder", "deepseek-ai/deepseek-coder", "r1-8b", "dense"}) EXPECT_EQ(id_of(name), "error: ambiguous") << name;
+  for (const char* name : {"r1-distill", "v4", "coder", "deepseek-ai/deepseek-coder", "r1-8b", "dense"})
+    EXPECT_EQ(id_of(name), "error: ambiguous") << name;
   EXPECT_THAT(error_text(facts().find("r1-distill").error()), HasSubstr("deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"));
-  EXPECT_THAT(error_text(facts().find("r1-destill-qwen-7b").error()), HasSubstr("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"));
+  EXPECT_THAT(error_text(facts().find("r1-destill-qwen-7b").error()),
+              HasSubstr("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"));
   EXPECT_THAT(error_text(facts().find("deepseek-v33").error()), HasSubstr("deepseek-ai/DeepSeek-V3"));
-  for (const char* name : {"", " ", "-", "deepseek-ai/", "someone/DeepSeek-R1", "gpt-5", "\xff\xfe", "zzzzzzzzzzzzzz"}) EXPECT_FALSE(facts().find(name)) << name;
+  for (const char* name : {"", " ", "-", "deepseek-ai/", "someone/DeepSeek-R1", "gpt-5", "\xff\xfe", "zzzzzzzzzzzzzz"})
+    EXPECT_FALSE(facts().find(name)) << name;
   rc::check("any text is answered", [](const std::string& text) {
     const auto found = facts().find(text);
     RC_ASSERT(found.has_value() || is_valid_utf8(error_text(found.error())));
@@ -154,7 +161,8 @@ TEST(ModelLists, ParameterCounts) {
   EXPECT_DOUBLE_EQ(parse_parameter_count("1.6t").value(), 1.6e12);
   EXPECT_DOUBLE_EQ(parse_parameter_count(" 350 M ").value(), 350e6);
   EXPECT_DOUBLE_EQ(parse_parameter_count("7e9").value(), 7e9);
-  for (const char* bad : {"", "B", "-1B", "0", "nan", "inf", "7X", "1e300", "7BB"}) EXPECT_FALSE(parse_parameter_count(bad)) << bad;
+  for (const char* bad : {"", "B", "-1B", "0", "nan", "inf", "7X", "1e300", "7BB"})
+    EXPECT_FALSE(parse_parameter_count(bad)) << bad;
 }
 
 TEST(ModelJson, Parses) {
@@ -209,15 +217,41 @@ TEST(ModelUser, HostileFilesGiveOneClearError) {
   EXPECT_EQ(error_of(text(R"("tokenizer": "none", "config": {"model_type": "llama"})")), "unknown_tokenizer");
   EXPECT_EQ(error_of(text(R"("short_names": "x", "config": {"model_type": "llama"})")), "not_text_list");
   EXPECT_EQ(error_of(text(R"("published": {"total_params": -5}, "config": {"model_type": "llama"})")), "out_of_range");
-  EXPECT_EQ(error_of(text(R"("published": {"total_params": 1e300}, "config": {"model_type": "llama"})")), "out_of_range");
-  EXPECT_EQ(error_of(text(R"("published": {"total_params": "7B"}, "config": {"model_type": "llama"})")), "json_wrong_type");
+  EXPECT_EQ(error_of(text(R"("published": {"total_params": 1e300}, "config": {"model_type": "llama"})")),
+            "out_of_range");
+  EXPECT_EQ(error_of(text(R"("published": {"total_params": "7B"}, "config": {"model_type": "llama"})")),
+            "json_wrong_type");
   EXPECT_EQ(error_of(text(R"("published": {"total_params": NaN}, "config": {"model_type": "llama"})")), "json_invalid");
   EXPECT_EQ(error_of(text(R"("published": {"params": 5}, "config": {"model_type": "llama"})")), "unknown_field");
   EXPECT_EQ(error_of(text(R"("context_length": 0, "config": {"model_type": "llama"})")), "out_of_range");
-  EXPECT_EQ(error_of(text(R"("notes": ")" + std::string(5000, 'x') + R"(", "config": {"model_type": "llama"})")), "too_long");
-  EXPECT_EQ(error_of(R"({"models": [{"id": "deepseek-ai/DeepSeek-V3", "same_config_as": "deepseek-ai/DeepSeek-R1"}]})"), "config_cycle");
+  EXPECT_EQ(error_of(text(R"("notes": ")" + std::string(5000, 'x') + R"(", "config": {"model_type": "llama"})")),
+            "not_a_line");
+  EXPECT_EQ(error_of(text(R"("license": "\u001b[2J", "config": {"model_type": "llama"})")), "not_a_line");
+  EXPECT_EQ(error_of(R"({"models": [{"id": "deepseek-ai/DeepSeek-V3", "same_config_as": "deepseek-ai/DeepSeek-R1"}]})"),
+            "config_cycle");
   EXPECT_EQ(error_of(std::string(5 * kMiB, ' ')), "file_too_large");
   EXPECT_THAT(error_text(with_user_file(text(R"("same_config_as": "me/x")")).error()), HasSubstr("mine.json"));
+}
+
+// What the fuzzer keeps: files (first byte 1) and names (first byte 3), each answered or refused in one sentence.
+TEST(ModelUser, FuzzCorpusReplays) {
+  int replayed = 0;
+  for (const auto& file :
+       std::filesystem::directory_iterator(std::filesystem::path(FATHOM_SOURCE_DIR) / "tests/fuzz/corpus/catalog")) {
+    const std::string text = read_file(file.path(), 1 << 20).value();
+    if (text.empty()) continue;
+    const std::string_view rest = std::string_view(text).substr(1);
+    if (text[0] % 4 == 1) {
+      const auto catalog = with_user_file(rest);
+      EXPECT_TRUE(catalog || is_valid_utf8(error_text(catalog.error()))) << file.path();
+      ++replayed;
+    } else if (text[0] % 4 == 3) {
+      const auto found = facts().find(rest);
+      EXPECT_TRUE(found || is_valid_utf8(error_text(found.error()))) << file.path();
+      ++replayed;
+    }
+  }
+  EXPECT_GE(replayed, 8);
 }
 
 }  // namespace
