@@ -9,6 +9,7 @@
 #include <map>
 #include <set>
 
+#include "backends/forwarding_ops.h"
 #include "backends/op_cases.h"
 #include "backends/reference/reference_backend.h"
 
@@ -63,35 +64,9 @@ std::string check_wrong_add(const Wrong& wrong) {
   for (const OpCase& op_case : op_cases()) {
     if (op_case.name != "add/apart/r3_w65/strided") continue;
     const CaseResult want = run_case(op_case, right->ops());
-    struct Broken final : Ops {
-      Broken(Ops& inner, const Wrong& wrong) : inner(inner), wrong(wrong) {}
-      Tensor allocate(DType dtype, Shape shape) override { return inner.allocate(dtype, shape); }
-      void release(const Tensor& tensor) override { inner.release(tensor); }
-      DType activation_dtype() const override { return inner.activation_dtype(); }
-      void add(const AddArgs& args) override { inner.add(args), wrong(args); }
-      void embed(const EmbedArgs&) override {}
-      void gather_rows(const GatherRowsArgs&) override {}
-      void copy(const CopyArgs&) override {}
-      void expand_streams(const ExpandStreamsArgs&) override {}
-      void rms_norm(const RmsNormArgs&) override {}
-      void layer_norm(const LayerNormArgs&) override {}
-      void linear(const LinearArgs&) override {}
-      void grouped_linear(const GroupedLinearArgs&) override {}
-      void rotary(const RotaryArgs&) override {}
-      void rope(const RopeArgs&) override {}
-      void cache_write(const CacheWriteArgs&) override {}
-      void attention(const AttentionArgs&) override {}
-      void index_select(const IndexSelectArgs&) override {}
-      void compress(const CompressArgs&) override {}
-      void swiglu(const SwigluArgs&) override {}
-      void gelu(const GeluArgs&) override {}
-      void route(const RouteArgs&) override {}
-      void experts(const ExpertsArgs&) override {}
-      void hyper_mix(const HyperMixArgs&) override {}
-      void hyper_merge(const HyperMergeArgs&) override {}
-      void hyper_head(const HyperHeadArgs&) override {}
-      void cross_entropy(const CrossEntropyArgs&) override {}
-      Ops& inner;
+    struct Broken final : ForwardingOps {
+      Broken(Ops& inner, const Wrong& wrong) : ForwardingOps(inner), wrong(wrong) {}
+      void add(const AddArgs& args) override { inner_.add(args), wrong(args); }
       const Wrong& wrong;
     } broken(right->ops(), wrong);
     const CaseResult got = run_case(op_case, broken);
