@@ -4,33 +4,72 @@
 #include <string>
 
 #include "base/i18n.h"
+#include "base/strings.h"
 #include "cli/verbs.h"
+#include "plan/answer.h"
+#include "plan/answer_text.h"
 #include "plan/batch.h"
+#include "plan/options.h"
 
 namespace fathom::cli {
 namespace {
 
+// Flags that are keys of a request: the flag, the key, and the key of its help where that differs from the flag.
+struct Setting { const char* flag; const char* key; };
+constexpr Setting kSettings[] = {
+    {"task", "task"}, {"engine", "engine"}, {"gpus", "gpus"}, {"gpus-per-node", "gpus_per_node"}, {"network", "network"}, {"weights", "weights"}, {"compute", "compute"}, {"kv", "kv"},
+    {"tp", "tp"}, {"pp", "pp"}, {"dp", "dp"}, {"dp-attention", "dp_attention"}, {"ep", "ep"}, {"cp", "cp"}, {"vp", "vp"}, {"zero", "zero"}, {"offload", "offload"}, {"recompute", "recompute"},
+    {"optimizer", "optimizer"}, {"lora-rank", "lora_rank"}, {"micro-batch", "micro_batch"}, {"global-batch", "global_batch"}, {"seq", "seq"}, {"batch-size", "batch"}, {"input", "input"},
+    {"output", "output"}, {"speculative", "speculative"}};
+
 struct Options {
+  std::vector<std::string> words;  // of the model's name: "r1 distill qwen 7b" needs no quotes
+  plan::PlanOptions plan;
+  std::string values[std::size(kSettings)];
   std::string batch;
   int threads = 0;
 } options;
 
-Result<int> run_lines() {
-  FATHOM_TRY(const plan::BatchResult result, plan::run_batch(options.batch, options.threads, [](std::string_view text) -> Status {
-    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) return fail_environment("cli.plan.cannot_write");
-    return {};
-  }));
-  (void)result;
-  return kExitOk;
+Status print(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) return fail_environment("cli.plan.cannot_write");
+  return {};
+}
+
+Result<int> run_one(const Common& common) {
+  if (options.words.empty()) return fail("cli.plan.no_model");
+  options.plan.model = join(options.words, " ");
+  for (std::size_t i = 0; i < std::size(kSettings); ++i)
+    if (!options.values[i].empty()) options.plan.settings.emplace_back(kSettings[i].key, options.values[i]);
+  FATHOM_TRY(const plan::PlanRequest request, plan::request_from_options(options.plan));
+  FATHOM_TRY(const plan::PlanAnswer answer, plan::make_plan(request, plan::PlanScope::kReport));
+  std::string text;
+  if (common.json) plan::append_report_json(request, answer, text);
+  else text = plan::report_text(request, answer);
+  if (common.json) text += '\n';
+  FATHOM_TRY_VOID(print(text));
+  return answer.best.memory.fits ? kExitOk : kExitNo;
 }
 
 }  // namespace
 
 void setup_plan(CLI::App& app) {
+  app.add_option("model", options.words, tr("cli.plan.model"));
+  app.add_option("--on", options.plan.on, tr("cli.plan.on"));
+  app.add_option("--slo", options.plan.slo, tr("cli.plan.slo"));
+  app.add_option("--context", options.plan.context, tr("cli.plan.context"));
+  for (std::size_t i = 0; i < std::size(kSettings); ++i) {
+    std::string help = kSettings[i].flag;
+    for (char& c : help) c = c == '-' ? '_' : c;
+    app.add_option(std::string("--") + kSettings[i].flag, options.values[i], tr("cli.plan." + help));
+  }
   app.add_option("--batch", options.batch, tr("cli.plan.batch"));
   app.add_option("--threads", options.threads, tr("cli.plan.threads"))->check(CLI::Range(0, 4096));
 }
 
-Result<int> run_plan(const Common&) { return run_lines(); }
+Result<int> run_plan(const Common& common) {
+  if (options.batch.empty()) return run_one(common);
+  FATHOM_TRY_VOID(plan::run_batch(options.batch, options.threads, print));
+  return kExitOk;
+}
 
 }  // namespace fathom::cli

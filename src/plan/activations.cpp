@@ -206,7 +206,18 @@ ActivationModel make_activations(const ModelTrace& trace, const model::ModelSpec
   if (trace.phase != Phase::kTrain) return out;
   out.loss_logits_per_token = vocabulary;
   out.kind_of_layer = trace.kind_of_layer;
-  for (const KindTrace& kind : trace.kinds) out.kinds.push_back(LayerSaves(kind.forward, trace.hidden, spec, profile, fp8_products).all());
+  for (const KindTrace& kind : trace.kinds) {
+    SavedActivations saved = LayerSaves(kind.forward, trace.hidden, spec, profile, fp8_products).all();
+    if (profile.follows_tape) {
+      // The tape keeps what is alive between the two traces, and checkpoints by blocks.
+      Rate kept;
+      (void)meta::live_peak(kind.forward, &kept);
+      saved.none = saved.selective = kept;
+      saved.none_replicated = saved.selective_replicated = {};
+      saved.backward = meta::live_peak(kind.backward).candidates.empty() ? Rate{} : meta::live_peak(kind.backward).candidates.front();
+    }
+    out.kinds.push_back(saved);
+  }
   return out;
 }
 

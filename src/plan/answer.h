@@ -68,5 +68,7 @@ Result<Candidate> evaluate_layout(const PlanRequest& request, const Layout& layo
 
 /// One line of JSON exactly as the contract says, without a newline, appended to `out`.
 void append_answer_json(const PlanRequest& request, const PlanAnswer& answer, std::string& out);
+/// The same with what a report adds: runners_up, pareto, ways_out, timeline, searched, layouts_seen.
+void append_report_json(const PlanRequest& request, const PlanAnswer& answer, std::string& out);
 
 }  // namespace fathom::plan

@@ -1,5 +1,7 @@
 // The contract's answer as JSON, written by hand: it is the inner loop of a batch.
-#include "base/i18n.h"
+#include <cstdio>
+#include <cstdlib>
+
 #include "base/units.h"
 #include "plan/answer.h"
 #include "plan/answer_text.h"
@@ -14,6 +16,12 @@ class Writer {
   void open() { out_ += '{', first_ = true; }
   void open(std::string_view name) { key(name), open(); }
   void close() { out_ += '}', first_ = false; }
+  void open_list(std::string_view name) { key(name), out_ += '[', first_ = true; }
+  void item() {
+    if (!first_) out_ += ',';
+    first_ = false;
+  }
+  void close_list() { out_ += ']', first_ = false; }
   void key(std::string_view name) {
     if (!first_) out_ += ',';
     first_ = false;
@@ -73,17 +81,8 @@ void write_memory(Writer& w, const MemoryBreakdown& m) {
   w.close();
 }
 
-}  // namespace
-
-void append_answer_json(const PlanRequest& request, const PlanAnswer& answer, std::string& out) {
-  const Candidate& best = answer.best;
+void write_figures(Writer& w, const Candidate& best) {
   const TimeEstimate& time = best.time;
-  Writer w(out);
-  w.open();
-  w.raw("id", request.id_json);
-  w.flag("fits", best.memory.fits);
-  if (best.memory.fits) w.raw("why_not", "null");
-  else w.text("why_not", why_not(request, best));
   write_layout(w, best);
   write_memory(w, best.memory.bytes);
   w.count("max_context", best.memory.max_context);
@@ -97,6 +96,65 @@ void append_answer_json(const PlanRequest& request, const PlanAnswer& answer, st
   w.number("mfu", time.mfu);
   w.text("bound_by", bound_name(time.bound_by));
   w.text("provenance", provenance_name(time.provenance));
+}
+
+void write_answer(Writer& w, const PlanRequest& request, const PlanAnswer& answer) {
+  w.raw("id", request.id_json);
+  w.flag("fits", answer.best.memory.fits);
+  if (answer.best.memory.fits) w.raw("why_not", "null");
+  else w.text("why_not", why_not(request, answer.best));
+  write_figures(w, answer.best);
+}
+
+void write_list(Writer& w, std::string_view name, const std::vector<Candidate>& list) {
+  w.open_list(name);
+  for (const Candidate& candidate : list) {
+    w.item();
+    w.open();
+    write_figures(w, candidate);
+    w.close();
+  }
+  w.close_list();
+}
+
+}  // namespace
+
+void append_answer_json(const PlanRequest& request, const PlanAnswer& answer, std::string& out) {
+  Writer w(out);
+  w.open();
+  write_answer(w, request, answer);
+  w.close();
+}
+
+void append_report_json(const PlanRequest& request, const PlanAnswer& answer, std::string& out) {
+  static constexpr std::string_view kinds[] = {"smaller_weights", "smaller_kv", "less_context", "smaller_batch", "more_devices", "other_layout", "other_model", "other_hardware", "offload", "recompute"};
+  const MemoryPlan& memory = answer.best.memory;
+  Writer w(out);
+  w.open();
+  w.text("model", request.model->name());
+  w.text("hardware", request.cluster.device.id);
+  w.count("gpus", request.cluster.devices);
+  w.text("task", task_name(request.task));
+  write_answer(w, request, answer);
+  w.flag("searched", answer.searched);
+  w.count("layouts_seen", static_cast<std::int64_t>(answer.layouts_seen));
+  w.count("concurrent", memory.concurrent);
+  w.bytes("host_bytes", memory.host_bytes);
+  w.open("timeline");
+  for (int i = 0; i < memory.moments; ++i) w.bytes(memory.timeline[static_cast<std::size_t>(i)].what, memory.timeline[static_cast<std::size_t>(i)].bytes);
+  w.close();
+  write_list(w, "runners_up", answer.runners_up);
+  write_list(w, "pareto", answer.pareto);
+  w.open_list("ways_out");
+  for (const WayOut& way : answer.ways_out) {
+    w.item();
+    w.open();
+    w.text("kind", kinds[static_cast<int>(way.kind)]);
+    w.text("what", way.what);
+    w.bytes("total", way.total);
+    w.close();
+  }
+  w.close_list();
   w.close();
 }
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "base/strings.h"
 #include "plan/engine_profile.h"
+#include "plan/memory.h"
 #include "plan/memory_profile.h"
 
 namespace fathom::plan {
@@ -55,11 +57,11 @@ class Space {
   }
 
   tl::unexpected<Error> product_error() const {
-    std::string text;
+    std::vector<std::string> parts;
     const std::pair<const char*, std::optional<int>> sizes[] = {{"tp", wish_.tp}, {"pp", wish_.pp}, {"cp", wish_.cp}, {"dp", wish_.dp}, {"dp_attention", wish_.dp_attention}};
     for (const auto& [name, size] : sizes)
-      if (size) text += (text.empty() ? "" : " · ") + std::string(name) + " " + std::to_string(*size);
-    return fail("plan.product", {{"sizes", text.empty() ? "-" : text}, {"gpus", std::to_string(request_.cluster.devices)}});
+      if (size) parts.push_back(std::string(name) + " " + std::to_string(*size));
+    return fail("plan.product", {{"sizes", parts.empty() ? "-" : join(parts, " · ")}, {"gpus", std::to_string(request_.cluster.devices)}});
   }
 
   Status check_wishes() const {
@@ -170,7 +172,7 @@ class Space {
 }  // namespace
 
 Result<std::vector<Layout>> layout_space(const PlanRequest& request, bool offload) {
-  FATHOM_TRY(const MemoryProfile* profile, memory_profile(request.engine->name));
+  FATHOM_TRY(const MemoryProfile* profile, memory_profile_of(request));
   return Space(request, *profile, offload).build();
 }
 

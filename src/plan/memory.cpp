@@ -78,7 +78,7 @@ Result<MemoryPlan> plan_memory(const PlanRequest& request, const Layout& layout)
   const PlanModel& model = *request.model;
   const model::Sharding sharding = sharding_of(layout);
   MemoryInputs in{.request = &request, .layout = &layout};
-  FATHOM_TRY(in.profile, memory_profile(request.engine->name));
+  FATHOM_TRY(in.profile, memory_profile_of(request));
   FATHOM_TRY(in.weights, model.share_weights(sharding, *request.weights));
   const Device& device = request.cluster.device;
   const bool hopper = compute_capability(device) >= 90 && in.profile->workspace_bytes_hopper > 0;
@@ -97,14 +97,21 @@ Result<MemoryPlan> plan_memory(const PlanRequest& request, const Layout& layout)
   FATHOM_TRY(in.cache, model.share_cache(sharding, *kv));
   FATHOM_TRY(in.prefill, model.activations(sharding, Phase::kPrefill, *in.profile, false));
   FATHOM_TRY(in.decode, model.activations(sharding, Phase::kDecode, *in.profile, false));
+  if (in.profile->continues_on_cache) {
+    FATHOM_TRY(in.later, model.activations(sharding, Phase::kContinue, *in.profile, false));
+  }
   const std::int64_t replicas = static_cast<std::int64_t>(layout.dp) * layout.dp_attention;
   in.batch_per_replica = std::max<std::int64_t>(1, (request.batch.value_or(1) + replicas - 1) / replicas);
   return plan_inference_memory(in);
 }
 
+Result<const MemoryProfile*> memory_profile_of(const PlanRequest& request) {
+  return memory_profile(request.engine->name, request.cluster.device.is_cpu() ? "cpu" : task_name(request.task));
+}
+
 Result<const KvFormat*> kv_format_of(const PlanRequest& request) {
   if (request.kv != nullptr) return request.kv;
-  FATHOM_TRY(const MemoryProfile* profile, memory_profile(request.engine->name));
+  FATHOM_TRY(const MemoryProfile* profile, memory_profile_of(request));
   return find_kv_format(profile->kv);
 }
 

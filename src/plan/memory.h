@@ -43,6 +43,8 @@ struct MemoryPlan {
   int moments = 0;
 };
 
+/// What the request's engine holds, doing the request's task on the request's device.
+Result<const MemoryProfile*> memory_profile_of(const PlanRequest& request);
 /// The request's cache format, or the engine's default.
 Result<const KvFormat*> kv_format_of(const PlanRequest& request);
 

@@ -94,7 +94,8 @@ class InferenceMemory {
     const bool grows = profile_.pool == CachePool::kAsNeeded;
     // Keys and values of one layer repeated for every query head live beside its attention, not beside its feed-forward.
     const double repeated = in_.prefill->hidden.at(tokens, outputs) + load.sequences * load.input * in_.prefill->expand_bytes_per_context;
-    return {cache_bytes_at(sums, load.sequences, grows ? load.input : load.context()), std::max(in_.prefill->at(tokens, outputs), repeated)};
+    const double later = in_.later != nullptr && load.sequences * load.input > tokens * cp_ ? in_.later->at(tokens, outputs) : 0;
+    return {cache_bytes_at(sums, load.sequences, grows ? load.input : load.context()), std::max({in_.prefill->at(tokens, outputs), repeated, later})};
   }
 
   Moment decode(const StageSums& sums, const Load& load) const {

@@ -18,6 +18,7 @@ struct MemoryInputs {
   const ShareCache* cache = nullptr;                 // inference
   const ActivationModel* prefill = nullptr;          // inference
   const ActivationModel* decode = nullptr;
+  const ActivationModel* later = nullptr;            // later chunks, when they differ from the first
   const ActivationModel* train = nullptr;            // training
   const std::vector<std::uint8_t>* kinds = nullptr;  // of each layer
   std::int64_t batch_per_replica = 1;

@@ -28,7 +28,7 @@ constexpr NumberField kNumbers[] = {
 constexpr BytesField kBytes[] = {{"context_bytes", &P::context_bytes}, {"communicator_bytes", &P::communicator_bytes}, {"workspace_bytes", &P::workspace_bytes},
                                  {"workspace_bytes_hopper", &P::workspace_bytes_hopper}, {"bucket_bytes", &P::bucket_bytes}};
 constexpr CountField kCounts[] = {{"block_tokens", &P::block_tokens}, {"chunk_tokens", &P::chunk_tokens}, {"max_sequences", &P::max_sequences}, {"loss_chunk_tokens", &P::loss_chunk_tokens}};
-constexpr FlagField kFlags[] = {{"concatenates", &P::concatenates}, {"expands_heads", &P::expands_heads}, {"reuses_gate", &P::reuses_gate}, {"all_logits", &P::all_logits},
+constexpr FlagField kFlags[] = {{"concatenates", &P::concatenates}, {"expands_heads", &P::expands_heads}, {"continues_on_cache", &P::continues_on_cache}, {"follows_tape", &P::follows_tape}, {"reuses_gate", &P::reuses_gate}, {"all_logits", &P::all_logits},
                                 {"gradients_persist", &P::gradients_persist}, {"offload_takes_gradients", &P::offload_takes_gradients}, {"offload_takes_checkpoints", &P::offload_takes_checkpoints}};
 constexpr SavedField kSaved[] = {{"linear", &P::linear}, {"norm", &P::norm}, {"rope", &P::rope}, {"attention", &P::attention}, {"activation", &P::activation},
                                  {"residual", &P::residual}, {"experts", &P::experts}};
@@ -118,12 +118,16 @@ Result<std::vector<MemoryProfile>> load() {
 
 }  // namespace
 
-Result<const MemoryProfile*> memory_profile(std::string_view engine) {
+Result<const MemoryProfile*> memory_profile(std::string_view engine, std::string_view variant) {
   static const Result<std::vector<MemoryProfile>> profiles = load();
   if (!profiles) return tl::unexpected<Error>(profiles.error());
-  for (const MemoryProfile& profile : *profiles)
-    if (profile.name == engine) return &profile;
-  return &profiles->front();
+  const MemoryProfile* found = &profiles->front();
+  for (const MemoryProfile& profile : *profiles) {
+    const std::string_view name = profile.name;
+    if (name == engine) found = &profile;
+    if (!variant.empty() && name.size() == engine.size() + 1 + variant.size() && name.starts_with(engine) && name.ends_with(variant)) return &profile;
+  }
+  return found;
 }
 
 }  // namespace fathom::plan

@@ -42,6 +42,8 @@ struct MemoryProfile {
   std::string kv = "bf16";          // default cache format
   std::int64_t block_tokens = 1;    // a sequence's cache grows in such steps
   bool concatenates = false;        // growing copies one layer's keys: old and new live at once
+  bool continues_on_cache = false;  // later chunks of a prompt attend to the cache itself, also where it is latent
+  bool follows_tape = false;        // training keeps what Fathom's own tape keeps
   bool expands_heads = false;       // keys and values of a layer are repeated for every query head
   // ---- inference: activations
   std::int64_t chunk_tokens = 0;    // tokens of one pass at most; 0: the whole batch's prompts at once
@@ -74,7 +76,8 @@ struct MemoryProfile {
   std::int64_t loss_chunk_tokens = 0;      // tokens of logits at once; 0: all of a micro-batch
 };
 
-/// By the engine's name; one without data of its own answers the profile it falls back to. Errors are those of the data file.
-Result<const MemoryProfile*> memory_profile(std::string_view engine);
+/// By the engine's name; one without data of its own answers the profile it falls back to. `variant` ("cpu", "full"): the engine's
+/// profile for that when it has one. Errors are those of the data file.
+Result<const MemoryProfile*> memory_profile(std::string_view engine, std::string_view variant = {});
 
 }  // namespace fathom::plan

@@ -21,6 +21,7 @@ enum class Phase : std::uint8_t {
   kPrefill,  // one sequence of T tokens, its cache written; logits of O rows
   kDecode,   // T sequences of one token each, with a past; O = T
   kTrain,    // T tokens without caches; loss over all; backward traces filled
+  kContinue, // kPrefill after earlier tokens (memory alone: latent attention then works on the cache)
 };
 
 /// One kind of layer: every layer of that kind runs exactly this.

@@ -40,14 +40,14 @@ struct TraceBatch {
       for (std::int64_t i = 0; i < tokens; ++i)
         sequences.push_back({.slot = static_cast<std::int32_t>(i), .first_token = static_cast<std::int32_t>(i), .tokens = 1, .past = 4095});
     } else {
-      sequences.push_back({.slot = 0, .first_token = 0, .tokens = static_cast<std::int32_t>(tokens), .past = 0});
+      sequences.push_back({.slot = 0, .first_token = 0, .tokens = static_cast<std::int32_t>(tokens), .past = phase == Phase::kContinue ? 4096 : 0});
     }
     batch.tokens = tokens;
     batch.sequences = sequences;
     batch.sequence_table = fake(DType::i32, {static_cast<std::int64_t>(sequences.size()), 4});
     batch.ids = fake(DType::i32, {tokens});
     batch.positions = fake(DType::i32, {tokens});
-    if (phase == Phase::kPrefill) batch.output_rows = fake(DType::i32, {outputs});
+    if (phase == Phase::kPrefill || phase == Phase::kContinue) batch.output_rows = fake(DType::i32, {outputs});
   }
 };
 

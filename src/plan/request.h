@@ -58,8 +58,8 @@ struct PlanRequest {
 };
 
 /// One line of a batch. Errors name the key. `id_json` receives the line's id as it stands there, "null" when it has none or
-/// cannot be read.
-Result<PlanRequest> parse_request(std::string_view line, std::string& id_json);
+/// cannot be read. `cluster`: instead of the keys about hardware.
+Result<PlanRequest> parse_request(std::string_view line, std::string& id_json, const Cluster* cluster = nullptr);
 /// What a request of its own (not a line) must still hold: ranges and keys that contradict each other.
 Status check_request(const PlanRequest& request);
 

@@ -49,7 +49,7 @@ tl::unexpected<Error> wrong_type(std::string_view key, const char* expected, con
 
 class RequestReader {
  public:
-  explicit RequestReader(const JsonObject& object) : object_(object) {}
+  RequestReader(const JsonObject& object, const Cluster* cluster) : object_(object), cluster_(cluster) {}
 
   Result<PlanRequest> read() {
     FATHOM_TRY_VOID(check_keys());
@@ -128,6 +128,7 @@ class RequestReader {
   }
 
   Status read_hardware(PlanRequest& request) const {
+    if (cluster_ != nullptr) return read_count_of_given(request);
     FATHOM_TRY(const auto name, text("hardware"));
     if (!name) return fail("plan.missing", {{"key", "hardware"}});
     static TextTable<hardware::HardwareChoice> choices;
@@ -152,6 +153,14 @@ class RequestReader {
     }
     static TextTable<Cluster> clusters;
     FATHOM_TRY(request.cluster, clusters.get(*name + "\n" + std::to_string(devices), [&] { return make_cluster(choice, devices); }));
+    return {};
+  }
+
+  /// A machine's devices: all, or as many as asked for.
+  Status read_count_of_given(PlanRequest& request) const {
+    request.cluster = *cluster_;
+    FATHOM_TRY(const auto gpus, count("gpus", 1, std::max(cluster_->devices, 1)));
+    if (gpus) request.cluster.devices = static_cast<int>(*gpus);
     return {};
   }
 
@@ -218,6 +227,7 @@ class RequestReader {
   }
 
   const JsonObject& object_;
+  const Cluster* cluster_;
 };
 
 }  // namespace
@@ -230,13 +240,13 @@ Status check_request(const PlanRequest& request) {
   return {};
 }
 
-Result<PlanRequest> parse_request(std::string_view line, std::string& id_json) {
+Result<PlanRequest> parse_request(std::string_view line, std::string& id_json, const Cluster* cluster) {
   id_json = "null";
   std::size_t bad_byte = 0;
   const auto object = JsonObject::parse(line, bad_byte);
   if (!object) return fail("plan.bad_json", {{"byte", std::to_string(bad_byte + 1)}});
   if (const JsonPiece* id = object->find("id")) id_json = std::string(id->text);
-  FATHOM_TRY(PlanRequest request, RequestReader(*object).read());
+  FATHOM_TRY(PlanRequest request, RequestReader(*object, cluster).read());
   request.id_json = id_json;
   return request;
 }
