@@ -1,0 +1,49 @@
+// fathom probe: what this machine is, measured.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "base/i18n.h"
+#include "base/terminal.h"
+#include "cli/verbs.h"
+#include "hardware/probe.h"
+#include "hardware/probe_report.h"
+
+namespace fathom::cli {
+namespace {
+
+struct Flags {
+  bool quick = false, thorough = false, no_measure = false, no_disk = false, save = false;
+};
+Flags flags;
+
+}  // namespace
+
+void setup_probe(CLI::App& app) {
+  CLI::Option* quick = app.add_flag("--quick", flags.quick, tr("cli.probe.quick"));
+  CLI::Option* thorough = app.add_flag("--thorough", flags.thorough, tr("cli.probe.thorough"));
+  CLI::Option* none = app.add_flag("--no-measure", flags.no_measure, tr("cli.probe.no_measure"));
+  quick->excludes(thorough)->excludes(none);
+  thorough->excludes(none);
+  app.add_flag("--no-disk", flags.no_disk, tr("cli.probe.no_disk"));
+  app.add_flag("--save", flags.save, tr("cli.probe.save"))->excludes(none);
+}
+
+Result<int> run_probe(const Common& common) {
+  hardware::ProbeOptions options;
+  if (flags.quick) options.effort = hardware::Effort::kQuick;
+  if (flags.thorough) options.effort = hardware::Effort::kThorough;
+  if (flags.no_measure) options.effort = hardware::Effort::kNone;
+  options.measure_disks = !flags.no_disk;
+  const bool talk = !common.json && stderr_is_terminal();
+  if (talk) options.on_stage = [](std::string_view key) { std::fprintf(stderr, "\r\x1b[K%s", tr(key).c_str()); };
+  const hardware::Machine machine = hardware::probe(options);
+  if (talk) std::fputs("\r\x1b[K", stderr);
+  std::fputs((common.json ? hardware::probe_json(machine) + "\n" : hardware::probe_report(machine)).c_str(), stdout);
+  if (flags.save) {
+    FATHOM_TRY_VOID(hardware::save_profile(machine));
+    if (!common.json) std::printf("\n%s\n", tr("cli.probe.saved", {{"path", hardware::profile_path()}}).c_str());
+  }
+  return kExitOk;
+}
+
+}  // namespace fathom::cli
