@@ -44,19 +44,15 @@ Result<AddedTokens> AddedTokens::make(std::vector<AddedToken> tokens, const Norm
   added.tokens_ = std::move(tokens);
   RegexScratch scratch;
   for (std::size_t i = 0; i < added.tokens_.size(); ++i) {
-    const AddedToken& token = added.tokens_[i];
+    AddedToken& token = added.tokens_[i];
     const auto number = static_cast<std::int32_t>(i);
     bool fresh = false;
     added.contents_.insert(token.content, fresh);
     FATHOM_CHECK(fresh && !token.content.empty(), "added tokens are distinct");
     added.by_id_.set(static_cast<std::uint64_t>(token.id), i);
-    if (!token.normalized) {
-      added.raw_.add(token.content, number);
-      continue;
-    }
-    std::string content = token.content;
-    FATHOM_TRY_VOID(normalizer.apply(content, scratch));
-    added.normalized_.add(content, number);
+    token.spelled = token.content;
+    if (token.normalized) FATHOM_TRY_VOID(normalizer.apply(token.spelled, scratch));
+    (token.normalized ? added.normalized_ : added.raw_).add(token.spelled, number);
   }
   return added;
 }

@@ -20,6 +20,7 @@ struct AddedToken {
   bool lstrip = false;       // takes the blanks before it along
   bool rstrip = false;       // takes the blanks behind it along
   bool single_word = false;  // counts only where no letter or digit touches it
+  std::string spelled;       // what a decoder is given for it: the content, normalized when the token is; filled by make()
 };
 
 /// A stretch of text: an added token (token >= 0 is its number in the list), or what lies between.

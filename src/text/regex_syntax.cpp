@@ -17,6 +17,8 @@ constexpr int kMaxNesting = 100;
 // Class bodies (what stands between brackets) with Unicode's meaning.
 constexpr std::string_view kSpaceBody = R"(\x09-\x0d\x20\x85\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 constexpr std::string_view kWordBody = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+// Outside brackets Oniguruma's \w also takes Latin-1's superscript digits and fractions.
+constexpr std::string_view kLatin1Word = R"(\xb2\xb3\xb9\xbc-\xbe)";
 constexpr std::string_view kHexBody = "0-9A-Fa-f";
 constexpr std::string_view kPunctBody = R"(\p{P}$+<=>^`|~)";
 
@@ -323,6 +325,7 @@ class Translator {
       if (!is_alpha(c) && !is_digit(c)) return unsupported(in_.substr(at_, end + 1 - at_));
     if (name.empty()) return unsupported("\\p{}");
     at_ = end + 1;
+    if (name == "punct") name = "p";  // as a property it lacks the symbols that [:punct:] has
     if (const auto body = named_body(name)) {
       if (!negated) return std::string(*body);
       if (body->starts_with(R"(\p{)") && body->find('}') + 1 == body->size()) return R"(\P)" + std::string(body->substr(2));
@@ -349,10 +352,10 @@ class Translator {
     bool negated = false;
     if (const auto body = shorthand(c, negated)) {
       ++at_;
-      atom(CharSet{negated, std::string(*body), {}}.expression());
+      atom(CharSet{negated, std::string(*body) + std::string((c | 32) == 'w' ? kLatin1Word : ""), {}}.expression());
       return {};
     }
-    const std::string word = "[" + std::string(kWordBody) + "]";
+    const std::string word = "[" + std::string(kWordBody) + std::string(kLatin1Word) + "]";
     switch (c) {
       case 'p': case 'P': {
         ++at_;

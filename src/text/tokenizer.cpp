@@ -27,6 +27,13 @@ struct Tokenizer::Impl {
     if (const AddedToken* added = parts.added.by_id(id)) return added->content;
     return parts.model.vocabulary().token(id);
   }
+  // What the decoder gets; nullopt for an unknown id, and for a special one that is not wanted.
+  std::optional<std::string_view> decoded_token(std::int32_t id, bool skip_special) const {
+    const AddedToken* added = parts.added.by_id(id);
+    if (added == nullptr) return parts.model.vocabulary().token(id);
+    if (skip_special && added->special) return std::nullopt;
+    return added->spelled;
+  }
   bool is_special(std::int32_t id) const {
     const AddedToken* added = parts.added.by_id(id);
     return added != nullptr && added->special;
@@ -118,10 +125,8 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids, bool skip_speci
   Decoder::Stream stream(impl_->parts.decoder);
   std::string out;
   out.reserve(ids.size() * 4);
-  for (const std::int32_t id : ids) {
-    const auto token = impl_->token_of(id);
-    if (token && !(skip_special && impl_->is_special(id))) stream.push(*token, out);
-  }
+  for (const std::int32_t id : ids)
+    if (const auto token = impl_->decoded_token(id, skip_special)) stream.push(*token, out);
   stream.finish(out);
   return out;
 }
@@ -162,8 +167,7 @@ StreamDecoder::~StreamDecoder() = default;
 
 std::string StreamDecoder::push(std::int32_t id) {
   std::string out;
-  const auto token = state_->tokenizer->token_of(id);
-  if (token && !(state_->skip_special && state_->tokenizer->is_special(id))) state_->stream.push(*token, out);
+  if (const auto token = state_->tokenizer->decoded_token(id, state_->skip_special)) state_->stream.push(*token, out);
   return out;
 }
 
