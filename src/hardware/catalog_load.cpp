@@ -11,6 +11,9 @@ namespace fathom::hardware {
 namespace {
 
 constexpr std::array<std::string_view, 6> kSections = {"accelerators", "cpus", "links", "storage", "offers", "sources"};
+// What `fathom hardware show ID --json` adds to a record: a user may paste it back whole.
+constexpr std::array<std::string_view, 5> kDerived = {"usable_memory_bytes", "memory_bandwidth_bytes_per_second",
+                                                      "peak_dense_flops", "source_details", "overridden"};
 constexpr std::size_t kMaxRecords = 10'000;  // of one section; far above what a person writes
 
 bool good_id(std::string_view id) {
@@ -58,13 +61,15 @@ Status CatalogLoader::add(std::string_view text, const std::string& what, bool u
   return {};
 }
 
-Status CatalogLoader::add_record(const std::string& section, const Json& record, const std::string& what,
+Status CatalogLoader::add_record(const std::string& section, const Json& given, const std::string& what,
                                  const std::string& as_of, bool user) {
-  if (!record.is_object()) return fail("hardware_catalog.record_not_object", {{"what", what}, {"field", section}});
-  const auto id = record.find("id");
-  if (id == record.end() || !id->is_string() || !good_id(id->get_ref<const std::string&>()))
+  if (!given.is_object()) return fail("hardware_catalog.record_not_object", {{"what", what}, {"field", section}});
+  const auto id = given.find("id");
+  if (id == given.end() || !id->is_string() || !good_id(id->get_ref<const std::string&>()))
     return fail("hardware_catalog.bad_id", {{"what", what}, {"field", section}});
   const std::string name = id->get<std::string>();
+  Json record = given;
+  for (const std::string_view key : kDerived) record.erase(std::string(key));
   Section& into = sections_[section];
   const auto known = into.by_id.find(name);
   if (known == into.by_id.end()) {

@@ -27,7 +27,7 @@ class CatalogLoader {
     std::map<std::string, std::size_t, std::less<>> by_id;
   };
 
-  Status add_record(const std::string& section, const Json& record, const std::string& what, const std::string& as_of,
+  Status add_record(const std::string& section, const Json& given, const std::string& what, const std::string& as_of,
                     bool user);
   template <class Record>
   Result<std::vector<Record>> read(const std::string& section);

@@ -19,6 +19,11 @@ constexpr std::array<std::string_view, 18> kFields = {
     "id",        "family",    "released", "license",      "architecture", "model_type", "context_length", "short_names",
     "published", "tokenizer", "config",   "native_dtype", "sources",      "confidence", "same_config_as", "notes",
     "as_of",     "about"};
+// What `fathom models show ID --json` adds to an entry: a user may paste it back whole.
+constexpr std::array<std::string_view, 10> kDerived = {
+    "parameters_total", "parameters_main",    "parameters_active",  "parameters_active_with_embedding",
+    "checkpoint_bytes", "checkpoint_tensors", "kv_bytes_per_token", "kv_fixed_bytes",
+    "sizes_error",      "overridden"};
 constexpr std::array<std::string_view, 6> kPublished = {
     "total_params", "active_params", "hub_size", "hub_params", "checkpoint_bytes", "checkpoint_bytes_precision"};
 
@@ -127,7 +132,14 @@ Status ModelCatalogLoader::add_tokenizer(const Json& record, const std::string& 
   return {};
 }
 
-Status ModelCatalogLoader::add_model(const Json& record, const std::string& file, bool user) {
+Status ModelCatalogLoader::add_model(const Json& given, const std::string& file, bool user) {
+  Json record = given;
+  for (const std::string_view key : kDerived) record.erase(std::string(key));
+  if (const auto tokenizer = record.find("tokenizer");
+      tokenizer != record.end() && tokenizer->is_object() && tokenizer->contains("id")) {
+    const Json tokenizer_id = (*tokenizer)["id"];
+    record["tokenizer"] = tokenizer_id;
+  }
   const std::string id = record["id"].get<std::string>();
   const std::string what = file + ": '" + id + "'";
   FATHOM_TRY_VOID(check_keys(record, kFields, "", what));

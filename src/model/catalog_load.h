@@ -23,7 +23,7 @@ class ModelCatalogLoader {
     std::map<std::string, std::string> overridden;  // field -> file
   };
 
-  Status add_model(const Json& record, const std::string& what, bool user);
+  Status add_model(const Json& given, const std::string& what, bool user);
   Status add_tokenizer(const Json& record, const std::string& what);
   Result<ModelEntry> read(const Entry& entry) const;
   Status read_published(const Json& record, const std::string& what, ModelEntry& model) const;

@@ -447,9 +447,10 @@ TEST(HardwareJson, ListsAndRecordsParse) {
   EXPECT_EQ(h100["id"], "h100-sxm5-80gb");
   EXPECT_EQ(h100["peak_dense_flops"]["bf16"], 989.4e12);
   EXPECT_GE(h100["source_details"].size(), 5u);
-  // What --json shows of a record can be written into a user's file.
-  Json again = *parse_json(card("h100").record, "record");
-  EXPECT_TRUE(with_user_file(dump_json(Json{{"accelerators", Json::array({again})}})));
+  // What --json shows of a record can be pasted into a user's file.
+  const auto pasted = with_user_file(R"({"accelerators": [)" + record_json(facts(), card("h100")) + "]}");
+  ASSERT_TRUE(pasted) << error_text(pasted.error());
+  EXPECT_EQ(pasted->find("h100").value().usable_bytes, 81559 * kMiB);
 }
 
 }  // namespace

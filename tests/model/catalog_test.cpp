@@ -171,6 +171,13 @@ TEST(ModelJson, Parses) {
   const Json v3 = *parse_json(entry_json(*facts().find("v3").value()), "v3");
   EXPECT_EQ(v3["config"]["hidden_size"], 7168);
   EXPECT_EQ(v3["published"]["active_params"], 37e9);
+  EXPECT_EQ(v3["kv_bytes_per_token"]["16bit"], 70272);
+  EXPECT_EQ(v3["parameters_main"], 671'026'419'200);
+  // What --json shows of an entry can be pasted into a user's file.
+  for (const char* name : {"r1", "v4-flash", "dense-175b"}) {
+    const auto pasted = with_user_file(R"({"models": [)" + entry_json(*facts().find(name).value()) + "]}");
+    EXPECT_TRUE(pasted) << error_text(pasted.error());
+  }
 }
 
 TEST(ModelUser, AddsAndChanges) {
