@@ -221,7 +221,7 @@ Result<std::span<const float>> Engine::step(std::span<const SlotTokens> tokens, 
   const PassKind kind = total == count ? PassKind::kDecode : fresh ? PassKind::kPrefill : PassKind::kContinue;
   backend_->activations().use_plan(&plan_.arenas[static_cast<std::size_t>(kind)], arena_->data());
   const Batch batch{.tokens = total, .sequences = sequences_, .sequence_table = make_tensor(table_.data, DType::i32, {count, 4}), .ids = ids_.rows(0, total),
-                    .positions = positions_.rows(0, total), .output_rows = rows_.rows(0, outputs)};
+                    .positions = positions_.rows(0, total), .output_rows = rows_.rows(0, outputs), .topk_horizon = topk_horizon_};
   const auto comm = self::make_self_collectives();
   model::Pass pass{.ops = backend_->ops(), .comm = *comm, .weights = weights_.set, .cache = &cache_, .batch = batch};
   std::span<const float> answer;

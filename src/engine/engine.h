@@ -72,6 +72,8 @@ class Engine {
   /// [rows, vocabulary] f32: none, one row a slot (its last token), or one a token; valid until the next call.
   /// Errors: engine.context_full (naming the limit), engine.bad_token.
   Result<std::span<const float>> step(std::span<const SlotTokens> tokens, Logits logits);
+  /// For comparing with a reference that computed `tokens` tokens at once (tensor/topk_horizon.h); 0, the default: not.
+  void set_topk_horizon(std::int64_t tokens) { topk_horizon_ = tokens; }
   /// Appends a prompt of any length in chunks; answers the logits of its last token.
   Result<std::span<const float>> prefill(std::int64_t slot, std::span<const std::int32_t> ids);
 
@@ -88,6 +90,7 @@ class Engine {
   std::unique_ptr<tensor::Buffer> cache_memory_, arena_, constants_;
   model::CacheSet cache_;
   std::vector<std::int64_t> lengths_;
+  std::int64_t topk_horizon_ = 0;
   std::vector<tensor::Sequence> sequences_;
   tensor::Tensor ids_, positions_, rows_, table_, logits_;
 };

@@ -24,6 +24,7 @@ struct Batch {
   Tensor ids;                               // [tokens] i32
   Tensor positions;                         // [tokens] i32: past, past + 1, … of each sequence
   Tensor output_rows;                       // [outputs] i32: tokens whose logits are wanted; undefined: all
+  std::int64_t topk_horizon = 0;            // verify only: tokens that the reference's pass had (topk_horizon.h); 0: ties to the lower row
 };
 
 /// Compressed entries (one per `ratio` tokens) that could close inside a sequence's part of the batch: an upper bound that

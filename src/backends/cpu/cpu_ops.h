@@ -46,6 +46,7 @@ class CpuOps final : public tensor::Ops {
   void cross_entropy(const tensor::CrossEntropyArgs& args) override;
 
  private:
+  void select_like_torch(const tensor::IndexSelectArgs& args);
   Scratch& fresh_shared() {  // the shared workspace, all of it
     context_.workspace.shared().reset();
     return context_.workspace.shared();

@@ -6,6 +6,7 @@
 #include "backends/cpu/cpu_ops.h"
 #include "backends/cpu/rows.h"
 #include "backends/cpu/visible.h"
+#include "tensor/topk_horizon.h"
 
 namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -131,11 +132,33 @@ void CpuOps::cache_write(const CacheWriteArgs& args) {
   }
 }
 
+// Of verify alone: see tensor/topk_horizon.h.
+void CpuOps::select_like_torch(const IndexSelectArgs& args) {
+  const std::int64_t wanted = args.selected.dim(1);
+  std::vector<TopkCandidate> all(static_cast<std::size_t>(args.batch->topk_horizon / args.keys.ratio));
+  for (std::int64_t token = 0; token < args.q.dim(0); ++token) {
+    const SegmentOfSequence seen(args.keys, *args.batch, sequence_of(*args.batch, token));
+    const Names names = seen.visible(seen.sequence().past + token - seen.sequence().first_token);
+    for (std::size_t i = 0; i < all.size(); ++i) all[i] = {.name = static_cast<std::int32_t>(i)};
+    Indexer indexer(context_.kernels, args, fresh(0));
+    for (std::int64_t at = names.first; at < names.end; at += kBlockKeys) {
+      const std::int64_t block = std::min(kBlockKeys, names.end - at);
+      const float* scores = indexer.score(seen, token, at, block);
+      for (std::int64_t i = 0; i < block; ++i) all[static_cast<std::size_t>(at + i)].score = scores[i];
+    }
+    const std::int64_t count = choose_like_torch(all, wanted);
+    std::sort(all.begin(), all.begin() + count, [](const TopkCandidate& a, const TopkCandidate& b) { return a.name < b.name; });
+    auto* out = args.selected.as<std::int32_t>() + token * args.selected.strides[0];
+    for (std::int64_t i = 0; i < wanted; ++i) out[i] = i < count ? all[static_cast<std::size_t>(i)].name : -1;
+  }
+}
+
 void CpuOps::index_select(const IndexSelectArgs& args) {
   const std::int64_t heads = args.q.dim(1), width = args.q.dim(2), wanted = args.selected.dim(1), tokens = args.q.dim(0);
   FATHOM_CHECK(args.weights.dim(1) == heads && args.keys.k.dim(1) == 1 && args.keys.k.dim(2) == width && args.selected.dtype == DType::i32);
   FATHOM_CHECK(is_f32(args.q) && is_f32(args.weights) && args.selected.dim(0) == tokens);
   if (wanted == 0 || tokens == 0) return;
+  if (args.batch->topk_horizon > 0) return select_like_torch(args);
   Scratch& shared = fresh_shared();
   const int threads = context_.pool.size();
   const std::int64_t room = Best::room_for(wanted), rooms_left = static_cast<std::int64_t>(shared.left() / 2 / sizeof(Candidate)) / room;

@@ -8,6 +8,7 @@
 
 #include "backends/reference/reference_ops.h"
 #include "backends/reference/visible.h"
+#include "tensor/topk_horizon.h"
 
 namespace fathom::reference {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -180,6 +181,14 @@ void ReferenceOps::index_select(const IndexSelectArgs& args) {
           score += weights.at(t)[h] * (match < 0 ? 0.0 : match);
         }
         scored.push_back({args.scale * score, visible.name});
+      }
+      if (args.batch->topk_horizon > 0) {
+        std::vector<TopkCandidate> all(static_cast<std::size_t>(args.batch->topk_horizon / args.keys.ratio));
+        for (std::size_t i = 0; i < all.size(); ++i) all[i].name = static_cast<std::int32_t>(i);
+        for (const Scored& one : scored) all[static_cast<std::size_t>(one.name)].score = static_cast<float>(one.score);
+        const std::int64_t seen = choose_like_torch(all, count);
+        scored.clear();
+        for (std::int64_t i = 0; i < seen; ++i) scored.push_back({all[static_cast<std::size_t>(i)].score, all[static_cast<std::size_t>(i)].name});
       }
       // Largest scores first, ties to the lower row; NaN ranks above everything, so that it is not hidden.
       std::stable_sort(scored.begin(), scored.end(), [](const Scored& a, const Scored& b) {

@@ -1,0 +1,20 @@
+// What the planner says of running a model with Fathom on the machine at hand.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "hardware/machine.h"
+#include "model/spec.h"
+#include "plan/answer.h"
+
+namespace fathom::measure {
+
+struct Workload { std::int64_t batch = 1, prompt = 512, generate = 128; };
+
+/// One device (the host's CPU when cpu_only), engine fathom, task chat. `weights`: native, bf16, f16, f32 as the engine holds them.
+Result<plan::PlanAnswer> predict(const hardware::Machine& machine, const model::ModelSpec& spec, const std::string& weights, const Workload& work, bool cpu_only);
+
+/// This machine: the stored profile when it is of this machine and was measured, else a quick look now.
+Result<hardware::Machine> known_machine();
+
+}  // namespace fathom::measure

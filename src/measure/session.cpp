@@ -1,0 +1,84 @@
+#include "measure/session.h"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+
+#include "backends/backends.h"
+#include "base/strings.h"
+#include "weights/synth.h"
+
+namespace fathom::measure {
+namespace {
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+Bytes status_field(std::string_view name) {
+  const auto text = read_file("/proc/self/status", kMiB);  // a proc file has size 0: read_file answers what its size says
+  std::string status = text ? *text : "";
+  if (status.empty()) {
+    if (std::FILE* file = std::fopen("/proc/self/status", "r")) {
+      char buffer[8192];
+      status.assign(buffer, std::fread(buffer, 1, sizeof buffer, file));
+      std::fclose(file);
+    }
+  }
+  const std::size_t at = status.find(name);
+  if (at == std::string::npos) return 0;
+  const std::string_view rest = trim(std::string_view(status).substr(at + name.size(), 40));
+  Bytes kib = 0;
+  std::from_chars(rest.data(), rest.data() + rest.size(), kib);
+  return kib * kKiB;
+}
+
+Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& spec) {
+  if (options.kv == "auto") {
+    const bool wide = options.weights == "f32" || (options.weights == "native" && spec.plain_format == tensor::WeightFormat::f32);
+    return wide ? DType::f32 : DType::bf16;
+  }
+  const auto parsed = parse_dtype(options.kv);
+  if (!parsed || (*parsed != DType::f32 && *parsed != DType::f16 && *parsed != DType::bf16)) return fail("measure.kv_type", {{"name", printable(options.kv)}});
+  return *parsed;
+}
+
+}  // namespace
+
+Bytes resident_bytes() { return status_field("VmRSS:"); }
+Bytes peak_resident_bytes() { return status_field("VmHWM:"); }
+
+Result<Session> open_session(const SessionOptions& options) {
+  const double started = now();
+  Session session;
+  session.name = options.model;
+  std::error_code ignored;
+  const bool folder = std::filesystem::is_directory(options.model, ignored);
+  FATHOM_TRY(session.spec, weights::find_model_spec(options.model));
+  session.synthetic = options.random_weights || options.model == weights::kDefaultModel;
+  if (!folder && !session.synthetic) return fail("measure.no_checkpoint", {{"model", printable(options.model)}});
+  FATHOM_TRY(const auto storage, weights::parse_storage_policy(options.weights));
+  if (!session.synthetic && options.layers) return fail("measure.layers_need_random");
+  if (session.synthetic) {
+    FATHOM_TRY(session.spec, weights::synthetic_spec(session.spec, options.layers, {}));
+  }
+  engine::EngineOptions engine_options = options.engine;
+  if (engine_options.context == 0) engine_options.context = std::min<std::int64_t>(session.spec.max_context, 4096);
+  engine_options.prefill_chunk = std::max(std::min(engine_options.prefill_chunk, engine_options.context * engine_options.slots), engine_options.slots);
+  FATHOM_TRY(engine_options.cache_dtype, cache_type(options, session.spec));
+  FATHOM_TRY(auto architecture, model::make_architecture(session.spec));
+  if (!architecture->runnable()) return fail_unsupported("model.v41_not_runnable");
+  FATHOM_TRY(auto backend, backends::make_backend(options.device, {.threads = options.threads, .activation_dtype = DType::f32, .isa = options.isa}));
+  weights::LoadedWeights loaded;
+  if (session.synthetic) {
+    FATHOM_TRY(loaded, weights::synthesize_in_memory(architecture->weights(), *backend, {.storage = storage, .seed = options.seed, .threads = options.threads, .progress = options.progress}));
+  } else {
+    session.folder = options.model;
+    weights::LoadOptions load{.storage = storage, .mmap = options.mmap};
+    load.read.progress = options.progress;
+    FATHOM_TRY(loaded, weights::load_weights(*architecture, options.model, *backend, load));
+  }
+  FATHOM_TRY(session.engine, engine::Engine::create(std::move(architecture), std::move(backend), std::move(loaded), engine_options));
+  session.load_seconds = now() - started;
+  return session;
+}
+
+}  // namespace fathom::measure
