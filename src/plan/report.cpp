@@ -19,7 +19,7 @@ std::string number(double value, int digits = 3) {
   std::string text = buffer;
   // Thousands apart: 1 234 567.
   const std::size_t point = std::min(text.find('.'), text.size());
-  for (std::size_t at = point; at > 3 + (text[0] == '-' ? 1U : 0U); at -= 3) text.insert(at - 3, ",");
+  for (std::size_t at = point; at > 3 + (text[0] == '-' ? 1U : 0U); at -= 3) text.insert(at - 3, 1, ',');
   return text;
 }
 
@@ -146,7 +146,7 @@ class Report {
     if (best_.memory.fits) return;
     title("plan.report.ways_out");
     if (answer_.ways_out.empty()) line(tr("plan.report.no_way_out"));
-    for (const WayOut& way : answer_.ways_out) line("  - " + way_out_text(request_, way));
+    for (const WayOut& way : answer_.ways_out) line(std::string("  - ").append(way_out_text(request_, way)));
   }
 
   const PlanRequest& request_;

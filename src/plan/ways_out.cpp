@@ -46,7 +46,7 @@ class WaysOut {
     PlanRequest changed = request_;
     for (const std::string_view name : kSmallerWeights) {
       const auto rule = find_weight_format(name);
-      const bool gguf = name.starts_with("q") && name.find('_') != std::string_view::npos;
+      const bool gguf = name.starts_with("q");
       if (!rule || *rule == request_.weights || (gguf && !runs_gguf())) continue;
       changed.weights = *rule;
       const auto then = fits(changed);
@@ -56,7 +56,7 @@ class WaysOut {
     }
   }
 
-  bool runs_gguf() const { return request_.engine->name == "llama.cpp" || request_.engine->name == "ik_llama.cpp" || request_.engine->name == "fathom"; }
+  bool runs_gguf() const { return request_.engine->name == "llama.cpp" || request_.engine->name == "ik_llama.cpp"; }
 
   void smaller_kv() {
     if (is_training(request_.task) || best_.memory.bytes.kv == 0) return;
