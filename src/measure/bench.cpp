@@ -88,7 +88,7 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
       FATHOM_TRY(BenchRow row, measure_row(engine, options, batch, prompt));
       row.prefill_tokens_per_second.predicted = plan.best.time.prefill_tokens_per_second;
       row.decode_tokens_per_second.predicted = plan.best.time.decode_tokens_per_second;
-      row.memory_bytes = {static_cast<double>(peak_resident_bytes()), static_cast<double>(before + report.planned.total())};
+      row.memory_bytes = {static_cast<double>(resident_bytes()), static_cast<double>(before + report.planned.total())};
       if (batch == 1 && (fastest_step == 0 || row.p50_ms < fastest_step)) fastest_step = row.p50_ms;
       report.rows.push_back(std::move(row));
     }

@@ -27,7 +27,7 @@ struct BenchRow {
   std::int64_t batch = 1, prompt = 0, generate = 0;
   Beside prefill_tokens_per_second, decode_tokens_per_second;  // of the whole batch
   double mean_ms = 0, p50_ms = 0, p99_ms = 0;                    // of a decode step
-  Beside memory_bytes;                                            // most that the process held, against what it held before plus the plan
+  Beside memory_bytes;                                            // what the process holds afterwards (nothing is given back between), against what it held before plus the plan
 };
 
 struct BenchReport {

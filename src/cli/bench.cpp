@@ -1,0 +1,100 @@
+// fathom bench: speed and memory, each beside what was predicted.
+#include "measure/bench.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "base/i18n.h"
+#include "base/json.h"
+#include "base/terminal.h"
+#include "cli/verbs.h"
+
+namespace fathom::cli {
+namespace {
+
+struct Flags { measure::SessionOptions session; measure::BenchOptions bench; };
+Flags flags;
+
+Json beside_json(const measure::Beside& b) {
+  return {{"measured", b.measured}, {"predicted", b.predicted ? Json(*b.predicted) : Json()}, {"error", b.error() ? Json(*b.error()) : Json()}};
+}
+
+Json memory_json(const engine::EngineMemory& m) {
+  return {{"weights", m.weights}, {"weights_arena", m.weights_arena}, {"kv", m.cache}, {"activations", m.activations}, {"activations_peak", m.activations_peak}, {"constants", m.constants},
+          {"workspace", m.workspace}, {"total", m.total()}};
+}
+
+void print_json(const measure::BenchReport& r) {
+  Json rows = Json::array();
+  for (const auto& row : r.rows)
+    rows.push_back({{"batch", row.batch}, {"prompt", row.prompt}, {"generate", row.generate}, {"prefill_tokens_per_second", beside_json(row.prefill_tokens_per_second)},
+                    {"decode_tokens_per_second", beside_json(row.decode_tokens_per_second)}, {"decode_step_ms", {{"mean", row.mean_ms}, {"p50", row.p50_ms}, {"p99", row.p99_ms}}},
+                    {"memory_bytes", beside_json(row.memory_bytes)}});
+  const Json json = {{"model", r.model}, {"device", r.device}, {"synthetic_weights", r.synthetic}, {"parameters", r.parameters}, {"load_seconds", r.load_seconds}, {"planned_bytes", memory_json(r.planned)},
+                     {"allocated_bytes", memory_json(r.allocated)}, {"weight_read_gb_per_second", r.weight_read_gb_per_second > 0 ? Json(r.weight_read_gb_per_second) : Json()},
+                     {"best_read_gb_per_second", r.best_read_gb_per_second ? Json(*r.best_read_gb_per_second) : Json()}, {"rows", rows}};
+  std::puts(dump_json(json, 2).c_str());
+}
+
+std::string beside_text(const measure::Beside& b, const char* format) {
+  const std::string measured = fmt::format(fmt::runtime(format), b.measured);
+  if (!b.predicted) return measured;
+  return fmt::format("{} / {} ({:+.1f} %)", measured, fmt::format(fmt::runtime(format), *b.predicted), 100 * b.error().value_or(0));
+}
+
+void print_text(const measure::BenchReport& r) {
+  std::puts(tr("cli.bench.title", {{"model", r.model}, {"parameters", format_count(static_cast<double>(r.parameters))}, {"device", r.device}}).c_str());
+  if (r.synthetic) std::puts(tr("cli.bench.synthetic").c_str());
+  std::puts(tr("cli.bench.memory", {{"weights", format_bytes(r.allocated.weights_arena)}, {"kv", format_bytes(r.allocated.cache)}, {"activations", format_bytes(r.allocated.activations)}, {"workspace", format_bytes(r.allocated.workspace)}, {"total", format_bytes(r.allocated.total())}, {"planned", format_bytes(r.planned.total())}}).c_str());
+  std::puts(tr("cli.bench.beside").c_str());
+  const auto right = Align::kRight;
+  Table table({{tr("cli.bench.col_batch"), right}, {tr("cli.bench.col_prompt"), right}, {tr("cli.bench.col_prefill"), right}, {tr("cli.bench.col_decode"), right}, {tr("cli.bench.col_mean"), right}, {"p50", right}, {"p99 ms", right}, {tr("cli.bench.col_memory"), right}});
+  for (const auto& row : r.rows) {
+    measure::Beside mib{row.memory_bytes.measured / static_cast<double>(kMiB), {}};
+    if (row.memory_bytes.predicted) mib.predicted = *row.memory_bytes.predicted / static_cast<double>(kMiB);
+    table.add_row({std::to_string(row.batch), std::to_string(row.prompt), beside_text(row.prefill_tokens_per_second, "{:.1f}"), beside_text(row.decode_tokens_per_second, "{:.1f}"), fmt::format("{:.2f}", row.mean_ms),
+                   fmt::format("{:.2f}", row.p50_ms), fmt::format("{:.2f}", row.p99_ms), beside_text(mib, "{:.0f} MiB")});
+  }
+  std::fputs(table.render().c_str(), stdout);
+  if (r.weight_read_gb_per_second > 0 && r.best_read_gb_per_second)
+    std::puts(tr("cli.bench.read", {{"rate", fmt::format("{:.1f}", r.weight_read_gb_per_second)}, {"best", fmt::format("{:.1f}", *r.best_read_gb_per_second)}, {"share", fmt::format("{:.0f}", 100 * r.weight_read_gb_per_second / *r.best_read_gb_per_second)}}).c_str());
+}
+
+}  // namespace
+
+void setup_bench(CLI::App& app) {
+  app.add_option("MODEL", flags.session.model, tr("cli.bench.model"));
+  app.add_option("--prompt", flags.bench.prompts, tr("cli.bench.prompt"))->delimiter(',')->check(CLI::Range(1, 1 << 24));
+  app.add_option("--generate", flags.bench.generate, tr("cli.bench.generate"))->check(CLI::Range(1, 1 << 24));
+  app.add_option("--batch", flags.bench.batches, tr("cli.bench.batch"))->delimiter(',')->check(CLI::Range(1, 1 << 16));
+  app.add_option("--repeat", flags.bench.repetitions, tr("cli.bench.repeat"))->check(CLI::Range(1, 1000));
+  app.add_option("--device", flags.session.device, tr("cli.bench.device"));
+  app.add_option("--dtype", flags.session.weights, tr("cli.bench.dtype"));
+  app.add_option("--kv", flags.session.kv, tr("cli.bench.kv"));
+  app.add_option("--threads", flags.session.threads, tr("cli.bench.threads"))->check(CLI::Range(1, 4096));
+  app.add_option("--layers", flags.session.layers, tr("cli.bench.layers"));
+  app.add_option("--seed", flags.session.seed, tr("cli.bench.seed"));
+  app.add_option("--chunk", flags.session.engine.prefill_chunk, tr("cli.bench.chunk"))->check(CLI::Range(1, 1 << 20));
+  app.add_flag("--random-weights", flags.session.random_weights, tr("cli.bench.random"));
+  app.add_flag("--mmap", flags.session.mmap, tr("cli.bench.mmap"));
+}
+
+Result<int> run_bench(const Common& common) {
+  FATHOM_TRY(const hardware::Machine machine, measure::known_machine());
+  std::unique_ptr<Progress> bar;
+  flags.session.progress = [&](Bytes done, Bytes total) {
+    if (!bar) bar = std::make_unique<Progress>(tr("cli.bench.loading"), total);
+    bar->update(done);
+    return true;
+  };
+  FATHOM_TRY(const measure::BenchReport report, measure::bench(flags.session, flags.bench, machine));
+  bar.reset();
+  if (common.json) print_json(report);
+  else print_text(report);
+  return kExitOk;
+}
+
+}  // namespace fathom::cli

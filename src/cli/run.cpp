@@ -1,0 +1,136 @@
+// fathom run: a prompt in, an answer out.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <numeric>
+
+#include "base/i18n.h"
+#include "base/json.h"
+#include "base/terminal.h"
+#include "cli/verbs.h"
+#include "engine/generate.h"
+#include "measure/session.h"
+#include "text/chat_template.h"
+
+namespace fathom::cli {
+namespace {
+
+struct Flags {
+  measure::SessionOptions session;
+  engine::GenerateOptions generate;
+  std::string prompt, system;
+  bool raw = false, quiet = false;
+};
+Flags flags;
+
+std::string read_standard_input() {
+  std::string text;
+  char buffer[65536];
+  for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, stdin)) > 0;) text.append(buffer, n);
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
+
+struct Prepared { std::vector<std::int32_t> ids; std::optional<text::Tokenizer> tokenizer; };
+
+// The prompt as the model wants it: through its chat template when it has one and --raw was not given.
+Result<Prepared> prepare(const measure::Session& session, const std::string& prompt) {
+  Prepared prepared;
+  if (!session.folder) {  // synthetic weights know no language: ids stand in for text
+    for (const unsigned char c : prompt) prepared.ids.push_back(static_cast<std::int32_t>(c % session.spec.vocabulary));
+    return prepared;
+  }
+  FATHOM_TRY(prepared.tokenizer, text::Tokenizer::load(*session.folder));
+  std::string rendered = prompt;
+  bool special = true;
+  if (!flags.raw) {
+    const auto chat = text::ChatTemplate::load(*session.folder);
+    if (chat) {
+      std::vector<text::ChatMessage> messages;
+      if (!flags.system.empty()) messages.push_back({"system", flags.system});
+      messages.push_back({"user", prompt});
+      FATHOM_TRY(rendered, chat->render(messages, /*add_generation_prompt=*/true));
+      special = false;  // the template writes them itself
+    } else if (chat.error().key != "text.no_chat_template") {
+      return tl::unexpected<Error>(chat.error());
+    }
+  }
+  FATHOM_TRY(prepared.ids, prepared.tokenizer->encode(rendered, special));
+  return prepared;
+}
+
+void print_json(const measure::Session& session, const Prepared& prepared, const engine::Generated& g) {
+  const double decode = std::accumulate(g.token_seconds.begin(), g.token_seconds.end(), 0.0);
+  const Json json = {{"model", session.name}, {"synthetic_weights", session.synthetic}, {"text", g.text}, {"ids", g.ids}, {"stopped_by", engine::stop_reason_name(g.reason)}, {"prompt_tokens", prepared.ids.size()}, {"tokens", g.ids.size()},
+                     {"prefill_seconds", g.prefill_seconds}, {"decode_tokens_per_second", decode > 0 ? Json(static_cast<double>(g.token_seconds.size()) / decode) : Json()}};
+  std::puts(dump_json(json, 2).c_str());
+}
+
+void print_statistics(const Prepared& prepared, const engine::Generated& g) {
+  const double decode = std::accumulate(g.token_seconds.begin(), g.token_seconds.end(), 0.0);
+  std::fprintf(stderr, "%s\n", tr("cli.run.statistics", {{"prompt", std::to_string(prepared.ids.size())}, {"prefill", fmt::format("{:.1f}", static_cast<double>(prepared.ids.size()) / g.prefill_seconds)}, {"tokens", std::to_string(g.ids.size())},
+                                                        {"decode", decode > 0 ? fmt::format("{:.1f}", static_cast<double>(g.token_seconds.size()) / decode) : "-"}, {"reason", tr("cli.run.stopped_" + std::string(engine::stop_reason_name(g.reason)))}}).c_str());
+}
+
+}  // namespace
+
+void setup_run(CLI::App& app) {
+  flags.session.engine.context = 0;  // the model's own
+  app.add_option("MODEL", flags.session.model, tr("cli.run.model"));
+  app.add_option("-p,--prompt", flags.prompt, tr("cli.run.prompt"));
+  app.add_option("--system", flags.system, tr("cli.run.system"));
+  app.add_flag("--raw", flags.raw, tr("cli.run.raw"));
+  app.add_option("-n,--max-tokens", flags.generate.max_tokens, tr("cli.run.max_tokens"))->check(CLI::Range(1, 1 << 24));
+  app.add_option("-c,--context", flags.session.engine.context, tr("cli.run.context"))->check(CLI::Range(1, 1 << 30));
+  app.add_option("--temperature", flags.generate.sampling.temperature, tr("cli.run.temperature"));
+  app.add_option("--top-k", flags.generate.sampling.top_k, tr("cli.run.top_k"));
+  app.add_option("--top-p", flags.generate.sampling.top_p, tr("cli.run.top_p"));
+  app.add_option("--min-p", flags.generate.sampling.min_p, tr("cli.run.min_p"));
+  app.add_option("--repetition-penalty", flags.generate.sampling.repetition_penalty, tr("cli.run.repetition"));
+  app.add_option("--seed", flags.generate.sampling.seed, tr("cli.run.seed"));
+  app.add_option("--stop", flags.generate.stop_strings, tr("cli.run.stop"));
+  app.add_option("--device", flags.session.device, tr("cli.run.device"));
+  app.add_option("--dtype", flags.session.weights, tr("cli.run.dtype"));
+  app.add_option("--kv", flags.session.kv, tr("cli.run.kv"));
+  app.add_option("--threads", flags.session.threads, tr("cli.run.threads"))->check(CLI::Range(1, 4096));
+  app.add_flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
+  app.add_flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));
+}
+
+Result<int> run_run(const Common& common) {
+  FATHOM_TRY_VOID(engine::check_sampling(flags.generate.sampling));
+  std::string prompt = flags.prompt;
+  if (prompt.empty() && ::isatty(STDIN_FILENO) == 0) prompt = read_standard_input();
+  if (prompt.empty()) return fail("engine.empty_prompt");
+  std::unique_ptr<Progress> bar;
+  flags.session.progress = [&](Bytes done, Bytes total) {
+    if (!bar) bar = std::make_unique<Progress>(tr("cli.bench.loading"), total);
+    bar->update(done);
+    return true;
+  };
+  FATHOM_TRY(measure::Session session, measure::open_session(flags.session));
+  bar.reset();
+  FATHOM_TRY(const Prepared prepared, prepare(session, prompt));
+  if (session.synthetic) std::fprintf(stderr, "%s\n", tr("cli.run.synthetic").c_str());
+  for (const std::int64_t id : session.spec.eos_ids) flags.generate.stop_ids.push_back(static_cast<std::int32_t>(id));
+  if (prepared.tokenizer && prepared.tokenizer->eos_id()) flags.generate.stop_ids.push_back(*prepared.tokenizer->eos_id());
+  const bool stream = !common.json && prepared.tokenizer.has_value();
+  const auto on_text = [&](std::string_view piece) {
+    if (!stream) return true;
+    return std::fwrite(piece.data(), 1, piece.size(), stdout) == piece.size() && std::fflush(stdout) == 0;
+  };
+  FATHOM_TRY(const engine::Generated generated, engine::generate(*session.engine, 0, prepared.ids, flags.generate, prepared.tokenizer ? &*prepared.tokenizer : nullptr, on_text));
+  if (common.json) {
+    print_json(session, prepared, generated);
+  } else {
+    if (!prepared.tokenizer) std::fputs(fmt::format("{}", fmt::join(generated.ids, " ")).c_str(), stdout);
+    std::puts("");
+    if (!flags.quiet) print_statistics(prepared, generated);
+  }
+  return kExitOk;
+}
+
+}  // namespace fathom::cli
