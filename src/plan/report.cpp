@@ -54,7 +54,7 @@ class Report {
 
  private:
   void line(const std::string& text) { out_ += text + "\n"; }
-  void title(const char* key) { out_ += "\n" + styled(Style::kBold, tr(key)) + "\n"; }
+  void title(const char* key) { out_.append("\n").append(styled(Style::kBold, tr(key))).append("\n"); }
 
   void headline() {
     line(styled(Style::kBold, request_.model->name() + " · " + tr("plan.task." + std::string(task_name(request_.task))) + " · " + devices_text(request_) + " · " + request_.engine->name));
