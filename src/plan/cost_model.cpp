@@ -96,7 +96,11 @@ void estimate_serve(const Context& c, const StepModel& model, TimeEstimate& out)
   loop.users = std::max(1.0, static_cast<double>(c.in.batch) / replicas);
   loop.input = static_cast<double>(r.input);
   loop.output = std::max(1.0, static_cast<double>(r.output));
-  if (c.in.concurrent > 0) loop.capacity = static_cast<double>(c.in.concurrent);
+  if (c.in.concurrent > 0) {
+    // Where pages are taken as outputs grow, sequences are on average half through theirs.
+    const double grown = c.engine.reserves_output ? 1 : (loop.input + loop.output) / (loop.input + 0.6 * loop.output);
+    loop.capacity = static_cast<double>(c.in.concurrent) * grown;
+  }
   const LoopResult result = solve_loop(model, loop);
   const Speculation s = speculation(r.mtp_drafts, static_cast<double>(r.model->spec().layers));
   const double tpot = result.tpot * s.cost / s.tokens;
@@ -119,7 +123,7 @@ void fill_stage_weights(const CostInputs& in, int stage, TrainModel& m) {
     units += static_cast<double>(part.adapter_units);
   };
   for (const LayerSpan& span : stage_layers(in.request->model->spec().layers, in.layout.pp, in.layout.vp, stage))
-    for (std::int64_t i = span.first; i < span.last; ++i) add(share.layers[static_cast<std::size_t>(i)]);
+    add(share.before[static_cast<std::size_t>(span.last)] - share.before[static_cast<std::size_t>(span.first)]);
   if (stage == 0) add(share.embedding);
   if (stage == in.layout.pp - 1) add(share.head);
   m.adapter_parameters = units * static_cast<double>(in.request->lora_rank);
@@ -198,6 +202,8 @@ StepModel make_step_model(const CostInputs& in, const EngineProfile& engine, con
   model.rates = rates;
   model.layout = in.layout;
   model.engine = &engine;
+  model.offline = in.request->task == Task::kChat;
+  model.packed = in.weights->unpacks;
   model.hidden_bytes = static_cast<double>(in.request->model->spec().hidden) * 2;
   return model;
 }
@@ -234,11 +240,12 @@ struct ModelKey {
   const void *prefill, *decode, *share, *kv, *weights;
   std::uint64_t rates;
   int compute;
+  bool offline;
   bool operator==(const ModelKey&) const = default;
 };
 struct ModelKeyHash {
   std::size_t operator()(const ModelKey& k) const {
-    std::size_t h = static_cast<std::size_t>(k.compute) * 131 + k.rates;
+    std::size_t h = static_cast<std::size_t>(k.compute) * 131 + k.rates * 2 + (k.offline ? 1 : 0);
     for (const void* p : {k.prefill, k.decode, k.share, k.kv, k.weights}) h = h * 0x9E3779B97F4A7C15ULL + (reinterpret_cast<std::size_t>(p) >> 4);
     return h;
   }
@@ -246,7 +253,7 @@ struct ModelKeyHash {
 
 StepModel& kept_model(const CostInputs& in, const RatesEntry& rates) {
   thread_local std::unordered_map<ModelKey, std::unique_ptr<StepModel>, ModelKeyHash> kept;
-  const ModelKey key{in.prefill, in.decode, in.share, in.kv, in.weights, rates.number, in.request->compute ? static_cast<int>(*in.request->compute) : -1};
+  const ModelKey key{in.prefill, in.decode, in.share, in.kv, in.weights, rates.number, in.request->compute ? static_cast<int>(*in.request->compute) : -1, in.request->task == Task::kChat};
   std::unique_ptr<StepModel>& model = kept[key];
   if (model == nullptr) {
     if (kept.size() > 4096) {

@@ -46,6 +46,9 @@ Rates make_rates(const Cluster& cluster, const Curves& curves, const EngineProfi
   r.attention_half = c.attention_half;
   r.attention_backward = c.attention_backward;
   r.decode_attention = peak16 * c.attention * 0.8;
+  r.expert_independence = engine.expert_independence;
+  r.expert_spill = engine.expert_spill;
+  r.expert_imbalance = engine.expert_imbalance;
   r.host = c.host;
   r.host_link = cluster.host.bytes_per_second * c.pcie;
   r.intra = link_rates(cluster.intra, curves.intra, engine.all_reduce);

@@ -29,6 +29,7 @@ struct Rates {
   double expert_share = 1;           // of `product`, grouped
   double attention = 0, attention_half = 0, attention_backward = 0.75;  // FLOP/s, keys, against forward
   double decode_attention = 0;       // FLOP/s of decode attention
+  double expert_independence = 0.85, expert_spill = 1.4, expert_imbalance = 0.25;
   double host = 1;
   double host_link = 0;              // bytes a second to host memory
   LinkRates intra, inter;

@@ -32,8 +32,9 @@ class LoopSolver {
     for (int i = 0; i < 3; ++i) iterate();
     LoopResult result;
     const double front = e_.host.request * m_.rates.host;
-    const double alone = front + own_ + (running_ - 1) / 2 * stall_;
-    const double steady = front + own_ + step_ / 2 + wait_;
+    const double together = m_.layout.dp_attention > 1 ? e_.replica_wait_steps * step_ : 0;
+    const double alone = together + front + own_ + (running_ - 1) / 2 * stall_;
+    const double steady = together + front + own_ + polling_ + wait_;
     const double first = (1 - e_.burst) * steady + e_.burst * alone;
     const double decode_wall = (loop_.output - 1) * step_ + meets_ * stall_;
     const double cycle = steady + decode_wall;
@@ -51,8 +52,7 @@ class LoopSolver {
  private:
   /// Prompts that one user meets in a cycle: with several attention replicas in step, those of the others stop him too.
   double others() const {
-    const double replicas = m_.layout.dp_attention;
-    return running_ * std::pow(replicas, 0.5) - 1 > 0 ? running_ * std::sqrt(replicas) - 1 : 0;
+    return std::max(0.0, running_ * std::pow(static_cast<double>(m_.layout.dp_attention), e_.replica_stalls) - 1);
   }
 
   void iterate() {
@@ -80,14 +80,17 @@ class LoopSolver {
     }
     const double steps = std::max(loop_.output - 1, 0.0);
     const double n = others();
-    double decode_wall = steps * step_ + n * stall_, cycle = own_ + step_ / 2 + decode_wall;
+    double decode_wall = steps * step_ + n * stall_, cycle = own_ + polling_ + decode_wall;
     const double busy = std::min(n * stall_ / cycle, 0.999);
     const double apart = std::min(busy / (2 * (1 - busy) + 2 / (n + 1)), n / 2);
-    const double ahead = (1 - e_.lockstep) * apart + e_.lockstep * n / 2;
+    // Requests that came between two looks at the queue start together.
+    const double polled = std::min((e_.poll_steps - 1) / std::max(steps, 1.0), 1.0) * n / 2;
+    polling_ = e_.poll_steps / 2 * step_;
+    const double ahead = (1 - e_.lockstep) * std::min(apart + polled, n / 2) + e_.lockstep * n / 2;
     wait_ = ahead * stall_;
     meets_ = n - ahead;
     decode_wall = steps * step_ + meets_ * stall_;
-    cycle = own_ + step_ / 2 + wait_ + decode_wall;
+    cycle = own_ + polling_ + wait_ + decode_wall;
     const double target = running_ * decode_wall / cycle;
     decoding_ = std::max(1.0, e_.scheduler == Scheduler::kPrefillFirst ? std::max(target, running_ * 0.5) : target);
   }
@@ -96,7 +99,7 @@ class LoopSolver {
   const EngineProfile& e_;
   const Loop& loop_;
   double running_ = 1, decoding_ = 1, pipeline_ = 1, context_ = 0;
-  double step_ = 0, stall_ = 0, own_ = 0, wait_ = 0, meets_ = 0;
+  double polling_ = 0, step_ = 0, stall_ = 0, own_ = 0, wait_ = 0, meets_ = 0;
   Parts parts_{};
 };
 

@@ -55,14 +55,13 @@ double experts_seconds(const Kernel& k, const Load& load, const Rates& r, const 
   if (tokens <= 0) return 0;
   const double chance = k.experts_per_token / k.experts_total;
   // Routing is correlated between tokens: fewer experts are hit than independent draws would.
-  constexpr double kIndependence = 0.85;
-  double hit = 1 - std::exp(tokens * kIndependence * std::log1p(-std::min(chance, 0.999999)));
+  double hit = 1 - std::exp(tokens * r.expert_independence * std::log1p(-std::min(chance, 0.999999)));
   hit = std::max(hit, std::min(1.0, chance));
   const double local = k.experts_here;
   const bool spread = layout.ep > 1 && !load.balanced;
-  const double spill = spread ? 1 + 1.4 * std::sqrt(std::max(0.0, 1 - hit) / std::max(local * hit, 0.05)) : 1;  // the fullest of a group
+  const double spill = spread ? 1 + r.expert_spill * std::sqrt(std::max(0.0, 1 - hit) / std::max(local * hit, 0.05)) : 1;  // the fullest of a group
   const double read = std::min(1.0, hit * std::min(spill, 3.0));
-  const double imbalance = spread ? 1 + 0.25 * std::min(1.0, tokens / 512) : 1;
+  const double imbalance = spread ? 1 + r.expert_imbalance * std::min(1.0, tokens / 512) : 1;
   const double assigned = tokens * k.experts_per_token * local / k.experts_total * imbalance;
   const double rate = (k.unpacks ? r.unpack_product : r.product[static_cast<std::size_t>(k.precision)]) * r.expert_share;
   const double compute = assigned * k.expert_flops * (k.backward ? 1 : 1) / rate;
@@ -158,19 +157,18 @@ double step_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
   double device = device_seconds(m, s, parts);
   const bool replayed = e.lowering.graphs && s.prompt_tokens == 0 && s.decodes <= static_cast<double>(e.lowering.graph_batch);
   if (!replayed) {
-    const double launching = (s.prompt_tokens > 0 ? m.prefill : m.decode).launches * e.host.launch * m.rates.host;
+    const double launching = (s.prompt_tokens > 0 ? m.prefill : m.decode).launches * e.host.launch * m.rates.host * (m.packed ? e.packed_launch : 1);
     if (launching > device) {
       charge(parts, BoundBy::kHost, launching - device);
       device = launching;
     }
   }
-  const double host = (e.host.step + e.host.sequence * (s.decodes + s.prompt_outputs) + e.host.prompt_token * s.prompt_tokens) * m.rates.host;
-  if (!e.host.overlapped) {
-    charge(parts, BoundBy::kHost, host);
-    return device + host;
-  }
-  if (host > device) charge(parts, BoundBy::kHost, host - device);
-  return std::max(device, host);
+  // Work a sequence is in the way of the next step even where the rest overlaps: outputs must be known and sent.
+  const double each = (e.host.sequence * (s.decodes + s.prompt_outputs) + e.host.prompt_token * s.prompt_tokens) * m.rates.host;
+  const double step = (m.offline && e.offline_step > 0 ? e.offline_step : e.host.step) * m.rates.host;
+  const double exposed = each + (e.host.overlapped ? std::max(0.0, step - device) : step);
+  charge(parts, BoundBy::kHost, exposed);
+  return device + exposed;
 }
 
 }  // namespace fathom::plan

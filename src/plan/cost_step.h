@@ -27,6 +27,8 @@ struct StepModel {
   Rates rates;
   Layout layout;
   const EngineProfile* engine = nullptr;
+  bool offline = false;          // no server around the engine
+  bool packed = false;           // weights are unpacked by the kernels
   double hidden_bytes = 0;       // of a token's residual row: sent between pipeline stages
 };
 

@@ -41,7 +41,7 @@ struct HostCosts {
   double sequence = 0;               // and a running sequence
   double prompt_token = 0;           // tokenizing and handing over, a token of a prompt
   double request = 0;                // the front: HTTP, queues between processes
-  bool overlapped = false;           // host work of step n + 1 runs while the device works on step n
+  bool overlapped = false;           // work a step (not a sequence) is done while the device is busy
 };
 
 /// How training steps are overlapped.
@@ -80,9 +80,20 @@ struct EngineProfile {
   double small_kernel = 1;           // floor of the other kernels
   double all_reduce = 1;             // latency of small all-reduces against the link's direct one
 
+  // Routing of tokens to experts, as seen by kernels; the same for all engines unless one balances load itself.
+  double expert_independence = 0.85; // of a batch's tokens, those that choose independently
+  double expert_spill = 1.4;         // standard deviations by which the fullest of a group of ranks exceeds the mean
+  double expert_imbalance = 0.25;    // of work on the busiest rank above the mean, large batches
+
   // How its users' requests meet: see docs/cost-model.md.
   double burst = 0.1;                // share of a run's requests that start together
   double lockstep = 0;               // how far users stay in step afterwards, 0 … 1
+  double poll_steps = 1;             // decode steps between two looks at the queue of new requests
+  bool reserves_output = false;      // caches are set aside for a request's whole output when it is admitted
+  double replica_stalls = 0.5;       // prompts of n attention replicas stop a user n^this as often as those of one
+  double replica_wait_steps = 0;     // decode steps that a prompt waits for prompts of the other attention replicas
+  double offline_step = 0;           // seconds of host work a step without the server around it (chat); 0: as host.step
+  double packed_launch = 1;          // of the launches, what remains with packed weights (their kits fuse modules)
   double mixing = 1;                 // share of prompts' products that ride along with decode steps (1: weights are read once for both)
 };
 
