@@ -59,7 +59,8 @@ Tape::Root* Tape::root_of(const Tensor& x) {
 void Tape::check_unsaved(const Tensor& x) {
   const Root* root = root_of(x);
   if (root == nullptr) return;
-  for (const Tensor& saved : root->saved) FATHOM_CHECK(!views_overlap(saved, x, root->whole.data), "an activation that backward needs is written over");
+  for (const Tensor& saved : root->saved)
+    FATHOM_CHECK(!views_overlap(saved, x, root->whole.data), "an activation that backward needs is written over");
 }
 
 bool Tape::open(const Use& use) {
@@ -70,7 +71,8 @@ bool Tape::open(const Use& use) {
     for (const Tensor& x : *views) {
       const Root* root = root_of(x);
       if (root == nullptr || !root->differentiable) continue;
-      FATHOM_CHECK(recording_ || root->serial >= block_serial_ || x.root == block_input_, "a checkpointed block reads a differentiable activation that is not its input");
+      FATHOM_CHECK(recording_ || root->serial >= block_serial_ || x.root == block_input_,
+                   "a checkpointed block reads a differentiable activation that is not its input");
       differentiable = true;
     }
   if (!differentiable && recording_) {
@@ -96,7 +98,9 @@ void Tape::record(const Use& use, Views saves, Views saves_outputs, std::functio
   for (const Tensor& x : use.writes) {
     const Root* root = root_of(x);
     if (root == nullptr || !root->differentiable) continue;
-    if (std::any_of(root->touched.begin(), root->touched.end(), [&](const Tensor& earlier) { return views_overlap(earlier, x, root->whole.data); })) node.overwritten.push_back(x);
+    if (std::any_of(root->touched.begin(), root->touched.end(),
+                    [&](const Tensor& earlier) { return views_overlap(earlier, x, root->whole.data); }))
+      node.overwritten.push_back(x);
   }
   for (const auto* views : {&use.reads, &use.writes, &use.updates})
     for (const Tensor& x : *views) touch(node, x);
@@ -105,7 +109,8 @@ void Tape::record(const Use& use, Views saves, Views saves_outputs, std::functio
     if (root == nullptr) continue;
     for (const auto* views : {&use.writes, &use.updates, &use.writes_other})
       for (const Tensor& written : *views)
-        FATHOM_CHECK(written.root != x.root || !views_overlap(written, x, root->whole.data), "an op writes over what its own backward needs");
+        FATHOM_CHECK(written.root != x.root || !views_overlap(written, x, root->whole.data),
+                     "an op writes over what its own backward needs");
     save(node, x);
   }
   for (const Tensor& x : saves_outputs) save(node, x);
@@ -119,7 +124,9 @@ void Tape::touch(Node& node, const Tensor& x) {
     root->first_node = node.id;
     node.first_of.push_back(x.root);
   }
-  const auto same = [&](const Tensor& seen) { return seen.data == x.data && seen.shape == x.shape && seen.strides == x.strides; };
+  const auto same = [&](const Tensor& seen) {
+    return seen.data == x.data && seen.shape == x.shape && seen.strides == x.strides;
+  };
   if (std::none_of(root->touched.begin(), root->touched.end(), same)) root->touched.push_back(x);
 }
 
@@ -133,7 +140,9 @@ void Tape::save(Node& node, const Tensor& x) {
 void Tape::drop_saved(Node& node) {
   for (const Tensor& x : node.saved) {
     Root& root = roots_.at(x.root);
-    const auto found = std::find_if(root.saved.begin(), root.saved.end(), [&](const Tensor& saved) { return saved.data == x.data && saved.shape == x.shape && saved.strides == x.strides; });
+    const auto found = std::find_if(root.saved.begin(), root.saved.end(), [&](const Tensor& saved) {
+      return saved.data == x.data && saved.shape == x.shape && saved.strides == x.strides;
+    });
     root.saved.erase(found);
     free_unused(x.root);
   }
@@ -168,7 +177,8 @@ Tensor Tape::wanted(const Tensor& x) {
 Tensor Tape::parameter_gradient(std::int32_t parameter, std::int64_t rows, std::int64_t cols) const {
   const Tensor& dense = gradients_.of(parameter);
   if (!dense.defined()) return {};
-  FATHOM_CHECK(dense.contiguous() && dense.elements() == rows * cols, "a parameter's gradient has another shape than the parameter");
+  FATHOM_CHECK(dense.contiguous() && dense.elements() == rows * cols,
+               "a parameter's gradient has another shape than the parameter");
   Tensor matrix = make_tensor(dense.data, dense.dtype, {rows, cols});
   matrix.root = dense.root;
   return matrix;

@@ -1,10 +1,12 @@
-// Tape: an Ops that does what the Ops inside it does and remembers how to differentiate it. Backward kernels are GradOps of the
-// same backend; the tape only orders them, and decides what is kept, until when, and what is computed again.
+// Tape: an Ops that does what the Ops inside it does and remembers how to differentiate it. Backward kernels are
+// GradOps of the same backend; the tape only orders them, and decides what is kept, until when, and what is computed
+// again.
 //
-// It follows activations by Tensor::root, so views (columns, heads, rows) need no nodes of their own: the gradient of a view is a
-// view of the gradient. What backward reads stays alive after its owner releases it, until its node has run; a gradient lives from
-// its first contribution until the node that made the activation has run. Gradients of activations have the activation type.
-// It never follows data, so that on `meta` it leaves a memory timeline and a list of backward ops.
+// It follows activations by Tensor::root, so views (columns, heads, rows) need no nodes of their own: the gradient of a
+// view is a view of the gradient. What backward reads stays alive after its owner releases it, until its node has run;
+// a gradient lives from its first contribution until the node that made the activation has run. Gradients of
+// activations have the activation type. It never follows data, so that on `meta` it leaves a memory timeline and a list
+// of backward ops.
 //
 // Not thread-safe. Values made through a tape must die before it.
 #pragma once
@@ -21,8 +23,9 @@
 
 namespace fathom::train {
 
-/// Where gradients of parameters are added, by Weight::parameter: dense f32 (f64) tensors of the weight's shape, made and zeroed by
-/// the caller. An undefined tensor, or a number beyond the list, is a frozen parameter: nothing is kept or computed for it.
+/// Where gradients of parameters are added, by Weight::parameter: dense f32 (f64) tensors of the weight's shape, made
+/// and zeroed by the caller. An undefined tensor, or a number beyond the list, is a frozen parameter: nothing is kept
+/// or computed for it.
 struct ParameterGradients {
   std::vector<tensor::Tensor> tensors;
   const tensor::Tensor& of(std::int32_t parameter) const;
@@ -31,24 +34,26 @@ struct ParameterGradients {
 class Tape final : public tensor::Ops {
  public:
   /// All three must outlive the tape.
-  Tape(tensor::Ops& inner, tensor::GradOps& grad, const ParameterGradients& gradients) : inner_(inner), grad_(grad), gradients_(gradients) {}
+  Tape(tensor::Ops& inner, tensor::GradOps& grad, const ParameterGradients& gradients)
+      : inner_(inner), grad_(grad), gradients_(gradients) {}
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
   ~Tape() override;
 
-  /// With checkpointing, block() keeps its input alone and runs its body again on the way back. The body, and all that it refers to,
-  /// must then live until backward() has run; its only differentiable input is the tensor that it is given (else FATHOM_CHECK).
-  /// Gradients are bit-identical to those without.
+  /// With checkpointing, block() keeps its input alone and runs its body again on the way back. The body, and all that
+  /// it refers to, must then live until backward() has run; its only differentiable input is the tensor that it is
+  /// given (else FATHOM_CHECK). Gradients are bit-identical to those without.
   void set_checkpointing(bool on) { checkpointing_ = on; }
 
-  /// Adds dloss (of loss_like's shape) to the gradient of loss_like and takes everything recorded back to the parameters, newest
-  /// first. Nothing is recorded afterwards. What the nodes refer to without owning it (weights, a batch's tensors, dloss) must still be there.
+  /// Adds dloss (of loss_like's shape) to the gradient of loss_like and takes everything recorded back to the
+  /// parameters, newest first. Nothing is recorded afterwards. What the nodes refer to without owning it (weights, a
+  /// batch's tensors, dloss) must still be there.
   void backward(const tensor::Tensor& loss_like, const tensor::Tensor& dloss);
   /// Forgets what was recorded, and frees what was kept for it.
   void clear();
 
-  /// Marks an activation made by this tape whose gradient the caller wants, before it is used: a leaf (the input of a pipeline
-  /// stage), or anything else. Its gradient stays until forget().
+  /// Marks an activation made by this tape whose gradient the caller wants, before it is used: a leaf (the input of a
+  /// pipeline stage), or anything else. Its gradient stays until forget().
   void watch(const tensor::Tensor& x);
   /// The gradient of something watched; zero where nothing reached it.
   tensor::Tensor gradient(const tensor::Tensor& x);
@@ -83,7 +88,8 @@ class Tape final : public tensor::Ops {
   void hyper_merge(const tensor::HyperMergeArgs& args) override;
   void hyper_head(const tensor::HyperHeadArgs& args) override;
   void cross_entropy(const tensor::CrossEntropyArgs& args) override;
-  tensor::Value block(const tensor::Tensor& input, const std::function<tensor::Value(const tensor::Tensor&)>& body) override;
+  tensor::Value block(const tensor::Tensor& input,
+                      const std::function<tensor::Value(const tensor::Tensor&)>& body) override;
   bool records() const override { return recording_; }
 
  private:
@@ -102,13 +108,14 @@ class Tape final : public tensor::Ops {
     std::vector<Tensor> saved;
     std::vector<Tensor> touched;  // views that recorded nodes read or write
     std::uint64_t first_node = kNever;
-    Tensor gradient;              // of the whole; undefined until something reaches it
+    Tensor gradient;  // of the whole; undefined until something reaches it
   };
   struct Node {
     std::uint64_t id = 0;
     std::vector<Tensor> saved;
-    std::vector<Tensor> overwritten;        // views whose gradient belongs to values that this node destroyed: zero it afterwards
-    std::vector<std::uint32_t> first_of;    // roots that no earlier node touches: their gradients end here
+    std::vector<Tensor>
+        overwritten;  // views whose gradient belongs to values that this node destroyed: zero it afterwards
+    std::vector<std::uint32_t> first_of;  // roots that no earlier node touches: their gradients end here
     std::function<void(Tape&)> backward;
   };
   /// What an op does, for the tape. Undefined tensors and those that no tape allocated are constants.
@@ -151,7 +158,7 @@ class Tape final : public tensor::Ops {
   std::vector<Node> nodes_;
   std::uint64_t next_node_ = 0, next_serial_ = 0;
   bool recording_ = true, checkpointing_ = false;
-  std::uint64_t block_serial_ = kNever;   // while a block runs unrecorded: activations older than this are not its own
+  std::uint64_t block_serial_ = kNever;  // while a block runs unrecorded: activations older than this are not its own
   std::uint32_t block_input_ = 0;
 };
 

@@ -4,7 +4,9 @@
 namespace fathom::train {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
-bool same_view(const Tensor& a, const Tensor& b) { return a.root != 0 && a.root == b.root && a.data == b.data && a.shape == b.shape && a.strides == b.strides; }
+bool same_view(const Tensor& a, const Tensor& b) {
+  return a.root != 0 && a.root == b.root && a.data == b.data && a.shape == b.shape && a.strides == b.strides;
+}
 
 /// A tensor that backward takes the shape of, and never reads.
 Tensor shape_only(Tensor x) {
@@ -20,7 +22,11 @@ void Tape::embed(const EmbedArgs& args) {
   if (!records) return;
   record(use, {args.ids}, {}, [args](Tape& tape) {
     const Tensor dout = tape.reached(args.out);
-    if (dout.defined()) tape.grad_.embed_backward({.f = args, .dout = dout, .dtable = tape.parameter_gradient(args.table.parameter, args.table.rows, args.table.cols)});
+    if (dout.defined())
+      tape.grad_.embed_backward(
+          {.f = args,
+           .dout = dout,
+           .dtable = tape.parameter_gradient(args.table.parameter, args.table.rows, args.table.cols)});
   });
 }
 
@@ -83,27 +89,40 @@ void Tape::rms_norm(const RmsNormArgs& args) {
   if (!records) return;
   record(use, {args.x}, {}, [args](Tape& tape) {
     const Tensor dout = tape.reached(args.out);
-    if (dout.defined()) tape.grad_.rms_norm_backward({.f = args, .dout = dout, .dx = tape.wanted(args.x), .dweight = tape.vector_gradient(args.parameter)});
+    if (dout.defined())
+      tape.grad_.rms_norm_backward(
+          {.f = args, .dout = dout, .dx = tape.wanted(args.x), .dweight = tape.vector_gradient(args.parameter)});
   });
 }
 
 void Tape::layer_norm(const LayerNormArgs& args) {
-  const Use use{.reads = {args.x}, .writes = {args.out}, .trains = trainable(args.weight_parameter) || trainable(args.bias_parameter)};
+  const Use use{.reads = {args.x},
+                .writes = {args.out},
+                .trains = trainable(args.weight_parameter) || trainable(args.bias_parameter)};
   const bool records = open(use);
   inner_.layer_norm(args);
   if (!records) return;
   record(use, {args.x}, {}, [args](Tape& tape) {
     const Tensor dout = tape.reached(args.out);
     if (dout.defined())
-      tape.grad_.layer_norm_backward({.f = args, .dout = dout, .dx = tape.wanted(args.x), .dweight = tape.vector_gradient(args.weight_parameter), .dbias = tape.vector_gradient(args.bias_parameter)});
+      tape.grad_.layer_norm_backward({.f = args,
+                                      .dout = dout,
+                                      .dx = tape.wanted(args.x),
+                                      .dweight = tape.vector_gradient(args.weight_parameter),
+                                      .dbias = tape.vector_gradient(args.bias_parameter)});
   });
 }
 
 // A frozen weight needs no input kept: its product goes back through the weight alone.
 void Tape::linear(const LinearArgs& args) {
   const bool trains = trainable(args.weight.parameter);
-  const Use use = args.accumulate ? Use{.reads = {args.x}, .writes = {}, .updates = {args.out}, .trains = trains || trainable(args.bias_parameter)}
-                                  : Use{.reads = {args.x}, .writes = {args.out}, .trains = trains || trainable(args.bias_parameter)};
+  const Use use =
+      args.accumulate
+          ? Use{.reads = {args.x},
+                .writes = {},
+                .updates = {args.out},
+                .trains = trains || trainable(args.bias_parameter)}
+          : Use{.reads = {args.x}, .writes = {args.out}, .trains = trains || trainable(args.bias_parameter)};
   const bool records = open(use);
   inner_.linear(args);
   if (!records) return;
@@ -112,7 +131,12 @@ void Tape::linear(const LinearArgs& args) {
   record(use, {trains ? args.x : Tensor{}}, {}, [kept, x = args.x](Tape& tape) {
     const Tensor dout = tape.reached(kept.out);
     if (dout.defined())
-      tape.grad_.linear_backward({.f = kept, .dout = dout, .dx = tape.wanted(x), .dweight = tape.parameter_gradient(kept.weight.parameter, kept.weight.rows, kept.weight.cols), .dbias = tape.vector_gradient(kept.bias_parameter)});
+      tape.grad_.linear_backward(
+          {.f = kept,
+           .dout = dout,
+           .dx = tape.wanted(x),
+           .dweight = tape.parameter_gradient(kept.weight.parameter, kept.weight.rows, kept.weight.cols),
+           .dbias = tape.vector_gradient(kept.bias_parameter)});
   });
 }
 
@@ -126,7 +150,12 @@ void Tape::grouped_linear(const GroupedLinearArgs& args) {
   if (!trains) kept.x = shape_only(args.x);
   record(use, {trains ? args.x : Tensor{}}, {}, [kept, x = args.x](Tape& tape) {
     const Tensor dout = tape.reached(kept.out);
-    if (dout.defined()) tape.grad_.grouped_linear_backward({.f = kept, .dout = dout, .dx = tape.wanted(x), .dweight = tape.parameter_gradient(kept.weight.parameter, kept.weight.rows, kept.weight.cols)});
+    if (dout.defined())
+      tape.grad_.grouped_linear_backward(
+          {.f = kept,
+           .dout = dout,
+           .dx = tape.wanted(x),
+           .dweight = tape.parameter_gradient(kept.weight.parameter, kept.weight.rows, kept.weight.cols)});
   });
 }
 
@@ -156,7 +185,8 @@ void Tape::cross_entropy(const CrossEntropyArgs& args) {
   if (!records) return;
   record(use, {args.logits, args.targets}, {}, [args](Tape& tape) {
     const Tensor dlosses = tape.reached(args.losses);
-    if (dlosses.defined()) tape.grad_.cross_entropy_backward({.f = args, .dlosses = dlosses, .dlogits = tape.wanted(args.logits)});
+    if (dlosses.defined())
+      tape.grad_.cross_entropy_backward({.f = args, .dlosses = dlosses, .dlogits = tape.wanted(args.logits)});
   });
 }
 

@@ -13,7 +13,9 @@ void Tape::swiglu(const SwigluArgs& args) {
   if (!records) return;
   record(use, {args.gate, args.up}, {}, [args](Tape& tape) {
     const Tensor dout = tape.reached(args.out);
-    if (dout.defined()) tape.grad_.swiglu_backward({.f = args, .dout = dout, .dgate = tape.wanted(args.gate), .dup = tape.wanted(args.up)});
+    if (dout.defined())
+      tape.grad_.swiglu_backward(
+          {.f = args, .dout = dout, .dgate = tape.wanted(args.gate), .dup = tape.wanted(args.up)});
   });
 }
 
@@ -36,7 +38,8 @@ void Tape::route(const RouteArgs& args) {
   if (!records) return;
   record(use, {args.logits}, {args.indices}, [args](Tape& tape) {
     const Tensor dweights = tape.reached(args.weights);
-    if (dweights.defined()) tape.grad_.route_backward({.f = args, .dweights = dweights, .dlogits = tape.wanted(args.logits)});
+    if (dweights.defined())
+      tape.grad_.route_backward({.f = args, .dweights = dweights, .dlogits = tape.wanted(args.logits)});
   });
 }
 
@@ -45,7 +48,10 @@ void Tape::experts(const ExpertsArgs& args) {
     ExpertsArgs args;
     std::vector<Weight> gate, up, down;
     explicit Kept(const ExpertsArgs& from)
-        : args(from), gate(from.gate.begin(), from.gate.end()), up(from.up.begin(), from.up.end()), down(from.down.begin(), from.down.end()) {
+        : args(from),
+          gate(from.gate.begin(), from.gate.end()),
+          up(from.up.begin(), from.up.end()),
+          down(from.down.begin(), from.down.end()) {
       args.gate = gate, args.up = up, args.down = down;
     }
   };
@@ -55,8 +61,9 @@ void Tape::experts(const ExpertsArgs& args) {
     return false;
   };
   const bool any = trains(args.gate) || trains(args.up) || trains(args.down);
-  const Use use = args.accumulate ? Use{.reads = {args.x, args.weights}, .writes = {}, .updates = {args.out}, .trains = any}
-                                  : Use{.reads = {args.x, args.weights}, .writes = {args.out}, .trains = any};
+  const Use use = args.accumulate
+                      ? Use{.reads = {args.x, args.weights}, .writes = {}, .updates = {args.out}, .trains = any}
+                      : Use{.reads = {args.x, args.weights}, .writes = {args.out}, .trains = any};
   const bool records = open(use);
   inner_.experts(args);
   if (!records) return;
@@ -74,23 +81,36 @@ void Tape::experts(const ExpertsArgs& args) {
       return frozen ? std::vector<Tensor>{} : out;
     };
     const std::vector<Tensor> dgate = gradients(kept->gate), dup = gradients(kept->up), ddown = gradients(kept->down);
-    tape.grad_.experts_backward({.f = f, .dout = dout, .dx = tape.wanted(f.x), .dweights = tape.wanted(f.weights), .dgate = dgate, .dup = dup, .ddown = ddown});
+    tape.grad_.experts_backward({.f = f,
+                                 .dout = dout,
+                                 .dx = tape.wanted(f.x),
+                                 .dweights = tape.wanted(f.weights),
+                                 .dgate = dgate,
+                                 .dup = dup,
+                                 .ddown = ddown});
   });
 }
 
 void Tape::hyper_mix(const HyperMixArgs& args) {
-  const Use use{.reads = {args.streams},
-                .writes = {args.collapsed, args.post, args.comb},
-                .trains = trainable(args.fn.parameter) || trainable(args.base_parameter) || trainable(args.scale_parameter)};
+  const Use use{
+      .reads = {args.streams},
+      .writes = {args.collapsed, args.post, args.comb},
+      .trains = trainable(args.fn.parameter) || trainable(args.base_parameter) || trainable(args.scale_parameter)};
   const bool records = open(use);
   inner_.hyper_mix(args);
   if (!records) return;
   record(use, {args.streams}, {}, [args](Tape& tape) {
-    const Tensor dcollapsed = tape.reached(args.collapsed), dpost = tape.reached(args.post), dcomb = tape.reached(args.comb);
+    const Tensor dcollapsed = tape.reached(args.collapsed), dpost = tape.reached(args.post),
+                 dcomb = tape.reached(args.comb);
     if (!dcollapsed.defined() && !dpost.defined() && !dcomb.defined()) return;
-    tape.grad_.hyper_mix_backward({.f = args, .dcollapsed = dcollapsed, .dpost = dpost, .dcomb = dcomb, .dstreams = tape.wanted(args.streams),
+    tape.grad_.hyper_mix_backward({.f = args,
+                                   .dcollapsed = dcollapsed,
+                                   .dpost = dpost,
+                                   .dcomb = dcomb,
+                                   .dstreams = tape.wanted(args.streams),
                                    .dfn = tape.parameter_gradient(args.fn.parameter, args.fn.rows, args.fn.cols),
-                                   .dbase = tape.vector_gradient(args.base_parameter), .dscale = tape.vector_gradient(args.scale_parameter)});
+                                   .dbase = tape.vector_gradient(args.base_parameter),
+                                   .dscale = tape.vector_gradient(args.scale_parameter)});
   });
 }
 
@@ -102,20 +122,32 @@ void Tape::hyper_merge(const HyperMergeArgs& args) {
   record(use, {args.x, args.streams, args.post, args.comb}, {}, [args](Tape& tape) {
     const Tensor dout = tape.reached(args.out);
     if (dout.defined())
-      tape.grad_.hyper_merge_backward({.f = args, .dout = dout, .dx = tape.wanted(args.x), .dstreams = tape.wanted(args.streams), .dpost = tape.wanted(args.post), .dcomb = tape.wanted(args.comb)});
+      tape.grad_.hyper_merge_backward({.f = args,
+                                       .dout = dout,
+                                       .dx = tape.wanted(args.x),
+                                       .dstreams = tape.wanted(args.streams),
+                                       .dpost = tape.wanted(args.post),
+                                       .dcomb = tape.wanted(args.comb)});
   });
 }
 
 void Tape::hyper_head(const HyperHeadArgs& args) {
-  const Use use{.reads = {args.streams}, .writes = {args.out}, .trains = trainable(args.fn.parameter) || trainable(args.base_parameter) || trainable(args.scale_parameter)};
+  const Use use{
+      .reads = {args.streams},
+      .writes = {args.out},
+      .trains = trainable(args.fn.parameter) || trainable(args.base_parameter) || trainable(args.scale_parameter)};
   const bool records = open(use);
   inner_.hyper_head(args);
   if (!records) return;
   record(use, {args.streams}, {}, [args](Tape& tape) {
     const Tensor dout = tape.reached(args.out);
     if (dout.defined())
-      tape.grad_.hyper_head_backward({.f = args, .dout = dout, .dstreams = tape.wanted(args.streams), .dfn = tape.parameter_gradient(args.fn.parameter, args.fn.rows, args.fn.cols),
-                                      .dbase = tape.vector_gradient(args.base_parameter), .dscale = tape.vector_gradient(args.scale_parameter)});
+      tape.grad_.hyper_head_backward({.f = args,
+                                      .dout = dout,
+                                      .dstreams = tape.wanted(args.streams),
+                                      .dfn = tape.parameter_gradient(args.fn.parameter, args.fn.rows, args.fn.cols),
+                                      .dbase = tape.vector_gradient(args.base_parameter),
+                                      .dscale = tape.vector_gradient(args.scale_parameter)});
   });
 }
 

@@ -15,7 +15,8 @@ struct Strided {
 
   std::int64_t span() const {  // bytes from the first to one past the last
     std::int64_t bytes = run;
-    for (int i = 0; i < dims; ++i) bytes += (count[static_cast<std::size_t>(i)] - 1) * stride[static_cast<std::size_t>(i)];
+    for (int i = 0; i < dims; ++i)
+      bytes += (count[static_cast<std::size_t>(i)] - 1) * stride[static_cast<std::size_t>(i)];
     return bytes;
   }
   Strided inner() const {
@@ -41,7 +42,8 @@ Strided strided(const tensor::Tensor& x, const std::byte* start) {
   return out;
 }
 
-/// `x` as rows of `stride` bytes: which rows it touches, and what it is within one. False when a row's part crosses a row's end.
+/// `x` as rows of `stride` bytes: which rows it touches, and what it is within one. False when a row's part crosses a
+/// row's end.
 bool split_rows(const Strided& x, std::int64_t stride, std::int64_t& first, std::int64_t& rows, Strided& within) {
   const bool has = x.dims > 0 && x.stride[0] == stride;
   within = has ? x.inner() : x;
@@ -57,7 +59,8 @@ bool meet(const Strided& a, const Strided& b) {
   const std::int64_t stride = std::max(a.dims > 0 ? a.stride[0] : 0, b.dims > 0 ? b.stride[0] : 0);
   std::int64_t first_a = 0, first_b = 0, rows_a = 0, rows_b = 0;
   Strided in_a, in_b;
-  if (stride <= 0 || !split_rows(a, stride, first_a, rows_a, in_a) || !split_rows(b, stride, first_b, rows_b, in_b)) return true;
+  if (stride <= 0 || !split_rows(a, stride, first_a, rows_a, in_a) || !split_rows(b, stride, first_b, rows_b, in_b))
+    return true;
   if (first_a + rows_a <= first_b || first_b + rows_b <= first_a) return false;
   return meet(in_a, in_b);
 }

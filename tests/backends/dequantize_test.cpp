@@ -1,11 +1,12 @@
 // Every weight format read bit by bit, against values worked out by hand; and collectives of one rank.
+#include "backends/reference/dequantize.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 
 #include "backends/held.h"
-#include "backends/reference/dequantize.h"
 #include "backends/self/self_collectives.h"
 
 namespace fathom::test {
@@ -29,9 +30,13 @@ TEST(Dequantize, E2m1HasSixteenCodes) {
 
 TEST(Dequantize, Mxfp4LowHalfFirstAndAScaleAThirtySecondColumn) {
   std::vector<std::uint8_t> data(2 * 64 / 2, 0x22), scales = {127, 128, 126, 130};  // 0x2: 1.0; scales 1, 2, 1/2, 8
-  data[0] = 0x71;   // columns 0, 1: 0.5, 6
-  data[63] = 0xf8;  // row 1, columns 62, 63: -0, -6
-  const Weight weight{.format = WeightFormat::mxfp4, .rows = 2, .cols = 64, .data = reinterpret_cast<std::byte*>(data.data()), .scales = reinterpret_cast<std::byte*>(scales.data())};
+  data[0] = 0x71;                                                                   // columns 0, 1: 0.5, 6
+  data[63] = 0xf8;                                                                  // row 1, columns 62, 63: -0, -6
+  const Weight weight{.format = WeightFormat::mxfp4,
+                      .rows = 2,
+                      .cols = 64,
+                      .data = reinterpret_cast<std::byte*>(data.data()),
+                      .scales = reinterpret_cast<std::byte*>(scales.data())};
   const auto first = row_of(weight, 0), second = row_of(weight, 1);
   EXPECT_EQ(first[0], 0.5);
   EXPECT_EQ(first[1], 6.0);
@@ -44,11 +49,15 @@ TEST(Dequantize, Mxfp4LowHalfFirstAndAScaleAThirtySecondColumn) {
 }
 
 TEST(Dequantize, SquareBlocksOfFp8WithTails) {
-  constexpr std::int64_t kRows = 130, kCols = 257;  // 2 × 3 blocks of 128, 5 × 9 blocks of 32
+  constexpr std::int64_t kRows = 130, kCols = 257;      // 2 × 3 blocks of 128, 5 × 9 blocks of 32
   std::vector<std::uint8_t> data(kRows * kCols, 0x38);  // 1.0
   std::vector<float> f32_scales = {1, 2, 3, 4, 5, 6.5f};
   std::vector<std::uint8_t> e8m0(5 * 9, 127);
-  Weight weight{.format = WeightFormat::fp8_block128, .rows = kRows, .cols = kCols, .data = reinterpret_cast<std::byte*>(data.data()), .scales = reinterpret_cast<std::byte*>(f32_scales.data())};
+  Weight weight{.format = WeightFormat::fp8_block128,
+                .rows = kRows,
+                .cols = kCols,
+                .data = reinterpret_cast<std::byte*>(data.data()),
+                .scales = reinterpret_cast<std::byte*>(f32_scales.data())};
   ASSERT_EQ(tensor::weight_scale_count(weight.format, kRows, kCols), f32_scales.size());
   EXPECT_EQ(row_of(weight, 127)[127], 1.0);
   EXPECT_EQ(row_of(weight, 127)[128], 2.0);
@@ -82,7 +91,8 @@ TEST(Dequantize, SquareBlocksOfFp8WithTails) {
 TEST(SelfCollectives, AreCopies) {
   const auto self = self::make_self_collectives();
   const Held x(DType::f32, {2, 2}, {1, 2, 3, 4}), out(DType::f32, {2, 2});
-  for (const auto group : {tensor::Group::kTensor, tensor::Group::kExpert, tensor::Group::kData, tensor::Group::kContext, tensor::Group::kPipeline}) {
+  for (const auto group : {tensor::Group::kTensor, tensor::Group::kExpert, tensor::Group::kData,
+                           tensor::Group::kContext, tensor::Group::kPipeline}) {
     EXPECT_EQ(self->size(group), 1);
     EXPECT_EQ(self->rank(group), 0);
   }

@@ -15,26 +15,43 @@ namespace fathom::test {
 inline void put_element(std::byte* at, DType dtype, double value) {
   const auto put = [&](auto typed) { std::memcpy(at, &typed, sizeof typed); };
   switch (dtype) {
-    case DType::f64: return put(value);
-    case DType::f32: return put(static_cast<float>(value));
-    case DType::f16: return put(f32_to_f16(static_cast<float>(value)));
-    case DType::bf16: return put(f32_to_bf16(static_cast<float>(value)));
-    case DType::i64: return put(static_cast<std::int64_t>(value));
-    case DType::i32: return put(static_cast<std::int32_t>(value));
-    default: FATHOM_CHECK(false, "tests do not make such elements");
+    case DType::f64:
+      return put(value);
+    case DType::f32:
+      return put(static_cast<float>(value));
+    case DType::f16:
+      return put(f32_to_f16(static_cast<float>(value)));
+    case DType::bf16:
+      return put(f32_to_bf16(static_cast<float>(value)));
+    case DType::i64:
+      return put(static_cast<std::int64_t>(value));
+    case DType::i32:
+      return put(static_cast<std::int32_t>(value));
+    default:
+      FATHOM_CHECK(false, "tests do not make such elements");
   }
 }
 
 inline double get_element(const std::byte* at, DType dtype) {
-  const auto get = [&](auto typed) { std::memcpy(&typed, at, sizeof typed); return typed; };
+  const auto get = [&](auto typed) {
+    std::memcpy(&typed, at, sizeof typed);
+    return typed;
+  };
   switch (dtype) {
-    case DType::f64: return get(double{});
-    case DType::f32: return static_cast<double>(get(float{}));
-    case DType::f16: return static_cast<double>(f16_to_f32(get(std::uint16_t{})));
-    case DType::bf16: return static_cast<double>(bf16_to_f32(get(std::uint16_t{})));
-    case DType::i64: return static_cast<double>(get(std::int64_t{}));
-    case DType::i32: return static_cast<double>(get(std::int32_t{}));
-    default: FATHOM_CHECK(false, "tests do not read such elements");
+    case DType::f64:
+      return get(double{});
+    case DType::f32:
+      return static_cast<double>(get(float{}));
+    case DType::f16:
+      return static_cast<double>(f16_to_f32(get(std::uint16_t{})));
+    case DType::bf16:
+      return static_cast<double>(bf16_to_f32(get(std::uint16_t{})));
+    case DType::i64:
+      return static_cast<double>(get(std::int64_t{}));
+    case DType::i32:
+      return static_cast<double>(get(std::int32_t{}));
+    default:
+      FATHOM_CHECK(false, "tests do not read such elements");
   }
 }
 
@@ -58,10 +75,13 @@ inline std::vector<double> values_of(const tensor::Tensor& x) {
 class Held {
  public:
   Held() = default;
-  Held(DType dtype, tensor::Shape shape, const std::function<double(std::int64_t)>& value = [](std::int64_t) { return 0.0; })
+  Held(
+      DType dtype, tensor::Shape shape,
+      const std::function<double(std::int64_t)>& value = [](std::int64_t) { return 0.0; })
       : memory_(new std::byte[static_cast<std::size_t>(shape.elements() * dtype_bytes(dtype)) + 64]),
         tensor_(tensor::make_tensor(memory_.get(), dtype, shape)) {
-    for (std::int64_t i = 0; i < shape.elements(); ++i) put_element(memory_.get() + i * dtype_bytes(dtype), dtype, value(i));
+    for (std::int64_t i = 0; i < shape.elements(); ++i)
+      put_element(memory_.get() + i * dtype_bytes(dtype), dtype, value(i));
   }
   Held(DType dtype, tensor::Shape shape, std::initializer_list<double> values)
       : Held(dtype, shape, [&](std::int64_t i) { return values.begin()[i]; }) {
@@ -71,7 +91,10 @@ class Held {
   const tensor::Tensor& tensor() const { return tensor_; }
   tensor::Weight weight() const {
     const int last = tensor_.shape.rank - 1;
-    return {.format = tensor::plain_weight_format(tensor_.dtype), .rows = last == 0 ? 1 : tensor_.shape[0], .cols = tensor_.shape[last], .data = tensor_.data};
+    return {.format = tensor::plain_weight_format(tensor_.dtype),
+            .rows = last == 0 ? 1 : tensor_.shape[0],
+            .cols = tensor_.shape[last],
+            .data = tensor_.data};
   }
   std::vector<double> values() const { return values_of(tensor_); }
 

@@ -64,7 +64,9 @@ Fill constant(double value) {
   return [=](Random&, std::int64_t) { return value; };
 }
 Fill listed(std::vector<double> values) {
-  return [values = std::move(values)](Random&, std::int64_t i) { return values[static_cast<std::size_t>(i) % values.size()]; };
+  return [values = std::move(values)](Random&, std::int64_t i) {
+    return values[static_cast<std::size_t>(i) % values.size()];
+  };
 }
 Fill with(Fill base, std::vector<std::pair<std::int64_t, double>> replaced) {
   return [base = std::move(base), replaced = std::move(replaced)](Random& random, std::int64_t i) {
@@ -100,11 +102,15 @@ Tensor CaseRun::make(const std::string& name, DType dtype, Shape shape, const Fi
   return x;
 }
 
-Tensor CaseRun::input(DType dtype, Shape shape, const Fill& fill, Layout layout) { return make("", dtype, shape, fill, layout); }
+Tensor CaseRun::input(DType dtype, Shape shape, const Fill& fill, Layout layout) {
+  return make("", dtype, shape, fill, layout);
+}
 
 Tensor CaseRun::ints(DType dtype, Shape shape, const std::vector<std::int64_t>& values, Layout layout) {
   FATHOM_CHECK(shape.elements() == static_cast<std::int64_t>(values.size()));
-  return make("", dtype, shape, [&](Random&, std::int64_t i) { return static_cast<double>(values[static_cast<std::size_t>(i)]); }, layout);
+  return make(
+      "", dtype, shape,
+      [&](Random&, std::int64_t i) { return static_cast<double>(values[static_cast<std::size_t>(i)]); }, layout);
 }
 
 Tensor CaseRun::output(const std::string& name, DType dtype, Shape shape, Layout layout) {
@@ -112,7 +118,9 @@ Tensor CaseRun::output(const std::string& name, DType dtype, Shape shape, Layout
   return make(name, dtype, shape, constant(unwritten), layout);
 }
 
-Tensor CaseRun::in_place(const std::string& name, DType dtype, Shape shape, const Fill& fill, Layout layout) { return make(name, dtype, shape, fill, layout); }
+Tensor CaseRun::in_place(const std::string& name, DType dtype, Shape shape, const Fill& fill, Layout layout) {
+  return make(name, dtype, shape, fill, layout);
+}
 
 std::byte* CaseRun::bytes(std::vector<std::uint8_t> values) {
   Block block;
@@ -153,7 +161,8 @@ Weight CaseRun::weight(WeightFormat format, std::int64_t rows, std::int64_t cols
       scales.push_back(static_cast<std::uint8_t>(127 + std::lround(std::log2(wanted))));
     }
   }
-  return {.format = format, .rows = rows, .cols = cols, .data = bytes(std::move(data)), .scales = bytes(std::move(scales))};
+  return {
+      .format = format, .rows = rows, .cols = cols, .data = bytes(std::move(data)), .scales = bytes(std::move(scales))};
 }
 
 const tensor::Batch& CaseRun::batch(std::vector<tensor::Sequence> sequences) {
@@ -162,7 +171,8 @@ const tensor::Batch& CaseRun::batch(std::vector<tensor::Sequence> sequences) {
   std::vector<std::int64_t> table, ids, positions, outputs;
   for (tensor::Sequence& sequence : held.sequences) {
     sequence.first_token = static_cast<std::int32_t>(ids.size());
-    for (const std::int32_t value : {sequence.slot, sequence.first_token, sequence.tokens, sequence.past}) table.push_back(value);
+    for (const std::int32_t value : {sequence.slot, sequence.first_token, sequence.tokens, sequence.past})
+      table.push_back(value);
     for (std::int32_t i = 0; i < sequence.tokens; ++i) {
       ids.push_back(static_cast<std::int64_t>(ids.size()));
       positions.push_back(sequence.past + i);
@@ -184,12 +194,18 @@ CaseResult CaseRun::finish() {
   for (const Block& block : blocks_) {
     for (std::size_t i = 0; i < block.before.size(); ++i) {
       if (block.writable[i] || block.memory.get()[i] == block.before[i]) continue;
-      const auto at = static_cast<std::int64_t>(i) - (block.tensor.data == nullptr ? kGuardBytes : block.tensor.data - block.memory.get());
-      result.faults.push_back(fmt::format("a stray write {} bytes after the start of {}", at, block.name.empty() ? "an input " + describe(block.tensor) : "'" + block.name + "' " + describe(block.tensor)));
+      const auto at = static_cast<std::int64_t>(i) -
+                      (block.tensor.data == nullptr ? kGuardBytes : block.tensor.data - block.memory.get());
+      result.faults.push_back(fmt::format("a stray write {} bytes after the start of {}", at,
+                                          block.name.empty() ? "an input " + describe(block.tensor)
+                                                             : "'" + block.name + "' " + describe(block.tensor)));
       break;
     }
     if (block.name.empty()) continue;
-    result.outputs.push_back({.name = block.name, .shape = block.tensor.shape, .values = values_of(block.tensor), .integers = !dtype_is_float(block.tensor.dtype)});
+    result.outputs.push_back({.name = block.name,
+                              .shape = block.tensor.shape,
+                              .values = values_of(block.tensor),
+                              .integers = !dtype_is_float(block.tensor.dtype)});
   }
   return result;
 }

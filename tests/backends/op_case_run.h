@@ -16,8 +16,8 @@ class Random {
  public:
   explicit Random(std::uint64_t seed) : state_(seed) {}
   std::uint64_t next();
-  double uniform();                                     // [0, 1)
-  double normal();                                      // mean 0, variance 1
+  double uniform();  // [0, 1)
+  double normal();   // mean 0, variance 1
   std::int64_t below(std::int64_t n) { return static_cast<std::int64_t>(next() % static_cast<std::uint64_t>(n)); }
 
  private:
@@ -27,9 +27,9 @@ class Random {
 /// The value of element `i` (row-major).
 using Fill = std::function<double(Random& random, std::int64_t i)>;
 Fill normal(double scale = 1.0, double mean = 0.0);
-Fill integers(std::int64_t largest);                    // whole numbers in [-largest, largest]
+Fill integers(std::int64_t largest);  // whole numbers in [-largest, largest]
 Fill constant(double value);
-Fill listed(std::vector<double> values);                // over and over
+Fill listed(std::vector<double> values);  // over and over
 /// `base`, with some elements replaced.
 Fill with(Fill base, std::vector<std::pair<std::int64_t, double>> replaced);
 
@@ -41,9 +41,13 @@ enum class Layout {
 
 class CaseRun {
  public:
-  CaseRun(tensor::Ops& ops, std::uint64_t seed) : ops(ops), random(seed) {}
+  CaseRun(tensor::Ops& ops, tensor::GradOps* grad, std::uint64_t seed) : ops(ops), random(seed), grad_(grad) {}
 
   tensor::Ops& ops;
+  tensor::GradOps& grad() const {
+    FATHOM_CHECK(grad_ != nullptr, "this backend does not differentiate");
+    return *grad_;
+  }
   Random random;
 
   DType activation() const { return ops.activation_dtype(); }
@@ -51,23 +55,32 @@ class CaseRun {
   DType wide() const { return activation() == DType::f64 ? DType::f64 : DType::f32; }
 
   tensor::Tensor input(DType dtype, tensor::Shape shape, const Fill& fill, Layout layout = Layout::kDense);
-  tensor::Tensor input(tensor::Shape shape, const Fill& fill, Layout layout = Layout::kDense) { return input(activation(), shape, fill, layout); }
-  tensor::Tensor ints(DType dtype, tensor::Shape shape, const std::vector<std::int64_t>& values, Layout layout = Layout::kDense);
+  tensor::Tensor input(tensor::Shape shape, const Fill& fill, Layout layout = Layout::kDense) {
+    return input(activation(), shape, fill, layout);
+  }
+  tensor::Tensor ints(DType dtype, tensor::Shape shape, const std::vector<std::int64_t>& values,
+                      Layout layout = Layout::kDense);
   /// Any format; values about normal · scale. Quantized ones get random bits with scales to match.
   tensor::Weight weight(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols, double scale);
-  tensor::Weight weight(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols, const Fill& fill);  // plain formats
+  tensor::Weight weight(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols,
+                        const Fill& fill);  // plain formats
   /// NaN (integers: a large number) until written.
   tensor::Tensor output(const std::string& name, DType dtype, tensor::Shape shape, Layout layout = Layout::kDense);
-  tensor::Tensor output(const std::string& name, tensor::Shape shape, Layout layout = Layout::kDense) { return output(name, activation(), shape, layout); }
+  tensor::Tensor output(const std::string& name, tensor::Shape shape, Layout layout = Layout::kDense) {
+    return output(name, activation(), shape, layout);
+  }
   /// Read and overwritten: in-place operands, accumulated outputs, caches.
-  tensor::Tensor in_place(const std::string& name, DType dtype, tensor::Shape shape, const Fill& fill, Layout layout = Layout::kDense);
+  tensor::Tensor in_place(const std::string& name, DType dtype, tensor::Shape shape, const Fill& fill,
+                          Layout layout = Layout::kDense);
   /// A batch with its device tables; ids are 0, 1, 2, … The reference stays good until the run ends.
   const tensor::Batch& batch(std::vector<tensor::Sequence> sequences);
 
   CaseResult finish();
 
  private:
-  struct Free { void operator()(std::byte* memory) const; };
+  struct Free {
+    void operator()(std::byte* memory) const;
+  };
   struct Block {
     std::unique_ptr<std::byte, Free> memory;
     std::vector<std::byte> before;
@@ -82,6 +95,7 @@ class CaseRun {
   tensor::Tensor make(const std::string& name, DType dtype, tensor::Shape shape, const Fill& fill, Layout layout);
   std::byte* bytes(std::vector<std::uint8_t> values);
 
+  tensor::GradOps* grad_;
   std::vector<Block> blocks_;
   std::deque<HeldBatch> batches_;
 };

@@ -37,21 +37,24 @@ bool same_bits(const CaseResult& a, const CaseResult& b) {
   if (a.outputs.size() != b.outputs.size()) return false;
   for (std::size_t i = 0; i < a.outputs.size(); ++i) {
     const auto &x = a.outputs[i].values, &y = b.outputs[i].values;
-    if (x.size() != y.size() || (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0)) return false;
+    if (x.size() != y.size() || (!x.empty() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) != 0))
+      return false;
   }
   return true;
 }
 
 void report(const OpCase& op_case, const std::string& what) {
-  ADD_FAILURE() << op_case.name << ": " << what << "\n  replay with FATHOM_TEST_SEED=" << test_seed() << " FATHOM_TEST_CASE=" << op_case.name;
+  ADD_FAILURE() << op_case.name << ": " << what << "\n  replay with FATHOM_TEST_SEED=" << test_seed()
+                << " FATHOM_TEST_CASE=" << op_case.name;
 }
 
 }  // namespace
 
 std::vector<OpCase> op_cases() {
   std::vector<OpCase> all;
-  for (const auto& family : {rows_cases(), norm_cases(), linear_cases(), rope_cases(), cache_cases(), attention_cases(), index_cases(),
-                             compress_cases(), expert_cases(), route_cases(), hyper_cases(), loss_cases()})
+  for (const auto& family :
+       {rows_cases(), norm_cases(), linear_cases(), rope_cases(), cache_cases(), attention_cases(), index_cases(),
+        compress_cases(), expert_cases(), route_cases(), hyper_cases(), loss_cases()})
     all.insert(all.end(), family.begin(), family.end());
   return all;
 }
@@ -61,8 +64,8 @@ std::uint64_t test_seed() {
   return text != nullptr ? std::strtoull(text, nullptr, 10) : 20260131u;
 }
 
-CaseResult run_case(const OpCase& op_case, tensor::Ops& ops, std::uint64_t seed) {
-  CaseRun run(ops, hash(op_case.name, seed));
+CaseResult run_case(const OpCase& op_case, tensor::Ops& ops, tensor::GradOps* grad, std::uint64_t seed) {
+  CaseRun run(ops, grad, hash(op_case.name, seed));
   op_case.body(run);
   return run.finish();
 }
@@ -84,19 +87,23 @@ std::string compare(const CaseOutput& got, const CaseOutput& want, const Toleran
     }
     if (std::isfinite(error) && std::isfinite(w)) sum_error += error * error, sum_want += w * w;
     if ((i + 1) % width != 0) continue;
-    const double rms_error = std::sqrt(sum_error / static_cast<double>(width)), rms_limit = t.abs * magnitude + t.row * std::sqrt(sum_want / static_cast<double>(width));
+    const double rms_error = std::sqrt(sum_error / static_cast<double>(width)),
+                 rms_limit = t.abs * magnitude + t.row * std::sqrt(sum_want / static_cast<double>(width));
     if (!(rms_error <= rms_limit) && bad_row < 0) bad_row = i / width, row_error = rms_error, row_limit = rms_limit;
     sum_error = sum_want = 0;
   }
   if (failed == 0 && bad_row < 0) return "";
   std::string text = fmt::format("'{}': {} of {} elements fail", want.name, failed, count);
   if (worst >= 0)
-    text += fmt::format("; worst at {}: got {:.9g}, want {:.9g}", coordinate(want.shape, worst), got.values[static_cast<std::size_t>(worst)], want.values[static_cast<std::size_t>(worst)]);
-  if (bad_row >= 0) text += fmt::format("; row {} has an rms error of {:.3g}, allowed {:.3g}", bad_row, row_error, row_limit);
+    text += fmt::format("; worst at {}: got {:.9g}, want {:.9g}", coordinate(want.shape, worst),
+                        got.values[static_cast<std::size_t>(worst)], want.values[static_cast<std::size_t>(worst)]);
+  if (bad_row >= 0)
+    text += fmt::format("; row {} has an rms error of {:.3g}, allowed {:.3g}", bad_row, row_error, row_limit);
   return text;
 }
 
-int check_against_reference(tensor::Backend& candidate, const CheckOptions& options) {
+namespace {
+int check_cases(const std::vector<OpCase>& cases, tensor::Backend& candidate, const CheckOptions& options) {
   const DType activation = candidate.ops().activation_dtype();
   auto reference = reference::make_reference_backend({.activation_dtype = activation});
   if (!reference) {
@@ -105,19 +112,38 @@ int check_against_reference(tensor::Backend& candidate, const CheckOptions& opti
   }
   const char* only = std::getenv("FATHOM_TEST_CASE");
   int ran = 0;
-  for (const OpCase& op_case : op_cases()) {
+  for (const OpCase& op_case : cases) {
     if (only != nullptr && op_case.name.find(only) == std::string::npos) continue;
-    if (options.wanted ? !options.wanted(op_case) : op_case.format == tensor::WeightFormat::f64 && activation != DType::f64) continue;
+    if (options.wanted ? !options.wanted(op_case)
+                       : op_case.format == tensor::WeightFormat::f64 && activation != DType::f64)
+      continue;
     ++ran;
-    const CaseResult want = run_case(op_case, (*reference)->ops()), got = run_case(op_case, candidate.ops());
+    const CaseResult want = run_case(op_case, (*reference)->ops(), (*reference)->grad_ops()),
+                     got = run_case(op_case, candidate.ops(), candidate.grad_ops());
     for (const std::string& fault : got.faults) report(op_case, fault);
     for (const std::string& fault : want.faults) report(op_case, "in the reference: " + fault);
-    const Tolerance tolerance = options.tolerance ? options.tolerance(op_case) : op_case.exact ? Tolerance{} : kF32Tolerance;
+    const Tolerance tolerance = options.tolerance ? options.tolerance(op_case)
+                                : op_case.exact   ? Tolerance{}
+                                                  : kF32Tolerance;
     for (std::size_t i = 0; i < want.outputs.size(); ++i)
-      if (const std::string text = compare(got.outputs[i], want.outputs[i], tolerance, op_case.magnitude); !text.empty()) report(op_case, text);
-    if (options.twice && !same_bits(got, run_case(op_case, candidate.ops()))) report(op_case, "the same call gave other bits the second time");
+      if (const std::string text = compare(got.outputs[i], want.outputs[i], tolerance, op_case.magnitude);
+          !text.empty())
+        report(op_case, text);
+    if (options.twice && !same_bits(got, run_case(op_case, candidate.ops(), candidate.grad_ops())))
+      report(op_case, "the same call gave other bits the second time");
   }
   return ran;
+}
+}  // namespace
+
+int check_against_reference(tensor::Backend& candidate, const CheckOptions& options) {
+  return check_cases(op_cases(), candidate, options);
+}
+
+int check_gradients_against_reference(tensor::Backend& candidate, const CheckOptions& options) {
+  if (candidate.grad_ops() != nullptr) return check_cases(grad_cases(), candidate, options);
+  ADD_FAILURE() << candidate.name() << " does not differentiate";
+  return 0;
 }
 
 }  // namespace fathom::test

@@ -18,40 +18,55 @@ struct LinearSpec {
   bool bias = false, accumulate = false;
   Layout layout = Layout::kDense;
   Fill fill = normal();
-  bool exact = false;       // small whole numbers in x and weight
+  bool exact = false;  // small whole numbers in x and weight
   double magnitude = 1;
 };
 
 OpCase linear_case(WeightFormat format, const LinearSpec& spec) {
   return {.op = "linear",
-          .name = fmt::format("linear/{}/t{}_n{}_k{}{}", weight_format_name(format), spec.tokens, spec.n, spec.k, spec.name.empty() ? "" : "/" + spec.name),
+          .name = fmt::format("linear/{}/t{}_n{}_k{}{}", weight_format_name(format), spec.tokens, spec.n, spec.k,
+                              spec.name.empty() ? "" : "/" + spec.name),
           .format = format,
           .exact = spec.exact,
           .magnitude = spec.magnitude,
           .body = [=](CaseRun& run) {
             const Tensor x = run.input({spec.tokens, spec.k}, spec.exact ? integers(7) : spec.fill, spec.layout);
-            const Weight weight = spec.exact ? run.weight(format, spec.n, spec.k, integers(5)) : run.weight(format, spec.n, spec.k, 1.0 / std::sqrt(static_cast<double>(spec.k)));
+            const Weight weight =
+                spec.exact ? run.weight(format, spec.n, spec.k, integers(5))
+                           : run.weight(format, spec.n, spec.k, 1.0 / std::sqrt(static_cast<double>(spec.k)));
             const DType small = weight_scale_count(format, 1, 1) == 0 ? weight_dtype(format) : DType::f32;
             const Tensor bias = spec.bias ? run.input(small, {spec.n}, spec.exact ? integers(9) : normal()) : Tensor{};
-            const Tensor out = spec.accumulate ? run.in_place("out", run.activation(), {spec.tokens, spec.n}, spec.exact ? integers(20) : normal(), spec.layout)
+            const Tensor out = spec.accumulate ? run.in_place("out", run.activation(), {spec.tokens, spec.n},
+                                                              spec.exact ? integers(20) : normal(), spec.layout)
                                                : run.output("out", {spec.tokens, spec.n}, spec.layout);
             run.ops.linear({.x = x, .weight = weight, .bias = bias, .out = out, .accumulate = spec.accumulate});
           }};
 }
 
-OpCase grouped_case(WeightFormat format, const std::array<std::int64_t, 6>& sizes, bool transposed, bool exact, Layout layout) {
+OpCase grouped_case(WeightFormat format, const std::array<std::int64_t, 6>& sizes, bool transposed, bool exact,
+                    Layout layout) {
   const auto [tokens, groups, group_rows, offset, rows, k] = sizes;
   return {.op = "grouped_linear",
-          .name = fmt::format("grouped_linear/{}/t{}_g{}_r{}_from{}_of{}_k{}/{}{}{}", weight_format_name(format), tokens, groups, rows, offset, group_rows, k, transposed ? "transposed" : "straight",
+          .name = fmt::format("grouped_linear/{}/t{}_g{}_r{}_from{}_of{}_k{}/{}{}{}", weight_format_name(format),
+                              tokens, groups, rows, offset, group_rows, k, transposed ? "transposed" : "straight",
                               exact ? "_exact" : "", layout == Layout::kDense ? "" : "_strided"),
           .format = format,
           .exact = exact,
           .magnitude = 1,
-          .body = [=, tokens = tokens, groups = groups, group_rows = group_rows, offset = offset, rows = rows, k = k](CaseRun& run) {
+          .body = [=, tokens = tokens, groups = groups, group_rows = group_rows, offset = offset, rows = rows,
+                   k = k](CaseRun& run) {
             const std::int64_t in = transposed ? rows : k, out = transposed ? k : rows;
             const Tensor x = run.input({tokens, groups, in}, exact ? integers(5) : normal(), layout);
-            const Weight weight = exact ? run.weight(format, groups * group_rows, k, integers(4)) : run.weight(format, groups * group_rows, k, 1.0 / std::sqrt(static_cast<double>(in)));
-            run.ops.grouped_linear({.x = x, .weight = weight, .group_rows = group_rows, .row_offset = offset, .rows = rows, .transposed = transposed, .out = run.output("out", {tokens, groups, out}, layout)});
+            const Weight weight =
+                exact ? run.weight(format, groups * group_rows, k, integers(4))
+                      : run.weight(format, groups * group_rows, k, 1.0 / std::sqrt(static_cast<double>(in)));
+            run.ops.grouped_linear({.x = x,
+                                    .weight = weight,
+                                    .group_rows = group_rows,
+                                    .row_offset = offset,
+                                    .rows = rows,
+                                    .transposed = transposed,
+                                    .out = run.output("out", {tokens, groups, out}, layout)});
           }};
 }
 
@@ -96,9 +111,16 @@ std::vector<OpCase> linear_cases() {
     if (weight_scale_count(format, 1, 1) == 0)
       for (const LinearSpec& spec : plain_only) cases.push_back(linear_case(format, spec));
   }
-  for (const WeightFormat format : {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64, WeightFormat::fp8_block128, WeightFormat::fp8_block128_e8m0})
+  for (const WeightFormat format : {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64,
+                                    WeightFormat::fp8_block128, WeightFormat::fp8_block128_e8m0})
     for (const bool transposed : {false, true})
-      for (const auto& sizes : {std::array<std::int64_t, 6>{1, 4, 24, 0, 16, 32}, {1, 4, 24, 16, 8, 32}, {5, 3, 7, 2, 5, 33}, {18, 2, 40, 8, 32, 64}, {3, 1, 1, 0, 1, 1}, {0, 2, 4, 0, 4, 8}, {33, 2, 17, 0, 17, 130}})
+      for (const auto& sizes : {std::array<std::int64_t, 6>{1, 4, 24, 0, 16, 32},
+                                {1, 4, 24, 16, 8, 32},
+                                {5, 3, 7, 2, 5, 33},
+                                {18, 2, 40, 8, 32, 64},
+                                {3, 1, 1, 0, 1, 1},
+                                {0, 2, 4, 0, 4, 8},
+                                {33, 2, 17, 0, 17, 130}})
         for (const bool exact : {false, true}) {
           if (exact && weight_scale_count(format, 1, 1) != 0) continue;
           cases.push_back(grouped_case(format, sizes, transposed, exact, exact ? Layout::kMisaligned : Layout::kDense));

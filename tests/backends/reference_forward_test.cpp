@@ -1,13 +1,12 @@
-// The forward of `reference` against small closed forms and identities worked out by hand. The golden files hold it against
-// transformers; here are the corners that no golden file reaches.
+// The forward of `reference` against small closed forms and identities worked out by hand. The golden files hold it
+// against transformers; here are the corners that no golden file reaches.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
-#include "backends/held.h"
-#include "backends/reference/reference_backend.h"
+#include "backends/reference_fixture.h"
 #include "tensor/ops.h"
 
 namespace fathom::test {
@@ -21,19 +20,6 @@ using testing::Pointwise;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-class ReferenceForward : public testing::Test {
- protected:
-  ReferenceForward() : backend_(std::move(*reference::make_reference_backend({.activation_dtype = DType::f64}))), ops_(backend_->ops()) {}
-  std::unique_ptr<Backend> backend_;
-  Ops& ops_;
-};
-
-/// Numbers without pattern, in (-1, 1).
-double wave(std::int64_t i) { return std::sin(1.7 * static_cast<double>(i * i % 1009) + 0.3); }
-Held waves(Shape shape, int salt = 0, DType dtype = DType::f64) {
-  return Held(dtype, shape, [salt](std::int64_t i) { return wave(i + 131 * salt); });
-}
-
 TEST_F(ReferenceForward, EmbedTakesRowsOfEveryPlainType) {
   for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16}) {
     const Held table(dtype, {3, 2}, {1, 2, 3, 4, -5, 0.5}), ids(DType::i32, {4}, {2, 0, 2, 1}), out(DType::f32, {4, 2});
@@ -43,7 +29,8 @@ TEST_F(ReferenceForward, EmbedTakesRowsOfEveryPlainType) {
 }
 
 TEST_F(ReferenceForward, CopyRoundsOnceToNearestEven) {
-  const Held x(DType::f64, {4}, {1.0 + 0x1p-9 + 0x1p-40, 1.0 + 0x1p-8, 1.0 + 0x1p-8 + 0x1p-45, kInf}), out(DType::bf16, {4});
+  const Held x(DType::f64, {4}, {1.0 + 0x1p-9 + 0x1p-40, 1.0 + 0x1p-8, 1.0 + 0x1p-8 + 0x1p-45, kInf}),
+      out(DType::bf16, {4});
   ops_.copy({.x = x, .out = out});
   EXPECT_THAT(out.values(), ElementsAre(1.0, 1.0, 1.0 + 0x1p-7, kInf));
 }
@@ -57,14 +44,16 @@ TEST_F(ReferenceForward, RmsNorm) {
 }
 
 TEST_F(ReferenceForward, LayerNorm) {
-  const Held x(DType::f64, {1, 2}, {1, 5}), weight(DType::f64, {2}, {1, 3}), bias(DType::f64, {2}, {0.5, -1}), out(DType::f64, {1, 2});
+  const Held x(DType::f64, {1, 2}, {1, 5}), weight(DType::f64, {2}, {1, 3}), bias(DType::f64, {2}, {0.5, -1}),
+      out(DType::f64, {1, 2});
   ops_.layer_norm({.x = x, .weight = weight, .bias = bias, .eps = 0, .out = out});
   EXPECT_THAT(out.values(), Pointwise(DoubleNear(1e-14), {-0.5, 2.0}));
 }
 
 TEST_F(ReferenceForward, LinearIsExactOnIntegers) {
   for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16}) {
-    const Held x(DType::f32, {2, 3}, {1, 2, 3, -1, 0, 1}), weight(dtype, {2, 3}, {1, 1, 1, 4, 0, -2}), bias(DType::f32, {2}, {10, 20});
+    const Held x(DType::f32, {2, 3}, {1, 2, 3, -1, 0, 1}), weight(dtype, {2, 3}, {1, 1, 1, 4, 0, -2}),
+        bias(DType::f32, {2}, {10, 20});
     const Held out(DType::f32, {2, 2}, {100, 100, 100, 100});
     ops_.linear({.x = x, .weight = weight.weight(), .bias = bias, .out = out, .accumulate = true});
     EXPECT_THAT(out.values(), ElementsAre(116, 118, 110, 114));
@@ -75,16 +64,30 @@ TEST_F(ReferenceForward, LinearIsExactOnIntegers) {
 
 TEST_F(ReferenceForward, GroupedLinearBothWays) {
   // Two groups of two rows; only the second row of each takes part.
-  const Held weight(DType::f32, {4, 2}, {9, 9, 1, 2, 9, 9, 3, 4}), x(DType::f64, {1, 2, 2}, {1, 1, 1, -1}), out(DType::f64, {1, 2, 1});
-  ops_.grouped_linear({.x = x, .weight = weight.weight(), .group_rows = 2, .row_offset = 1, .rows = 1, .transposed = false, .out = out});
+  const Held weight(DType::f32, {4, 2}, {9, 9, 1, 2, 9, 9, 3, 4}), x(DType::f64, {1, 2, 2}, {1, 1, 1, -1}),
+      out(DType::f64, {1, 2, 1});
+  ops_.grouped_linear({.x = x,
+                       .weight = weight.weight(),
+                       .group_rows = 2,
+                       .row_offset = 1,
+                       .rows = 1,
+                       .transposed = false,
+                       .out = out});
   EXPECT_THAT(out.values(), ElementsAre(3, -1));
   const Held back(DType::f64, {1, 2, 2});
-  ops_.grouped_linear({.x = out, .weight = weight.weight(), .group_rows = 2, .row_offset = 1, .rows = 1, .transposed = true, .out = back});
+  ops_.grouped_linear({.x = out,
+                       .weight = weight.weight(),
+                       .group_rows = 2,
+                       .row_offset = 1,
+                       .rows = 1,
+                       .transposed = true,
+                       .out = back});
   EXPECT_THAT(back.values(), ElementsAre(3, 6, -3, -4));
 }
 
 TEST_F(ReferenceForward, RopeTurnsPairsAndBack) {
-  const Held positions(DType::i32, {2}, {3, -1}), frequency(DType::f32, {1}, {0.5}), cos(DType::f64, {2, 1}), sin(DType::f64, {2, 1});
+  const Held positions(DType::i32, {2}, {3, -1}), frequency(DType::f32, {1}, {0.5}), cos(DType::f64, {2, 1}),
+      sin(DType::f64, {2, 1});
   ops_.rotary({.positions = positions, .inverse_frequency = frequency, .scale = 2, .cos = cos, .sin = sin});
   EXPECT_THAT(cos.values(), Pointwise(DoubleNear(1e-14), {2 * std::cos(1.5), 2.0}));
   EXPECT_THAT(sin.values(), Pointwise(DoubleNear(1e-14), {2 * std::sin(1.5), 0.0}));
@@ -100,47 +103,73 @@ TEST_F(ReferenceForward, RopeHalvesAreInterleavedPermuted) {
   const Held cos = waves({3, 4}, 1), sin = waves({3, 4}, 2), halves = waves({3, 2, 8}, 3), pairs(DType::f64, {3, 2, 8});
   const auto source = halves.values();
   for (std::int64_t r = 0; r < 6; ++r)
-    for (std::int64_t i = 0; i < 8; ++i) put_element(element_address(pairs, r * 8 + (i % 4) * 2 + i / 4), DType::f64, source[static_cast<std::size_t>(r * 8 + i)]);
+    for (std::int64_t i = 0; i < 8; ++i)
+      put_element(element_address(pairs, r * 8 + (i % 4) * 2 + i / 4), DType::f64,
+                  source[static_cast<std::size_t>(r * 8 + i)]);
   ops_.rope({.x = halves, .cos = cos, .sin = sin, .first_dim = 0, .interleaved = false, .inverse = false});
   ops_.rope({.x = pairs, .cos = cos, .sin = sin, .first_dim = 0, .interleaved = true, .inverse = false});
   const auto a = halves.values(), b = pairs.values();
   for (std::int64_t r = 0; r < 6; ++r)
-    for (std::int64_t i = 0; i < 8; ++i) EXPECT_DOUBLE_EQ(a[static_cast<std::size_t>(r * 8 + i)], b[static_cast<std::size_t>(r * 8 + (i % 4) * 2 + i / 4)]);
+    for (std::int64_t i = 0; i < 8; ++i)
+      EXPECT_DOUBLE_EQ(a[static_cast<std::size_t>(r * 8 + i)],
+                       b[static_cast<std::size_t>(r * 8 + (i % 4) * 2 + i / 4)]);
 }
 
 TEST_F(ReferenceForward, AttentionOfTwoTokensByHand) {
   const Sequence sequence{.slot = 0, .first_token = 0, .tokens = 2, .past = 0};
   const Batch batch{.tokens = 2, .sequences = {&sequence, 1}};
-  const Held q(DType::f64, {2, 1, 1}, {5, 2}), k(DType::f64, {2, 1, 1}, {1, 3}), v(DType::f64, {2, 1, 2}, {1, 2, 10, 20});
+  const Held q(DType::f64, {2, 1, 1}, {5, 2}), k(DType::f64, {2, 1, 1}, {1, 3}),
+      v(DType::f64, {2, 1, 2}, {1, 2, 10, 20});
   const Held sink(DType::f64, {1}, {0.25}), out(DType::f64, {2, 1, 2}), lse(DType::f64, {2, 1});
   const KvSegment segment{.kind = KvSegment::Kind::kFresh, .k = k, .k_shared = {}, .v = v};
-  ops_.attention({.q = q, .segments = {&segment, 1}, .scale = 0.5, .sink = {}, .out = out, .lse = lse, .batch = &batch});
+  ops_.attention(
+      {.q = q, .segments = {&segment, 1}, .scale = 0.5, .sink = {}, .out = out, .lse = lse, .batch = &batch});
   const double p = std::exp(3.0) / (std::exp(1.0) + std::exp(3.0));
   EXPECT_THAT(out.values(), Pointwise(DoubleNear(1e-13), {1.0, 2.0, 1 - p + 10 * p, 2 - 2 * p + 20 * p}));
   EXPECT_THAT(lse.values(), Pointwise(DoubleNear(1e-13), {2.5, std::log(std::exp(1.0) + std::exp(3.0))}));
-  ops_.attention({.q = q, .segments = {&segment, 1}, .scale = 0.5, .sink = sink, .out = out, .lse = {}, .batch = &batch});
+  ops_.attention(
+      {.q = q, .segments = {&segment, 1}, .scale = 0.5, .sink = sink, .out = out, .lse = {}, .batch = &batch});
   EXPECT_NEAR(out.values()[0], std::exp(2.5) / (std::exp(2.5) + std::exp(0.25)), 1e-13);
 }
 
 /// One sequence of `total` tokens computed whole and in chunks through caches must give the same.
 TEST_F(ReferenceForward, RingAndFreshEqualOneWindowedPass) {
   constexpr std::int64_t kTotal = 23, kHeads = 2, kWidth = 3, kWindow = 5, kRing = 7;
-  const Held q = waves({kTotal, kHeads, kWidth}, 1), k = waves({kTotal, 1, kWidth}, 2), want(DType::f64, {kTotal, kHeads, kWidth});
+  const Held q = waves({kTotal, kHeads, kWidth}, 1), k = waves({kTotal, 1, kWidth}, 2),
+             want(DType::f64, {kTotal, kHeads, kWidth});
   const Sequence all{.slot = 0, .first_token = 0, .tokens = kTotal, .past = 0};
   const Batch whole{.tokens = kTotal, .sequences = {&all, 1}};
-  const KvSegment fresh{.kind = KvSegment::Kind::kFresh, .k = k, .k_shared = {}, .v = k, .rows_per_slot = 0, .window = kWindow};
+  const KvSegment fresh{
+      .kind = KvSegment::Kind::kFresh, .k = k, .k_shared = {}, .v = k, .rows_per_slot = 0, .window = kWindow};
   ops_.attention({.q = q, .segments = {&fresh, 1}, .scale = 1, .sink = {}, .out = want, .lse = {}, .batch = &whole});
 
-  const Held ring(DType::f64, {3 * kRing, 1, kWidth}, [](std::int64_t) { return kNaN; }), got(DType::f64, {kTotal, kHeads, kWidth});
+  const Held ring(DType::f64, {3 * kRing, 1, kWidth}, [](std::int64_t) { return kNaN; }),
+      got(DType::f64, {kTotal, kHeads, kWidth});
   std::int64_t past = 0;
   for (const std::int64_t chunk : {1, 6, 3, 9, 1, 3}) {
-    const Sequence part{.slot = 2, .first_token = 0, .tokens = static_cast<std::int32_t>(chunk), .past = static_cast<std::int32_t>(past)};
+    const Sequence part{.slot = 2,
+                        .first_token = 0,
+                        .tokens = static_cast<std::int32_t>(chunk),
+                        .past = static_cast<std::int32_t>(past)};
     const Batch batch{.tokens = chunk, .sequences = {&part, 1}};
     const Tensor mine = k.tensor().rows(past, chunk);
-    const KvSegment segments[] = {{.kind = KvSegment::Kind::kRingPast, .k = ring, .k_shared = {}, .v = ring, .rows_per_slot = kRing, .window = kWindow},
-                                  {.kind = KvSegment::Kind::kFresh, .k = mine, .k_shared = {}, .v = mine, .rows_per_slot = 0, .window = kWindow}};
-    ops_.attention({.q = q.tensor().rows(past, chunk), .segments = segments, .scale = 1, .sink = {}, .out = got.tensor().rows(past, chunk), .lse = {}, .batch = &batch});
-    ops_.cache_write({.src = mine, .cache = ring, .rows_per_slot = kRing, .rows = RowsOf::kRing, .ratio = 1, .batch = &batch});
+    const KvSegment segments[] = {
+        {.kind = KvSegment::Kind::kRingPast,
+         .k = ring,
+         .k_shared = {},
+         .v = ring,
+         .rows_per_slot = kRing,
+         .window = kWindow},
+        {.kind = KvSegment::Kind::kFresh, .k = mine, .k_shared = {}, .v = mine, .rows_per_slot = 0, .window = kWindow}};
+    ops_.attention({.q = q.tensor().rows(past, chunk),
+                    .segments = segments,
+                    .scale = 1,
+                    .sink = {},
+                    .out = got.tensor().rows(past, chunk),
+                    .lse = {},
+                    .batch = &batch});
+    ops_.cache_write(
+        {.src = mine, .cache = ring, .rows_per_slot = kRing, .rows = RowsOf::kRing, .ratio = 1, .batch = &batch});
     past += chunk;
   }
   EXPECT_THAT(got.values(), Pointwise(DoubleNear(1e-13), want.values()));
@@ -150,13 +179,17 @@ TEST_F(ReferenceForward, SharedKeysAreKeysOfEveryHead) {
   constexpr std::int64_t kTokens = 4;
   const Sequence sequence{.slot = 0, .first_token = 0, .tokens = kTokens, .past = 0};
   const Batch batch{.tokens = kTokens, .sequences = {&sequence, 1}};
-  const Held q = waves({kTokens, 2, 5}, 1), k = waves({kTokens, 2, 3}, 2), shared = waves({kTokens, 2}, 3), v = waves({kTokens, 2, 2}, 4);
+  const Held q = waves({kTokens, 2, 5}, 1), k = waves({kTokens, 2, 3}, 2), shared = waves({kTokens, 2}, 3),
+             v = waves({kTokens, 2, 2}, 4);
   const Held joined(DType::f64, {kTokens, 2, 5}), got(DType::f64, {kTokens, 2, 2}), want(DType::f64, {kTokens, 2, 2});
   for (std::int64_t t = 0; t < kTokens; ++t)
     for (std::int64_t h = 0; h < 2; ++h)
       for (std::int64_t i = 0; i < 5; ++i)
-        put_element(element_address(joined, (t * 2 + h) * 5 + i), DType::f64, i < 3 ? k.values()[static_cast<std::size_t>((t * 2 + h) * 3 + i)] : shared.values()[static_cast<std::size_t>(t * 2 + i - 3)]);
-  const KvSegment apart{.kind = KvSegment::Kind::kFresh, .k = k, .k_shared = shared, .v = v}, one{.kind = KvSegment::Kind::kFresh, .k = joined, .k_shared = {}, .v = v};
+        put_element(element_address(joined, (t * 2 + h) * 5 + i), DType::f64,
+                    i < 3 ? k.values()[static_cast<std::size_t>((t * 2 + h) * 3 + i)]
+                          : shared.values()[static_cast<std::size_t>(t * 2 + i - 3)]);
+  const KvSegment apart{.kind = KvSegment::Kind::kFresh, .k = k, .k_shared = shared, .v = v},
+      one{.kind = KvSegment::Kind::kFresh, .k = joined, .k_shared = {}, .v = v};
   ops_.attention({.q = q, .segments = {&apart, 1}, .scale = 0.7, .sink = {}, .out = got, .lse = {}, .batch = &batch});
   ops_.attention({.q = q, .segments = {&one, 1}, .scale = 0.7, .sink = {}, .out = want, .lse = {}, .batch = &batch});
   EXPECT_THAT(got.values(), Pointwise(DoubleNear(1e-14), want.values()));
@@ -165,9 +198,15 @@ TEST_F(ReferenceForward, SharedKeysAreKeysOfEveryHead) {
 TEST_F(ReferenceForward, IndexSelectTakesLargestInRowOrder) {
   const Sequence sequence{.slot = 0, .first_token = 0, .tokens = 4, .past = 0};
   const Batch batch{.tokens = 4, .sequences = {&sequence, 1}};
-  const Held q(DType::f64, {4, 1, 1}, {1, 1, 1, 1}), weights(DType::f64, {4, 1}, {1, 1, 1, 1}), keys(DType::f64, {4, 1, 1}, {1, 5, 1, 9});
+  const Held q(DType::f64, {4, 1, 1}, {1, 1, 1, 1}), weights(DType::f64, {4, 1}, {1, 1, 1, 1}),
+      keys(DType::f64, {4, 1, 1}, {1, 5, 1, 9});
   const Held selected(DType::i32, {4, 2});
-  ops_.index_select({.q = q, .weights = weights, .keys = {.kind = KvSegment::Kind::kFresh, .k = keys, .k_shared = {}, .v = {}}, .scale = 1, .selected = selected, .batch = &batch});
+  ops_.index_select({.q = q,
+                     .weights = weights,
+                     .keys = {.kind = KvSegment::Kind::kFresh, .k = keys, .k_shared = {}, .v = {}},
+                     .scale = 1,
+                     .selected = selected,
+                     .batch = &batch});
   EXPECT_THAT(selected.values(), ElementsAre(0, -1, 0, 1, 0, 1, 1, 3));  // the tie of rows 0 and 2 goes to row 0
 }
 
@@ -179,7 +218,17 @@ TEST_F(ReferenceForward, CompressByHandAndInChunks) {
     const Sequence all{.slot = 0, .first_token = 0, .tokens = kTotal, .past = 0};
     const Batch whole{.tokens = kTotal, .sequences = {&all, 1}};
     const Held out(DType::f64, {6, kWidth}), positions(DType::i32, {6});
-    ops_.compress({.kv = kv, .gate = gate, .ape = ape, .state_kv = {}, .state_gate = {}, .state_rows = 0, .ratio = kRatio, .overlap = overlap, .out = out, .positions = positions, .batch = &whole});
+    ops_.compress({.kv = kv,
+                   .gate = gate,
+                   .ape = ape,
+                   .state_kv = {},
+                   .state_gate = {},
+                   .state_rows = 0,
+                   .ratio = kRatio,
+                   .overlap = overlap,
+                   .out = out,
+                   .positions = positions,
+                   .batch = &whole});
     EXPECT_THAT(positions.values(), ElementsAre(0, 2, 4, 6, 8, -1));
     const auto x = kv.values(), g = gate.values(), a = ape.values();
     const auto at = [&](std::int64_t t, std::int64_t c) { return static_cast<std::size_t>(t * w + c); };
@@ -191,7 +240,8 @@ TEST_F(ReferenceForward, CompressByHandAndInChunks) {
           const double weight = std::exp(g[at(t, column)] + a[at(t % kRatio, column)]);
           above += weight * x[at(t, column)], below += weight;
         }
-        EXPECT_NEAR(out.values()[static_cast<std::size_t>(e * kWidth + c)], above / below, 1e-13) << overlap << " " << e << " " << c;
+        EXPECT_NEAR(out.values()[static_cast<std::size_t>(e * kWidth + c)], above / below, 1e-13)
+            << overlap << " " << e << " " << c;
       }
     EXPECT_EQ(out.values().back(), 0.0);
 
@@ -199,141 +249,56 @@ TEST_F(ReferenceForward, CompressByHandAndInChunks) {
     const Held state_kv(DType::f64, {2 * state_rows, w}, nothing), state_gate(DType::f64, {2 * state_rows, w}, nothing);
     std::int64_t past = 0;
     for (const std::int64_t chunk : {1, 4, 1, 1, 4}) {
-      const Sequence part{.slot = 1, .first_token = 0, .tokens = static_cast<std::int32_t>(chunk), .past = static_cast<std::int32_t>(past)};
+      const Sequence part{.slot = 1,
+                          .first_token = 0,
+                          .tokens = static_cast<std::int32_t>(chunk),
+                          .past = static_cast<std::int32_t>(past)};
       const Batch batch{.tokens = chunk, .sequences = {&part, 1}};
       const std::int64_t rows = max_entries(chunk, kRatio);
       const Held part_out(DType::f64, {rows, kWidth}), part_positions(DType::i32, {rows});
       const Tensor my_kv = kv.tensor().rows(past, chunk), my_gate = gate.tensor().rows(past, chunk);
-      ops_.compress({.kv = my_kv, .gate = my_gate, .ape = ape, .state_kv = state_kv, .state_gate = state_gate, .state_rows = state_rows, .ratio = kRatio, .overlap = overlap, .out = part_out, .positions = part_positions, .batch = &batch});
+      ops_.compress({.kv = my_kv,
+                     .gate = my_gate,
+                     .ape = ape,
+                     .state_kv = state_kv,
+                     .state_gate = state_gate,
+                     .state_rows = state_rows,
+                     .ratio = kRatio,
+                     .overlap = overlap,
+                     .out = part_out,
+                     .positions = part_positions,
+                     .batch = &batch});
       for (std::int64_t r = 0; r < rows; ++r) {
         const double position = part_positions.values()[static_cast<std::size_t>(r)];
         for (std::int64_t c = 0; position >= 0 && c < kWidth; ++c)
-          EXPECT_DOUBLE_EQ(part_out.values()[static_cast<std::size_t>(r * kWidth + c)], out.values()[static_cast<std::size_t>(position / kRatio * kWidth + static_cast<double>(c))]);
+          EXPECT_DOUBLE_EQ(part_out.values()[static_cast<std::size_t>(r * kWidth + c)],
+                           out.values()[static_cast<std::size_t>(position / kRatio * kWidth + static_cast<double>(c))]);
       }
-      ops_.cache_write({.src = my_kv, .cache = state_kv, .rows_per_slot = state_rows, .rows = RowsOf::kRing, .ratio = 1, .batch = &batch});
-      ops_.cache_write({.src = my_gate, .cache = state_gate, .rows_per_slot = state_rows, .rows = RowsOf::kRing, .ratio = 1, .batch = &batch});
+      ops_.cache_write({.src = my_kv,
+                        .cache = state_kv,
+                        .rows_per_slot = state_rows,
+                        .rows = RowsOf::kRing,
+                        .ratio = 1,
+                        .batch = &batch});
+      ops_.cache_write({.src = my_gate,
+                        .cache = state_gate,
+                        .rows_per_slot = state_rows,
+                        .rows = RowsOf::kRing,
+                        .ratio = 1,
+                        .batch = &batch});
       past += chunk;
     }
   }
 }
 
 TEST_F(ReferenceForward, CacheWriteOfEntriesSkipsOpenWindows) {
-  const Sequence sequences[] = {{.slot = 1, .first_token = 0, .tokens = 3, .past = 3}, {.slot = 0, .first_token = 3, .tokens = 2, .past = 0}};
+  const Sequence sequences[] = {{.slot = 1, .first_token = 0, .tokens = 3, .past = 3},
+                                {.slot = 0, .first_token = 3, .tokens = 2, .past = 0}};
   const Batch batch{.tokens = 5, .sequences = sequences};
   const Held src(DType::f64, {3, 1}, {11, 12, 13}), cache(DType::bf16, {8, 1}, {0, 0, 0, 0, 0, 0, 0, 0});
-  ops_.cache_write({.src = src, .cache = cache, .rows_per_slot = 4, .rows = RowsOf::kEntry, .ratio = 2, .batch = &batch});
+  ops_.cache_write(
+      {.src = src, .cache = cache, .rows_per_slot = 4, .rows = RowsOf::kEntry, .ratio = 2, .batch = &batch});
   EXPECT_THAT(cache.values(), ElementsAre(13, 0, 0, 0, 0, 11, 12, 0));
-}
-
-TEST_F(ReferenceForward, SwigluLimits) {
-  const Held gate(DType::f64, {4}, {9, 1, -9, kNaN}), up(DType::f64, {4}, {2, -9, 9, 1}), out(DType::f64, {4});
-  ops_.swiglu({.gate = gate, .up = up, .limit = 3, .out = out});
-  const auto silu = [](double x) { return x / (1 + std::exp(-x)); };
-  const auto got = out.values();
-  EXPECT_NEAR(got[0], silu(3) * 2, 1e-14);
-  EXPECT_NEAR(got[1], silu(1) * -3, 1e-14);
-  EXPECT_NEAR(got[2], silu(-9) * 3, 1e-14);
-  EXPECT_TRUE(std::isnan(got[3]));
-}
-
-TEST_F(ReferenceForward, RouteOfV3LeavesUnselectedGroupsEvenWhenBiasIsNegative) {
-  // Group 0 = experts 0, 1 has the better two; its second expert's biased score is negative and still beats group 1.
-  const Held logits(DType::f64, {1, 4}, {4, -4, 0, 0}), bias(DType::f64, {4}, {0.5, -0.5, -0.4, -0.4}), indices(DType::i32, {1, 2}), weights(DType::f64, {1, 2});
-  const Routing routing{.scoring = Scoring::kSigmoid, .experts = 4, .top_k = 2, .groups = 2, .top_groups = 1, .group_rank = GroupRank::kTopTwoSum, .normalize = true, .scaling = 2.5};
-  ops_.route({.logits = logits, .bias = bias, .table = {}, .ids = {}, .routing = routing, .indices = indices, .weights = weights});
-  EXPECT_THAT(indices.values(), ElementsAre(0, 1));
-  const double a = 1 / (1 + std::exp(-4.0)), b = 1 / (1 + std::exp(4.0));
-  EXPECT_THAT(weights.values(), Pointwise(DoubleNear(1e-14), {2.5 * a / (a + b), 2.5 * b / (a + b)}));
-}
-
-TEST_F(ReferenceForward, RouteTiesGoToLowerExperts) {
-  const Held logits(DType::f64, {1, 6}, {1, 2, 2, 2, 1, 2}), indices(DType::i32, {1, 3}), weights(DType::f64, {1, 3});
-  const Routing routing{.scoring = Scoring::kSoftmax, .experts = 6, .top_k = 3, .groups = 3, .top_groups = 2, .group_rank = GroupRank::kMax, .normalize = false, .scaling = 1};
-  ops_.route({.logits = logits, .bias = {}, .table = {}, .ids = {}, .routing = routing, .indices = indices, .weights = weights});
-  EXPECT_THAT(indices.values(), ElementsAre(1, 2, 3));
-  const double p = std::exp(2.0) / (4 * std::exp(2.0) + 2 * std::exp(1.0));
-  EXPECT_THAT(weights.values(), Pointwise(DoubleNear(1e-14), {p, p, p}));
-}
-
-TEST_F(ReferenceForward, RouteByTable) {
-  const Held logits(DType::f64, {1, 3}, {0, 1, -30}), table(DType::i64, {2, 2}, {0, 1, 2, 1}), ids(DType::i32, {1}, {1}), indices(DType::i32, {1, 2}), weights(DType::f64, {1, 2});
-  const Routing routing{.scoring = Scoring::kSqrtSoftplus, .experts = 3, .top_k = 2, .groups = 1, .top_groups = 1, .group_rank = GroupRank::kMax, .normalize = false, .scaling = 1};
-  ops_.route({.logits = logits, .bias = {}, .table = table.weight(), .ids = ids, .routing = routing, .indices = indices, .weights = weights});
-  EXPECT_THAT(indices.values(), ElementsAre(2, 1));
-  EXPECT_NEAR(weights.values()[0], std::sqrt(std::log1p(std::exp(-30.0))), 1e-20);
-  EXPECT_NEAR(weights.values()[1], std::sqrt(std::log1p(std::exp(1.0))), 1e-14);
-}
-
-TEST_F(ReferenceForward, ExpertsAreFeedForwardsWeighted) {
-  constexpr std::int64_t kTokens = 3, kHidden = 4, kInner = 5;
-  std::vector<Held> gate, up, down;
-  std::vector<Weight> gates, ups, downs;
-  for (int e = 0; e < 2; ++e) {
-    gate.push_back(waves({kInner, kHidden}, 3 * e + 1)), up.push_back(waves({kInner, kHidden}, 3 * e + 2)), down.push_back(waves({kHidden, kInner}, 3 * e + 3));
-    gates.push_back(gate.back().weight()), ups.push_back(up.back().weight()), downs.push_back(down.back().weight());
-  }
-  // Experts 4 and 5 of 8 are here; token 1 goes to neither.
-  const Held x = waves({kTokens, kHidden}, 9), indices(DType::i32, {kTokens, 2}, {4, 5, 1, 7, 5, 0}), weights(DType::f64, {kTokens, 2}, {0.5, 2, 1, 1, -1, 1});
-  const Held out(DType::f64, {kTokens, kHidden}, [](std::int64_t) { return 1.0; });
-  ops_.experts({.x = x, .indices = indices, .weights = weights, .gate = gates, .up = ups, .down = downs, .first_expert = 4, .total_experts = 8, .limit = 0.5, .out = out, .accumulate = true});
-  std::vector<double> want(kTokens * kHidden, 1.0);
-  const double factor[2][kTokens] = {{0.5, 0, 0}, {2, 0, -1}};
-  for (std::size_t e = 0; e < 2; ++e) {
-    const Held a(DType::f64, {kTokens, kInner}), b(DType::f64, {kTokens, kInner}), c(DType::f64, {kTokens, kHidden});
-    ops_.linear({.x = x, .weight = gates[e], .bias = {}, .out = a});
-    ops_.linear({.x = x, .weight = ups[e], .bias = {}, .out = b});
-    ops_.swiglu({.gate = a, .up = b, .limit = 0.5, .out = a});
-    ops_.linear({.x = a, .weight = downs[e], .bias = {}, .out = c});
-    for (std::size_t i = 0; i < want.size(); ++i) want[i] += factor[e][i / kHidden] * c.values()[i];
-  }
-  EXPECT_THAT(out.values(), Pointwise(DoubleNear(1e-13), want));
-}
-
-TEST_F(ReferenceForward, HyperMixIsDoublyStochasticAndMergesBack) {
-  constexpr std::int64_t kTokens = 2, kStreams = 4, kHidden = 3;
-  const Held streams = waves({kTokens, kStreams, kHidden}, 1), fn = waves({24, 12}, 2), base = waves({24}, 3), scale(DType::f64, {3}, {0.7, 1.3, 0.9});
-  const Held collapsed(DType::f64, {kTokens, kHidden}), post(DType::f64, {kTokens, kStreams}), comb(DType::f64, {kTokens, kStreams, kStreams});
-  ops_.hyper_mix({.streams = streams, .fn = fn.weight(), .base = base, .scale = scale, .iterations = 50, .eps = 0, .norm_eps = 1e-6, .collapsed = collapsed, .post = post, .comb = comb});
-  const auto m = comb.values();
-  for (std::size_t t = 0; t < kTokens; ++t)
-    for (std::size_t i = 0; i < kStreams; ++i) {
-      double row = 0, column = 0;
-      for (std::size_t j = 0; j < kStreams; ++j) row += m[t * 16 + i * 4 + j], column += m[t * 16 + j * 4 + i];
-      EXPECT_NEAR(row, 1, 1e-9);
-      EXPECT_NEAR(column, 1, 1e-12);
-    }
-  // One iteration, zero logits: softmax rows are 1/4 each, columns then sum to 1 already.
-  const Held zero(DType::f64, {24, 12}), no_base(DType::f64, {24});
-  ops_.hyper_mix({.streams = streams, .fn = zero.weight(), .base = no_base, .scale = scale, .iterations = 1, .eps = 0.5, .norm_eps = 1e-6, .collapsed = collapsed, .post = post, .comb = comb});
-  EXPECT_NEAR(comb.values()[5], 0.75 / 3.5, 1e-14);
-  EXPECT_NEAR(post.values()[5], 1.0, 1e-14);
-  const auto s = streams.values();
-  EXPECT_NEAR(collapsed.values()[0], 1.0 * (s[0] + s[3] + s[6] + s[9]), 1e-14);
-
-  const Held x(DType::f64, {1, 2}, {1, 10}), two(DType::f64, {1, 2, 2}, {1, 2, 3, 4}), where(DType::f64, {1, 2}, {0, 1}), mix(DType::f64, {1, 2, 2}, {1, 2, 3, 4}), out(DType::f64, {1, 2, 2});
-  ops_.hyper_merge({.x = x, .streams = two, .post = where, .comb = mix, .out = out});
-  EXPECT_THAT(out.values(), ElementsAre(1 * 1 + 3 * 3, 1 * 2 + 3 * 4, 1 + 2 * 1 + 4 * 3, 10 + 2 * 2 + 4 * 4));
-}
-
-TEST_F(ReferenceForward, CrossEntropy) {
-  const Held logits(DType::f64, {3, 4}, {7, 7, 7, 7, 0, 0, 0, 1000, 1, 2, 3, 4}), targets(DType::i32, {3}, {2, 0, -100}), losses(DType::f64, {3});
-  ops_.cross_entropy({.logits = logits, .targets = targets, .losses = losses});
-  EXPECT_THAT(losses.values(), Pointwise(DoubleNear(1e-12), {std::log(4.0), 1000.0, 0.0}));
-}
-
-TEST(ReferenceBackend, BuffersAreZeroedPages) {
-  auto backend = reference::make_reference_backend({});
-  ASSERT_TRUE(backend);
-  auto buffer = (*backend)->allocate_buffer(100'001);
-  ASSERT_TRUE(buffer);
-  EXPECT_EQ((*buffer)->bytes(), 100'001u);
-  EXPECT_EQ(reinterpret_cast<std::uintptr_t>((*buffer)->data()) % 4096, 0u);
-  EXPECT_EQ((*buffer)->data()[100'000], std::byte{0});
-  const auto absurd = (*backend)->allocate_buffer(Bytes{1} << 60);
-  ASSERT_FALSE(absurd);
-  EXPECT_EQ(absurd.error().kind, ErrorKind::kEnvironment);
-  EXPECT_NE(error_text(absurd.error()), absurd.error().key);
-  EXPECT_FALSE(reference::make_reference_backend({.activation_dtype = DType::i8}));
 }
 
 }  // namespace

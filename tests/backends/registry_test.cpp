@@ -1,5 +1,5 @@
-// The registry itself: its names are unique, every op has cases, the reference passes its own, and each kind of mistake that an
-// implementation can make is caught.
+// The registry itself: its names are unique, every op has cases, the reference passes its own, and each kind of mistake
+// that an implementation can make is caught.
 #include <gtest/gtest-spi.h>
 #include <gtest/gtest.h>
 
@@ -17,7 +17,9 @@ namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 
-std::unique_ptr<Backend> reference_backend(DType activation = DType::f32) { return std::move(*reference::make_reference_backend({.activation_dtype = activation})); }
+std::unique_ptr<Backend> reference_backend(DType activation = DType::f32) {
+  return std::move(*reference::make_reference_backend({.activation_dtype = activation}));
+}
 
 TEST(Registry, EveryOpHasCasesWithUniqueNames) {
   std::set<std::string> names;
@@ -26,8 +28,10 @@ TEST(Registry, EveryOpHasCasesWithUniqueNames) {
     EXPECT_TRUE(names.insert(op_case.name).second) << op_case.name << " twice";
     ++ops[op_case.op];
   }
-  for (const char* op : {"embed", "gather_rows", "copy", "add", "expand_streams", "rms_norm", "layer_norm", "linear", "grouped_linear", "rotary", "rope", "cache_write", "attention",
-                         "index_select", "compress", "swiglu", "gelu", "route", "experts", "hyper_mix", "hyper_merge", "hyper_head", "cross_entropy"})
+  for (const char* op : {"embed",      "gather_rows",  "copy",           "add",        "expand_streams", "rms_norm",
+                         "layer_norm", "linear",       "grouped_linear", "rotary",     "rope",           "cache_write",
+                         "attention",  "index_select", "compress",       "swiglu",     "gelu",           "route",
+                         "experts",    "hyper_mix",    "hyper_merge",    "hyper_head", "cross_entropy"})
     EXPECT_GE(ops[op], 3) << op;
 }
 
@@ -48,10 +52,12 @@ TEST(Registry, ExpectationsAreMostlyNumbers) {
     for (const CaseOutput& output : run_case(op_case, backend->ops()).outputs) {
       std::size_t nan = 0;
       for (const double value : output.values) nan += std::isnan(value) ? 1 : 0;
-      const bool may = op_case.name.find("nan") != std::string::npos || op_case.name.find("infinity") != std::string::npos;
+      const bool may =
+          op_case.name.find("nan") != std::string::npos || op_case.name.find("infinity") != std::string::npos;
       EXPECT_LE(nan, output.values.size() / 2) << op_case.name << " " << output.name;
       EXPECT_TRUE(op_case.op != "attention" || may || nan == 0) << op_case.name;
-      for (const double value : output.values) EXPECT_FALSE(output.integers && value == -123456.0) << op_case.name << " leaves integers unwritten";
+      for (const double value : output.values)
+        EXPECT_FALSE(output.integers && value == -123456.0) << op_case.name << " leaves integers unwritten";
     }
   }
 }
@@ -78,14 +84,19 @@ std::string check_wrong_add(const Wrong& wrong) {
 
 TEST(Registry, CatchesEveryKindOfMistake) {
   EXPECT_EQ(check_wrong_add([](const AddArgs&) {}), "");
-  const auto says = [](const Wrong& wrong, const std::string& part) { EXPECT_NE(check_wrong_add(wrong).find(part), std::string::npos) << check_wrong_add(wrong); };
+  const auto says = [](const Wrong& wrong, const std::string& part) {
+    EXPECT_NE(check_wrong_add(wrong).find(part), std::string::npos) << check_wrong_add(wrong);
+  };
   says([](const AddArgs& args) { args.out.rows(1, 1).as<float>()[40] += 1; }, "worst at [1, 40]");
-  says([](const AddArgs& args) { args.out.as<float>()[2] = std::numeric_limits<float>::quiet_NaN(); }, "worst at [0, 2]");
-  says([](const AddArgs& args) { args.out.rows(1, 1).as<float>()[1] = 0; }, "worst at [1, 1]");       // a number where NaN is wanted
-  says([](const AddArgs& args) { args.out.as<float>()[0] = 3e38f; }, "worst at [0, 0]");               // large where infinity is wanted
-  says([](const AddArgs& args) { args.out.as<float>()[65] = 0; }, "a stray write 260 bytes");          // into the gap of a row
-  says([](const AddArgs& args) { args.out.as<float>()[-1] = 0; }, "a stray write -4 bytes");           // before the first
-  says([](const AddArgs& args) { args.out.rows(2, 1).as<float>()[65] = 0; }, "a stray write");         // after the last
+  says([](const AddArgs& args) { args.out.as<float>()[2] = std::numeric_limits<float>::quiet_NaN(); },
+       "worst at [0, 2]");
+  says([](const AddArgs& args) { args.out.rows(1, 1).as<float>()[1] = 0; },
+       "worst at [1, 1]");  // a number where NaN is wanted
+  says([](const AddArgs& args) { args.out.as<float>()[0] = 3e38f; },
+       "worst at [0, 0]");  // large where infinity is wanted
+  says([](const AddArgs& args) { args.out.as<float>()[65] = 0; }, "a stray write 260 bytes");   // into the gap of a row
+  says([](const AddArgs& args) { args.out.as<float>()[-1] = 0; }, "a stray write -4 bytes");    // before the first
+  says([](const AddArgs& args) { args.out.rows(2, 1).as<float>()[65] = 0; }, "a stray write");  // after the last
   says([](const AddArgs& args) { args.a.as<float>()[5] = 0; }, "an input");
 }
 

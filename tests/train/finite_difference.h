@@ -15,13 +15,15 @@
 namespace fathom::test {
 
 /// Numbers without pattern, in (-1, 1); `salt` gives others.
-inline double wave(std::int64_t i, int salt = 0) { return std::sin(1.7 * static_cast<double>((i + 131 * salt) * (i + 131 * salt) % 10007) + 0.3 * salt + 0.1); }
+inline double wave(std::int64_t i, int salt = 0) {
+  return std::sin(1.7 * static_cast<double>((i + 131 * salt) * (i + 131 * salt) % 10007) + 0.3 * salt + 0.1);
+}
 inline Held waves(tensor::Shape shape, int salt, double scale = 1.0, double mean = 0.0) {
   return Held(DType::f64, shape, [=](std::int64_t i) { return mean + scale * wave(i, salt); });
 }
 
-/// A function of some activations and parameters. `run` builds its value out of ops and may note choices (indices of experts or
-/// of rows) that must not change when a number is nudged.
+/// A function of some activations and parameters. `run` builds its value out of ops and may note choices (indices of
+/// experts or of rows) that must not change when a number is nudged.
 struct Problem {
   std::vector<Held> inputs;      // f64; the tape watches them
   std::vector<Held> parameters;  // f64; number i has parameter number i
@@ -59,10 +61,14 @@ inline std::vector<tensor::Value> place(tensor::Ops& ops, const std::vector<Held
   }
   return values;
 }
-inline std::vector<tensor::Tensor> tensors_of(const std::vector<tensor::Value>& values) { return {values.begin(), values.end()}; }
+inline std::vector<tensor::Tensor> tensors_of(const std::vector<tensor::Value>& values) {
+  return {values.begin(), values.end()};
+}
 
 /// `train` says whether parameter i is trained.
-inline Gradients tape_gradients(const Problem& problem, bool checkpointing = false, const std::function<bool(std::size_t)>& train = [](std::size_t) { return true; }) {
+inline Gradients tape_gradients(
+    const Problem& problem, bool checkpointing = false,
+    const std::function<bool(std::size_t)>& train = [](std::size_t) { return true; }) {
   auto backend = std::move(*reference::make_reference_backend({.activation_dtype = DType::f64}));
   std::vector<Held> sums;
   train::ParameterGradients gradients;
@@ -133,10 +139,13 @@ inline void check_gradients(const Problem& problem, double tolerance = 1e-5) {
     const double rms = std::sqrt(norm / static_cast<double>(want.size()));
     EXPECT_GT(rms, 1e-6) << name << ": nothing depends on it, so nothing was tested";
     for (std::size_t i = 0; i < want.size(); ++i)
-      EXPECT_LE(std::fabs(gradient[i] - want[i]), tolerance * std::max(std::fabs(want[i]), rms)) << name << "[" << i << "]: tape " << gradient[i] << ", differences " << want[i];
+      EXPECT_LE(std::fabs(gradient[i] - want[i]), tolerance * std::max(std::fabs(want[i]), rms))
+          << name << "[" << i << "]: tape " << gradient[i] << ", differences " << want[i];
   };
-  for (std::size_t i = 0; i < problem.inputs.size(); ++i) check(problem.inputs[i], got.inputs[i], "input " + std::to_string(i));
-  for (std::size_t i = 0; i < problem.parameters.size(); ++i) check(problem.parameters[i], got.parameters[i], "parameter " + std::to_string(i));
+  for (std::size_t i = 0; i < problem.inputs.size(); ++i)
+    check(problem.inputs[i], got.inputs[i], "input " + std::to_string(i));
+  for (std::size_t i = 0; i < problem.parameters.size(); ++i)
+    check(problem.parameters[i], got.parameters[i], "parameter " + std::to_string(i));
 }
 
 }  // namespace fathom::test

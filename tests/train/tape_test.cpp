@@ -1,6 +1,5 @@
 // What the tape keeps, frees, refuses and repeats. The mathematics of each op is tape_ops_test.cpp.
 #include <gtest/gtest.h>
-
 #include <rapidcheck/gtest.h>
 
 #include <set>
@@ -35,7 +34,8 @@ Problem three_blocks() {
           {waves({1, kWidth}, 2, 0.2, 1.0), waves({8, kWidth}, 3), waves({8, kWidth}, 4), waves({kWidth, 8}, 5)},
           [](const Call& call) {
             Value hidden = add(call.ops, call.inputs[0], call.inputs[0]);
-            for (int i = 0; i < 3; ++i) hidden = call.ops.block(hidden, [call](const Tensor& x) { return feed_forward(call.ops, call, x); });
+            for (int i = 0; i < 3; ++i)
+              hidden = call.ops.block(hidden, [call](const Tensor& x) { return feed_forward(call.ops, call, x); });
             return hidden;
           }};
 }
@@ -54,7 +54,8 @@ TEST(Tape, CheckpointingLowersThePeak) {
     auto backend = std::move(*reference::make_reference_backend({.activation_dtype = DType::f64}));
     std::vector<Held> sums;
     train::ParameterGradients gradients;
-    for (const Held& p : problem.parameters) gradients.tensors.push_back(sums.emplace_back(DType::f64, p.tensor().shape));
+    for (const Held& p : problem.parameters)
+      gradients.tensors.push_back(sums.emplace_back(DType::f64, p.tensor().shape));
     Tape tape(backend->ops(), *backend->grad_ops(), gradients);
     tape.set_checkpointing(checkpointing);
     std::vector<double> choices;
@@ -84,7 +85,8 @@ TEST(Tape, FrozenParametersKeepAndCostNothing) {
     EXPECT_EQ(backend->activations().live_bytes(), arena_bytes(DType::f64, out->shape));
   }
   // One frozen: its gradient stays zero, the others do not change by a bit.
-  const Gradients all = tape_gradients(problem), without = tape_gradients(problem, false, [](std::size_t i) { return i != 2; });
+  const Gradients all = tape_gradients(problem),
+                  without = tape_gradients(problem, false, [](std::size_t i) { return i != 2; });
   EXPECT_EQ(without.parameters[2], std::vector<double>(8 * kWidth, 0.0));
   for (const std::size_t i : {0u, 1u, 3u}) EXPECT_EQ(all.parameters[i], without.parameters[i]);
   EXPECT_EQ(all.inputs, without.inputs);
@@ -114,38 +116,39 @@ TEST(Tape, LinearKeepsItsInputOnlyForItsWeight) {
 
 TEST(Tape, GradientsOfViewsMeetInTheirTensor) {
   check_gradients({{waves({3, 8}, 1)}, {waves({2, 4}, 2)}, [](const Call& call) {
-    const Tensor x = call.inputs[0];
-    Value left = linear(call.ops, x.columns(0, 4), call.weight(0)), right = linear(call.ops, x.columns(4, 4), call.weight(0));
-    Value heads = rms_norm(call.ops, x.split_last(4), {}, 1e-2);
-    Value out = add(call.ops, left, right), rows = allocate(call.ops, {3, 2});
-    call.ops.copy({.x = heads->join_last().columns(3, 2), .out = rows});
-    add_into(call.ops, out, rows);
-    Value last = allocate(call.ops, {1, 2});
-    call.ops.copy({.x = x.rows(1, 1).columns(5, 2), .out = last});
-    add_into(call.ops, out->rows(2, 1), last);
-    return out;
-  }});
+                     const Tensor x = call.inputs[0];
+                     Value left = linear(call.ops, x.columns(0, 4), call.weight(0)),
+                           right = linear(call.ops, x.columns(4, 4), call.weight(0));
+                     Value heads = rms_norm(call.ops, x.split_last(4), {}, 1e-2);
+                     Value out = add(call.ops, left, right), rows = allocate(call.ops, {3, 2});
+                     call.ops.copy({.x = heads->join_last().columns(3, 2), .out = rows});
+                     add_into(call.ops, out, rows);
+                     Value last = allocate(call.ops, {1, 2});
+                     call.ops.copy({.x = x.rows(1, 1).columns(5, 2), .out = last});
+                     add_into(call.ops, out->rows(2, 1), last);
+                     return out;
+                   }});
 }
 
 TEST(Tape, MemoryThatIsWrittenAgainStartsANewGradient) {
   check_gradients({{waves({2, 3}, 1), waves({2, 3}, 2)}, {}, [](const Call& call) {
-    Value buffer = allocate(call.ops, {2, 3}), out = allocate(call.ops, {2, 3});
-    call.ops.gelu({.x = call.inputs[0], .out = buffer});
-    call.ops.copy({.x = buffer, .out = out});
-    call.ops.gelu({.x = call.inputs[1], .out = buffer});  // what was there is gone
-    add_into(call.ops, out, buffer);
-    return out;
-  }});
+                     Value buffer = allocate(call.ops, {2, 3}), out = allocate(call.ops, {2, 3});
+                     call.ops.gelu({.x = call.inputs[0], .out = buffer});
+                     call.ops.copy({.x = buffer, .out = out});
+                     call.ops.gelu({.x = call.inputs[1], .out = buffer});  // what was there is gone
+                     add_into(call.ops, out, buffer);
+                     return out;
+                   }});
 }
 
 TEST(Tape, ConstantWrittenOverCutsTheGradient) {
   const Held constant = waves({2, 3}, 3);
   const Problem problem{{waves({2, 3}, 1)}, {}, [=](const Call& call) {
-    Value out = allocate(call.ops, {2, 3});
-    call.ops.gelu({.x = call.inputs[0], .out = out});
-    call.ops.copy({.x = constant.tensor().rows(0, 1), .out = out->rows(0, 1)});
-    return out;
-  }};
+                          Value out = allocate(call.ops, {2, 3});
+                          call.ops.gelu({.x = call.inputs[0], .out = out});
+                          call.ops.copy({.x = constant.tensor().rows(0, 1), .out = out->rows(0, 1)});
+                          return out;
+                        }};
   const std::vector<double> dx = tape_gradients(problem).inputs[0];
   EXPECT_EQ(std::vector<double>(dx.begin(), dx.begin() + 3), std::vector<double>(3, 0.0));
   EXPECT_NE(dx[3], 0.0);
@@ -174,7 +177,9 @@ TEST(Tape, GradientOfSomethingInTheMiddle) {
 
 class TapeDeath : public testing::Test {
  protected:
-  TapeDeath() : backend_(std::move(*reference::make_reference_backend({.activation_dtype = DType::f64}))), tape_(backend_->ops(), *backend_->grad_ops(), gradients_) {
+  TapeDeath()
+      : backend_(std::move(*reference::make_reference_backend({.activation_dtype = DType::f64}))),
+        tape_(backend_->ops(), *backend_->grad_ops(), gradients_) {
     GTEST_FLAG_SET(death_test_style, "threadsafe");
     x_ = allocate(tape_, {kTokens, kWidth});
     tape_.copy({.x = source_, .out = x_});
@@ -198,25 +203,44 @@ TEST_F(TapeDeath, WritingOverWhatBackwardNeeds) {
 TEST_F(TapeDeath, ColumnsBesideWhatBackwardNeedsMayBeWritten) {
   Value y = rms_norm(tape_, x_->columns(0, 4), {}, 1e-3);
   const Held cos = waves({kTokens, 1}, 2), sin = waves({kTokens, 1}, 3);
-  tape_.rope({.x = x_->columns(4, 2).split_last(2), .cos = cos, .sin = sin, .first_dim = 0, .interleaved = true, .inverse = false});
-  EXPECT_DEATH(tape_.rope({.x = x_->columns(3, 2).split_last(2), .cos = cos, .sin = sin, .first_dim = 0, .interleaved = true, .inverse = false}), "backward needs");
+  tape_.rope({.x = x_->columns(4, 2).split_last(2),
+              .cos = cos,
+              .sin = sin,
+              .first_dim = 0,
+              .interleaved = true,
+              .inverse = false});
+  EXPECT_DEATH(tape_.rope({.x = x_->columns(3, 2).split_last(2),
+                           .cos = cos,
+                           .sin = sin,
+                           .first_dim = 0,
+                           .interleaved = true,
+                           .inverse = false}),
+               "backward needs");
 }
 
-TEST_F(TapeDeath, NormInPlace) { EXPECT_DEATH(tape_.rms_norm({.x = x_, .weight = {}, .eps = 1, .out = x_}), "its own backward needs"); }
+TEST_F(TapeDeath, NormInPlace) {
+  EXPECT_DEATH(tape_.rms_norm({.x = x_, .weight = {}, .eps = 1, .out = x_}), "its own backward needs");
+}
 
 TEST_F(TapeDeath, CachesWhenTraining) {
   const Sequence sequence{.slot = 0, .first_token = 0, .tokens = kTokens, .past = 0};
   const Batch batch{.tokens = kTokens, .sequences = {&sequence, 1}};
   const Held cache = waves({8, 1, kWidth}, 4);
   const KvSegment segment{.kind = KvSegment::Kind::kCache, .k = cache, .k_shared = {}, .v = cache, .rows_per_slot = 8};
-  EXPECT_DEATH(attention(tape_, x_->split_last(kWidth), std::span(&segment, 1), kWidth, 1.0, {}, batch), "not to caches");
+  EXPECT_DEATH(attention(tape_, x_->split_last(kWidth), std::span(&segment, 1), kWidth, 1.0, {}, batch),
+               "not to caches");
 }
 
 TEST_F(TapeDeath, BlockThatReadsBesideItsInput) {
   tape_.set_checkpointing(true);
   Value middle = add(tape_, x_, x_);
   EXPECT_DEATH(tape_.block(middle, [&](const Tensor& input) { return add(tape_, input, x_); }), "not its input");
-  EXPECT_DEATH(tape_.block(middle, [&](const Tensor& input) { add_into(tape_, input, input); return add(tape_, input, input); }), "backward needs");
+  EXPECT_DEATH(tape_.block(middle,
+                           [&](const Tensor& input) {
+                             add_into(tape_, input, input);
+                             return add(tape_, input, input);
+                           }),
+               "backward needs");
 }
 
 // ---------------------------------------------------------------- on meta

@@ -19,7 +19,8 @@ void ReferenceOps::cache_write(const CacheWriteArgs& args) {
   };
   for (std::size_t s = 0; s < args.batch->sequences.size(); ++s) {
     const Sequence& sequence = args.batch->sequences[s];
-    const std::int64_t slot_row = sequence.slot * args.rows_per_slot, past = sequence.past, end = past + sequence.tokens;
+    const std::int64_t slot_row = sequence.slot * args.rows_per_slot, past = sequence.past,
+                       end = past + sequence.tokens;
     if (args.rows == RowsOf::kEntry) {
       const std::int64_t first_row = first_entry_row(*args.batch, s, args.ratio);
       for (std::int64_t entry = past / args.ratio; entry < end / args.ratio; ++entry) {
@@ -61,7 +62,8 @@ double attention_score(const AttentionArgs& args, const double* q, const SeenRow
 }
 
 void check_attention_shapes(const AttentionArgs& args) {
-  FATHOM_CHECK(args.batch != nullptr && args.q.shape.rank == 3 && args.out.shape.rank == 3 && args.q.dim(0) == args.batch->tokens);
+  FATHOM_CHECK(args.batch != nullptr && args.q.shape.rank == 3 && args.out.shape.rank == 3 &&
+               args.q.dim(0) == args.batch->tokens);
   FATHOM_CHECK(args.out.dim(0) == args.q.dim(0) && args.out.dim(1) == args.q.dim(1));
   FATHOM_CHECK(!args.segments.empty() && args.segments.size() <= 3);
   for (const KvSegment& segment : args.segments) {
@@ -102,8 +104,8 @@ void ReferenceOps::attention(const AttentionArgs& args) {
   store(args.lse, lse);
 }
 
-// Dao 2023: with p the softmax, D = dout · out = sum of p · (dout · v): ds = p · (dout · v - D), dq = scale · ds k, dk = scale · ds q,
-// dv = p · dout; the sink, which has no value, gets -p · D.
+// Dao 2023: with p the softmax, D = dout · out = sum of p · (dout · v): ds = p · (dout · v - D), dq = scale · ds k, dk
+// = scale · ds q, dv = p · dout; the sink, which has no value, gets -p · D.
 void ReferenceGradOps::attention_backward(const AttentionGrad& args) {
   const AttentionArgs& f = args.f;
   check_attention_shapes(f);
@@ -111,11 +113,15 @@ void ReferenceGradOps::attention_backward(const AttentionGrad& args) {
   const std::int64_t heads = f.q.dim(1), dv = f.out.dim(2);
   const Array q = load(f.q), dout = load(args.dout);
   const Array sink = f.sink.defined() ? load(f.sink) : Array();
-  struct SegmentSums { Array k, k_shared, v; };
+  struct SegmentSums {
+    Array k, k_shared, v;
+  };
   std::vector<SegmentSums> sums;
   for (const KvSegment& segment : f.segments) {
-    FATHOM_CHECK(segment.kind == KvSegment::Kind::kFresh || segment.kind == KvSegment::Kind::kFreshEntries, "caches are not differentiated");
-    sums.push_back({Array(segment.k.shape), segment.k_shared.defined() ? Array(segment.k_shared.shape) : Array(), Array(segment.v.shape)});
+    FATHOM_CHECK(segment.kind == KvSegment::Kind::kFresh || segment.kind == KvSegment::Kind::kFreshEntries,
+                 "caches are not differentiated");
+    sums.push_back({Array(segment.k.shape), segment.k_shared.defined() ? Array(segment.k_shared.shape) : Array(),
+                    Array(segment.v.shape)});
   }
   Array dq(f.q.shape), dsink(Shape{heads});
   for (std::size_t s = 0; s < f.batch->sequences.size(); ++s) {
@@ -127,7 +133,8 @@ void ReferenceGradOps::attention_backward(const AttentionGrad& args) {
       for (std::int64_t h = 0; h < heads; ++h) {
         const auto kv_head = [&](std::size_t i) { return h / (heads / f.segments[seen[i].segment].k.dim(1)); };
         double largest = f.sink.defined() ? *sink.at(h) : -std::numeric_limits<double>::infinity(), d = 0;
-        for (std::size_t i = 0; i < seen.size(); ++i) largest = std::max(largest, p[i] = attention_score(f, q.at(t, h), seen[i], kv_head(i)));
+        for (std::size_t i = 0; i < seen.size(); ++i)
+          largest = std::max(largest, p[i] = attention_score(f, q.at(t, h), seen[i], kv_head(i)));
         const double sink_share = f.sink.defined() ? std::exp(*sink.at(h) - largest) : 0.0;
         double sum = sink_share;
         for (double& w : p) sum += w = std::exp(w - largest);
@@ -170,7 +177,10 @@ void ReferenceOps::index_select(const IndexSelectArgs& args) {
     const Sequence& sequence = args.batch->sequences[s];
     std::unordered_map<std::int64_t, Array> keys;
     for (std::int64_t t = sequence.first_token; t < sequence.first_token + sequence.tokens; ++t) {
-      struct Scored { double score; std::int64_t name; };
+      struct Scored {
+        double score;
+        std::int64_t name;
+      };
       std::vector<Scored> scored;
       for (const VisibleRow& visible : visible_rows(args.keys, *args.batch, s, t)) {
         auto [key, fresh] = keys.try_emplace(visible.row);
@@ -188,7 +198,8 @@ void ReferenceOps::index_select(const IndexSelectArgs& args) {
         for (const Scored& one : scored) all[static_cast<std::size_t>(one.name)].score = static_cast<float>(one.score);
         const std::int64_t seen = choose_like_torch(all, count);
         scored.clear();
-        for (std::int64_t i = 0; i < seen; ++i) scored.push_back({all[static_cast<std::size_t>(i)].score, all[static_cast<std::size_t>(i)].name});
+        for (std::int64_t i = 0; i < seen; ++i)
+          scored.push_back({all[static_cast<std::size_t>(i)].score, all[static_cast<std::size_t>(i)].name});
       }
       // Largest scores first, ties to the lower row; NaN ranks above everything, so that it is not hidden.
       std::stable_sort(scored.begin(), scored.end(), [](const Scored& a, const Scored& b) {
@@ -196,7 +207,8 @@ void ReferenceOps::index_select(const IndexSelectArgs& args) {
       });
       if (static_cast<std::int64_t>(scored.size()) > count) scored.resize(static_cast<std::size_t>(count));
       std::sort(scored.begin(), scored.end(), [](const Scored& a, const Scored& b) { return a.name < b.name; });
-      for (std::size_t i = 0; i < scored.size(); ++i) selected[static_cast<std::size_t>(t * count) + i] = scored[i].name;
+      for (std::size_t i = 0; i < scored.size(); ++i)
+        selected[static_cast<std::size_t>(t * count) + i] = scored[i].name;
     }
   }
   store_ints(args.selected, selected);

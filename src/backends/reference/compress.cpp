@@ -33,8 +33,10 @@ std::vector<Part> parts_of(const CompressArgs& args, const Sequence& sequence, s
   const std::int64_t d = args.out.dim(1);
   std::vector<Part> parts;
   if (args.overlap && entry > 0)
-    for (std::int64_t i = 0; i < args.ratio; ++i) parts.push_back(part_of(args, sequence, (entry - 1) * args.ratio + i, 0));
-  for (std::int64_t i = 0; i < args.ratio; ++i) parts.push_back(part_of(args, sequence, entry * args.ratio + i, args.overlap ? d : 0));
+    for (std::int64_t i = 0; i < args.ratio; ++i)
+      parts.push_back(part_of(args, sequence, (entry - 1) * args.ratio + i, 0));
+  for (std::int64_t i = 0; i < args.ratio; ++i)
+    parts.push_back(part_of(args, sequence, entry * args.ratio + i, args.overlap ? d : 0));
   return parts;
 }
 
@@ -76,7 +78,8 @@ void ReferenceOps::compress(const CompressArgs& args) {
       positions[static_cast<std::size_t>(row)] = entry * args.ratio;
       for (std::int64_t c = 0; c < d; ++c) {
         const std::vector<double> share = shares_of(parts, ape, c);
-        for (std::size_t i = 0; i < parts.size(); ++i) out.at(row)[c] += share[i] * parts[i].kv.at(0)[parts[i].first_column + c];
+        for (std::size_t i = 0; i < parts.size(); ++i)
+          out.at(row)[c] += share[i] * parts[i].kv.at(0)[parts[i].first_column + c];
       }
     }
   }
@@ -84,7 +87,8 @@ void ReferenceOps::compress(const CompressArgs& args) {
   store_ints(args.positions, positions);
 }
 
-// With s the softmax of the gates of a column: dkv_i = s_i · dout, dgate_i = s_i · (kv_i - out) · dout, dape the same at its place.
+// With s the softmax of the gates of a column: dkv_i = s_i · dout, dgate_i = s_i · (kv_i - out) · dout, dape the same
+// at its place.
 void ReferenceGradOps::compress_backward(const CompressGrad& args) {
   const CompressArgs& f = args.f;
   const std::int64_t d = f.out.dim(1);

@@ -22,12 +22,17 @@ double e8m0_scale(const Weight& weight, std::int64_t index) {
 double scale_of(const Weight& weight, std::int64_t row, std::int64_t col) {
   const auto blocks = [&](std::int64_t side) { return (weight.cols + side - 1) / side; };
   switch (weight.format) {
-    case WeightFormat::fp8_block128: return f32_scale(weight, row / 128 * blocks(128) + col / 128);
-    case WeightFormat::fp8_block128_e8m0: return e8m0_scale(weight, row / 128 * blocks(128) + col / 128);
-    case WeightFormat::fp8_block32_e8m0: return e8m0_scale(weight, row / 32 * blocks(32) + col / 32);
+    case WeightFormat::fp8_block128:
+      return f32_scale(weight, row / 128 * blocks(128) + col / 128);
+    case WeightFormat::fp8_block128_e8m0:
+      return e8m0_scale(weight, row / 128 * blocks(128) + col / 128);
+    case WeightFormat::fp8_block32_e8m0:
+      return e8m0_scale(weight, row / 32 * blocks(32) + col / 32);
     case WeightFormat::fp8_row32_e8m0:
-    case WeightFormat::mxfp4: return e8m0_scale(weight, row * blocks(32) + col / 32);
-    default: FATHOM_CHECK(false, "not a quantized format");
+    case WeightFormat::mxfp4:
+      return e8m0_scale(weight, row * blocks(32) + col / 32);
+    default:
+      FATHOM_CHECK(false, "not a quantized format");
   }
 }
 }  // namespace
@@ -60,9 +65,11 @@ void dequantize_row(const Weight& weight, std::int64_t row, double* out) {
     case WeightFormat::fp8_block32_e8m0:
     case WeightFormat::fp8_row32_e8m0:
       for (std::int64_t c = 0; c < weight.cols; ++c)
-        out[c] = static_cast<double>(f8e4m3_to_f32(static_cast<std::uint8_t>(weight.data[row * weight.cols + c]))) * scale_of(weight, row, c);
+        out[c] = static_cast<double>(f8e4m3_to_f32(static_cast<std::uint8_t>(weight.data[row * weight.cols + c]))) *
+                 scale_of(weight, row, c);
       return;
-    case WeightFormat::i64: FATHOM_CHECK(false, "an integer table has no float rows");
+    case WeightFormat::i64:
+      FATHOM_CHECK(false, "an integer table has no float rows");
   }
 }
 

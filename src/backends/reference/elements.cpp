@@ -36,7 +36,8 @@ void write_as(std::byte* data, std::int64_t count, const double* values, Convert
 template <class Use>
 void for_rows(const Tensor& x, Use use) {
   const int last = x.shape.rank - 1;
-  FATHOM_CHECK(last >= 0 && (x.strides[static_cast<std::size_t>(last)] == 1 || x.shape[last] <= 1), "innermost stride must be 1");
+  FATHOM_CHECK(last >= 0 && (x.strides[static_cast<std::size_t>(last)] == 1 || x.shape[last] <= 1),
+               "innermost stride must be 1");
   std::int64_t rows = 1;
   for (int i = 0; i < last; ++i) rows *= x.shape[i];
   for (std::int64_t row = 0; row < rows; ++row) {
@@ -55,21 +56,33 @@ std::int64_t row_length(const Tensor& x) { return x.shape[x.shape.rank - 1]; }
 
 void read_elements(const std::byte* data, DType dtype, std::int64_t count, double* out) {
   switch (dtype) {
-    case DType::f64: return read_as<double>(data, count, out, [](double v) { return v; });
-    case DType::f32: return read_as<float>(data, count, out, [](float v) { return static_cast<double>(v); });
-    case DType::f16: return read_as<std::uint16_t>(data, count, out, [](std::uint16_t v) { return static_cast<double>(f16_to_f32(v)); });
-    case DType::bf16: return read_as<std::uint16_t>(data, count, out, [](std::uint16_t v) { return static_cast<double>(bf16_to_f32(v)); });
-    default: FATHOM_CHECK(false, "not a plain float type");
+    case DType::f64:
+      return read_as<double>(data, count, out, [](double v) { return v; });
+    case DType::f32:
+      return read_as<float>(data, count, out, [](float v) { return static_cast<double>(v); });
+    case DType::f16:
+      return read_as<std::uint16_t>(data, count, out,
+                                    [](std::uint16_t v) { return static_cast<double>(f16_to_f32(v)); });
+    case DType::bf16:
+      return read_as<std::uint16_t>(data, count, out,
+                                    [](std::uint16_t v) { return static_cast<double>(bf16_to_f32(v)); });
+    default:
+      FATHOM_CHECK(false, "not a plain float type");
   }
 }
 
 void write_elements(std::byte* data, DType dtype, std::int64_t count, const double* values) {
   switch (dtype) {
-    case DType::f64: return write_as<double>(data, count, values, [](double v) { return v; });
-    case DType::f32: return write_as<float>(data, count, values, [](double v) { return static_cast<float>(v); });
-    case DType::f16: return write_as<std::uint16_t>(data, count, values, [](double v) { return f32_to_f16(narrow_to_odd(v)); });
-    case DType::bf16: return write_as<std::uint16_t>(data, count, values, [](double v) { return f32_to_bf16(narrow_to_odd(v)); });
-    default: FATHOM_CHECK(false, "not a plain float type");
+    case DType::f64:
+      return write_as<double>(data, count, values, [](double v) { return v; });
+    case DType::f32:
+      return write_as<float>(data, count, values, [](double v) { return static_cast<float>(v); });
+    case DType::f16:
+      return write_as<std::uint16_t>(data, count, values, [](double v) { return f32_to_f16(narrow_to_odd(v)); });
+    case DType::bf16:
+      return write_as<std::uint16_t>(data, count, values, [](double v) { return f32_to_bf16(narrow_to_odd(v)); });
+    default:
+      FATHOM_CHECK(false, "not a plain float type");
   }
 }
 
@@ -105,7 +118,8 @@ void store(const Tensor& out, const Array& values) {
   if (!out.defined()) return;
   FATHOM_CHECK(out.elements() == static_cast<std::int64_t>(values.values.size()), "a result does not fit its output");
   const std::int64_t n = row_length(out);
-  for_rows(out, [&](std::byte* row, std::int64_t i) { write_elements(row, out.dtype, n, values.values.data() + i * n); });
+  for_rows(out,
+           [&](std::byte* row, std::int64_t i) { write_elements(row, out.dtype, n, values.values.data() + i * n); });
 }
 
 void store_row(const Tensor& out, std::int64_t i, const double* values) {

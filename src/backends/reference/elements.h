@@ -1,5 +1,5 @@
-// How the reference reads and writes numbers: a tensor is copied into doubles, an equation is evaluated on the copy, and the
-// result is rounded once when it is stored. Nothing here is shared with the fast backends.
+// How the reference reads and writes numbers: a tensor is copied into doubles, an equation is evaluated on the copy,
+// and the result is rounded once when it is stored. Nothing here is shared with the fast backends.
 #pragma once
 #include <cstdint>
 #include <vector>

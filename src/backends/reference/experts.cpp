@@ -19,7 +19,9 @@ double gated(double gate, double up, double limit) {
 }
 
 /// d(gated)/d(gate) and d(gated)/d(up); what was cut has no slope.
-struct GatedSlopes { double gate, up; };
+struct GatedSlopes {
+  double gate, up;
+};
 GatedSlopes gated_slopes(double gate, double up, double limit) {
   const bool gate_cut = limit > 0 && gate > limit, up_cut = limit > 0 && (up > limit || up < -limit);
   if (gate_cut) gate = limit;
@@ -70,33 +72,42 @@ void ReferenceGradOps::gelu_backward(const GeluGrad& args) {
 
 void ReferenceOps::experts(const ExpertsArgs& args) {
   const std::int64_t tokens = args.x.dim(0), h = args.x.dim(1), top_k = args.indices.dim(1);
-  FATHOM_CHECK(args.out.shape == args.x.shape && args.weights.shape == args.indices.shape && args.indices.dim(0) == tokens);
+  FATHOM_CHECK(args.out.shape == args.x.shape && args.weights.shape == args.indices.shape &&
+               args.indices.dim(0) == tokens);
   FATHOM_CHECK(args.gate.size() == args.up.size() && args.gate.size() == args.down.size());
   const Array x = load(args.x), weights = load(args.weights);
   const auto indices = load_ints(args.indices);
   Array out = args.accumulate ? load(args.out) : Array(args.out.shape);
   for (std::size_t e = 0; e < args.gate.size(); ++e) {
-    struct Hit { std::int64_t token; double weight; };
+    struct Hit {
+      std::int64_t token;
+      double weight;
+    };
     std::vector<Hit> hits;
     for (std::int64_t i = 0; i < tokens * top_k; ++i)
-      if (indices[static_cast<std::size_t>(i)] == args.first_expert + static_cast<std::int64_t>(e)) hits.push_back({i / top_k, weights.values[static_cast<std::size_t>(i)]});
+      if (indices[static_cast<std::size_t>(i)] == args.first_expert + static_cast<std::int64_t>(e))
+        hits.push_back({i / top_k, weights.values[static_cast<std::size_t>(i)]});
     if (hits.empty()) continue;
     const std::int64_t inner = args.gate[e].rows;
-    FATHOM_CHECK(args.gate[e].cols == h && args.up[e].rows == inner && args.up[e].cols == h && args.down[e].rows == h && args.down[e].cols == inner);
+    FATHOM_CHECK(args.gate[e].cols == h && args.up[e].rows == inner && args.up[e].cols == h && args.down[e].rows == h &&
+                 args.down[e].cols == inner);
     Array hidden(Shape{static_cast<std::int64_t>(hits.size()), inner});
-    std::vector<double> gate_row(static_cast<std::size_t>(h)), up_row(static_cast<std::size_t>(h)), down_row(static_cast<std::size_t>(inner));
+    std::vector<double> gate_row(static_cast<std::size_t>(h)), up_row(static_cast<std::size_t>(h)),
+        down_row(static_cast<std::size_t>(inner));
     for (std::int64_t i = 0; i < inner; ++i) {
       dequantize_row(args.gate[e], i, gate_row.data());
       dequantize_row(args.up[e], i, up_row.data());
       for (std::size_t n = 0; n < hits.size(); ++n) {
         const double* token = x.at(hits[n].token);
-        hidden.at(static_cast<std::int64_t>(n))[i] = gated(dot(token, gate_row.data(), h), dot(token, up_row.data(), h), args.limit);
+        hidden.at(static_cast<std::int64_t>(n))[i] =
+            gated(dot(token, gate_row.data(), h), dot(token, up_row.data(), h), args.limit);
       }
     }
     for (std::int64_t i = 0; i < h; ++i) {
       dequantize_row(args.down[e], i, down_row.data());
       for (std::size_t n = 0; n < hits.size(); ++n)
-        out.at(hits[n].token)[i] += hits[n].weight * dot(hidden.at(static_cast<std::int64_t>(n)), down_row.data(), inner);
+        out.at(hits[n].token)[i] +=
+            hits[n].weight * dot(hidden.at(static_cast<std::int64_t>(n)), down_row.data(), inner);
     }
   }
   store(args.out, out);
@@ -111,7 +122,8 @@ Array dequantize(const Weight& weight) {
 }
 }  // namespace
 
-// With a = gate x, b = up x, m = gated(a, b), y = down m, w the token's weight: dw = dout · y, dy = w · dout, and the chain back.
+// With a = gate x, b = up x, m = gated(a, b), y = down m, w the token's weight: dw = dout · y, dy = w · dout, and the
+// chain back.
 void ReferenceGradOps::experts_backward(const ExpertsGrad& args) {
   const ExpertsArgs& f = args.f;
   const std::int64_t h = f.x.dim(1), top_k = f.indices.dim(1);
@@ -119,7 +131,8 @@ void ReferenceGradOps::experts_backward(const ExpertsGrad& args) {
   const auto indices = load_ints(f.indices);
   Array dx(f.x.shape), dweights(f.weights.shape);
   for (std::size_t e = 0; e < f.gate.size(); ++e) {
-    if (std::find(indices.begin(), indices.end(), f.first_expert + static_cast<std::int64_t>(e)) == indices.end()) continue;
+    if (std::find(indices.begin(), indices.end(), f.first_expert + static_cast<std::int64_t>(e)) == indices.end())
+      continue;
     const std::int64_t inner = f.gate[e].rows;
     const Array gate = dequantize(f.gate[e]), up = dequantize(f.up[e]), down = dequantize(f.down[e]);
     Array dgate(gate.shape), dup(up.shape), ddown(down.shape);

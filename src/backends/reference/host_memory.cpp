@@ -48,11 +48,13 @@ Bytes memory_free_on_host() {
 
 Bytes available_memory() {
   Bytes least = memory_free_on_host();
-  constexpr const char* kGroups[][2] = {{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-                                        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
+  constexpr const char* kGroups[][2] = {
+      {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
+      {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
   for (const auto& [limit_path, used_path] : kGroups) {
     const Bytes limit = number_in(limit_path), used = number_in(used_path);
-    if (limit != std::numeric_limits<Bytes>::max() && used != std::numeric_limits<Bytes>::max()) least = std::min(least, limit > used ? limit - used : 0);
+    if (limit != std::numeric_limits<Bytes>::max() && used != std::numeric_limits<Bytes>::max())
+      least = std::min(least, limit > used ? limit - used : 0);
   }
   return least;
 }
@@ -60,9 +62,11 @@ Bytes available_memory() {
 Result<std::unique_ptr<tensor::Buffer>> allocate_pages(Bytes bytes) {
   if (bytes == 0) return std::make_unique<Pages>(nullptr, 0);
   const Bytes available = available_memory();
-  void* memory = bytes > available ? MAP_FAILED : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory = bytes > available ? MAP_FAILED
+                                   : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED)
-    return fail_environment("reference.no_memory", {{"asked", format_bytes(bytes)}, {"available", format_bytes(available)}});
+    return fail_environment("reference.no_memory",
+                            {{"asked", format_bytes(bytes)}, {"available", format_bytes(available)}});
   return std::make_unique<Pages>(static_cast<std::byte*>(memory), bytes);
 }
 

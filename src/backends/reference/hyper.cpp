@@ -18,10 +18,12 @@ Array mix_logits(const Array& streams, const Weight& fn, double norm_eps) {
   Array z(Shape{tokens, fn.rows});
   std::vector<double> row(static_cast<std::size_t>(width)), inverse_rms;
   for (std::int64_t t = 0; t < tokens; ++t)
-    inverse_rms.push_back(1.0 / std::sqrt(dot(streams.at(t), streams.at(t), width) / static_cast<double>(width) + norm_eps));
+    inverse_rms.push_back(1.0 /
+                          std::sqrt(dot(streams.at(t), streams.at(t), width) / static_cast<double>(width) + norm_eps));
   for (std::int64_t r = 0; r < fn.rows && tokens > 0; ++r) {
     dequantize_row(fn, r, row.data());
-    for (std::int64_t t = 0; t < tokens; ++t) z.at(t)[r] = dot(row.data(), streams.at(t), width) * inverse_rms[static_cast<std::size_t>(t)];
+    for (std::int64_t t = 0; t < tokens; ++t)
+      z.at(t)[r] = dot(row.data(), streams.at(t), width) * inverse_rms[static_cast<std::size_t>(t)];
   }
   return z;
 }
@@ -48,19 +50,24 @@ std::vector<double> softmax_rows(const std::vector<double>& logits, std::int64_t
   for (std::int64_t j = 0; j < c; ++j) {
     double largest = -std::numeric_limits<double>::infinity(), sum = 0;
     for (std::int64_t k = 0; k < c; ++k) largest = std::max(largest, logits[static_cast<std::size_t>(j * c + k)]);
-    for (std::int64_t k = 0; k < c; ++k) sum += out[static_cast<std::size_t>(j * c + k)] = std::exp(logits[static_cast<std::size_t>(j * c + k)] - largest);
-    for (std::int64_t k = 0; k < c; ++k) out[static_cast<std::size_t>(j * c + k)] = out[static_cast<std::size_t>(j * c + k)] / sum + eps;
+    for (std::int64_t k = 0; k < c; ++k)
+      sum += out[static_cast<std::size_t>(j * c + k)] = std::exp(logits[static_cast<std::size_t>(j * c + k)] - largest);
+    for (std::int64_t k = 0; k < c; ++k)
+      out[static_cast<std::size_t>(j * c + k)] = out[static_cast<std::size_t>(j * c + k)] / sum + eps;
   }
   return out;
 }
 
-/// dz back through fn and the norm: dfn += dz · yᵀ, dstreams += r · (dy - y · mean(dy · y)) with y = streams · r and dy = fnᵀ · dz.
-void mix_logits_backward(const Array& streams, const Weight& fn, double norm_eps, const Array& dz, Array& dstreams, const Tensor& dfn) {
+/// dz back through fn and the norm: dfn += dz · yᵀ, dstreams += r · (dy - y · mean(dy · y)) with y = streams · r and dy
+/// = fnᵀ · dz.
+void mix_logits_backward(const Array& streams, const Weight& fn, double norm_eps, const Array& dz, Array& dstreams,
+                         const Tensor& dfn) {
   const std::int64_t tokens = streams.dim(0), width = streams.dim(1) * streams.dim(2);
   Array y(Shape{tokens, width}), dy(Shape{tokens, width});
   std::vector<double> inverse_rms, row(static_cast<std::size_t>(width)), drow(static_cast<std::size_t>(width));
   for (std::int64_t t = 0; t < tokens; ++t) {
-    inverse_rms.push_back(1.0 / std::sqrt(dot(streams.at(t), streams.at(t), width) / static_cast<double>(width) + norm_eps));
+    inverse_rms.push_back(1.0 /
+                          std::sqrt(dot(streams.at(t), streams.at(t), width) / static_cast<double>(width) + norm_eps));
     add_scaled(inverse_rms.back(), streams.at(t), y.at(t), width);
   }
   for (std::int64_t r = 0; r < fn.rows && tokens > 0; ++r) {
@@ -73,7 +80,8 @@ void mix_logits_backward(const Array& streams, const Weight& fn, double norm_eps
     add_to_row(dfn, r, drow.data());
   }
   for (std::int64_t t = 0; t < tokens; ++t) {
-    const double mean = dot(dy.at(t), y.at(t), width) / static_cast<double>(width), scale = inverse_rms[static_cast<std::size_t>(t)];
+    const double mean = dot(dy.at(t), y.at(t), width) / static_cast<double>(width),
+                 scale = inverse_rms[static_cast<std::size_t>(t)];
     for (std::int64_t i = 0; i < width; ++i) dstreams.at(t)[i] += scale * (dy.at(t)[i] - y.at(t)[i] * mean);
   }
 }
@@ -96,7 +104,8 @@ void divide_backward(const std::vector<double>& before, std::vector<double>& d, 
 }
 
 /// dcomb back to the logits of the softmax. `logits` [c, c].
-std::vector<double> stochastic_backward(const std::vector<double>& logits, std::vector<double> d, std::int64_t c, std::int64_t iterations, double eps) {
+std::vector<double> stochastic_backward(const std::vector<double>& logits, std::vector<double> d, std::int64_t c,
+                                        std::int64_t iterations, double eps) {
   std::vector<std::vector<double>> before;  // each division's input: columns, rows, columns, rows, columns, …
   std::vector<double> matrix = softmax_rows(logits, c, eps);
   for (std::int64_t i = 0; i < 2 * std::max<std::int64_t>(iterations, 1) - 1; ++i) {
@@ -107,7 +116,9 @@ std::vector<double> stochastic_backward(const std::vector<double>& logits, std::
   const std::vector<double> p = softmax_rows(logits, c, 0.0);
   for (std::int64_t j = 0; j < c; ++j) {
     const double along = dot(p.data() + j * c, d.data() + j * c, c);
-    for (std::int64_t k = 0; k < c; ++k) d[static_cast<std::size_t>(j * c + k)] = p[static_cast<std::size_t>(j * c + k)] * (d[static_cast<std::size_t>(j * c + k)] - along);
+    for (std::int64_t k = 0; k < c; ++k)
+      d[static_cast<std::size_t>(j * c + k)] =
+          p[static_cast<std::size_t>(j * c + k)] * (d[static_cast<std::size_t>(j * c + k)] - along);
   }
   return d;
 }
@@ -147,15 +158,19 @@ void ReferenceOps::hyper_mix(const HyperMixArgs& args) {
 void ReferenceGradOps::hyper_mix_backward(const HyperMixGrad& args) {
   const HyperMixArgs& f = args.f;
   const std::int64_t tokens = f.streams.dim(0), c = f.streams.dim(1), h = f.streams.dim(2), logits = (2 + c) * c;
-  const Array streams = load(f.streams), base = load(f.base), scale = load(f.scale), z = mix_logits(streams, f.fn, f.norm_eps);
-  const Array dcollapsed = load_or_zero(args.dcollapsed, {tokens, h}), dpost = load_or_zero(args.dpost, {tokens, c}), dcomb = load_or_zero(args.dcomb, {tokens, c, c});
+  const Array streams = load(f.streams), base = load(f.base), scale = load(f.scale),
+              z = mix_logits(streams, f.fn, f.norm_eps);
+  const Array dcollapsed = load_or_zero(args.dcollapsed, {tokens, h}), dpost = load_or_zero(args.dpost, {tokens, c}),
+              dcomb = load_or_zero(args.dcomb, {tokens, c, c});
   Array dstreams(f.streams.shape), dz(z.shape), dbase(Shape{logits}), dscale(Shape{3});
   for (std::int64_t t = 0; t < tokens; ++t) {
     for (std::int64_t j = 0; j < c; ++j) {
       const double pre = sigmoid(z.at(t)[j] * *scale.at(0) + *base.at(j)) + f.eps;
       add_scaled(pre, dcollapsed.at(t), dstreams.at(t, j), h);
-      gate_backward(z.at(t)[j], *scale.at(0), *base.at(j), dot(dcollapsed.at(t), streams.at(t, j), h), dz.at(t)[j], *dscale.at(0), *dbase.at(j));
-      gate_backward(z.at(t)[c + j], *scale.at(1), *base.at(c + j), 2.0 * dpost.at(t)[j], dz.at(t)[c + j], *dscale.at(1), *dbase.at(c + j));
+      gate_backward(z.at(t)[j], *scale.at(0), *base.at(j), dot(dcollapsed.at(t), streams.at(t, j), h), dz.at(t)[j],
+                    *dscale.at(0), *dbase.at(j));
+      gate_backward(z.at(t)[c + j], *scale.at(1), *base.at(c + j), 2.0 * dpost.at(t)[j], dz.at(t)[c + j], *dscale.at(1),
+                    *dbase.at(c + j));
     }
     std::vector<double> matrix;
     for (std::int64_t i = 2 * c; i < logits; ++i) matrix.push_back(z.at(t)[i] * *scale.at(2) + *base.at(i));
@@ -188,7 +203,8 @@ void ReferenceOps::hyper_merge(const HyperMergeArgs& args) {
 
 void ReferenceGradOps::hyper_merge_backward(const HyperMergeGrad& args) {
   const std::int64_t tokens = args.f.streams.dim(0), c = args.f.streams.dim(1), h = args.f.streams.dim(2);
-  const Array x = load(args.f.x), streams = load(args.f.streams), post = load(args.f.post), comb = load(args.f.comb), dout = load(args.dout);
+  const Array x = load(args.f.x), streams = load(args.f.streams), post = load(args.f.post), comb = load(args.f.comb),
+              dout = load(args.dout);
   Array dx(x.shape), dstreams(streams.shape), dpost(post.shape), dcomb(comb.shape);
   for (std::int64_t t = 0; t < tokens; ++t)
     for (std::int64_t k = 0; k < c; ++k) {
@@ -220,12 +236,14 @@ void ReferenceOps::hyper_head(const HyperHeadArgs& args) {
 void ReferenceGradOps::hyper_head_backward(const HyperHeadGrad& args) {
   const HyperHeadArgs& f = args.f;
   const std::int64_t tokens = f.streams.dim(0), c = f.streams.dim(1), h = f.streams.dim(2);
-  const Array streams = load(f.streams), base = load(f.base), scale = load(f.scale), z = mix_logits(streams, f.fn, f.norm_eps), dout = load(args.dout);
+  const Array streams = load(f.streams), base = load(f.base), scale = load(f.scale),
+              z = mix_logits(streams, f.fn, f.norm_eps), dout = load(args.dout);
   Array dstreams(f.streams.shape), dz(z.shape), dbase(Shape{c}), dscale(Shape{1});
   for (std::int64_t t = 0; t < tokens; ++t)
     for (std::int64_t j = 0; j < c; ++j) {
       add_scaled(sigmoid(z.at(t)[j] * *scale.at(0) + *base.at(j)) + f.eps, dout.at(t), dstreams.at(t, j), h);
-      gate_backward(z.at(t)[j], *scale.at(0), *base.at(j), dot(dout.at(t), streams.at(t, j), h), dz.at(t)[j], *dscale.at(0), *dbase.at(j));
+      gate_backward(z.at(t)[j], *scale.at(0), *base.at(j), dot(dout.at(t), streams.at(t, j), h), dz.at(t)[j],
+                    *dscale.at(0), *dbase.at(j));
     }
   mix_logits_backward(streams, f.fn, f.norm_eps, dz, dstreams, args.dfn);
   add_to(args.dstreams, dstreams);

@@ -25,7 +25,8 @@ void ReferenceOps::linear(const LinearArgs& args) {
 
 void ReferenceGradOps::linear_backward(const LinearGrad& args) {
   const std::int64_t tokens = args.f.x.dim(0), n = args.f.weight.rows, k = args.f.weight.cols;
-  const Array dout = load(args.dout), x = args.dweight.defined() ? load(args.f.x) : Array();  // a frozen weight needs no x
+  const Array dout = load(args.dout),
+              x = args.dweight.defined() ? load(args.f.x) : Array();  // a frozen weight needs no x
   Array dx(args.f.x.shape), dbias(Shape{n});
   std::vector<double> row(static_cast<std::size_t>(k)), drow(static_cast<std::size_t>(k));
   for (std::int64_t i = 0; i < n && tokens > 0; ++i) {
@@ -44,8 +45,10 @@ void ReferenceGradOps::linear_backward(const LinearGrad& args) {
 
 void ReferenceOps::grouped_linear(const GroupedLinearArgs& args) {
   const std::int64_t tokens = args.x.dim(0), groups = args.x.dim(1), k = args.weight.cols;
-  FATHOM_CHECK(args.weight.rows == groups * args.group_rows && args.row_offset >= 0 && args.row_offset + args.rows <= args.group_rows);
-  FATHOM_CHECK(args.x.dim(2) == (args.transposed ? args.rows : k) && args.out.dim(0) == tokens && args.out.dim(1) == groups);
+  FATHOM_CHECK(args.weight.rows == groups * args.group_rows && args.row_offset >= 0 &&
+               args.row_offset + args.rows <= args.group_rows);
+  FATHOM_CHECK(args.x.dim(2) == (args.transposed ? args.rows : k) && args.out.dim(0) == tokens &&
+               args.out.dim(1) == groups);
   FATHOM_CHECK(args.out.dim(2) == (args.transposed ? k : args.rows));
   const Array x = load(args.x);
   Array out(args.out.shape);
@@ -54,8 +57,10 @@ void ReferenceOps::grouped_linear(const GroupedLinearArgs& args) {
     for (std::int64_t r = 0; r < args.rows; ++r) {
       dequantize_row(args.weight, g * args.group_rows + args.row_offset + r, row.data());
       for (std::int64_t t = 0; t < tokens; ++t) {
-        if (args.transposed) add_scaled(x.at(t, g)[r], row.data(), out.at(t, g), k);
-        else out.at(t, g)[r] = dot(x.at(t, g), row.data(), k);
+        if (args.transposed)
+          add_scaled(x.at(t, g)[r], row.data(), out.at(t, g), k);
+        else
+          out.at(t, g)[r] = dot(x.at(t, g), row.data(), k);
       }
     }
   store(args.out, out);
@@ -76,7 +81,7 @@ void ReferenceGradOps::grouped_linear_backward(const GroupedLinearGrad& args) {
         if (f.transposed) {  // out[t, g, :] = sum over r of x[t, g, r] · row
           dx.at(t, g)[r] += dot(dout.at(t, g), row.data(), k);
           if (args.dweight.defined()) add_scaled(x.at(t, g)[r], dout.at(t, g), drow.data(), k);
-        } else {             // out[t, g, r] = x[t, g, :] · row
+        } else {  // out[t, g, r] = x[t, g, :] · row
           add_scaled(dout.at(t, g)[r], row.data(), dx.at(t, g), k);
           if (args.dweight.defined()) add_scaled(dout.at(t, g)[r], x.at(t, g), drow.data(), k);
         }

@@ -43,7 +43,8 @@ void ReferenceGradOps::cross_entropy_backward(const CrossEntropyGrad& args) {
     if (target == kNotCounted) continue;
     Array row = load_row(args.f.logits, t);
     const double total = log_sum_exp(row.at(0), vocabulary);
-    for (std::int64_t v = 0; v < vocabulary; ++v) row.at(0)[v] = *dlosses.at(t) * (std::exp(row.at(0)[v] - total) - (v == target ? 1.0 : 0.0));
+    for (std::int64_t v = 0; v < vocabulary; ++v)
+      row.at(0)[v] = *dlosses.at(t) * (std::exp(row.at(0)[v] - total) - (v == target ? 1.0 : 0.0));
     add_to_row(args.dlogits, t, row.at(0));
   }
 }

@@ -16,12 +16,14 @@ void ReferenceOps::rms_norm(const RmsNormArgs& args) {
   for (std::int64_t r = 0; r < rows; ++r) {
     double* row = x.values.data() + r * d;
     const double scale = 1.0 / std::sqrt(dot(row, row, d) / static_cast<double>(d) + args.eps);
-    for (std::int64_t i = 0; i < d; ++i) row[i] *= scale * (args.weight.defined() ? weight.values[static_cast<std::size_t>(i)] : 1.0);
+    for (std::int64_t i = 0; i < d; ++i)
+      row[i] *= scale * (args.weight.defined() ? weight.values[static_cast<std::size_t>(i)] : 1.0);
   }
   store(args.out, x);
 }
 
-// With r = 1 / sqrt(mean(x²) + eps) and g = dout · weight: dx = r · (g - x · r² · mean(g · x)), dweight = sum of dout · x · r.
+// With r = 1 / sqrt(mean(x²) + eps) and g = dout · weight: dx = r · (g - x · r² · mean(g · x)), dweight = sum of dout ·
+// x · r.
 void ReferenceGradOps::rms_norm_backward(const RmsNormGrad& args) {
   const Array x = load(args.f.x), dout = load(args.dout);
   const std::int64_t d = args.f.x.dim(args.f.x.shape.rank - 1), rows = d > 0 ? args.f.x.elements() / d : 0;
@@ -36,7 +38,9 @@ void ReferenceGradOps::rms_norm_backward(const RmsNormGrad& args) {
       *dweight.at(i) += drow[i] * row[i] * scale;
     }
     const double mean = dot(g.data(), row, d) / static_cast<double>(d);
-    for (std::int64_t i = 0; i < d; ++i) dx.values[static_cast<std::size_t>(r * d + i)] = scale * (g[static_cast<std::size_t>(i)] - row[i] * scale * scale * mean);
+    for (std::int64_t i = 0; i < d; ++i)
+      dx.values[static_cast<std::size_t>(r * d + i)] =
+          scale * (g[static_cast<std::size_t>(i)] - row[i] * scale * scale * mean);
   }
   add_to(args.dx, dx);
   add_to(args.dweight, dweight);
@@ -77,7 +81,8 @@ void ReferenceGradOps::layer_norm_backward(const LayerNormGrad& args) {
       *dweight.at(i) += drow[i] * y, *dbias.at(i) += drow[i];
     }
     for (std::int64_t i = 0; i < d; ++i)
-      dx.values[static_cast<std::size_t>(r * d + i)] = scale * (drow[i] * *weight.at(i) - mean_g - (row[i] - mean) * scale * mean_gy);
+      dx.values[static_cast<std::size_t>(r * d + i)] =
+          scale * (drow[i] * *weight.at(i) - mean_g - (row[i] - mean) * scale * mean_gy);
   }
   add_to(args.dx, dx);
   add_to(args.dweight, dweight);

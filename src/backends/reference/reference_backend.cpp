@@ -12,7 +12,9 @@ class ReferenceBackend final : public tensor::Backend {
  public:
   explicit ReferenceBackend(DType activation_dtype) : ops_(activation_dtype) {}
   std::string_view name() const override { return "reference"; }
-  std::string description() const override { return "reference: plain C++, " + std::string(dtype_name(ops_.activation_dtype())); }
+  std::string description() const override {
+    return "reference: plain C++, " + std::string(dtype_name(ops_.activation_dtype()));
+  }
   tensor::Ops& ops() override { return ops_; }
   tensor::GradOps* grad_ops() override { return &grad_ops_; }
   tensor::ActivationMemory& activations() override { return ops_.memory(); }

@@ -1,5 +1,5 @@
-// ReferenceOps and ReferenceGradOps: every op and its backward as their equations say, one loop an equation, sums in double. The
-// two lie side by side in <family>.cpp. See tensor/ops.h and tensor/grad_ops.h for the contracts.
+// ReferenceOps and ReferenceGradOps: every op and its backward as their equations say, one loop an equation, sums in
+// double. The two lie side by side in <family>.cpp. See tensor/ops.h and tensor/grad_ops.h for the contracts.
 #pragma once
 #include "tensor/grad_ops.h"
 #include "tensor/memory.h"

@@ -17,7 +17,8 @@ void ReferenceOps::rotary(const RotaryArgs& args) {
   for (std::int64_t t = 0; t < n; ++t)
     for (std::int64_t i = 0; i < half; ++i) {
       const std::int64_t position = std::max<std::int64_t>(positions[static_cast<std::size_t>(t)], 0);  // -1: angle 0
-      const float angle = static_cast<float>(position) * static_cast<float>(*frequency.at(i));          // f32, as transformers has it
+      const float angle =
+          static_cast<float>(position) * static_cast<float>(*frequency.at(i));  // f32, as transformers has it
       cos.at(t)[i] = std::cos(static_cast<double>(angle)) * args.scale;
       sin.at(t)[i] = std::sin(static_cast<double>(angle)) * args.scale;
     }

@@ -1,5 +1,5 @@
-// Family experts, routing: which experts a token goes to and with what weights. As transformers' deepseek_v2 (greedy and
-// group_limited_greedy), deepseek_v3 (noaux_tc) and deepseek_v4 (sqrtsoftplus, hash) have it.
+// Family experts, routing: which experts a token goes to and with what weights. As transformers' deepseek_v2 (greedy
+// and group_limited_greedy), deepseek_v3 (noaux_tc) and deepseek_v4 (sqrtsoftplus, hash) have it.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -29,7 +29,8 @@ std::vector<double> scores_of(const double* logits, std::int64_t experts, Scorin
   return scores;
 }
 
-/// Indices of the `count` largest, best first; ties to the lower index; NaN ranks above everything, so that it is not hidden.
+/// Indices of the `count` largest, best first; ties to the lower index; NaN ranks above everything, so that it is not
+/// hidden.
 std::vector<std::int64_t> largest_of(const std::vector<double>& values, std::int64_t count) {
   std::vector<std::int64_t> order(values.size());
   std::iota(order.begin(), order.end(), 0);
@@ -41,8 +42,9 @@ std::vector<std::int64_t> largest_of(const std::vector<double>& values, std::int
   return order;
 }
 
-/// Scores of experts outside the best groups become what the model's reference fills in: 0 when groups are ranked by their best
-/// expert (V2, whose scores are not negative), minus infinity when by their two best (V3, whose biased scores may be).
+/// Scores of experts outside the best groups become what the model's reference fills in: 0 when groups are ranked by
+/// their best expert (V2, whose scores are not negative), minus infinity when by their two best (V3, whose biased
+/// scores may be).
 void keep_best_groups(std::vector<double>& choice, const Routing& routing) {
   if (routing.groups <= 1) return;
   const std::int64_t size = routing.experts / routing.groups;
@@ -68,7 +70,8 @@ void keep_best_groups(std::vector<double>& choice, const Routing& routing) {
 void ReferenceOps::route(const RouteArgs& args) {
   const Routing& routing = args.routing;
   const std::int64_t tokens = args.logits.dim(0), experts = args.logits.dim(1), top_k = routing.top_k;
-  FATHOM_CHECK(experts == routing.experts && args.indices.shape == (Shape{tokens, top_k}) && args.weights.shape == args.indices.shape);
+  FATHOM_CHECK(experts == routing.experts && args.indices.shape == (Shape{tokens, top_k}) &&
+               args.weights.shape == args.indices.shape);
   FATHOM_CHECK(top_k <= experts && (!args.table.defined() || args.table.cols == top_k));
   const Array logits = load(args.logits);
   const Array bias = args.bias.defined() ? load(args.bias) : Array(Shape{experts});
@@ -86,17 +89,21 @@ void ReferenceOps::route(const RouteArgs& args) {
       keep_best_groups(choice, routing);
       chosen = largest_of(choice, top_k);
     }
-    for (const std::int64_t e : chosen) FATHOM_CHECK(e >= 0 && e < experts, "a table names an expert that is not there");
+    for (const std::int64_t e : chosen)
+      FATHOM_CHECK(e >= 0 && e < experts, "a table names an expert that is not there");
     double sum = 0;
-    for (std::int64_t j = 0; j < top_k; ++j) sum += weights.at(t)[j] = scores[static_cast<std::size_t>(chosen[static_cast<std::size_t>(j)])];
-    for (std::int64_t j = 0; j < top_k; ++j) weights.at(t)[j] *= routing.scaling / (routing.normalize ? sum + 1e-20 : 1.0);
+    for (std::int64_t j = 0; j < top_k; ++j)
+      sum += weights.at(t)[j] = scores[static_cast<std::size_t>(chosen[static_cast<std::size_t>(j)])];
+    for (std::int64_t j = 0; j < top_k; ++j)
+      weights.at(t)[j] *= routing.scaling / (routing.normalize ? sum + 1e-20 : 1.0);
     indices.insert(indices.end(), chosen.begin(), chosen.end());
   }
   store_ints(args.indices, indices);
   store(args.weights, weights);
 }
 
-// The choice is frozen: the weights depend on the logits through the scores of the chosen alone (and, in softmax, of all).
+// The choice is frozen: the weights depend on the logits through the scores of the chosen alone (and, in softmax, of
+// all).
 void ReferenceGradOps::route_backward(const RouteGrad& args) {
   const Routing& routing = args.f.routing;
   const std::int64_t tokens = args.f.logits.dim(0), experts = routing.experts, top_k = routing.top_k;
@@ -106,17 +113,21 @@ void ReferenceGradOps::route_backward(const RouteGrad& args) {
   for (std::int64_t t = 0; t < tokens; ++t) {
     const std::vector<double> scores = scores_of(logits.at(t), experts, routing.scoring);
     std::vector<double> dscores(scores.size(), 0.0);
-    const auto chosen = [&](std::int64_t j) { return static_cast<std::size_t>(indices[static_cast<std::size_t>(t * top_k + j)]); };
+    const auto chosen = [&](std::int64_t j) {
+      return static_cast<std::size_t>(indices[static_cast<std::size_t>(t * top_k + j)]);
+    };
     double sum = 1e-20, along = 0;  // weights = scaling · s_j / sum
     for (std::int64_t j = 0; j < top_k; ++j) sum += scores[chosen(j)], along += dweights.at(t)[j] * scores[chosen(j)];
     for (std::int64_t j = 0; j < top_k; ++j)
-      dscores[chosen(j)] += routing.scaling * (routing.normalize ? (dweights.at(t)[j] - along / sum) / sum : dweights.at(t)[j]);
+      dscores[chosen(j)] +=
+          routing.scaling * (routing.normalize ? (dweights.at(t)[j] - along / sum) / sum : dweights.at(t)[j]);
     const double mean = dot(dscores.data(), scores.data(), experts);
     for (std::int64_t e = 0; e < experts; ++e) {
       const double s = scores[static_cast<std::size_t>(e)], ds = dscores[static_cast<std::size_t>(e)];
       if (routing.scoring == Scoring::kSoftmax) dlogits.at(t)[e] = s * (ds - mean);
       if (routing.scoring == Scoring::kSigmoid) dlogits.at(t)[e] = s * (1.0 - s) * ds;
-      if (routing.scoring == Scoring::kSqrtSoftplus) dlogits.at(t)[e] = ds == 0.0 ? 0.0 : sigmoid(logits.at(t)[e]) / (2.0 * s) * ds;
+      if (routing.scoring == Scoring::kSqrtSoftplus)
+        dlogits.at(t)[e] = ds == 0.0 ? 0.0 : sigmoid(logits.at(t)[e]) / (2.0 * s) * ds;
     }
   }
   add_to(args.dlogits, dlogits);

@@ -16,8 +16,10 @@ void ReferenceOps::embed(const EmbedArgs& args) {
     const std::int64_t id = ids[t] - args.first_id;
     const bool here = id >= 0 && id < args.table.rows;
     FATHOM_CHECK(here || args.split, "a token outside the vocabulary");
-    if (here) dequantize_row(args.table, id, row.data());
-    else std::fill(row.begin(), row.end(), 0.0);
+    if (here)
+      dequantize_row(args.table, id, row.data());
+    else
+      std::fill(row.begin(), row.end(), 0.0);
     store_row(args.out, static_cast<std::int64_t>(t), row.data());
   }
 }

@@ -14,7 +14,8 @@ std::int64_t first_entry_row(const Batch& batch, std::size_t index, std::int64_t
   return row;
 }
 
-std::vector<VisibleRow> visible_rows(const KvSegment& segment, const Batch& batch, std::size_t index, std::int64_t token) {
+std::vector<VisibleRow> visible_rows(const KvSegment& segment, const Batch& batch, std::size_t index,
+                                     std::int64_t token) {
   const Sequence& sequence = batch.sequences[index];
   const std::int64_t past = sequence.past, position = past + token - sequence.first_token;
   const std::int64_t slot_row = sequence.slot * segment.rows_per_slot;
@@ -23,10 +24,18 @@ std::vector<VisibleRow> visible_rows(const KvSegment& segment, const Batch& batc
 
   std::int64_t first = 0, end = 0;  // names [first, end) are visible
   switch (segment.kind) {
-    case Kind::kCache: first = 0, end = position + 1; break;
-    case Kind::kFresh: first = std::max(window_start, past), end = position + 1; break;
-    case Kind::kRingPast: first = std::max(window_start, past - segment.rows_per_slot), end = past; break;
-    case Kind::kEntries: first = 0, end = closed; break;
+    case Kind::kCache:
+      first = 0, end = position + 1;
+      break;
+    case Kind::kFresh:
+      first = std::max(window_start, past), end = position + 1;
+      break;
+    case Kind::kRingPast:
+      first = std::max(window_start, past - segment.rows_per_slot), end = past;
+      break;
+    case Kind::kEntries:
+      first = 0, end = closed;
+      break;
     case Kind::kFreshEntries:
       FATHOM_CHECK(past == 0, "fresh entries know no past");
       first = 0, end = closed;
@@ -36,10 +45,15 @@ std::vector<VisibleRow> visible_rows(const KvSegment& segment, const Batch& batc
   const auto row_of = [&](std::int64_t name) -> std::int64_t {
     switch (segment.kind) {
       case Kind::kCache:
-      case Kind::kEntries: FATHOM_CHECK(name < segment.rows_per_slot, "a cache is too small"); return slot_row + name;
-      case Kind::kFresh: return sequence.first_token + name - past;
-      case Kind::kRingPast: return slot_row + name % segment.rows_per_slot;
-      case Kind::kFreshEntries: return first_entry_row(batch, index, segment.ratio) + name;
+      case Kind::kEntries:
+        FATHOM_CHECK(name < segment.rows_per_slot, "a cache is too small");
+        return slot_row + name;
+      case Kind::kFresh:
+        return sequence.first_token + name - past;
+      case Kind::kRingPast:
+        return slot_row + name % segment.rows_per_slot;
+      case Kind::kFreshEntries:
+        return first_entry_row(batch, index, segment.ratio) + name;
     }
     FATHOM_CHECK(false);
   };

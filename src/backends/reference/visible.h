@@ -16,8 +16,9 @@ struct VisibleRow {
 /// The first row of sequence `index` in a tensor of [max_entries(batch, ratio), …].
 std::int64_t first_entry_row(const tensor::Batch& batch, std::size_t index, std::int64_t ratio);
 
-/// Rows that token `token` (counted over the batch) of sequence `index` sees, in ascending order of their names, or in the order
-/// of `segment.selected` when that is defined.
-std::vector<VisibleRow> visible_rows(const tensor::KvSegment& segment, const tensor::Batch& batch, std::size_t index, std::int64_t token);
+/// Rows that token `token` (counted over the batch) of sequence `index` sees, in ascending order of their names, or in
+/// the order of `segment.selected` when that is defined.
+std::vector<VisibleRow> visible_rows(const tensor::KvSegment& segment, const tensor::Batch& batch, std::size_t index,
+                                     std::int64_t token);
 
 }  // namespace fathom::reference
