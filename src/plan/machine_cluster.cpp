@@ -72,9 +72,8 @@ Device host_device(const Machine& machine) {
 Result<Cluster> machine_cluster(const Machine& machine, bool cpu_only) {
   const auto gpus = cpu_only ? std::nullopt : best_gpus(machine);
   if (!gpus) {
-    Cluster cluster{.device = host_device(machine)};
-    cluster.host_memory_bytes = machine.memory.total_bytes;
-    return cluster;
+    // The host's memory is the device's own: there is nowhere to offload to.
+    return Cluster{.device = host_device(machine)};
   }
   FATHOM_TRY(Cluster cluster, make_cluster(gpus->choice, gpus->count, gpus->count));
   cluster.domain = cluster.devices_per_node = gpus->count;

@@ -133,7 +133,7 @@ Result<PlanAnswer> make_plan(const PlanRequest& request, PlanScope scope) {
   answer.layouts_seen = layouts.size();
   answer.searched = layouts.size() > 1;
   FATHOM_TRY(std::vector<Candidate> candidates, fitting(request, layouts));
-  if (!candidates.front().memory.fits && is_training(request.task) && !request.layout.offload) {
+  if (!candidates.front().memory.fits && is_training(request.task) && !request.layout.offload && !request.cluster.device.is_cpu()) {
     FATHOM_TRY(const std::vector<Layout> offloaded, layout_space(request, true));
     FATHOM_TRY(std::vector<Candidate> others, fitting(request, offloaded));
     if (others.front().memory.fits) candidates = std::move(others);
