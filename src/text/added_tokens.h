@@ -20,7 +20,7 @@ struct AddedToken {
   bool lstrip = false;       // takes the blanks before it along
   bool rstrip = false;       // takes the blanks behind it along
   bool single_word = false;  // counts only where no letter or digit touches it
-  std::string spelled;       // what a decoder is given for it: the content, normalized when the token is; filled by make()
+  std::string spelled;  // what a decoder is given for it: the content, normalized when the token is; filled by make()
 };
 
 /// A stretch of text: an added token (token >= 0 is its number in the list), or what lies between.
@@ -38,15 +38,16 @@ class AddedTokens {
   const std::vector<AddedToken>& tokens() const { return tokens_; }
   const AddedToken* by_content(std::string_view content) const;
   const AddedToken* by_id(std::int32_t id) const;
-  /// Covers `text` with sections, in order, leftmost longest match first; looks for the tokens with `normalized` as given.
+  /// Covers `text` with sections, in order, leftmost longest match first; looks for the tokens with `normalized` as
+  /// given.
   void find(std::string_view text, bool normalized, std::vector<Section>& out) const;
 
  private:
   // A byte trie; node 0 is the root.
   struct Trie {
-    NumberTable edges;                  // node above byte -> node
+    NumberTable edges;                   // node above byte -> node
     std::vector<std::int32_t> ends{-1};  // by node: the token that ends there
-    bool starts[256] = {};              // bytes that some token starts with
+    bool starts[256] = {};               // bytes that some token starts with
     bool empty = true;
     void add(std::string_view text, std::int32_t token);
     /// The longest token at `at`: its number and end, or -1.

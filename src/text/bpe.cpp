@@ -56,9 +56,13 @@ Status Bpe::add_merge(std::string_view left, std::string_view right) {
   joined += right;
   const auto joined_id = vocabulary_.find(joined);
   if (!left_id || !right_id || !joined_id)
-    return fail("text.merge_not_in_vocab", {{"left", printable(left)}, {"right", printable(right)},
-                                            {"token", printable(!left_id ? left : !right_id ? right : std::string_view(joined))}});
-  if (left.empty() || right.empty()) return fail("text.merge_empty", {{"left", printable(left)}, {"right", printable(right)}});
+    return fail("text.merge_not_in_vocab", {{"left", printable(left)},
+                                            {"right", printable(right)},
+                                            {"token", printable(!left_id    ? left
+                                                                : !right_id ? right
+                                                                            : std::string_view(joined))}});
+  if (left.empty() || right.empty())
+    return fail("text.merge_empty", {{"left", printable(left)}, {"right", printable(right)}});
   merges_.set(static_cast<std::uint64_t>(*left_id) << 32 | static_cast<std::uint32_t>(*right_id),
               static_cast<std::uint64_t>(rank_++) << 32 | static_cast<std::uint32_t>(*joined_id));
   return {};
@@ -81,8 +85,10 @@ void Bpe::encode(std::string_view piece, Scratch& scratch, std::vector<std::int3
   }
   scratch.ids.clear();
   first_symbols(piece, scratch.ids);
-  if (scratch.ids.size() <= kFewSymbols) join_few(scratch.ids);
-  else join_many(scratch);
+  if (scratch.ids.size() <= kFewSymbols)
+    join_few(scratch.ids);
+  else
+    join_many(scratch);
   out.insert(out.end(), scratch.ids.begin(), scratch.ids.end());
   if (proof != nullptr && proof->load(std::memory_order_relaxed) == kUnknown)
     proof->store(scratch.ids.size() == 1 && scratch.ids[0] == *token ? kIsItself : kIsNot, std::memory_order_relaxed);
@@ -96,7 +102,9 @@ void Bpe::first_symbols(std::string_view piece, std::vector<std::int32_t>& ids) 
     unk_pending = false;
   };
   const auto missing = [&](std::string_view character) {
-    if (options_.byte_fallback && std::all_of(character.begin(), character.end(), [&](char c) { return fallback_ids_[static_cast<unsigned char>(c)] >= 0; })) {
+    if (options_.byte_fallback && std::all_of(character.begin(), character.end(), [&](char c) {
+          return fallback_ids_[static_cast<unsigned char>(c)] >= 0;
+        })) {
       for (const char c : character) ids.push_back(fallback_ids_[static_cast<unsigned char>(c)]);
       return;  // a pending unknown stays pending: it comes after these bytes, as in the original
     }
@@ -171,8 +179,10 @@ void Bpe::join_many(Scratch& scratch) const {
   };
   const auto consider = [&](std::uint32_t i) {
     const std::uint64_t pair = pair_at(i);
-    if (const std::uint64_t* merge = merges_.find(pair)) heap.push_back({rank_of(*merge) << 32 | i, pair, *merge});
-    else return false;
+    if (const std::uint64_t* merge = merges_.find(pair))
+      heap.push_back({rank_of(*merge) << 32 | i, pair, *merge});
+    else
+      return false;
     return true;
   };
   for (std::uint32_t i = 0; i + 1 < n; ++i) consider(i);

@@ -66,9 +66,9 @@ class Bpe {
   NumberTable merges_;  // left id above right id -> rank above joined id
   std::uint32_t rank_ = 0;
   std::int32_t unk_id_ = -1;
-  std::int32_t letter_ids_[256];    // of the 256 byte letters; -1: not in the vocabulary
-  std::int32_t fallback_ids_[256];  // of <0x00> to <0xFF>; -1: not in the vocabulary
-  StringTable spelled_;             // pieces_are_bytes: every token that GPT-2's letters spell, as bytes …
+  std::int32_t letter_ids_[256];           // of the 256 byte letters; -1: not in the vocabulary
+  std::int32_t fallback_ids_[256];         // of <0x00> to <0xFF>; -1: not in the vocabulary
+  StringTable spelled_;                    // pieces_are_bytes: every token that GPT-2's letters spell, as bytes …
   std::vector<std::int32_t> spelled_ids_;  // … and its id
   // For each id whether encoding the token's own text yields just that id: found out once, whoever asks first.
   mutable std::unique_ptr<std::atomic<std::uint8_t>[]> proofs_;

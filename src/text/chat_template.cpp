@@ -14,7 +14,8 @@ constexpr std::size_t kMaxSourceBytes = std::size_t{1} << 20;
 
 Result<jinja::Ast> parse_source(std::string_view source) {
   if (source.size() > kMaxSourceBytes)
-    return fail("text.template_source_too_large", {{"size", std::to_string(source.size())}, {"limit", std::to_string(kMaxSourceBytes)}});
+    return fail("text.template_source_too_large",
+                {{"size", std::to_string(source.size())}, {"limit", std::to_string(kMaxSourceBytes)}});
   if (!is_valid_utf8(source)) return fail("text.invalid_utf8", {{"what", printable(source, 40)}});
   try {
     return jinja::parse(source);
@@ -66,14 +67,17 @@ Result<ChatTemplate> ChatTemplate::parse(std::string_view source) {
   return from_config(config);
 }
 
-Result<std::string> ChatTemplate::render(const std::vector<ChatMessage>& messages, bool add_generation_prompt, const RenderOptions& options) const {
+Result<std::string> ChatTemplate::render(const std::vector<ChatMessage>& messages, bool add_generation_prompt,
+                                         const RenderOptions& options) const {
   Json context = {{"messages", Json::array()}, {"add_generation_prompt", add_generation_prompt}};
-  for (const ChatMessage& message : messages) context["messages"].push_back({{"role", message.role}, {"content", message.content}});
+  for (const ChatMessage& message : messages)
+    context["messages"].push_back({{"role", message.role}, {"content", message.content}});
   return render(context, options);
 }
 
 Result<std::string> ChatTemplate::render(const Json& context, const RenderOptions& options) const {
-  if (!context.is_object() || !context.contains("messages") || !context["messages"].is_array()) return fail("text.bad_context");
+  if (!context.is_object() || !context.contains("messages") || !context["messages"].is_array())
+    return fail("text.bad_context");
   for (const Json& message : context["messages"])
     if (!message.is_object()) return fail("text.bad_context");
   const bool has_tools = context.contains("tools") && !context["tools"].is_null();

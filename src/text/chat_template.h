@@ -1,5 +1,6 @@
 // From a conversation to the text that a model was trained to continue: the chat template of a tokenizer, rendered as
-// transformers' apply_chat_template does (Jinja with trim_blocks and lstrip_blocks, loop controls and {% generation %}).
+// transformers' apply_chat_template does (Jinja with trim_blocks and lstrip_blocks, loop controls and {% generation
+// %}).
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -38,11 +39,12 @@ class ChatTemplate {
   /// One template by itself, without special tokens.
   static Result<ChatTemplate> parse(std::string_view source);
 
-  Result<std::string> render(const std::vector<ChatMessage>& messages, bool add_generation_prompt, const RenderOptions& options = {}) const;
+  Result<std::string> render(const std::vector<ChatMessage>& messages, bool add_generation_prompt,
+                             const RenderOptions& options = {}) const;
   /// `context` is an object: "messages" (a list of objects), "add_generation_prompt" (false when absent), "tools" and
-  /// "documents" (none when absent), and any other variables. The special tokens are variables, too (bos_token, …), unless
-  /// `context` says otherwise. With tools, a template named "tool_use" is taken where there is one.
-  /// Errors: text.bad_context, text.template_* with the line; text.template_raised with what the template says.
+  /// "documents" (none when absent), and any other variables. The special tokens are variables, too (bos_token, …),
+  /// unless `context` says otherwise. With tools, a template named "tool_use" is taken where there is one. Errors:
+  /// text.bad_context, text.template_* with the line; text.template_raised with what the template says.
   Result<std::string> render(const nlohmann::ordered_json& context, const RenderOptions& options = {}) const;
 
  private:

@@ -46,12 +46,15 @@ Result<std::size_t> count_field(const Json& node, std::string_view field) {
 
 Result<Decoder> Decoder::from_json(const Json& node) {
   Decoder decoder;
-  if (node.is_null()) decoder.stages_.push_back({.kind = Kind::kSpaces});
-  else FATHOM_TRY_VOID(decoder.add(node));
+  if (node.is_null())
+    decoder.stages_.push_back({.kind = Kind::kSpaces});
+  else
+    FATHOM_TRY_VOID(decoder.add(node));
   bool joined = false;
   for (Stage& stage : decoder.stages_) {
     stage.joined = joined;
-    stage.buffered = joined && (stage.kind == Kind::kReplace || stage.kind == Kind::kJoinBytes || stage.kind == Kind::kByteFallback);
+    stage.buffered =
+        joined && (stage.kind == Kind::kReplace || stage.kind == Kind::kJoinBytes || stage.kind == Kind::kByteFallback);
     joined |= stage.kind == Kind::kFuse || stage.kind == Kind::kJoinBytes;
   }
   return decoder;
@@ -92,7 +95,8 @@ Status Decoder::add(const Json& node) {
 }
 
 // The stages that look at one token only. An expression that gives up on a token leaves it as it is.
-void Decoder::append_transformed(const Stage& stage, std::string_view token, bool first, RegexScratch& scratch, std::string& out) const {
+void Decoder::append_transformed(const Stage& stage, std::string_view token, bool first, RegexScratch& scratch,
+                                 std::string& out) const {
   if (stage.kind == Kind::kStrip) {
     out += stripped(token, stage.text, stage.start, stage.stop);
   } else if (stage.kind == Kind::kReplace) {
@@ -134,7 +138,8 @@ void Decoder::Stream::pass(std::size_t index, std::string_view token, std::strin
     case Kind::kSpaces:
       if (state.count++ > 0) out += ' ';
       return pass(index + 1, token, out);
-    case Kind::kFuse: return pass(index + 1, token, out);
+    case Kind::kFuse:
+      return pass(index + 1, token, out);
     case Kind::kJoinBytes: {
       const auto bytes = bytes_of_letters(token);
       state.held += bytes ? std::string_view(*bytes) : token;
@@ -177,12 +182,14 @@ void Decoder::Stream::end_byte_run(std::size_t index, std::string& out) {
 void Decoder::Stream::strip_joined(std::size_t index, std::string_view chunk, std::string& out) {
   const Stage& stage = decoder_->stages_[index];
   State& state = states_[index];
-  for (; state.count < stage.start && chunk.starts_with(stage.text); ++state.count) chunk.remove_prefix(stage.text.size());
+  for (; state.count < stage.start && chunk.starts_with(stage.text); ++state.count)
+    chunk.remove_prefix(stage.text.size());
   if (chunk.empty()) return;
   state.count = stage.start;
   state.held += chunk;
   std::size_t keep = state.held.size();
-  for (std::size_t n = 0; n < stage.stop && std::string_view(state.held).substr(0, keep).ends_with(stage.text); ++n) keep -= stage.text.size();
+  for (std::size_t n = 0; n < stage.stop && std::string_view(state.held).substr(0, keep).ends_with(stage.text); ++n)
+    keep -= stage.text.size();
   const std::string ready = state.held.substr(0, keep);
   state.held.erase(0, keep);
   pass(index + 1, ready, out);
@@ -200,8 +207,10 @@ void Decoder::Stream::end(std::size_t index, std::string& out) {
     append_lossy(text, bytes ? std::string_view(*bytes) : held);
   } else if (stage.kind == Kind::kByteFallback) {
     states_[index].held = held;
-    if (stage.buffered && fallback_byte(held) < 0) text = std::exchange(states_[index].held, {});
-    else if (stage.buffered) states_[index].held = static_cast<char>(fallback_byte(held));
+    if (stage.buffered && fallback_byte(held) < 0)
+      text = std::exchange(states_[index].held, {});
+    else if (stage.buffered)
+      states_[index].held = static_cast<char>(fallback_byte(held));
     end_byte_run(index, out);
   }
   if (!text.empty()) pass(index + 1, text, out);

@@ -13,8 +13,8 @@ namespace fathom::text {
 /// The "decoder" of a tokenizer.json: a chain of stages, each of which takes tokens and passes tokens on.
 class Decoder {
  public:
-  /// null joins tokens with spaces. Errors: text.unknown_type (ByteLevel, ByteFallback, Fuse, Metaspace, Replace, Strip,
-  /// Sequence are known), text.bad_field, those of Regex.
+  /// null joins tokens with spaces. Errors: text.unknown_type (ByteLevel, ByteFallback, Fuse, Metaspace, Replace,
+  /// Strip, Sequence are known), text.bad_field, those of Regex.
   static Result<Decoder> from_json(const nlohmann::ordered_json& node);
 
   /// The state of one text. Not thread-safe; the decoder must outlive it.
@@ -47,15 +47,16 @@ class Decoder {
   enum class Kind { kJoinBytes, kByteFallback, kFuse, kMetaspace, kReplace, kStrip, kSpaces };
   struct Stage {
     Kind kind;
-    bool joined = false;    // one token, in chunks
-    bool buffered = false;  // held back to the end
-    std::string text;       // kReplace: what comes instead; kMetaspace, kStrip: the character
-    Regex pattern{};        // kReplace
+    bool joined = false;              // one token, in chunks
+    bool buffered = false;            // held back to the end
+    std::string text;                 // kReplace: what comes instead; kMetaspace, kStrip: the character
+    Regex pattern{};                  // kReplace
     std::size_t start = 0, stop = 0;  // kStrip: how many at each end
     bool drop_first = false;          // kMetaspace: the first token loses its spaces
   };
   Status add(const nlohmann::ordered_json& node);
-  void append_transformed(const Stage& stage, std::string_view token, bool first, RegexScratch& scratch, std::string& out) const;
+  void append_transformed(const Stage& stage, std::string_view token, bool first, RegexScratch& scratch,
+                          std::string& out) const;
 
   std::vector<Stage> stages_;
 };

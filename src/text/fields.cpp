@@ -19,7 +19,8 @@ tl::unexpected<Error> bad_field(std::string_view part, std::string_view field) {
 }
 
 tl::unexpected<Error> unknown_type(std::string_view part, std::string_view type, std::string_view known) {
-  return fail_unsupported("text.unknown_type", {{"part", std::string(part)}, {"type", printable(type)}, {"known", std::string(known)}});
+  return fail_unsupported("text.unknown_type",
+                          {{"part", std::string(part)}, {"type", printable(type)}, {"known", std::string(known)}});
 }
 
 Result<std::string> string_field(const Json& node, std::string_view part, std::string_view field) {
@@ -51,7 +52,8 @@ Result<const Json*> array_field(const Json& node, std::string_view part, std::st
 
 Result<Regex> pattern_field(const Json& node, std::string_view part, std::string_view field) {
   const Json* value = find(node, field);
-  if (value == nullptr || !value->is_object() || value->size() != 1 || !value->front().is_string()) return bad_field(part, field);
+  if (value == nullptr || !value->is_object() || value->size() != 1 || !value->front().is_string())
+    return bad_field(part, field);
   const std::string kind = value->items().begin().key(), text = value->front().get<std::string>();
   if (kind == "String") return Regex::literal(text);
   if (kind == "Regex") return Regex::compile(text);

@@ -1,4 +1,5 @@
-// The two hash tables of a vocabulary: strings to numbers, pairs of numbers to numbers. Open addressing, insert and find only.
+// The two hash tables of a vocabulary: strings to numbers, pairs of numbers to numbers. Open addressing, insert and
+// find only.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -6,10 +6,13 @@ namespace fathom::text::jinja {
 
 void Arguments::fail() const { stop("text.template_arguments", heap_->line, {{"name", std::string(callee_)}}); }
 
-const Value* Arguments::take(std::string_view name) { return next_ < positional.size() ? &positional[next_++] : take_named(name); }
+const Value* Arguments::take(std::string_view name) {
+  return next_ < positional.size() ? &positional[next_++] : take_named(name);
+}
 
 const Value* Arguments::take_named(std::string_view name) {
-  const auto found = std::find_if(named.begin(), named.end(), [&](const auto& one) { return !name.empty() && one.first == name; });
+  const auto found =
+      std::find_if(named.begin(), named.end(), [&](const auto& one) { return !name.empty() && one.first == name; });
   if (found == named.end()) return nullptr;
   taken_.push_back(found->second);
   named.erase(found);

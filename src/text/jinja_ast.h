@@ -23,12 +23,21 @@ enum class Op : std::uint8_t {
   kCall,       // parts[0](arguments)
   kFilter,     // parts[0] | text(arguments); parts[0] is nullptr in {% filter %} and {% set x | … %}
   kTest,       // parts[0] is text(arguments)
-  kNot, kNegative, kPositive,                                 // parts[0]
-  kAnd, kOr,                                                  // parts[0], parts[1]
-  kAdd, kSubtract, kMultiply, kDivide, kFloorDivide, kModulo, kPower,  // parts[0], parts[1]
-  kConcat,     // parts
-  kCompare,    // parts[0] text… parts[1] …: `words` has the operators between them
-  kCondition,  // parts[1] if parts[0] else parts[2] (nullptr: undefined)
+  kNot,
+  kNegative,
+  kPositive,  // parts[0]
+  kAnd,
+  kOr,  // parts[0], parts[1]
+  kAdd,
+  kSubtract,
+  kMultiply,
+  kDivide,
+  kFloorDivide,
+  kModulo,
+  kPower,              // parts[0], parts[1]
+  kConcat,             // parts
+  kCompare,            // parts[0] text… parts[1] …: `words` has the operators between them
+  kCondition,          // parts[1] if parts[0] else parts[2] (nullptr: undefined)
   kNamespaceAttribute  // text.words[0] as the target of an assignment
 };
 
@@ -48,18 +57,19 @@ struct Expr {
 };
 
 enum class Do : std::uint8_t {
-  kText,      // text
-  kPrint,     // expr
-  kIf,        // branches: condition (nullptr: else) and body
-  kFor,       // target, expr, test (or nullptr), body, otherwise
-  kSet,       // target, expr
-  kSetBlock,  // target, expr (filter chain or nullptr), body
-  kMacro,     // text, parameters, body
-  kCallBlock, // expr (a call), parameters, body
+  kText,         // text
+  kPrint,        // expr
+  kIf,           // branches: condition (nullptr: else) and body
+  kFor,          // target, expr, test (or nullptr), body, otherwise
+  kSet,          // target, expr
+  kSetBlock,     // target, expr (filter chain or nullptr), body
+  kMacro,        // text, parameters, body
+  kCallBlock,    // expr (a call), parameters, body
   kFilterBlock,  // expr, body
-  kWith,      // assignments, body
-  kScope,     // body
-  kBreak, kContinue
+  kWith,         // assignments, body
+  kScope,        // body
+  kBreak,
+  kContinue
 };
 
 struct Stmt;

@@ -16,18 +16,23 @@ Value Interpreter::eval(const Expr& expr) {
   heap_.line = expr.line;
   heap_.step();
   switch (expr.op) {
-    case Op::kConst: return expr.value;
-    case Op::kName: return eval_name(expr);
+    case Op::kConst:
+      return expr.value;
+    case Op::kName:
+      return eval_name(expr);
     case Op::kList:
     case Op::kTuple:
     case Op::kDict:
-    case Op::kConcat: return eval_collection(expr);
-    case Op::kAttribute: return attribute(eval(*expr.parts[0]), expr.text);
+    case Op::kConcat:
+      return eval_collection(expr);
+    case Op::kAttribute:
+      return attribute(eval(*expr.parts[0]), expr.text);
     case Op::kSubscript: {
       const Value value = eval(*expr.parts[0]);
       return subscript(value, eval(*expr.parts[1]));
     }
-    case Op::kSlice: return eval_slice(expr);
+    case Op::kSlice:
+      return eval_slice(expr);
     case Op::kCall: {
       const Value callee = eval(*expr.parts[0]);
       Arguments arguments(expr.parts[0]->text, heap_);
@@ -35,7 +40,8 @@ Value Interpreter::eval(const Expr& expr) {
       heap_.line = expr.line;
       return call(callee, arguments);
     }
-    case Op::kFilter: return eval_filter(expr, eval(*expr.parts[0]));
+    case Op::kFilter:
+      return eval_filter(expr, eval(*expr.parts[0]));
     case Op::kTest: {
       const Value value = eval(*expr.parts[0]);
       Arguments arguments(expr.text, heap_);
@@ -43,24 +49,29 @@ Value Interpreter::eval(const Expr& expr) {
       heap_.line = expr.line;
       return boolean(apply_test(expr.text, value, arguments));
     }
-    case Op::kNot: return boolean(!truth(eval(*expr.parts[0])));
+    case Op::kNot:
+      return boolean(!truth(eval(*expr.parts[0])));
     case Op::kNegative: {
       const Value value = eval(*expr.parts[0]);
       return value.is(Kind::kFloat) ? number(-value.number) : binary(Op::kSubtract, integer(0), value);
     }
-    case Op::kPositive: return binary(Op::kAdd, integer(0), eval(*expr.parts[0]));
+    case Op::kPositive:
+      return binary(Op::kAdd, integer(0), eval(*expr.parts[0]));
     case Op::kAnd:
     case Op::kOr: {
       const Value left = eval(*expr.parts[0]);
       return truth(left) == (expr.op == Op::kOr) ? left : eval(*expr.parts[1]);
     }
-    case Op::kCompare: return eval_compare(expr);
+    case Op::kCompare:
+      return eval_compare(expr);
     case Op::kCondition: {
       if (truth(eval(*expr.parts[0]))) return eval(*expr.parts[1]);
       return expr.parts[2] != nullptr ? eval(*expr.parts[2]) : Value();
     }
-    case Op::kNamespaceAttribute: return Value();
-    default: break;
+    case Op::kNamespaceAttribute:
+      return Value();
+    default:
+      break;
   }
   const Value left = eval(*expr.parts[0]), right = eval(*expr.parts[1]);
   heap_.line = expr.line;
@@ -147,17 +158,21 @@ void Interpreter::eval_arguments(const Expr& expr, Arguments& out) {
 
 Value Interpreter::attribute(const Value& value, std::string_view name) {
   switch (value.kind) {
-    case Kind::kUndefined: fail("text.template_undefined", {{"name", value.string != nullptr ? printable(*value.string) : ""}});
-    case Kind::kLoop: return loop_attribute(*value.loop, name);
+    case Kind::kUndefined:
+      undefined(value);
+    case Kind::kLoop:
+      return loop_attribute(*value.loop, name);
     case Kind::kNamespace: {
       const Value* found = value.dict->find(name);
       return found != nullptr ? *found : heap_.undefined(name);
     }
-    default: break;
+    default:
+      break;
   }
   const MethodStatus status = method_status(value, name);
   if (status == MethodStatus::kUnsupported)
-    fail("text.template_unknown_method", {{"name", std::string(name)}, {"type", std::string(type_name(value))}}, ErrorKind::kUnsupported);
+    fail("text.template_unknown_method", {{"name", std::string(name)}, {"type", std::string(type_name(value))}},
+         ErrorKind::kUnsupported);
   if (status == MethodStatus::kKnown) return function(name, value, true);
   if (value.is(Kind::kDict))
     if (const Value* found = value.dict->find(name)) return *found;
@@ -165,7 +180,7 @@ Value Interpreter::attribute(const Value& value, std::string_view name) {
 }
 
 Value Interpreter::subscript(const Value& value, const Value& key) {
-  if (value.is(Kind::kUndefined)) fail("text.template_undefined", {{"name", value.string != nullptr ? printable(*value.string) : ""}});
+  if (value.is(Kind::kUndefined)) undefined(value);
   if (value.is(Kind::kDict)) {
     if (const Value* found = value.dict->find(key, heap_)) return *found;
   } else if (key.is(Kind::kInt) || key.is(Kind::kBool)) {
@@ -200,9 +215,9 @@ Value Interpreter::eval_slice(const Expr& expr) {
     given[i] = true;
   }
   heap_.line = expr.line;
-  if (value.is(Kind::kUndefined)) fail("text.template_undefined", {{"name", value.string != nullptr ? printable(*value.string) : ""}});
+  if (value.is(Kind::kUndefined)) undefined(value);
   const bool text = value.is(Kind::kString);
-  if (!text && !value.is(Kind::kList) && !value.is(Kind::kTuple)) return heap_.undefined("[:]");
+  if (!text && !value.is(Kind::kList) && !value.is(Kind::kTuple)) wrong_type("[:]", value);
   std::vector<std::size_t> offsets;
   if (text) offsets = char_offsets(*value.string);
   const auto size = static_cast<std::int64_t>(text ? offsets.size() - 1 : value.list->items.size());
@@ -220,23 +235,30 @@ Value Interpreter::eval_slice(const Expr& expr) {
   std::string out;
   for (std::int64_t i = start; step > 0 ? i < end : i > end;) {
     const auto at = static_cast<std::size_t>(i);
-    if (text) out.append(*value.string, offsets[at], offsets[at + 1] - offsets[at]);
-    else items.push_back(value.list->items[at]);
+    if (text)
+      out.append(*value.string, offsets[at], offsets[at + 1] - offsets[at]);
+    else
+      items.push_back(value.list->items[at]);
     if (__builtin_add_overflow(i, step, &i)) break;
   }
   if (text) return string(std::move(out));
   return heap_.list(std::move(items), value.kind);
 }
 
-Value Interpreter::apply_filter(std::string_view name, const Value& input, Arguments& arguments) { return filter(*this, name, input, arguments); }
-bool Interpreter::apply_test(std::string_view name, const Value& input, Arguments& arguments) { return test(*this, name, input, arguments); }
+Value Interpreter::apply_filter(std::string_view name, const Value& input, Arguments& arguments) {
+  return filter(*this, name, input, arguments);
+}
+bool Interpreter::apply_test(std::string_view name, const Value& input, Arguments& arguments) {
+  return test(*this, name, input, arguments);
+}
 
 Value Interpreter::call(const Value& callee, Arguments& arguments) {
-  if (callee.is(Kind::kUndefined)) fail("text.template_undefined", {{"name", callee.string != nullptr ? printable(*callee.string) : ""}});
+  if (callee.is(Kind::kUndefined)) undefined(callee);
   if (!callee.is(Kind::kFunction)) wrong_type("()", callee);
   const Function& function = *callee.function;
   if (function.macro != nullptr) return call_macro(function, arguments);
-  if (function.is_method && !function.self.is(Kind::kLoop)) return method(*this, function.self, function.name, arguments);
+  if (function.is_method && !function.self.is(Kind::kLoop))
+    return method(*this, function.self, function.name, arguments);
   if (!function.is_method) return call_builtin(function.name, arguments);
   Loop& loop = *function.self.loop;
   if (function.name == "cycle") {
@@ -281,7 +303,9 @@ Value Interpreter::call_macro(const Function& function, Arguments& arguments) {
   } restore{*this, caller_scope};
   for (const auto& [name, fallback] : macro.parameters) {
     const Value* given = arguments.take(name);
-    scope->names.emplace_back(name, given != nullptr ? *given : fallback != nullptr ? eval(*fallback) : heap_.undefined(name));
+    scope->names.emplace_back(name, given != nullptr      ? *given
+                                    : fallback != nullptr ? eval(*fallback)
+                                                          : heap_.undefined(name));
   }
   if (const Value* caller = arguments.take_named("caller")) scope->names.emplace_back("caller", *caller);
   if (macro.takes_kwargs) {

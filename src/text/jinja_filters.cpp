@@ -29,10 +29,12 @@ Value trim(Interpreter& in, const Value& value, Arguments& arguments) {
 }
 
 Value replace(Interpreter& in, const Value& value, Arguments& arguments) {
-  const std::string text = in.text_of(value), old = in.text_of(arguments.required("old")), by = in.text_of(arguments.required("new"));
+  const std::string text = in.text_of(value), old = in.text_of(arguments.required("old")),
+                    by = in.text_of(arguments.required("new"));
   const std::int64_t limit = arguments.integer("count", -1);
   const std::size_t places = old.empty() ? text.size() + 1 : text.size() / old.size();
-  if (by.size() > old.size()) in.heap().charge(std::min(places, limit < 0 ? places : static_cast<std::size_t>(limit)) * (by.size() - old.size()));
+  if (by.size() > old.size())
+    in.heap().charge(std::min(places, limit < 0 ? places : static_cast<std::size_t>(limit)) * (by.size() - old.size()));
   return in.string(replaced(text, old, by, limit));
 }
 
@@ -46,7 +48,8 @@ Value indent(Interpreter& in, const Value& value, Arguments& arguments) {
     margin.assign(static_cast<std::size_t>(std::max<std::int64_t>(0, width->integer)), ' ');
   }
   const bool first = arguments.flag("first", false), blank = arguments.flag("blank", false);
-  const std::string text = in.text_of(value) + "\n";
+  if (!value.is(Kind::kString)) in.wrong_type("indent", value);
+  const std::string text = *value.string + "\n";
   std::string out;
   bool is_first = true;
   for (const std::string_view line : split_lines(text, false)) {
@@ -72,10 +75,13 @@ Value to_json_filter(Interpreter& in, const Value& value, Arguments& arguments) 
   style.ascii = arguments.flag("ensure_ascii", false);
   if (const Value* indent = arguments.take("indent"); indent != nullptr && !indent->is(Kind::kNone)) {
     style.pretty = true;
-    style.item_separator = ",";
-    if (indent->is(Kind::kString)) style.indent = *indent->string;
-    else if (indent->is(Kind::kInt) && indent->integer <= 1000) style.indent.assign(static_cast<std::size_t>(std::max<std::int64_t>(0, indent->integer)), ' ');
-    else arguments.fail();
+    style.item_separator.assign(1, ',');
+    if (indent->is(Kind::kString))
+      style.indent = *indent->string;
+    else if (indent->is(Kind::kInt) && indent->integer <= 1000)
+      style.indent.assign(static_cast<std::size_t>(std::max<std::int64_t>(0, indent->integer)), ' ');
+    else
+      arguments.fail();
   }
   if (const Value* separators = arguments.take("separators"); separators != nullptr && !separators->is(Kind::kNone)) {
     const std::vector<Value> two = items_of(*separators, in.heap());
@@ -98,7 +104,8 @@ bool parse_integer(std::string_view text, int base, std::int64_t& out) {
     if ((base == 16 && mark == 'x') || (base == 8 && mark == 'o') || (base == 2 && mark == 'b')) text.remove_prefix(2);
   }
   const auto result = std::from_chars(text.data(), text.data() + text.size(), out, base);
-  if (text.empty() || result.ec != std::errc() || result.ptr != text.data() + text.size() || text[0] == '-') return false;
+  if (text.empty() || result.ec != std::errc() || result.ptr != text.data() + text.size() || text[0] == '-')
+    return false;
   if (negative) out = -out;
   return true;
 }
@@ -111,12 +118,13 @@ bool parse_real(std::string_view text, double& out) {
   return end == trimmed.c_str() + trimmed.size();
 }
 
-Value int_filter(Interpreter&, const Value& value, Arguments& arguments) {
+Value int_filter(Interpreter& in, const Value& value, Arguments& arguments) {
   const Value* otherwise = arguments.take("default");
   const Value fallback = otherwise != nullptr ? *otherwise : integer(0);
   const std::int64_t base = arguments.integer("base", 10);
   if (base < 2 || base > 36) arguments.fail();
   double real = 0;
+  if (value.is(Kind::kUndefined)) in.undefined(value);
   if (value.is(Kind::kInt)) return value;
   if (value.is(Kind::kBool)) return integer(value.boolean);
   if (value.is(Kind::kString)) {
@@ -131,9 +139,10 @@ Value int_filter(Interpreter&, const Value& value, Arguments& arguments) {
   return std::isfinite(real) && std::fabs(real) < 9e18 ? integer(static_cast<std::int64_t>(real)) : fallback;
 }
 
-Value float_filter(Interpreter&, const Value& value, Arguments& arguments) {
+Value float_filter(Interpreter& in, const Value& value, Arguments& arguments) {
   const Value* otherwise = arguments.take("default");
   double real = 0;
+  if (value.is(Kind::kUndefined)) in.undefined(value);
   if (value.is(Kind::kFloat)) return value;
   if (value.is(Kind::kInt)) return number(static_cast<double>(value.integer));
   if (value.is(Kind::kBool)) return number(value.boolean);
@@ -148,15 +157,19 @@ Value round_filter(Interpreter& in, const Value& value, Arguments& arguments) {
   if (!value.is_number()) in.wrong_type("round", value);
   if (std::abs(precision) > 300 || (method != "common" && method != "ceil" && method != "floor")) arguments.fail();
   if (method == "common" && !value.is(Kind::kFloat) && precision >= 0) return in.binary(Op::kAdd, value, integer(0));
-  const double scale = std::pow(10.0, static_cast<double>(precision)), scaled = in.binary(Op::kMultiply, value, number(scale)).number;
-  const double rounded = method == "ceil" ? std::ceil(scaled) : method == "floor" ? std::floor(scaled) : std::nearbyint(scaled);
+  const double scale = std::pow(10.0, static_cast<double>(precision)),
+               scaled = in.binary(Op::kMultiply, value, number(scale)).number;
+  const double rounded = method == "ceil"    ? std::ceil(scaled)
+                         : method == "floor" ? std::floor(scaled)
+                                             : std::nearbyint(scaled);
   return number(rounded / scale);
 }
 
 Value abs_filter(Interpreter& in, const Value& value, Arguments&) {
   if (!value.is_number()) in.wrong_type("abs", value);
   if (value.is(Kind::kFloat)) return number(std::fabs(value.number));
-  return compare(value, integer(0), in.heap()) < 0 ? in.binary(Op::kSubtract, integer(0), value) : in.binary(Op::kAdd, value, integer(0));
+  return compare(value, integer(0), in.heap()) < 0 ? in.binary(Op::kSubtract, integer(0), value)
+                                                   : in.binary(Op::kAdd, value, integer(0));
 }
 
 // --- sequences
@@ -166,7 +179,8 @@ Value path_of(Interpreter& in, Value item, const Value& path, const Value* other
   if (path.is(Kind::kInt)) return in.subscript(item, path);
   for (const std::string_view part : split(path.text(), '.')) {
     std::int64_t index = 0;
-    const bool digits = !part.empty() && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
+    const bool digits =
+        !part.empty() && std::all_of(part.begin(), part.end(), [](char c) { return c >= '0' && c <= '9'; });
     item = in.subscript(item, digits && parse_integer(part, 10, index) ? integer(index) : in.string(std::string(part)));
     if (item.is(Kind::kUndefined) && otherwise != nullptr) item = *otherwise;
   }
@@ -185,18 +199,24 @@ Arguments rest_of(std::string_view callee, Interpreter& in, Arguments& arguments
   return rest;
 }
 
+// map and select take anything false for an empty list.
+std::vector<Value> items_if_any(Interpreter& in, const Value& value) {
+  return truth(value) ? items_of(value, in.heap()) : std::vector<Value>();
+}
+
 Value map(Interpreter& in, const Value& value, Arguments& arguments) {
   std::vector<Value> out;
-  const auto named = std::find_if(arguments.named.begin(), arguments.named.end(), [](const auto& one) { return one.first == "attribute"; });
+  const auto named = std::find_if(arguments.named.begin(), arguments.named.end(),
+                                  [](const auto& one) { return one.first == "attribute"; });
   if (arguments.positional.empty() && named != arguments.named.end()) {
     const Value path = attribute_argument(arguments, &named->second);
     arguments.named.erase(named);
     const Value* otherwise = arguments.take("default");
-    for (const Value& item : items_of(value, in.heap())) out.push_back(path_of(in, item, path, otherwise));
+    for (const Value& item : items_if_any(in, value)) out.push_back(path_of(in, item, path, otherwise));
   } else {
     const std::string name = arguments.text("filter");
     const Arguments rest = rest_of(name, in, arguments);
-    for (const Value& item : items_of(value, in.heap())) {
+    for (const Value& item : items_if_any(in, value)) {
       Arguments copy = rest;
       out.push_back(in.apply_filter(name, item, copy));
     }
@@ -213,7 +233,7 @@ Value select(Interpreter& in, const Value& value, Arguments& arguments) {
   const std::string name = given != nullptr ? *given->string : "";
   const Arguments rest = rest_of(name, in, arguments);
   std::vector<Value> out;
-  for (const Value& item : items_of(value, in.heap())) {
+  for (const Value& item : items_if_any(in, value)) {
     const Value tested = Attribute ? path_of(in, item, path, nullptr) : item;
     Arguments copy = rest;
     const bool passes = given != nullptr ? in.apply_test(name, tested, copy) : truth(tested);
@@ -230,7 +250,9 @@ Value join(Interpreter& in, const Value& value, Arguments& arguments) {
   bool first = true;
   for (const Value& item : items_of(value, in.heap())) {
     if (!std::exchange(first, false)) out += between;
-    const std::string text = in.text_of(path != nullptr && !path->is(Kind::kNone) ? path_of(in, item, attribute_argument(arguments, path), nullptr) : item);
+    const std::string text = in.text_of(path != nullptr && !path->is(Kind::kNone)
+                                            ? path_of(in, item, attribute_argument(arguments, path), nullptr)
+                                            : item);
     out += text;
     in.heap().charge(between.size() + text.size());
   }
@@ -239,13 +261,19 @@ Value join(Interpreter& in, const Value& value, Arguments& arguments) {
 
 Value length(Interpreter& in, const Value& value, Arguments&) {
   switch (value.kind) {
-    case Kind::kUndefined: return integer(0);
-    case Kind::kString: return integer(static_cast<std::int64_t>(count_chars(value.text())));
+    case Kind::kUndefined:
+      return integer(0);
+    case Kind::kString:
+      return integer(static_cast<std::int64_t>(count_chars(value.text())));
     case Kind::kList:
-    case Kind::kTuple: return integer(static_cast<std::int64_t>(value.list->items.size()));
-    case Kind::kDict: return integer(static_cast<std::int64_t>(value.dict->items.size()));
-    case Kind::kLoop: return integer(static_cast<std::int64_t>(value.loop->items.size()));
-    default: in.wrong_type("length", value);
+    case Kind::kTuple:
+      return integer(static_cast<std::int64_t>(value.list->items.size()));
+    case Kind::kDict:
+      return integer(static_cast<std::int64_t>(value.dict->items.size()));
+    case Kind::kLoop:
+      return integer(static_cast<std::int64_t>(value.loop->items.size()));
+    default:
+      in.wrong_type("length", value);
   }
 }
 
@@ -270,7 +298,8 @@ Value reverse(Interpreter& in, const Value& value, Arguments&) {
   if (value.is(Kind::kString)) {
     const auto offsets = char_offsets(value.text());
     std::string out;
-    for (std::size_t i = offsets.size() - 1; i-- > 0;) out.append(*value.string, offsets[i], offsets[i + 1] - offsets[i]);
+    for (std::size_t i = offsets.size() - 1; i-- > 0;)
+      out.append(*value.string, offsets[i], offsets[i + 1] - offsets[i]);
     return in.string(std::move(out));
   }
   std::vector<Value> all = items_of(value, in.heap());
@@ -323,7 +352,8 @@ Value dictsort(Interpreter& in, const Value& value, Arguments& arguments) {
   if (what != "key" && what != "value") arguments.fail();
   const SortKey key(in, sensitive, nullptr);
   std::vector<std::pair<Value, Value>> keyed;
-  for (const auto& [k, v] : value.dict->items) keyed.emplace_back(key(what == "key" ? k : v), in.heap().list({k, v}, Kind::kTuple));
+  for (const auto& [k, v] : value.dict->items)
+    keyed.emplace_back(key(what == "key" ? k : v), in.heap().list({k, v}, Kind::kTuple));
   std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& a, const auto& b) {
     const int order = compare(a.first, b.first, in.heap());
     return reversed ? order > 0 : order < 0;
@@ -367,7 +397,8 @@ Value sum(Interpreter& in, const Value& value, Arguments& arguments) {
   const Value* start = arguments.take("start");
   Value total = start != nullptr ? *start : integer(0);
   for (const Value& item : items_of(value, in.heap()))
-    total = in.binary(Op::kAdd, total, path != nullptr && !path->is(Kind::kNone) ? path_of(in, item, *path, nullptr) : item);
+    total = in.binary(Op::kAdd, total,
+                      path != nullptr && !path->is(Kind::kNone) ? path_of(in, item, *path, nullptr) : item);
   return total;
 }
 
@@ -379,12 +410,33 @@ Value default_filter(Interpreter& in, const Value& value, Arguments& arguments) 
 }
 
 constexpr std::pair<std::string_view, Filter> kFilters[] = {
-    {"abs", abs_filter}, {"count", length}, {"d", default_filter}, {"default", default_filter}, {"dictsort", dictsort},
-    {"float", float_filter}, {"format", format}, {"indent", indent}, {"int", int_filter}, {"items", items}, {"join", join},
-    {"length", length}, {"map", map}, {"max", extreme<true>}, {"min", extreme<false>},
-    {"reject", select<false, false>}, {"rejectattr", select<false, true>}, {"replace", replace}, {"reverse", reverse},
-    {"round", round_filter}, {"select", select<true, false>}, {"selectattr", select<true, true>}, {"sort", sort}, {"sum", sum},
-    {"tojson", to_json_filter}, {"trim", trim}, {"unique", unique},
+    {"abs", abs_filter},
+    {"count", length},
+    {"d", default_filter},
+    {"default", default_filter},
+    {"dictsort", dictsort},
+    {"float", float_filter},
+    {"format", format},
+    {"indent", indent},
+    {"int", int_filter},
+    {"items", items},
+    {"join", join},
+    {"length", length},
+    {"map", map},
+    {"max", extreme<true>},
+    {"min", extreme<false>},
+    {"reject", select<false, false>},
+    {"rejectattr", select<false, true>},
+    {"replace", replace},
+    {"reverse", reverse},
+    {"round", round_filter},
+    {"select", select<true, false>},
+    {"selectattr", select<true, true>},
+    {"sort", sort},
+    {"sum", sum},
+    {"tojson", to_json_filter},
+    {"trim", trim},
+    {"unique", unique},
     {"capitalize", [](Interpreter& in, const Value& v, Arguments&) { return in.string(capitalized(in.text_of(v))); }},
     {"first", [](Interpreter& in, const Value& v, Arguments&) { return first_or_last(in, v, true); }},
     {"last", [](Interpreter& in, const Value& v, Arguments&) { return first_or_last(in, v, false); }},

@@ -40,6 +40,10 @@ void Interpreter::wrong_type(std::string_view operation, const Value& value) con
   fail("text.template_types", {{"operation", std::string(operation)}, {"types", std::string(type_name(value))}});
 }
 
+void Interpreter::undefined(const Value& value) const {
+  fail("text.template_undefined", {{"name", value.string != nullptr ? printable(*value.string) : ""}});
+}
+
 std::string Interpreter::run() {
   static_cast<void>(run(ast_.body));
   return std::move(output_);
@@ -76,16 +80,32 @@ Interpreter::Flow Interpreter::run(const Body& body) {
 
 Interpreter::Flow Interpreter::run(const Stmt& stmt) {
   switch (stmt.what) {
-    case Do::kText: emit(stmt.text); break;
-    case Do::kPrint: emit(text_of(eval(*stmt.expr))); break;
-    case Do::kIf: return run_if(stmt);
-    case Do::kFor: return run_for(stmt);
-    case Do::kSet: assign(*stmt.target, eval(*stmt.expr)); break;
-    case Do::kSetBlock: run_set_block(stmt); break;
-    case Do::kCallBlock: run_call_block(stmt); break;
-    case Do::kWith: run_with(stmt); break;
-    case Do::kBreak: return Flow::kBreak;
-    case Do::kContinue: return Flow::kContinue;
+    case Do::kText:
+      emit(stmt.text);
+      break;
+    case Do::kPrint:
+      emit(text_of(eval(*stmt.expr)));
+      break;
+    case Do::kIf:
+      return run_if(stmt);
+    case Do::kFor:
+      return run_for(stmt);
+    case Do::kSet:
+      assign(*stmt.target, eval(*stmt.expr));
+      break;
+    case Do::kSetBlock:
+      run_set_block(stmt);
+      break;
+    case Do::kCallBlock:
+      run_call_block(stmt);
+      break;
+    case Do::kWith:
+      run_with(stmt);
+      break;
+    case Do::kBreak:
+      return Flow::kBreak;
+    case Do::kContinue:
+      return Flow::kContinue;
     case Do::kMacro: {
       Function& macro = functions_.emplace_back();
       macro.macro = &stmt;
@@ -98,7 +118,9 @@ Interpreter::Flow Interpreter::run(const Stmt& stmt) {
       bind(stmt.text, value);
       break;
     }
-    case Do::kFilterBlock: emit(text_of(eval_filter(*stmt.expr, string(captured(stmt.body, new_scope(scope_)))))); break;
+    case Do::kFilterBlock:
+      emit(text_of(eval_filter(*stmt.expr, string(captured(stmt.body, new_scope(scope_))))));
+      break;
     case Do::kScope: {
       const Inside inside(*this, new_scope(scope_), out_);
       return run(stmt.body);
@@ -182,7 +204,8 @@ void Interpreter::assign(const Expr& target, const Value& value) {
   if (target.op == Op::kTuple) {
     const std::vector<Value> items = items_of(value, heap_);
     if (items.size() != target.parts.size())
-      fail("text.template_unpack", {{"wanted", std::to_string(target.parts.size())}, {"got", std::to_string(items.size())}});
+      fail("text.template_unpack",
+           {{"wanted", std::to_string(target.parts.size())}, {"got", std::to_string(items.size())}});
     for (std::size_t i = 0; i < items.size(); ++i) assign(*target.parts[i], items[i]);
     return;
   }

@@ -73,8 +73,11 @@ class Interpreter {
   Heap& heap() { return heap_; }
   Value string(std::string text) { return heap_.string(std::move(text)); }
   std::string text_of(const Value& value) { return to_text(value, heap_); }
-  [[noreturn]] void fail(std::string_view key, ErrorArgs args = {}, ErrorKind kind = ErrorKind::kInput) const { stop(key, heap_.line, args, kind); }
+  [[noreturn]] void fail(std::string_view key, ErrorArgs args = {}, ErrorKind kind = ErrorKind::kInput) const {
+    stop(key, heap_.line, args, kind);
+  }
   [[noreturn]] void wrong_type(std::string_view operation, const Value& value) const;
+  [[noreturn]] void undefined(const Value& value) const;
   /// value[key], or an undefined value.
   Value subscript(const Value& value, const Value& key);
   Value attribute(const Value& value, std::string_view name);

@@ -40,9 +40,12 @@ class Lexer {
         break;
       }
       std::size_t behind = 0;
-      if (raw_begin(tag, behind)) raw(tag, behind);
-      else if (in_[tag + 1] == '#') comment(tag);
-      else inside(tag, in_[tag + 1] == '{');
+      if (raw_begin(tag, behind))
+        raw(tag, behind);
+      else if (in_[tag + 1] == '#')
+        comment(tag);
+      else
+        inside(tag, in_[tag + 1] == '{');
     }
     add(TokenKind::kEnd, "");
     return std::move(out_);
@@ -52,7 +55,8 @@ class Lexer {
   void add(TokenKind kind, std::string text) { out_.push_back({kind, line_, std::move(text)}); }
   // Moves to `to`, counting lines.
   void move(std::size_t to) {
-    line_ += static_cast<int>(std::count(in_.begin() + static_cast<std::ptrdiff_t>(at_), in_.begin() + static_cast<std::ptrdiff_t>(to), '\n'));
+    line_ += static_cast<int>(std::count(in_.begin() + static_cast<std::ptrdiff_t>(at_),
+                                         in_.begin() + static_cast<std::ptrdiff_t>(to), '\n'));
     line_starting_ = to > 0 && in_[to - 1] == '\n';
     at_ = to;
   }
@@ -82,7 +86,8 @@ class Lexer {
     } else if (sign != '+' && !variable) {
       const std::size_t newline = text.rfind('\n');
       const std::size_t line_start = newline == std::string_view::npos ? 0 : newline + 1;
-      if ((line_start > 0 || line_starting_) && python_lstrip(text.substr(line_start)).empty()) text = text.substr(0, line_start);
+      if ((line_start > 0 || line_starting_) && python_lstrip(text.substr(line_start)).empty())
+        text = text.substr(0, line_start);
     }
     if (!text.empty()) add(TokenKind::kData, std::string(text));
     move(end);
@@ -110,9 +115,12 @@ class Lexer {
     std::size_t i = skip_space(behind_sign(tag));
     if (!in_.substr(i).starts_with("raw")) return false;
     i = skip_space(i + 3);
-    if (in_.substr(i).starts_with("-%}")) behind = skip_space(i + 3);
-    else if (in_.substr(i).starts_with("%}")) behind = i + 2;
-    else return false;
+    if (in_.substr(i).starts_with("-%}"))
+      behind = skip_space(i + 3);
+    else if (in_.substr(i).starts_with("%}"))
+      behind = i + 2;
+    else
+      return false;
     return true;
   }
   void raw(std::size_t tag, std::size_t behind) {
@@ -143,11 +151,16 @@ class Lexer {
       if (open.empty() && end_of_tag(variable)) return;
       std::size_t next = at_;
       const char32_t c = next_char(in_, next);
-      if (is_python_space(c)) move(skip_space(at_));
-      else if (is_digit(in_[at_])) number();
-      else if (c == '_' || is_word(c)) name();
-      else if (c == '\'' || c == '"') string();
-      else op(open);
+      if (is_python_space(c))
+        move(skip_space(at_));
+      else if (is_digit(in_[at_]))
+        number();
+      else if (c == '_' || is_word(c))
+        name();
+      else if (c == '\'' || c == '"')
+        string();
+      else
+        op(open);
     }
     stop("text.template_unclosed", opened, {{"what", variable ? "{{" : "{%"}});
   }
@@ -158,8 +171,10 @@ class Lexer {
     if (!in_.substr(at_ + sign).starts_with(end)) return false;
     add(variable ? TokenKind::kVariableEnd : TokenKind::kBlockEnd, "");
     const std::size_t at = at_ + sign;
-    if (variable) move(sign ? skip_space(at + 2) : at + 2);
-    else move(behind_end(at, first));
+    if (variable)
+      move(sign ? skip_space(at + 2) : at + 2);
+    else
+      move(behind_end(at, first));
     return true;
   }
 
@@ -196,8 +211,10 @@ class Lexer {
       }
     }
     std::string text(in_.substr(at_, end - at_));
-    if (!real && text.size() > 1 && text[0] == '0' && text.find_first_not_of("0_") != std::string::npos) text = "0";  // as Jinja: 0, then 77
-    if (!real && text == "0" && std::string_view("xXoObB").find(peek(at_ + 1)) != std::string_view::npos && peek(at_ + 1) != '\0')
+    if (!real && text.size() > 1 && text[0] == '0' && text.find_first_not_of("0_") != std::string::npos)
+      text = "0";  // as Jinja: 0, then 77
+    if (!real && text == "0" && std::string_view("xXoObB").find(peek(at_ + 1)) != std::string_view::npos &&
+        peek(at_ + 1) != '\0')
       stop("text.template_unsupported", line_, {{"what", std::string(in_.substr(at_, 2))}}, ErrorKind::kUnsupported);
     const std::size_t length = text.size();
     text.erase(std::remove(text.begin(), text.end(), '_'), text.end());
@@ -206,8 +223,9 @@ class Lexer {
   }
 
   void op(std::string& open) {
-    static constexpr std::string_view kOperators[] = {"**", "//", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[",
-                                                      "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ",", ";"};
+    static constexpr std::string_view kOperators[] = {"**", "//", "==", "!=", ">=", "<=", "+", "-", "/",
+                                                      "*",  "%",  "~",  "[",  "]",  "(",  ")", "{", "}",
+                                                      ">",  "<",  "=",  ".",  ":",  "|",  ",", ";"};
     for (const std::string_view known : kOperators) {
       if (!in_.substr(at_).starts_with(known)) continue;
       const char c = known[0];
@@ -249,7 +267,8 @@ class Lexer {
         append_utf8(out, hex_escape(text, i, c == 'x' ? 2 : c == 'u' ? 4 : 8));
       } else if (c >= '0' && c <= '7') {
         char32_t value = static_cast<char32_t>(c - '0');
-        for (int n = 1; n < 3 && i < text.size() && text[i] >= '0' && text[i] <= '7'; ++n) value = value * 8 + static_cast<char32_t>(text[i++] - '0');
+        for (int n = 1; n < 3 && i < text.size() && text[i] >= '0' && text[i] <= '7'; ++n)
+          value = value * 8 + static_cast<char32_t>(text[i++] - '0');
         append_utf8(out, value);
       } else if (c == 'N') {
         stop("text.template_unsupported", line_, {{"what", "\\N"}}, ErrorKind::kUnsupported);

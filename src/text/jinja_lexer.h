@@ -1,4 +1,5 @@
-// The template's text as tokens, whitespace control applied (trim_blocks and lstrip_blocks on, as transformers sets them).
+// The template's text as tokens, whitespace control applied (trim_blocks and lstrip_blocks on, as transformers sets
+// them).
 #pragma once
 #include <cstdint>
 #include <string>
@@ -7,7 +8,19 @@
 
 namespace fathom::text::jinja {
 
-enum class TokenKind : std::uint8_t { kData, kVariableBegin, kVariableEnd, kBlockBegin, kBlockEnd, kName, kString, kInteger, kFloat, kOperator, kEnd };
+enum class TokenKind : std::uint8_t {
+  kData,
+  kVariableBegin,
+  kVariableEnd,
+  kBlockBegin,
+  kBlockEnd,
+  kName,
+  kString,
+  kInteger,
+  kFloat,
+  kOperator,
+  kEnd
+};
 
 struct Token {
   TokenKind kind;

@@ -1,5 +1,5 @@
-// Methods of strings, lists and dictionaries. What would change a list or dictionary is not there, as in the sandbox that
-// transformers renders templates in.
+// Methods of strings, lists and dictionaries. What would change a list or dictionary is not there, as in the sandbox
+// that transformers renders templates in.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -65,10 +65,14 @@ std::int64_t find(const Value& self, Arguments& arguments) {
   return at == std::string_view::npos ? -1 : static_cast<std::int64_t>(count_chars(self.text().substr(0, at)));
 }
 template <bool FromRight>
-Value find_or_minus(Interpreter&, const Value& self, Arguments& arguments) { return integer(find<FromRight>(self, arguments)); }
+Value find_or_minus(Interpreter&, const Value& self, Arguments& arguments) {
+  return integer(find<FromRight>(self, arguments));
+}
 
 template <Class Wanted>
-Value all_are(Interpreter&, const Value& self, Arguments&) { return boolean(is_all(self.text(), Wanted)); }
+Value all_are(Interpreter&, const Value& self, Arguments&) {
+  return boolean(is_all(self.text(), Wanted));
+}
 
 template <bool FromRight>
 Value partition(Interpreter& in, const Value& self, Arguments& arguments) {
@@ -90,7 +94,8 @@ Value replace(Interpreter& in, const Value& self, Arguments& arguments) {
   const std::int64_t limit = arguments.integer("count", -1);
   const std::size_t places = old.empty() ? self.string->size() + 1 : self.string->size() / old.size();
   in.heap().charge(self.string->size());
-  if (by.size() > old.size()) in.heap().charge(std::min(places, limit < 0 ? places : static_cast<std::size_t>(limit)) * (by.size() - old.size()));
+  if (by.size() > old.size())
+    in.heap().charge(std::min(places, limit < 0 ? places : static_cast<std::size_t>(limit)) * (by.size() - old.size()));
   return in.string(replaced(self.text(), old, by, limit));
 }
 
@@ -107,36 +112,54 @@ Value join(Interpreter& in, const Value& self, Arguments& arguments) {
 }
 
 constexpr std::pair<std::string_view, Method> kTextMethods[] = {
-    {"strip", strip<true, true>}, {"lstrip", strip<true, false>}, {"rstrip", strip<false, true>},
-    {"split", split<false>}, {"rsplit", split<true>},
-    {"startswith", begins_or_ends<true>}, {"endswith", begins_or_ends<false>},
-    {"find", find_or_minus<false>}, {"rfind", find_or_minus<true>},
-    {"isdigit", all_are<Class::kDigit>}, {"isalpha", all_are<Class::kAlpha>}, {"isalnum", all_are<Class::kAlnum>},
-    {"isspace", all_are<Class::kSpace>}, {"isupper", all_are<Class::kUpper>}, {"islower", all_are<Class::kLower>},
-    {"partition", partition<false>}, {"rpartition", partition<true>},
-    {"replace", replace}, {"join", join},
+    {"strip", strip<true, true>},
+    {"lstrip", strip<true, false>},
+    {"rstrip", strip<false, true>},
+    {"split", split<false>},
+    {"rsplit", split<true>},
+    {"startswith", begins_or_ends<true>},
+    {"endswith", begins_or_ends<false>},
+    {"find", find_or_minus<false>},
+    {"rfind", find_or_minus<true>},
+    {"isdigit", all_are<Class::kDigit>},
+    {"isalpha", all_are<Class::kAlpha>},
+    {"isalnum", all_are<Class::kAlnum>},
+    {"isspace", all_are<Class::kSpace>},
+    {"isupper", all_are<Class::kUpper>},
+    {"islower", all_are<Class::kLower>},
+    {"partition", partition<false>},
+    {"rpartition", partition<true>},
+    {"replace", replace},
+    {"join", join},
     {"upper", [](Interpreter& in, const Value& s, Arguments&) { return in.string(upper(s.text())); }},
     {"lower", [](Interpreter& in, const Value& s, Arguments&) { return in.string(lower(s.text())); }},
     {"capitalize", [](Interpreter& in, const Value& s, Arguments&) { return in.string(capitalized(s.text())); }},
     {"title", [](Interpreter& in, const Value& s, Arguments&) { return in.string(titled(s.text(), false)); }},
-    {"index", [](Interpreter& in, const Value& s, Arguments& a) {
+    {"index",
+     [](Interpreter& in, const Value& s, Arguments& a) {
        const std::int64_t at = find<false>(s, a);
        if (at < 0) in.fail("text.template_not_found", {{"name", "index"}});
        return integer(at);
      }},
-    {"count", [](Interpreter&, const Value& s, Arguments& a) {
+    {"count",
+     [](Interpreter&, const Value& s, Arguments& a) {
        const std::string needle = a.text("sub");
        if (needle.empty()) return integer(static_cast<std::int64_t>(count_chars(s.text())) + 1);
        std::int64_t n = 0;
-       for (std::size_t at = s.string->find(needle); at != std::string::npos; at = s.string->find(needle, at + needle.size())) ++n;
+       for (std::size_t at = s.string->find(needle); at != std::string::npos;
+            at = s.string->find(needle, at + needle.size()))
+         ++n;
        return integer(n);
      }},
-    {"splitlines", [](Interpreter& in, const Value& s, Arguments& a) {
+    {"splitlines",
+     [](Interpreter& in, const Value& s, Arguments& a) {
        std::vector<Value> lines;
-       for (const std::string_view line : split_lines(s.text(), a.flag("keepends", false))) lines.push_back(in.string(std::string(line)));
+       for (const std::string_view line : split_lines(s.text(), a.flag("keepends", false)))
+         lines.push_back(in.string(std::string(line)));
        return in.heap().list(std::move(lines));
      }},
-    {"removeprefix", [](Interpreter& in, const Value& s, Arguments& a) {
+    {"removeprefix",
+     [](Interpreter& in, const Value& s, Arguments& a) {
        const std::string prefix = a.text("prefix");
        return s.text().starts_with(prefix) ? in.string(s.string->substr(prefix.size())) : s;
      }},
@@ -144,23 +167,27 @@ constexpr std::pair<std::string_view, Method> kTextMethods[] = {
        const std::string suffix = a.text("suffix");
        return s.text().ends_with(suffix) ? in.string(s.string->substr(0, s.string->size() - suffix.size())) : s;
      }}};
-constexpr std::string_view kOtherTextMethods[] = {
-    "casefold", "center", "encode", "expandtabs", "format", "format_map", "isascii", "isdecimal", "isidentifier", "isnumeric",
-    "isprintable", "istitle", "ljust", "maketrans", "rindex", "rjust", "swapcase", "translate", "zfill"};
+constexpr std::string_view kOtherTextMethods[] = {"casefold",    "center",   "encode",    "expandtabs",   "format",
+                                                  "format_map",  "isascii",  "isdecimal", "isidentifier", "isnumeric",
+                                                  "isprintable", "istitle",  "ljust",     "maketrans",    "rindex",
+                                                  "rjust",       "swapcase", "translate", "zfill"};
 
 constexpr std::pair<std::string_view, Method> kDictMethods[] = {
-    {"items", [](Interpreter& in, const Value& s, Arguments&) {
+    {"items",
+     [](Interpreter& in, const Value& s, Arguments&) {
        std::vector<Value> pairs;
        for (const auto& [key, value] : s.dict->items) pairs.push_back(in.heap().list({key, value}, Kind::kTuple));
        return in.heap().list(std::move(pairs));
      }},
     {"keys", [](Interpreter& in, const Value& s, Arguments&) { return in.heap().list(items_of(s, in.heap())); }},
-    {"values", [](Interpreter& in, const Value& s, Arguments&) {
+    {"values",
+     [](Interpreter& in, const Value& s, Arguments&) {
        std::vector<Value> values;
        for (const auto& [key, value] : s.dict->items) values.push_back(value);
        return in.heap().list(std::move(values));
      }},
-    {"get", [](Interpreter& in, const Value& s, Arguments& a) {
+    {"get",
+     [](Interpreter& in, const Value& s, Arguments& a) {
        const Value key = a.required("key");
        const Value* otherwise = a.take("default");
        const Value* found = s.dict->find(key, in.heap());
@@ -174,20 +201,23 @@ constexpr std::pair<std::string_view, Method> kDictMethods[] = {
 constexpr std::string_view kOtherDictMethods[] = {"clear", "fromkeys", "pop", "popitem", "setdefault", "update"};
 
 constexpr std::pair<std::string_view, Method> kListMethods[] = {
-    {"index", [](Interpreter& in, const Value& s, Arguments& a) {
+    {"index",
+     [](Interpreter& in, const Value& s, Arguments& a) {
        const Value wanted = a.required("value");
        for (std::size_t i = 0; i < s.list->items.size(); ++i)
          if (equal(s.list->items[i], wanted, in.heap())) return integer(static_cast<std::int64_t>(i));
        in.fail("text.template_not_found", {{"name", "index"}});
      }},
-    {"count", [](Interpreter& in, const Value& s, Arguments& a) {
+    {"count",
+     [](Interpreter& in, const Value& s, Arguments& a) {
        const Value wanted = a.required("value");
        std::int64_t n = 0;
        for (const Value& item : s.list->items) n += equal(item, wanted, in.heap());
        return integer(n);
      }},
     {"copy", [](Interpreter& in, const Value& s, Arguments&) { return in.heap().list(s.list->items); }}};
-constexpr std::string_view kOtherListMethods[] = {"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"};
+constexpr std::string_view kOtherListMethods[] = {"append", "clear",  "extend",  "insert",
+                                                  "pop",    "remove", "reverse", "sort"};
 
 struct MethodTable {
   std::span<const std::pair<std::string_view, Method>> known;
@@ -195,11 +225,16 @@ struct MethodTable {
 };
 MethodTable table_of(const Value& self) {
   switch (self.kind) {
-    case Kind::kString: return {kTextMethods, kOtherTextMethods};
-    case Kind::kDict: return {kDictMethods, kOtherDictMethods};
-    case Kind::kList: return {kListMethods, kOtherListMethods};
-    case Kind::kTuple: return {std::span(kListMethods).first(2), {}};
-    default: return {};
+    case Kind::kString:
+      return {kTextMethods, kOtherTextMethods};
+    case Kind::kDict:
+      return {kDictMethods, kOtherDictMethods};
+    case Kind::kList:
+      return {kListMethods, kOtherListMethods};
+    case Kind::kTuple:
+      return {std::span(kListMethods).first(2), {}};
+    default:
+      return {};
   }
 }
 
@@ -229,7 +264,9 @@ Value method(Interpreter& in, const Value& self, std::string_view name, Argument
 std::string percent_format(Interpreter& in, std::string_view format, const std::vector<Value>& values) {
   std::string out;
   std::size_t used = 0;
-  const auto unsupported = [&](std::string_view what) { in.fail("text.template_unsupported", {{"what", "%" + printable(what, 20)}}, ErrorKind::kUnsupported); };
+  const auto unsupported = [&](std::string_view what) {
+    in.fail("text.template_unsupported", {{"what", printable(what, 20)}}, ErrorKind::kUnsupported);
+  };
   for (std::size_t i = 0; i < format.size(); ++i) {
     if (format[i] != '%') {
       out += format[i];
@@ -239,23 +276,31 @@ std::string percent_format(Interpreter& in, std::string_view format, const std::
     int precision = 6;
     if (end < format.size() && format[end] == '.') {
       precision = 0;
-      for (++end; end < format.size() && format[end] >= '0' && format[end] <= '9' && precision < 100; ++end) precision = precision * 10 + (format[end] - '0');
+      for (++end; end < format.size() && format[end] >= '0' && format[end] <= '9' && precision < 100; ++end)
+        precision = precision * 10 + (format[end] - '0');
     }
     const char kind = end < format.size() ? format[end] : '\0';
     const bool has_precision = end != i + 1;
     if (kind == '%' && !has_precision) {
       out += '%';
     } else if (kind != 's' && kind != 'd' && kind != 'i' && kind != 'r' && kind != 'f') {
-      unsupported(format.substr(i + 1));
+      unsupported(format.substr(i));
     } else {
-      if (has_precision && kind != 'f') unsupported(format.substr(i + 1));
+      if (has_precision && kind != 'f') unsupported(format.substr(i));
       if (used >= values.size()) in.fail("text.template_arguments", {{"name", "%"}});
       const Value& value = values[used++];
-      if (kind == 's') out += in.text_of(value);
-      else if (kind == 'r') out += to_repr(value, in.heap());
-      else if (!value.is_number()) in.wrong_type("%", value);
-      else if (kind == 'f') out += fmt::format("{:.{}f}", in.binary(Op::kMultiply, value, number(1)).number, precision);
-      else out += in.text_of(value.is(Kind::kFloat) ? integer(static_cast<std::int64_t>(std::clamp(value.number, -9e18, 9e18))) : in.binary(Op::kAdd, value, integer(0)));
+      if (kind == 's')
+        out += in.text_of(value);
+      else if (kind == 'r')
+        out += to_repr(value, in.heap());
+      else if (!value.is_number())
+        in.wrong_type("%", value);
+      else if (kind == 'f')
+        out += fmt::format("{:.{}f}", in.binary(Op::kMultiply, value, number(1)).number, precision);
+      else
+        out += in.text_of(value.is(Kind::kFloat)
+                              ? integer(static_cast<std::int64_t>(std::clamp(value.number, -9e18, 9e18)))
+                              : in.binary(Op::kAdd, value, integer(0)));
       in.heap().charge(out.size() / 4);
     }
     i = end;

@@ -12,13 +12,20 @@ namespace {
 
 std::string_view sign_of(Op op) {
   switch (op) {
-    case Op::kAdd: return "+";
-    case Op::kSubtract: return "-";
-    case Op::kMultiply: return "*";
-    case Op::kDivide: return "/";
-    case Op::kFloorDivide: return "//";
-    case Op::kModulo: return "%";
-    default: return "**";
+    case Op::kAdd:
+      return "+";
+    case Op::kSubtract:
+      return "-";
+    case Op::kMultiply:
+      return "*";
+    case Op::kDivide:
+      return "/";
+    case Op::kFloorDivide:
+      return "//";
+    case Op::kModulo:
+      return "%";
+    default:
+      return "**";
   }
 }
 double real(const Value& value) {
@@ -44,7 +51,7 @@ bool power(std::int64_t base, std::int64_t exponent, std::int64_t& out) {
 Value Interpreter::binary(Op op, const Value& left, const Value& right) {
   const std::string_view sign = sign_of(op);
   for (const Value* side : {&left, &right})
-    if (side->is(Kind::kUndefined)) fail("text.template_undefined", {{"name", side->string != nullptr ? printable(*side->string) : ""}});
+    if (side->is(Kind::kUndefined)) undefined(*side);
   if (left.is_number() && right.is_number()) return arithmetic(op, sign, left, right);
   if (op == Op::kAdd && left.is(Kind::kString) && right.is(Kind::kString)) {
     heap_.charge(left.string->size() + right.string->size());
@@ -66,14 +73,16 @@ Value Interpreter::binary(Op op, const Value& left, const Value& right) {
     const std::vector<Value> values = right.is(Kind::kTuple) ? right.list->items : std::vector<Value>{right};
     return string(percent_format(*this, left.text(), values));
   }
-  fail("text.template_types", {{"operation", std::string(sign)}, {"types", std::string(type_name(left)) + ", " + std::string(type_name(right))}});
+  fail("text.template_types", {{"operation", std::string(sign)},
+                               {"types", std::string(type_name(left)) + ", " + std::string(type_name(right))}});
 }
 
 Value Interpreter::repeated(const Value& value, std::int64_t times) {
   if (times <= 0) return value.is(Kind::kString) ? string("") : heap_.list({}, value.kind);
   const std::size_t size = value.is(Kind::kString) ? value.string->size() : value.list->items.size() * sizeof(Value);
   std::size_t total = 0;
-  if (__builtin_mul_overflow(size, static_cast<std::size_t>(times), &total)) total = std::numeric_limits<std::size_t>::max() / 2;
+  if (__builtin_mul_overflow(size, static_cast<std::size_t>(times), &total))
+    total = std::numeric_limits<std::size_t>::max() / 2;
   heap_.charge(total);
   if (size == 0) return value;
   if (value.is(Kind::kString)) {
@@ -89,16 +98,23 @@ Value Interpreter::repeated(const Value& value, std::int64_t times) {
 
 Value Interpreter::arithmetic(Op op, std::string_view sign, const Value& left, const Value& right) {
   const bool reals = left.is(Kind::kFloat) || right.is(Kind::kFloat);
-  if ((op == Op::kDivide || op == Op::kFloorDivide || op == Op::kModulo) && real(right) == 0) fail("text.template_zero", {{"operation", std::string(sign)}});
+  if ((op == Op::kDivide || op == Op::kFloorDivide || op == Op::kModulo) && real(right) == 0)
+    fail("text.template_zero", {{"operation", std::string(sign)}});
   if (reals || op == Op::kDivide || (op == Op::kPower && whole(right) < 0)) {
     const double a = real(left), b = real(right);
     switch (op) {
-      case Op::kAdd: return number(a + b);
-      case Op::kSubtract: return number(a - b);
-      case Op::kMultiply: return number(a * b);
-      case Op::kDivide: return number(a / b);
-      case Op::kFloorDivide: return number(std::floor(a / b));
-      case Op::kModulo: return number(a - b * std::floor(a / b));
+      case Op::kAdd:
+        return number(a + b);
+      case Op::kSubtract:
+        return number(a - b);
+      case Op::kMultiply:
+        return number(a * b);
+      case Op::kDivide:
+        return number(a / b);
+      case Op::kFloorDivide:
+        return number(std::floor(a / b));
+      case Op::kModulo:
+        return number(a - b * std::floor(a / b));
       default:
         if (a == 0 && b < 0) fail("text.template_zero", {{"operation", "**"}});
         return number(std::pow(a, b));
@@ -108,17 +124,30 @@ Value Interpreter::arithmetic(Op op, std::string_view sign, const Value& left, c
   std::int64_t out = 0;
   bool overflow = false;
   switch (op) {
-    case Op::kAdd: overflow = __builtin_add_overflow(a, b, &out); break;
-    case Op::kSubtract: overflow = __builtin_sub_overflow(a, b, &out); break;
-    case Op::kMultiply: overflow = __builtin_mul_overflow(a, b, &out); break;
-    case Op::kFloorDivide:
-      if (b == -1) overflow = __builtin_sub_overflow(std::int64_t{0}, a, &out);
-      else out = floor_divide(a, b);
+    case Op::kAdd:
+      overflow = __builtin_add_overflow(a, b, &out);
       break;
-    case Op::kModulo: out = b == -1 ? 0 : a - floor_divide(a, b) * b; break;
-    default: overflow = !power(a, b, out); break;
+    case Op::kSubtract:
+      overflow = __builtin_sub_overflow(a, b, &out);
+      break;
+    case Op::kMultiply:
+      overflow = __builtin_mul_overflow(a, b, &out);
+      break;
+    case Op::kFloorDivide:
+      if (b == -1)
+        overflow = __builtin_sub_overflow(std::int64_t{0}, a, &out);
+      else
+        out = floor_divide(a, b);
+      break;
+    case Op::kModulo:
+      out = b == -1 ? 0 : a - floor_divide(a, b) * b;
+      break;
+    default:
+      overflow = !power(a, b, out);
+      break;
   }
-  if (overflow) fail("text.template_number", {{"number", std::to_string(a) + " " + std::string(sign) + " " + std::to_string(b)}});
+  if (overflow)
+    fail("text.template_number", {{"number", std::to_string(a) + " " + std::string(sign) + " " + std::to_string(b)}});
   return integer(out);
 }
 
@@ -144,8 +173,9 @@ bool Interpreter::compares(std::string_view op, const Value& left, const Value& 
   if (op == "in") return contains(right, left);
   if (op == "not in") return !contains(right, left);
   for (const Value* side : {&left, &right})
-    if (side->is(Kind::kUndefined)) fail("text.template_undefined", {{"name", side->string != nullptr ? printable(*side->string) : ""}});
-  if ((left.is(Kind::kFloat) && std::isnan(left.number)) || (right.is(Kind::kFloat) && std::isnan(right.number))) return false;
+    if (side->is(Kind::kUndefined)) undefined(*side);
+  if ((left.is(Kind::kFloat) && std::isnan(left.number)) || (right.is(Kind::kFloat) && std::isnan(right.number)))
+    return false;
   const int order = compare(left, right, heap_);
   if (op == "<") return order < 0;
   if (op == "<=") return order <= 0;
@@ -173,7 +203,8 @@ Value range(Interpreter& in, Arguments& arguments) {
   }
   if (bounds.empty() || bounds.size() > 3 || (bounds.size() == 3 && bounds[2] == 0)) arguments.fail();
   arguments.done();
-  const std::int64_t start = bounds.size() > 1 ? bounds[0] : 0, end = bounds[bounds.size() > 1], step = bounds.size() > 2 ? bounds[2] : 1;
+  const std::int64_t start = bounds.size() > 1 ? bounds[0] : 0, end = bounds[bounds.size() > 1],
+                     step = bounds.size() > 2 ? bounds[2] : 1;
   constexpr std::size_t kMaxRange = 100'000;  // as Jinja's sandbox
   std::vector<Value> items;
   for (std::int64_t i = start; step > 0 ? i < end : i > end;) {

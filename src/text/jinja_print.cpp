@@ -24,14 +24,22 @@ std::string string_repr(std::string_view text) {
   for (std::size_t i = 0; i < text.size();) {
     const std::size_t start = i;
     const char32_t c = next_char(text, i);
-    if (c == static_cast<char32_t>(quote) || c == '\\') out += {'\\', static_cast<char>(c)};
-    else if (c == '\n') out += "\\n";
-    else if (c == '\r') out += "\\r";
-    else if (c == '\t') out += "\\t";
-    else if (is_printable(c)) out += text.substr(start, i - start);
-    else if (c < 0x100) out += fmt::format("\\x{:02x}", static_cast<unsigned>(c));
-    else if (c < 0x10000) out += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
-    else out += fmt::format("\\U{:08x}", static_cast<unsigned>(c));
+    if (c == static_cast<char32_t>(quote) || c == '\\')
+      out += {'\\', static_cast<char>(c)};
+    else if (c == '\n')
+      out += "\\n";
+    else if (c == '\r')
+      out += "\\r";
+    else if (c == '\t')
+      out += "\\t";
+    else if (is_printable(c))
+      out += text.substr(start, i - start);
+    else if (c < 0x100)
+      out += fmt::format("\\x{:02x}", static_cast<unsigned>(c));
+    else if (c < 0x10000)
+      out += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
+    else
+      out += fmt::format("\\U{:08x}", static_cast<unsigned>(c));
   }
   return out + quote;
 }
@@ -42,14 +50,29 @@ void append_json_string(std::string& out, std::string_view text, bool ascii) {
     const std::size_t start = i;
     const char32_t c = next_char(text, i);
     switch (c) {
-      case '"': out += "\\\""; continue;
-      case '\\': out += "\\\\"; continue;
-      case '\n': out += "\\n"; continue;
-      case '\r': out += "\\r"; continue;
-      case '\t': out += "\\t"; continue;
-      case '\b': out += "\\b"; continue;
-      case '\f': out += "\\f"; continue;
-      default: break;
+      case '"':
+        out += "\\\"";
+        continue;
+      case '\\':
+        out += "\\\\";
+        continue;
+      case '\n':
+        out += "\\n";
+        continue;
+      case '\r':
+        out += "\\r";
+        continue;
+      case '\t':
+        out += "\\t";
+        continue;
+      case '\b':
+        out += "\\b";
+        continue;
+      case '\f':
+        out += "\\f";
+        continue;
+      default:
+        break;
     }
     if (c < 0x20 || (ascii && c >= 0x7f && c < 0x10000 && c != 0x7f)) {
       out += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
@@ -71,18 +94,31 @@ class JsonWriter {
     check_value_depth(depth, heap_);
     heap_.step();
     switch (value.kind) {
-      case Kind::kNone: out += "null"; break;
-      case Kind::kBool: out += value.boolean ? "true" : "false"; break;
-      case Kind::kInt: out += std::to_string(value.integer); break;
-      case Kind::kFloat: out += json_float(value.number); break;
+      case Kind::kNone:
+        out += "null";
+        break;
+      case Kind::kBool:
+        out += value.boolean ? "true" : "false";
+        break;
+      case Kind::kInt:
+        out += std::to_string(value.integer);
+        break;
+      case Kind::kFloat:
+        out += json_float(value.number);
+        break;
       case Kind::kString:
         heap_.charge(value.string->size());
         append_json_string(out, value.text(), style_.ascii);
         break;
       case Kind::kList:
-      case Kind::kTuple: write_list(value, depth); break;
-      case Kind::kDict: write_dict(value, depth); break;
-      default: stop("text.template_not_json", heap_.line, {{"type", std::string(type_name(value))}});
+      case Kind::kTuple:
+        write_list(value, depth);
+        break;
+      case Kind::kDict:
+        write_dict(value, depth);
+        break;
+      default:
+        stop("text.template_not_json", heap_.line, {{"type", std::string(type_name(value))}});
     }
   }
   std::string out;
@@ -112,18 +148,25 @@ class JsonWriter {
   }
   std::string key_text(const Value& key) const {
     switch (key.kind) {
-      case Kind::kString: return *key.string;
-      case Kind::kNone: return "null";
-      case Kind::kBool: return key.boolean ? "true" : "false";
-      case Kind::kInt: return std::to_string(key.integer);
-      case Kind::kFloat: return json_float(key.number);
-      default: stop("text.template_not_json", heap_.line, {{"type", std::string(type_name(key))}});
+      case Kind::kString:
+        return *key.string;
+      case Kind::kNone:
+        return "null";
+      case Kind::kBool:
+        return key.boolean ? "true" : "false";
+      case Kind::kInt:
+        return std::to_string(key.integer);
+      case Kind::kFloat:
+        return json_float(key.number);
+      default:
+        stop("text.template_not_json", heap_.line, {{"type", std::string(type_name(key))}});
     }
   }
   void write_dict(const Value& value, int depth) {
     auto items = value.dict->items;
     if (style_.sort_keys)
-      std::stable_sort(items.begin(), items.end(), [&](const auto& a, const auto& b) { return compare(a.first, b.first, heap_) < 0; });
+      std::stable_sort(items.begin(), items.end(),
+                       [&](const auto& a, const auto& b) { return compare(a.first, b.first, heap_) < 0; });
     out += '{';
     bool first = true;
     for (const auto& [key, item] : items) {
@@ -158,11 +201,21 @@ void append_repr(std::string& out, const Value& value, Heap& heap, int depth) {
   check_value_depth(depth, heap);
   heap.step();
   switch (value.kind) {
-    case Kind::kUndefined: out += "Undefined"; break;
-    case Kind::kNone: out += "None"; break;
-    case Kind::kBool: out += value.boolean ? "True" : "False"; break;
-    case Kind::kInt: out += std::to_string(value.integer); break;
-    case Kind::kFloat: out += float_text(value.number); break;
+    case Kind::kUndefined:
+      out += "Undefined";
+      break;
+    case Kind::kNone:
+      out += "None";
+      break;
+    case Kind::kBool:
+      out += value.boolean ? "True" : "False";
+      break;
+    case Kind::kInt:
+      out += std::to_string(value.integer);
+      break;
+    case Kind::kFloat:
+      out += float_text(value.number);
+      break;
     case Kind::kString:
       heap.charge(value.string->size());
       out += string_repr(value.text());
@@ -194,7 +247,8 @@ void append_repr(std::string& out, const Value& value, Heap& heap, int depth) {
       out += plain ? "}" : "}>";
       break;
     }
-    default: stop("text.template_types", heap.line, {{"operation", "{{ }}"}, {"types", std::string(type_name(value))}});
+    default:
+      stop("text.template_types", heap.line, {{"operation", "{{ }}"}, {"types", std::string(type_name(value))}});
   }
 }
 

@@ -14,7 +14,9 @@ bool remainder_is(Interpreter& in, const Value& value, std::int64_t divisor, std
   const Value rest = in.binary(Op::kModulo, value, integer(divisor));
   return equal(rest, integer(wanted), in.heap());
 }
-int order(Interpreter& in, const Value& value, Arguments& arguments) { return compare(value, arguments.required("other"), in.heap()); }
+int order(Interpreter& in, const Value& value, Arguments& arguments) {
+  return compare(value, arguments.required("other"), in.heap());
+}
 
 constexpr std::pair<std::string_view, TestFunction> kTests[] = {
     {"defined", [](Interpreter&, const Value& v, Arguments&) { return !v.is(Kind::kUndefined); }},
@@ -28,12 +30,22 @@ constexpr std::pair<std::string_view, TestFunction> kTests[] = {
     {"number", [](Interpreter&, const Value& v, Arguments&) { return v.is_number(); }},
     {"string", [](Interpreter&, const Value& v, Arguments&) { return v.is(Kind::kString); }},
     {"mapping", [](Interpreter&, const Value& v, Arguments&) { return v.is(Kind::kDict); }},
-    {"iterable", [](Interpreter&, const Value& v, Arguments&) { return v.is_sequence() || v.is(Kind::kString) || v.is(Kind::kDict) || v.is(Kind::kUndefined) || v.is(Kind::kLoop); }},
-    {"sequence", [](Interpreter&, const Value& v, Arguments&) { return v.is(Kind::kList) || v.is(Kind::kTuple) || v.is(Kind::kString) || v.is(Kind::kDict) || v.is(Kind::kUndefined); }},
-    {"callable", [](Interpreter&, const Value& v, Arguments&) { return v.is(Kind::kFunction) || v.is(Kind::kLoop); }},
+    {"iterable",
+     [](Interpreter&, const Value& v, Arguments&) {
+       return v.is_sequence() || v.is(Kind::kString) || v.is(Kind::kDict) || v.is(Kind::kUndefined) ||
+              v.is(Kind::kLoop);
+     }},
+    {"sequence",
+     [](Interpreter&, const Value& v, Arguments&) {
+       return v.is(Kind::kList) || v.is(Kind::kTuple) || v.is(Kind::kString) || v.is(Kind::kDict) ||
+              v.is(Kind::kUndefined);
+     }},
+    {"callable", [](Interpreter&, const Value& v,
+                    Arguments&) { return v.is(Kind::kFunction) || v.is(Kind::kLoop) || v.is(Kind::kUndefined); }},
     {"odd", [](Interpreter& in, const Value& v, Arguments&) { return remainder_is(in, v, 2, 1); }},
     {"even", [](Interpreter& in, const Value& v, Arguments&) { return remainder_is(in, v, 2, 0); }},
-    {"divisibleby", [](Interpreter& in, const Value& v, Arguments& a) { return remainder_is(in, v, a.integer("num", 0), 0); }},
+    {"divisibleby",
+     [](Interpreter& in, const Value& v, Arguments& a) { return remainder_is(in, v, a.integer("num", 0), 0); }},
     {"lower", [](Interpreter& in, const Value& v, Arguments&) { return is_all(in.text_of(v), Class::kLower); }},
     {"upper", [](Interpreter& in, const Value& v, Arguments&) { return is_all(in.text_of(v), Class::kUpper); }},
     {"in", [](Interpreter& in, const Value& v, Arguments& a) { return in.contains(a.required("seq"), v); }},
@@ -45,11 +57,14 @@ constexpr std::pair<std::string_view, TestFunction> kTests[] = {
     {"ge", [](Interpreter& in, const Value& v, Arguments& a) { return order(in, v, a) >= 0; }},
     {"sameas", [](Interpreter& in, const Value& v, Arguments& a) {
        const Value other = a.required("other");
-       return v.kind == other.kind && (v.is_sequence() || v.is(Kind::kDict) || v.is(Kind::kNamespace) ? v.list == other.list : equal(v, other, in.heap()));
+       return v.kind == other.kind &&
+              (v.is_sequence() || v.is(Kind::kDict) || v.is(Kind::kNamespace) ? v.list == other.list
+                                                                              : equal(v, other, in.heap()));
      }}};
 
 constexpr std::pair<std::string_view, std::string_view> kAliases[] = {
-    {"==", "eq"}, {"equalto", "eq"}, {"!=", "ne"}, {"<", "lt"}, {"lessthan", "lt"}, {"<=", "le"}, {">", "gt"}, {"greaterthan", "gt"}, {">=", "ge"}};
+    {"==", "eq"}, {"equalto", "eq"}, {"!=", "ne"},          {"<", "lt"}, {"lessthan", "lt"},
+    {"<=", "le"}, {">", "gt"},       {"greaterthan", "gt"}, {">=", "ge"}};
 
 }  // namespace
 

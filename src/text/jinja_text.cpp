@@ -21,7 +21,8 @@ bool is_letter(char32_t c) {
 
 bool is_python_space(char32_t c) { return is_white_space(c) || (c >= 0x1c && c <= 0x1f); }
 
-std::string_view python_strip(std::string_view text, const std::optional<std::string_view>& chars, bool left, bool right) {
+std::string_view python_strip(std::string_view text, const std::optional<std::string_view>& chars, bool left,
+                              bool right) {
   const auto drop = [&](char32_t c) {
     if (!chars) return is_python_space(c);
     for (std::size_t i = 0; i < chars->size();)
@@ -48,8 +49,10 @@ std::string upper(std::string_view text) {
   std::string out;
   for (std::size_t i = 0; i < text.size();) {
     const char32_t c = next_char(text, i);
-    if (c == 0xdf) out += "SS";  // the one letter in common use that grows
-    else append_utf8(out, upper_of(c));
+    if (c == 0xdf)
+      out += "SS";  // the one letter in common use that grows
+    else
+      append_utf8(out, upper_of(c));
   }
   return out;
 }
@@ -76,7 +79,8 @@ std::string titled(std::string_view text, bool jinja) {
   return out;
 }
 
-std::vector<std::string_view> python_split(std::string_view text, const std::optional<std::string_view>& separator, std::int64_t max_splits, bool from_right) {
+std::vector<std::string_view> python_split(std::string_view text, const std::optional<std::string_view>& separator,
+                                           std::int64_t max_splits, bool from_right) {
   std::vector<std::string_view> parts;
   const auto full = [&] { return max_splits >= 0 && static_cast<std::int64_t>(parts.size()) >= max_splits; };
   if (separator) {
@@ -176,10 +180,18 @@ bool is_all(std::string_view text, Class wanted) {
     const auto kind = utf8proc_category(static_cast<utf8proc_int32_t>(c));
     const bool digit = kind == UTF8PROC_CATEGORY_ND || c == 0xb2 || c == 0xb3 || c == 0xb9;
     switch (wanted) {
-      case Class::kDigit: any = digit; break;
-      case Class::kAlpha: any = is_letter(c); break;
-      case Class::kAlnum: any = is_letter(c) || is_numeric(c); break;
-      case Class::kSpace: any = is_python_space(c); break;
+      case Class::kDigit:
+        any = digit;
+        break;
+      case Class::kAlpha:
+        any = is_letter(c);
+        break;
+      case Class::kAlnum:
+        any = is_letter(c) || is_numeric(c);
+        break;
+      case Class::kSpace:
+        any = is_python_space(c);
+        break;
       case Class::kUpper:
         if (kind == UTF8PROC_CATEGORY_LL || kind == UTF8PROC_CATEGORY_LT) return false;
         any |= kind == UTF8PROC_CATEGORY_LU;

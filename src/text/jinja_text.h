@@ -12,7 +12,8 @@ bool is_python_space(char32_t c);
 std::string_view python_lstrip(std::string_view text);
 std::string_view python_rstrip(std::string_view text);
 /// Without any of `chars` at the left and right ends, as wanted; blanks when `chars` is absent.
-std::string_view python_strip(std::string_view text, const std::optional<std::string_view>& chars, bool left, bool right);
+std::string_view python_strip(std::string_view text, const std::optional<std::string_view>& chars, bool left,
+                              bool right);
 
 std::string upper(std::string_view text);
 std::string lower(std::string_view text);
@@ -22,7 +23,8 @@ std::string capitalized(std::string_view text);
 std::string titled(std::string_view text, bool jinja);
 
 /// Parts between `separator`, or between runs of blanks when absent; at most `max_splits` cuts unless negative.
-std::vector<std::string_view> python_split(std::string_view text, const std::optional<std::string_view>& separator, std::int64_t max_splits, bool from_right);
+std::vector<std::string_view> python_split(std::string_view text, const std::optional<std::string_view>& separator,
+                                           std::int64_t max_splits, bool from_right);
 std::vector<std::string_view> split_lines(std::string_view text, bool keep_ends);
 std::string replaced(std::string_view text, std::string_view old, std::string_view by, std::int64_t max_count);
 

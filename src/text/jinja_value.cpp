@@ -48,7 +48,8 @@ const Value* Dict::find(std::string_view key) const {
   }
   const std::size_t hash = std::hash<std::string_view>{}(key);
   const auto sorted_end = index_.begin() + static_cast<std::ptrdiff_t>(sorted_);
-  for (auto it = std::lower_bound(index_.begin(), sorted_end, std::pair<std::size_t, std::size_t>{hash, 0}); it != sorted_end && it->first == hash; ++it)
+  for (auto it = std::lower_bound(index_.begin(), sorted_end, std::pair<std::size_t, std::size_t>{hash, 0});
+       it != sorted_end && it->first == hash; ++it)
     if (items[it->second].first.text() == key) return &items[it->second].second;
   for (auto it = sorted_end; it != index_.end(); ++it)
     if (it->first == hash && items[it->second].first.text() == key) return &items[it->second].second;
@@ -121,15 +122,20 @@ Value Heap::undefined(std::string_view name) {
 
 Value Heap::from_json(const Json& json) {
   switch (json.type()) {
-    case Json::value_t::boolean: return boolean(json.get<bool>());
-    case Json::value_t::number_integer: return integer(json.get<std::int64_t>());
+    case Json::value_t::boolean:
+      return boolean(json.get<bool>());
+    case Json::value_t::number_integer:
+      return integer(json.get<std::int64_t>());
     case Json::value_t::number_unsigned: {
       const auto u = json.get<std::uint64_t>();
-      if (u > static_cast<std::uint64_t>(INT64_MAX)) stop("text.template_number", line, {{"number", std::to_string(u)}});
+      if (u > static_cast<std::uint64_t>(INT64_MAX))
+        stop("text.template_number", line, {{"number", std::to_string(u)}});
       return integer(static_cast<std::int64_t>(u));
     }
-    case Json::value_t::number_float: return number(json.get<double>());
-    case Json::value_t::string: return string(json.get<std::string>());
+    case Json::value_t::number_float:
+      return number(json.get<double>());
+    case Json::value_t::string:
+      return string(json.get<std::string>());
     case Json::value_t::array: {
       std::vector<Value> items;
       for (const Json& item : json) items.push_back(from_json(item));
@@ -142,25 +148,39 @@ Value Heap::from_json(const Json& json) {
       }
       return value;
     }
-    default: return none();
+    default:
+      return none();
   }
 }
 
 std::string_view type_name(const Value& value) {
   switch (value.kind) {
-    case Kind::kUndefined: return "undefined";
-    case Kind::kNone: return "none";
-    case Kind::kBool: return "bool";
-    case Kind::kInt: return "int";
-    case Kind::kFloat: return "float";
-    case Kind::kString: return "str";
-    case Kind::kList: return "list";
-    case Kind::kTuple: return "tuple";
-    case Kind::kGenerator: return "generator";
-    case Kind::kDict: return "dict";
-    case Kind::kNamespace: return "namespace";
-    case Kind::kLoop: return "loop";
-    case Kind::kFunction: return "function";
+    case Kind::kUndefined:
+      return "undefined";
+    case Kind::kNone:
+      return "none";
+    case Kind::kBool:
+      return "bool";
+    case Kind::kInt:
+      return "int";
+    case Kind::kFloat:
+      return "float";
+    case Kind::kString:
+      return "str";
+    case Kind::kList:
+      return "list";
+    case Kind::kTuple:
+      return "tuple";
+    case Kind::kGenerator:
+      return "generator";
+    case Kind::kDict:
+      return "dict";
+    case Kind::kNamespace:
+      return "namespace";
+    case Kind::kLoop:
+      return "loop";
+    case Kind::kFunction:
+      return "function";
   }
   return "";
 }
@@ -168,15 +188,23 @@ std::string_view type_name(const Value& value) {
 bool truth(const Value& value) {
   switch (value.kind) {
     case Kind::kUndefined:
-    case Kind::kNone: return false;
-    case Kind::kBool: return value.boolean;
-    case Kind::kInt: return value.integer != 0;
-    case Kind::kFloat: return value.number != 0;
-    case Kind::kString: return !value.string->empty();
+    case Kind::kNone:
+      return false;
+    case Kind::kBool:
+      return value.boolean;
+    case Kind::kInt:
+      return value.integer != 0;
+    case Kind::kFloat:
+      return value.number != 0;
+    case Kind::kString:
+      return !value.string->empty();
     case Kind::kList:
-    case Kind::kTuple: return !value.list->items.empty();
-    case Kind::kDict: return !value.dict->items.empty();
-    default: return true;
+    case Kind::kTuple:
+      return !value.list->items.empty();
+    case Kind::kDict:
+      return !value.dict->items.empty();
+    default:
+      return true;
   }
 }
 
@@ -203,8 +231,10 @@ bool equal(const Value& a, const Value& b, Heap& heap, int depth) {
   if (a.kind != b.kind) return false;
   switch (a.kind) {
     case Kind::kUndefined:
-    case Kind::kNone: return true;
-    case Kind::kString: return *a.string == *b.string;
+    case Kind::kNone:
+      return true;
+    case Kind::kString:
+      return *a.string == *b.string;
     case Kind::kList:
     case Kind::kTuple: {
       if (a.list == b.list) return true;
@@ -222,7 +252,8 @@ bool equal(const Value& a, const Value& b, Heap& heap, int depth) {
       }
       return true;
     }
-    default: return a.string == b.string;  // the same object
+    default:
+      return a.string == b.string;  // the same object
   }
 }
 
@@ -240,15 +271,19 @@ int compare(const Value& a, const Value& b, Heap& heap, int depth) {
       if (!equal(x[i], y[i], heap, depth + 1)) return compare(x[i], y[i], heap, depth + 1);
     return x.size() < y.size() ? -1 : x.size() > y.size();
   }
-  stop("text.template_types", heap.line, {{"operation", "<"}, {"types", std::string(type_name(a)) + ", " + std::string(type_name(b))}});
+  stop("text.template_types", heap.line,
+       {{"operation", "<"}, {"types", std::string(type_name(a)) + ", " + std::string(type_name(b))}});
 }
 
 std::vector<Value> items_of(const Value& value, Heap& heap) {
   std::vector<Value> out;
   switch (value.kind) {
-    case Kind::kUndefined: break;
+    case Kind::kUndefined:
+      break;
     case Kind::kList:
-    case Kind::kTuple: out = value.list->items; break;
+    case Kind::kTuple:
+      out = value.list->items;
+      break;
     case Kind::kGenerator:
       if (!std::exchange(value.list->consumed, true)) out = value.list->items;
       break;
@@ -262,7 +297,8 @@ std::vector<Value> items_of(const Value& value, Heap& heap) {
         out.push_back(heap.string(value.string->substr(start, i - start)));
       }
       break;
-    default: stop("text.template_not_iterable", heap.line, {{"type", std::string(type_name(value))}});
+    default:
+      stop("text.template_not_iterable", heap.line, {{"type", std::string(type_name(value))}});
   }
   heap.charge(out.size() * sizeof(Value));
   heap.step(out.size());

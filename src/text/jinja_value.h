@@ -1,5 +1,5 @@
-// Values of the template language: Python's, as far as chat templates see them. Inside this room only: a failure is thrown as
-// TemplateFailure and caught where the template is parsed or rendered (chat_template.cpp).
+// Values of the template language: Python's, as far as chat templates see them. Inside this room only: a failure is
+// thrown as TemplateFailure and caught where the template is parsed or rendered (chat_template.cpp).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -21,7 +21,19 @@ struct TemplateFailure {
 [[noreturn]] void stop(std::string_view key, int line, ErrorArgs args = {}, ErrorKind kind = ErrorKind::kInput);
 
 enum class Kind : std::uint8_t {
-  kUndefined, kNone, kBool, kInt, kFloat, kString, kList, kTuple, kGenerator, kDict, kNamespace, kLoop, kFunction
+  kUndefined,
+  kNone,
+  kBool,
+  kInt,
+  kFloat,
+  kString,
+  kList,
+  kTuple,
+  kGenerator,
+  kDict,
+  kNamespace,
+  kLoop,
+  kFunction
 };
 
 class Heap;

@@ -17,11 +17,13 @@ int hex_value(char c) {
 }  // namespace
 
 tl::unexpected<Error> JsonCursor::expected(std::string_view what) const {
-  return fail("text.json_expected", {{"what", std::string(what_)}, {"expected", std::string(what)}, {"byte", std::to_string(at_)}});
+  return fail("text.json_expected",
+              {{"what", std::string(what_)}, {"expected", std::string(what)}, {"byte", std::to_string(at_)}});
 }
 
 char JsonCursor::peek() {
-  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) ++at_;
+  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t'))
+    ++at_;
   return at_ < text_.size() ? text_[at_] : '\0';
 }
 
@@ -54,8 +56,10 @@ Status JsonCursor::skip_string() {
       ++at_;
       return {};
     }
-    if (c == '\\') ++at_;
-    else if (static_cast<unsigned char>(c) < 0x20) break;
+    if (c == '\\')
+      ++at_;
+    else if (static_cast<unsigned char>(c) < 0x20)
+      break;
   }
   return expected("\"");
 }
@@ -94,7 +98,9 @@ Status JsonCursor::escape() {
 Result<std::string_view> JsonCursor::string() {
   FATHOM_TRY_VOID(expect('"'));
   const std::size_t start = at_;
-  while (at_ < text_.size() && text_[at_] != '"' && text_[at_] != '\\' && static_cast<unsigned char>(text_[at_]) >= 0x20) ++at_;
+  while (at_ < text_.size() && text_[at_] != '"' && text_[at_] != '\\' &&
+         static_cast<unsigned char>(text_[at_]) >= 0x20)
+    ++at_;
   if (at_ < text_.size() && text_[at_] == '"') return text_.substr(start, at_++ - start);
   unescaped_ = text_.substr(start, at_ - start);
   while (at_ < text_.size()) {
@@ -102,8 +108,10 @@ Result<std::string_view> JsonCursor::string() {
     if (static_cast<unsigned char>(c) < 0x20) break;
     ++at_;
     if (c == '"') return std::string_view(unescaped_);
-    if (c == '\\') FATHOM_TRY_VOID(escape());
-    else unescaped_ += c;
+    if (c == '\\')
+      FATHOM_TRY_VOID(escape());
+    else
+      unescaped_ += c;
   }
   return expected("\"");
 }
@@ -114,9 +122,11 @@ Result<std::int64_t> JsonCursor::integer() {
   std::int64_t value = 0;
   const std::size_t digits = i;
   for (; i < text_.size() && text_[i] >= '0' && text_[i] <= '9'; ++i)
-    if (__builtin_mul_overflow(value, 10, &value) || __builtin_add_overflow(value, text_[i] - '0', &value)) return expected("int64");
+    if (__builtin_mul_overflow(value, 10, &value) || __builtin_add_overflow(value, text_[i] - '0', &value))
+      return expected("int64");
   const char next = i < text_.size() ? text_[i] : '\0';
-  if (i == digits || (text_[digits] == '0' && i > digits + 1) || next == '.' || next == 'e' || next == 'E') return expected("integer");
+  if (i == digits || (text_[digits] == '0' && i > digits + 1) || next == '.' || next == 'e' || next == 'E')
+    return expected("integer");
   at_ = i;
   return negative ? -value : value;
 }
@@ -132,7 +142,8 @@ Result<std::string_view> JsonCursor::value() {
     if (c == '"') {
       FATHOM_TRY_VOID(skip_string());
     } else if (c == '[' || c == '{') {
-      if (++depth > kMaxDepth) return fail("text.json_too_deep", {{"what", std::string(what_)}, {"limit", std::to_string(kMaxDepth)}});
+      if (++depth > kMaxDepth)
+        return fail("text.json_too_deep", {{"what", std::string(what_)}, {"limit", std::to_string(kMaxDepth)}});
     } else if (c == ']' || c == '}') {
       if (--depth < 0) return expected("value");
     } else if (depth == 0) {  // a bare number or word: up to whatever ends it

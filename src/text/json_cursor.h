@@ -1,4 +1,5 @@
-// A strict forward reader of JSON for files too large for a tree: a vocabulary of 250,000 keys costs one pass and no nodes.
+// A strict forward reader of JSON for files too large for a tree: a vocabulary of 250,000 keys costs one pass and no
+// nodes.
 #pragma once
 #include <cstdint>
 #include <string>

@@ -16,7 +16,8 @@ constexpr std::string_view kKnown = "NFC, NFD, NFKC, NFKD, Lowercase, Replace, P
 constexpr std::size_t kMaxBytes = std::size_t{1} << 30;
 
 Status check_size(std::size_t bytes) {
-  if (bytes > kMaxBytes) return fail("text.too_long", {{"size", format_bytes(bytes)}, {"limit", format_bytes(kMaxBytes)}});
+  if (bytes > kMaxBytes)
+    return fail("text.too_long", {{"size", format_bytes(bytes)}, {"limit", format_bytes(kMaxBytes)}});
   return {};
 }
 
@@ -37,11 +38,13 @@ void strip(std::string& text, bool left, bool right) {
 
 }  // namespace
 
-Result<std::string> replace_all(std::string_view text, const Regex& pattern, std::string_view replacement, RegexScratch& scratch) {
+Result<std::string> replace_all(std::string_view text, const Regex& pattern, std::string_view replacement,
+                                RegexScratch& scratch) {
   std::vector<Span> matches;
   FATHOM_TRY_VOID(pattern.find_all(text, scratch, matches));
   std::uint64_t grown = 0;
-  if (!checked_mul(matches.size(), replacement.size(), grown) || !checked_add(grown, text.size(), grown)) grown = ~std::uint64_t{0};
+  if (!checked_mul(matches.size(), replacement.size(), grown) || !checked_add(grown, text.size(), grown))
+    grown = ~std::uint64_t{0};
   FATHOM_TRY_VOID(check_size(grown));
   std::string out;
   out.reserve(grown);
@@ -63,8 +66,12 @@ Result<Normalizer> Normalizer::from_json(const Json& node) {
 
 Status Normalizer::add(const Json& node) {
   FATHOM_TRY(const std::string type, type_of(node, kPart));
-  static constexpr std::pair<std::string_view, Kind> plain[] = {
-      {"NFC", Kind::kNfc}, {"NFD", Kind::kNfd}, {"NFKC", Kind::kNfkc}, {"NFKD", Kind::kNfkd}, {"Lowercase", Kind::kLowercase}, {"ByteLevel", Kind::kByteLevel}};
+  static constexpr std::pair<std::string_view, Kind> plain[] = {{"NFC", Kind::kNfc},
+                                                                {"NFD", Kind::kNfd},
+                                                                {"NFKC", Kind::kNfkc},
+                                                                {"NFKD", Kind::kNfkd},
+                                                                {"Lowercase", Kind::kLowercase},
+                                                                {"ByteLevel", Kind::kByteLevel}};
   for (const auto& [name, kind] : plain) {
     if (type != name) continue;
     steps_.push_back({kind, {}, {}});
@@ -93,12 +100,24 @@ Status Normalizer::add(const Json& node) {
 Status Normalizer::apply(std::string& text, RegexScratch& scratch) const {
   for (const Step& step : steps_) {
     switch (step.kind) {
-      case Kind::kNfc: text = normalized(text, NormalForm::kNfc); break;
-      case Kind::kNfd: text = normalized(text, NormalForm::kNfd); break;
-      case Kind::kNfkc: text = normalized(text, NormalForm::kNfkc); break;
-      case Kind::kNfkd: text = normalized(text, NormalForm::kNfkd); break;
-      case Kind::kLowercase: text = lowercased(text); break;
-      case Kind::kStrip: strip(text, step.left, step.right); break;
+      case Kind::kNfc:
+        text = normalized(text, NormalForm::kNfc);
+        break;
+      case Kind::kNfd:
+        text = normalized(text, NormalForm::kNfd);
+        break;
+      case Kind::kNfkc:
+        text = normalized(text, NormalForm::kNfkc);
+        break;
+      case Kind::kNfkd:
+        text = normalized(text, NormalForm::kNfkd);
+        break;
+      case Kind::kLowercase:
+        text = lowercased(text);
+        break;
+      case Kind::kStrip:
+        strip(text, step.left, step.right);
+        break;
       case Kind::kPrepend:
         if (!text.empty()) text.insert(0, step.text);
         break;

@@ -12,7 +12,8 @@ namespace fathom::text {
 class Normalizer {
  public:
   /// From the "normalizer" of a tokenizer.json; null leaves texts as they are.
-  /// Errors: text.unknown_type (NFC, NFD, NFKC, NFKD, Lowercase, Replace, Prepend, Strip, ByteLevel, Sequence are known), text.bad_field, those of Regex.
+  /// Errors: text.unknown_type (NFC, NFD, NFKC, NFKD, Lowercase, Replace, Prepend, Strip, ByteLevel, Sequence are
+  /// known), text.bad_field, those of Regex.
   static Result<Normalizer> from_json(const nlohmann::ordered_json& node);
   bool changes_nothing() const { return steps_.empty(); }
   /// Errors: text.regex_limit; text.too_long beyond 1 GiB.
@@ -22,8 +23,8 @@ class Normalizer {
   enum class Kind { kNfc, kNfd, kNfkc, kNfkd, kLowercase, kReplace, kPrepend, kStrip, kByteLevel };
   struct Step {
     Kind kind;
-    std::string text;         // kReplace: what comes instead; kPrepend: what comes first
-    Regex pattern;            // kReplace
+    std::string text;                  // kReplace: what comes instead; kPrepend: what comes first
+    Regex pattern;                     // kReplace
     bool left = false, right = false;  // kStrip
   };
   Status add(const nlohmann::ordered_json& node);
@@ -32,6 +33,7 @@ class Normalizer {
 };
 
 /// `text` with every match of `pattern` replaced. Errors: text.regex_limit; text.too_long beyond 1 GiB.
-Result<std::string> replace_all(std::string_view text, const Regex& pattern, std::string_view replacement, RegexScratch& scratch);
+Result<std::string> replace_all(std::string_view text, const Regex& pattern, std::string_view replacement,
+                                RegexScratch& scratch);
 
 }  // namespace fathom::text

@@ -17,7 +17,8 @@ Result<std::vector<std::int32_t>> ids_of(const Json& node, const std::string& na
   FATHOM_TRY(const Json* list, array_field(entry, kPart, "ids"));
   std::vector<std::int32_t> ids;
   for (const Json& id : *list) {
-    if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() > kMaxTokenId) return bad_field(kPart, "ids");
+    if (!id.is_number_integer() || id.get<std::int64_t>() < 0 || id.get<std::int64_t>() > kMaxTokenId)
+      return bad_field(kPart, "ids");
     ids.push_back(id.get<std::int32_t>());
   }
   return ids;

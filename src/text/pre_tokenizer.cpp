@@ -12,9 +12,11 @@ namespace fathom::text {
 namespace {
 
 constexpr std::string_view kPart = "pre_tokenizer";
-constexpr std::string_view kKnown = "Sequence, Split, ByteLevel, Digits, Punctuation, Whitespace, WhitespaceSplit, Metaspace";
+constexpr std::string_view kKnown =
+    "Sequence, Split, ByteLevel, Digits, Punctuation, Whitespace, WhitespaceSplit, Metaspace";
 // The expression of ByteLevel's use_regex, from GPT-2.
-constexpr std::string_view kGpt2Pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+constexpr std::string_view kGpt2Pattern =
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 // Every character of `text` that `is` accepts, as a match of its own.
 template <class Predicate>
@@ -32,8 +34,10 @@ void match_words(std::string_view text, std::vector<Span>& out) {
     const std::size_t start = i;
     const char32_t c = next_char(text, i);
     const int kind = is_word(c) ? 1 : is_white_space(c) ? 0 : 2;
-    if (kind != 0 && kind == previous) out.back().end = i;
-    else if (kind != 0) out.push_back({start, i});
+    if (kind != 0 && kind == previous)
+      out.back().end = i;
+    else if (kind != 0)
+      out.push_back({start, i});
     previous = kind;
   }
 }
@@ -80,8 +84,11 @@ Result<PreTokenizer::Behavior> PreTokenizer::behavior_field(const Json& node, bo
   if (!required && !node.contains("behavior")) return Behavior::kIsolated;
   FATHOM_TRY(const std::string name, string_field(node, kPart, "behavior"));
   static constexpr std::pair<std::string_view, Behavior> known[] = {
-      {"Isolated", Behavior::kIsolated}, {"Removed", Behavior::kRemoved}, {"Contiguous", Behavior::kContiguous},
-      {"MergedWithPrevious", Behavior::kMergedWithPrevious}, {"MergedWithNext", Behavior::kMergedWithNext}};
+      {"Isolated", Behavior::kIsolated},
+      {"Removed", Behavior::kRemoved},
+      {"Contiguous", Behavior::kContiguous},
+      {"MergedWithPrevious", Behavior::kMergedWithPrevious},
+      {"MergedWithNext", Behavior::kMergedWithNext}};
   for (const auto& [text, behavior] : known)
     if (name == text) return behavior;
   return bad_field(kPart, "behavior");
@@ -136,7 +143,8 @@ Status PreTokenizer::split(std::string& text, bool opens_input, Scratch& scratch
   return {};
 }
 
-Status PreTokenizer::run(const Step& step, std::string& text, bool opens_input, Scratch& scratch, std::vector<Span>& pieces) {
+Status PreTokenizer::run(const Step& step, std::string& text, bool opens_input, Scratch& scratch,
+                         std::vector<Span>& pieces) {
   if (step.kind == Kind::kPrefixSpace || step.kind == Kind::kByteLetters || step.kind == Kind::kMetaspace) {
     rewrite(step, text, opens_input, scratch, pieces);
     return {};
@@ -146,12 +154,23 @@ Status PreTokenizer::run(const Step& step, std::string& text, bool opens_input, 
     const std::string_view view = std::string_view(text).substr(piece.begin, piece.end - piece.begin);
     scratch.matches.clear();
     switch (step.kind) {
-      case Kind::kSplit: FATHOM_TRY_VOID(step.pattern.find_all(view, scratch.regex, scratch.matches)); break;
-      case Kind::kDigits: match_each(view, is_numeric, scratch.matches); break;
-      case Kind::kPunctuation: match_each(view, is_punctuation, scratch.matches); break;
-      case Kind::kWhitespaceSplit: match_each(view, is_white_space, scratch.matches); break;
-      case Kind::kWhitespace: match_words(view, scratch.matches); break;
-      default: FATHOM_CHECK(false, "rewriting steps are done above");
+      case Kind::kSplit:
+        FATHOM_TRY_VOID(step.pattern.find_all(view, scratch.regex, scratch.matches));
+        break;
+      case Kind::kDigits:
+        match_each(view, is_numeric, scratch.matches);
+        break;
+      case Kind::kPunctuation:
+        match_each(view, is_punctuation, scratch.matches);
+        break;
+      case Kind::kWhitespaceSplit:
+        match_each(view, is_white_space, scratch.matches);
+        break;
+      case Kind::kWhitespace:
+        match_words(view, scratch.matches);
+        break;
+      default:
+        FATHOM_CHECK(false, "rewriting steps are done above");
     }
     cut(view, piece, step, scratch.matches, scratch.next);
   }
@@ -160,7 +179,8 @@ Status PreTokenizer::run(const Step& step, std::string& text, bool opens_input, 
 }
 
 // Appends to `out` what `step` makes of a piece with these matches (relative to the piece).
-void PreTokenizer::cut(std::string_view text, Span piece, const Step& step, const std::vector<Span>& matches, std::vector<Span>& out) {
+void PreTokenizer::cut(std::string_view text, Span piece, const Step& step, const std::vector<Span>& matches,
+                       std::vector<Span>& out) {
   const std::size_t first = out.size();
   bool previous = false;  // whether the part before was a match
   // Parts come in order and cover the text; an empty match is a part, too, and separates its neighbours.
@@ -169,17 +189,25 @@ void PreTokenizer::cut(std::string_view text, Span piece, const Step& step, cons
     const Span span{piece.begin + begin, piece.begin + end};
     bool join = false;
     switch (step.behavior) {
-      case Behavior::kIsolated: break;
+      case Behavior::kIsolated:
+        break;
       case Behavior::kRemoved:
         if (match) return;
         break;
-      case Behavior::kContiguous: join = match == previous; break;
-      case Behavior::kMergedWithPrevious: join = match && !previous; break;
-      case Behavior::kMergedWithNext: break;  // below, from the end
+      case Behavior::kContiguous:
+        join = match == previous;
+        break;
+      case Behavior::kMergedWithPrevious:
+        join = match && !previous;
+        break;
+      case Behavior::kMergedWithNext:
+        break;  // below, from the end
     }
     previous = match;
-    if (join && out.size() > first) out.back().end = span.end;
-    else out.push_back(span);
+    if (join && out.size() > first)
+      out.back().end = span.end;
+    else
+      out.push_back(span);
   };
   std::vector<bool> is_match;
   const bool from_end = step.behavior == Behavior::kMergedWithNext;
@@ -202,17 +230,22 @@ void PreTokenizer::cut(std::string_view text, Span piece, const Step& step, cons
     bool next = false;
     for (std::size_t i = is_match.size(); i-- > 0;) {
       const Span span = out[first + i];
-      if (is_match[i] && !next && kept < out.size()) out[kept].begin = span.begin;
-      else out[--kept] = span;
+      if (is_match[i] && !next && kept < out.size())
+        out[kept].begin = span.begin;
+      else
+        out[--kept] = span;
       next = is_match[i];
     }
     out.erase(out.begin() + static_cast<std::ptrdiff_t>(first), out.begin() + static_cast<std::ptrdiff_t>(kept));
   }
-  out.erase(std::remove_if(out.begin() + static_cast<std::ptrdiff_t>(first), out.end(), [](const Span& s) { return s.begin == s.end; }), out.end());
+  out.erase(std::remove_if(out.begin() + static_cast<std::ptrdiff_t>(first), out.end(),
+                           [](const Span& s) { return s.begin == s.end; }),
+            out.end());
 }
 
 // Steps that change characters: the text is written anew, piece by piece.
-void PreTokenizer::rewrite(const Step& step, std::string& text, bool opens_input, Scratch& scratch, std::vector<Span>& pieces) {
+void PreTokenizer::rewrite(const Step& step, std::string& text, bool opens_input, Scratch& scratch,
+                           std::vector<Span>& pieces) {
   std::string& out = scratch.text;
   out.clear();
   out.reserve(text.size() + text.size() / 2 + pieces.size());
@@ -229,8 +262,10 @@ void PreTokenizer::rewrite(const Step& step, std::string& text, bool opens_input
       const bool wanted = step.prepend == Prepend::kAlways || (step.prepend == Prepend::kFirst && first);
       if (wanted && !view.starts_with(' ') && !view.starts_with(step.replacement)) out += step.replacement;
       for (const char c : view) {
-        if (c == ' ') out += step.replacement;
-        else out += c;
+        if (c == ' ')
+          out += step.replacement;
+        else
+          out += c;
       }
     }
     piece.end = out.size();

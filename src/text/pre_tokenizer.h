@@ -17,8 +17,9 @@ class PreTokenizer {
     std::string text;
   };
 
-  /// From the "pre_tokenizer" of a tokenizer.json; null leaves a text in one piece. Errors: text.unknown_type (Sequence, Split,
-  /// ByteLevel, Digits, Punctuation, Whitespace, WhitespaceSplit, Metaspace are known), text.bad_field, those of Regex.
+  /// From the "pre_tokenizer" of a tokenizer.json; null leaves a text in one piece. Errors: text.unknown_type
+  /// (Sequence, Split, ByteLevel, Digits, Punctuation, Whitespace, WhitespaceSplit, Metaspace are known),
+  /// text.bad_field, those of Regex.
   static Result<PreTokenizer> from_json(const nlohmann::ordered_json& node);
 
   /// Whether the last step is ByteLevel. It is then left out: pieces stay raw bytes, and the model reads them so.
@@ -28,16 +29,25 @@ class PreTokenizer {
   Status split(std::string& text, bool opens_input, Scratch& scratch, std::vector<Span>& pieces) const;
 
  private:
-  enum class Kind { kSplit, kPrefixSpace, kByteLetters, kDigits, kPunctuation, kWhitespace, kWhitespaceSplit, kMetaspace };
+  enum class Kind {
+    kSplit,
+    kPrefixSpace,
+    kByteLetters,
+    kDigits,
+    kPunctuation,
+    kWhitespace,
+    kWhitespaceSplit,
+    kMetaspace
+  };
   enum class Behavior { kIsolated, kRemoved, kMergedWithPrevious, kMergedWithNext, kContiguous };
   enum class Prepend { kFirst, kAlways, kNever };
   struct Step {
     Kind kind;
-    Regex pattern{};                        // kSplit
+    Regex pattern{};  // kSplit
     Behavior behavior = Behavior::kIsolated;
-    bool invert = false;                    // kSplit: what lies between matches is the match
-    std::string replacement{};              // kMetaspace: the character for a space
-    Prepend prepend = Prepend::kNever;      // kMetaspace
+    bool invert = false;                // kSplit: what lies between matches is the match
+    std::string replacement{};          // kMetaspace: the character for a space
+    Prepend prepend = Prepend::kNever;  // kMetaspace
   };
   Status add(const nlohmann::ordered_json& node);
   Status add_split(const nlohmann::ordered_json& node);
@@ -45,8 +55,10 @@ class PreTokenizer {
   Status add_metaspace(const nlohmann::ordered_json& node);
   static Result<Behavior> behavior_field(const nlohmann::ordered_json& node, bool required);
   static Status run(const Step& step, std::string& text, bool opens_input, Scratch& scratch, std::vector<Span>& pieces);
-  static void rewrite(const Step& step, std::string& text, bool opens_input, Scratch& scratch, std::vector<Span>& pieces);
-  static void cut(std::string_view text, Span piece, const Step& step, const std::vector<Span>& matches, std::vector<Span>& out);
+  static void rewrite(const Step& step, std::string& text, bool opens_input, Scratch& scratch,
+                      std::vector<Span>& pieces);
+  static void cut(std::string_view text, Span piece, const Step& step, const std::vector<Span>& matches,
+                  std::vector<Span>& out);
 
   std::vector<Step> steps_;
   bool pieces_are_bytes_ = false;

@@ -20,7 +20,9 @@ constexpr std::size_t kJitStackBytes = std::size_t{64} << 20;  // reserved, touc
 template <auto Free>
 struct Deleter {
   template <class T>
-  void operator()(T* pointer) const { Free(pointer); }
+  void operator()(T* pointer) const {
+    Free(pointer);
+  }
 };
 using CodePtr = std::unique_ptr<pcre2_code, Deleter<pcre2_code_free>>;
 using MatchDataPtr = std::unique_ptr<pcre2_match_data, Deleter<pcre2_match_data_free>>;
@@ -67,10 +69,14 @@ Result<Regex> Regex::compile(std::string_view pattern) {
   auto code = std::make_shared<Code>();
   code->source = pattern;
   code->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                                 PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset, context.get()));
+                                 PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &offset,
+                                 context.get()));
   if (!code->code)
-    return fail("text.regex_invalid", {{"pattern", printable(pattern, 120)}, {"byte", std::to_string(offset)}, {"reason", message_of(error)}});
-  code->jit = pcre2_jit_compile(code->code.get(), PCRE2_JIT_COMPLETE) == 0;  // where memory may not be executed: interpreted
+    return fail(
+        "text.regex_invalid",
+        {{"pattern", printable(pattern, 120)}, {"byte", std::to_string(offset)}, {"reason", message_of(error)}});
+  code->jit =
+      pcre2_jit_compile(code->code.get(), PCRE2_JIT_COMPLETE) == 0;  // where memory may not be executed: interpreted
   Regex regex;
   regex.code_ = std::move(code);
   return regex;
@@ -89,7 +95,8 @@ Status Regex::find_all(std::string_view text, RegexScratch& scratch, std::vector
   out.clear();
   const Code& code = *code_;
   if (!code.code) {
-    for (std::size_t at = text.find(code.plain); at != std::string_view::npos; at = text.find(code.plain, at + code.plain.size()))
+    for (std::size_t at = text.find(code.plain); at != std::string_view::npos;
+         at = text.find(code.plain, at + code.plain.size()))
       out.push_back({at, at + code.plain.size()});
     return {};
   }
@@ -97,8 +104,10 @@ Status Regex::find_all(std::string_view text, RegexScratch& scratch, std::vector
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.empty() ? "" : text.data());
   const PCRE2_SIZE* ovector = pcre2_get_ovector_pointer(parts.data.get());
   const auto match = [&](std::size_t from) {
-    return code.jit ? pcre2_jit_match(code.code.get(), subject, text.size(), from, 0, parts.data.get(), parts.context.get())
-                    : pcre2_match(code.code.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK, parts.data.get(), parts.context.get());
+    return code.jit
+               ? pcre2_jit_match(code.code.get(), subject, text.size(), from, 0, parts.data.get(), parts.context.get())
+               : pcre2_match(code.code.get(), subject, text.size(), from, PCRE2_NO_UTF_CHECK, parts.data.get(),
+                             parts.context.get());
   };
   bool any = false;
   std::size_t last_end = 0;
@@ -111,7 +120,8 @@ Status Regex::find_all(std::string_view text, RegexScratch& scratch, std::vector
       found = match(from);
     }
     if (found == PCRE2_ERROR_NOMATCH) break;
-    if (found < 0) return fail("text.regex_limit", {{"pattern", printable(code.source, 120)}, {"reason", message_of(found)}});
+    if (found < 0)
+      return fail("text.regex_limit", {{"pattern", printable(code.source, 120)}, {"reason", message_of(found)}});
     const Span span{ovector[0], ovector[1]};
     if (span.end <= span.begin && any && span.end == last_end) {  // empty, right behind the last one: one character on
       if (from >= text.size()) break;

@@ -1,4 +1,5 @@
-// Regular expressions over valid UTF-8, with the matches that Hugging Face tokenizers find (Oniguruma, leftmost, backtracking).
+// Regular expressions over valid UTF-8, with the matches that Hugging Face tokenizers find (Oniguruma, leftmost,
+// backtracking).
 #pragma once
 #include <cstddef>
 #include <memory>

@@ -1,11 +1,11 @@
 #include "text/regex_syntax.h"
 
-#include <array>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "base/strings.h"
+#include "text/regex_sets.h"
 #include "text/unicode.h"
 
 namespace fathom::text {
@@ -13,14 +13,6 @@ namespace {
 
 constexpr std::size_t kMaxPatternBytes = 64 * 1024;
 constexpr int kMaxNesting = 100;
-
-// Class bodies (what stands between brackets) with Unicode's meaning.
-constexpr std::string_view kSpaceBody = R"(\x09-\x0d\x20\x85\xa0\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
-constexpr std::string_view kWordBody = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
-// Outside brackets Oniguruma's \w also takes Latin-1's superscript digits and fractions.
-constexpr std::string_view kLatin1Word = R"(\xb2\xb3\xb9\xbc-\xbe)";
-constexpr std::string_view kHexBody = "0-9A-Fa-f";
-constexpr std::string_view kPunctBody = R"(\p{P}$+<=>^`|~)";
 
 bool is_alpha(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
@@ -47,46 +39,6 @@ struct CharSet {
   }
 };
 
-// The body of a shorthand class (\s, \d, …), or nullopt when `letter` is none; `negated` for the capital letter.
-std::optional<std::string_view> shorthand(char letter, bool& negated) {
-  negated = letter >= 'A' && letter <= 'Z';
-  switch (letter) {
-    case 's': case 'S': return kSpaceBody;
-    case 'd': case 'D': return R"(\p{Nd})";
-    case 'w': case 'W': return kWordBody;
-    case 'h': case 'H': return kHexBody;
-    default: return std::nullopt;
-  }
-}
-
-// Named sets, as [:name:] and as \p{name}; general categories by their long names; anything else is left to PCRE2.
-std::optional<std::string_view> named_body(std::string_view name) {
-  static constexpr std::pair<std::string_view, std::string_view> table[] = {
-      {"alpha", R"(\p{Alphabetic})"}, {"alphabetic", R"(\p{Alphabetic})"}, {"digit", R"(\p{Nd})"},
-      {"alnum", R"(\p{Alphabetic}\p{Nd})"}, {"upper", R"(\p{Uppercase})"}, {"lower", R"(\p{Lowercase})"},
-      {"space", kSpaceBody}, {"whitespace", kSpaceBody}, {"punct", kPunctBody}, {"xdigit", kHexBody}, {"word", kWordBody},
-      {"ascii", R"(\x00-\x7f)"}, {"blank", R"(\x09\p{Zs})"}, {"any", R"(\x00-\x{10ffff})"},
-      {"letter", R"(\p{L})"}, {"uppercaseletter", R"(\p{Lu})"}, {"lowercaseletter", R"(\p{Ll})"},
-      {"titlecaseletter", R"(\p{Lt})"}, {"modifierletter", R"(\p{Lm})"}, {"otherletter", R"(\p{Lo})"},
-      {"mark", R"(\p{M})"}, {"nonspacingmark", R"(\p{Mn})"}, {"spacingmark", R"(\p{Mc})"}, {"enclosingmark", R"(\p{Me})"},
-      {"number", R"(\p{N})"}, {"decimalnumber", R"(\p{Nd})"}, {"letternumber", R"(\p{Nl})"}, {"othernumber", R"(\p{No})"},
-      {"punctuation", R"(\p{P})"}, {"connectorpunctuation", R"(\p{Pc})"}, {"dashpunctuation", R"(\p{Pd})"},
-      {"openpunctuation", R"(\p{Ps})"}, {"closepunctuation", R"(\p{Pe})"}, {"otherpunctuation", R"(\p{Po})"},
-      {"symbol", R"(\p{S})"}, {"mathsymbol", R"(\p{Sm})"}, {"currencysymbol", R"(\p{Sc})"},
-      {"modifiersymbol", R"(\p{Sk})"}, {"othersymbol", R"(\p{So})"}, {"separator", R"(\p{Z})"},
-      {"spaceseparator", R"(\p{Zs})"}, {"lineseparator", R"(\p{Zl})"}, {"paragraphseparator", R"(\p{Zp})"},
-      {"other", R"(\p{C})"}, {"control", R"(\p{Cc})"}, {"format", R"(\p{Cf})"}, {"unassigned", R"(\p{Cn})"}};
-  for (const auto& [key, body] : table)
-    if (key == name) return body;
-  return std::nullopt;
-}
-
-bool is_general_category(std::string_view name) {
-  constexpr std::string_view majors = "lmnpszc";
-  if (name.empty() || name.size() > 2 || majors.find(name[0]) == std::string_view::npos) return false;
-  return name.size() == 1 || std::string_view("ultmoncdsekipf").find(name[1]) != std::string_view::npos;
-}
-
 class Translator {
  public:
   explicit Translator(std::string_view pattern) : in_(pattern) {}
@@ -108,7 +60,9 @@ class Translator {
   static constexpr std::size_t kNoAtom = std::string::npos;
 
   tl::unexpected<Error> unsupported(std::string_view what) const {
-    return fail_unsupported("text.regex_unsupported", {{"what", printable(what)}, {"byte", std::to_string(at_)}, {"pattern", printable(in_, 120)}});
+    return fail_unsupported(
+        "text.regex_unsupported",
+        {{"what", printable(what)}, {"byte", std::to_string(at_)}, {"pattern", printable(in_, 120)}});
   }
   char peek(std::size_t ahead = 0) const { return at_ + ahead < in_.size() ? in_[at_ + ahead] : '\0'; }
   bool skip(std::string_view what) {
@@ -134,13 +88,15 @@ class Translator {
 
   Status item() {
     switch (peek()) {
-      case '\\': return escape();
+      case '\\':
+        return escape();
       case '[': {
         FATHOM_TRY(const CharSet set, char_class(0));
         atom(set.expression());
         return {};
       }
-      case '(': return open_group();
+      case '(':
+        return open_group();
       case ')': {
         while (!groups_.empty() && groups_.back().implied) close_group();
         if (groups_.empty()) return unsupported(")");
@@ -148,8 +104,14 @@ class Translator {
         close_group();
         return {};
       }
-      case '*': case '+': case '?': case '{': return quantifier();
-      case '|': case '^': case '$':
+      case '*':
+      case '+':
+      case '?':
+      case '{':
+        return quantifier();
+      case '|':
+      case '^':
+      case '$':
         no_atom(in_.substr(at_++, 1));
         return {};
       case '.':
@@ -246,10 +208,17 @@ class Translator {
     std::string flags;
     while (at_ < in_.size() && peek() != ')' && peek() != ':') {
       switch (peek()) {
-        case 'i': flags += 'i'; break;
-        case 'm': flags += 's'; break;
-        case '-': flags += '-'; break;
-        default: return unsupported(in_.substr(at_, 1));
+        case 'i':
+          flags += 'i';
+          break;
+        case 'm':
+          flags += 's';
+          break;
+        case '-':
+          flags += '-';
+          break;
+        default:
+          return unsupported(in_.substr(at_, 1));
       }
       ++at_;
     }
@@ -274,7 +243,8 @@ class Translator {
     return out;
   }
 
-  // The single character that an escape stands for (\n, \t, \xHH, \x{H…}, \uHHHH, \-), or nullopt when it is none. Behind the backslash.
+  // The single character that an escape stands for (\n, \t, \xHH, \x{H…}, \uHHHH, \-), or nullopt when it is none.
+  // Behind the backslash.
   Result<std::optional<char32_t>> escaped_char() {
     const auto hex = [&](std::size_t max_digits) -> std::optional<char32_t> {
       char32_t value = 0;
@@ -326,58 +296,60 @@ class Translator {
     if (name.empty()) return unsupported("\\p{}");
     at_ = end + 1;
     if (name == "punct") name = "p";  // as a property it lacks the symbols that [:punct:] has
-    if (const auto body = named_body(name)) {
+    if (const auto body = named_set(name)) {
       if (!negated) return std::string(*body);
-      if (body->starts_with(R"(\p{)") && body->find('}') + 1 == body->size()) return R"(\P)" + std::string(body->substr(2));
+      if (body->starts_with(R"(\p{)") && body->find('}') + 1 == body->size())
+        return R"(\P)" + std::string(body->substr(2));
       return unsupported("\\P{" + name + "}");
     }
-    // What is no category is a script's or a boolean property's name; a bare script name would mean its extensions to PCRE2.
+    // What is no category is a script's or a boolean property's name; a bare script name would mean its extensions to
+    // PCRE2.
     const std::string mark = negated ? R"(\P{)" : R"(\p{)";
     if (is_general_category(name) || name == "lc") return mark + name + "}";
     if (is_boolean_property(name)) return mark + name + "}";
     return mark + "sc:" + name + "}";
   }
-  static bool is_boolean_property(std::string_view name) {
-    static constexpr std::array<std::string_view, 14> known = {
-        "uppercase", "lowercase", "whitespace", "dash", "diacritic", "emoji", "emojipresentation", "emojimodifier",
-        "extendedpictographic", "ideographic", "math", "idstart", "idcontinue", "quotationmark"};
-    for (const auto one : known)
-      if (one == name) return true;
-    return false;
-  }
-
   Status escape() {
     ++at_;
     const char c = peek();
     bool negated = false;
-    if (const auto body = shorthand(c, negated)) {
+    if (const auto body = shorthand_set(c, negated)) {
       ++at_;
-      atom(CharSet{negated, std::string(*body) + std::string((c | 32) == 'w' ? kLatin1Word : ""), {}}.expression());
+      atom(CharSet{negated, std::string(*body) + std::string((c | 32) == 'w' ? kLatin1WordSet : ""), {}}.expression());
       return {};
     }
-    const std::string word = "[" + std::string(kWordBody) + std::string(kLatin1Word) + "]";
+    const std::string word = "[" + std::string(kWordSet) + std::string(kLatin1WordSet) + "]";
     switch (c) {
-      case 'p': case 'P': {
+      case 'p':
+      case 'P': {
         ++at_;
         FATHOM_TRY(const std::string body, property(c == 'P'));
         atom("[" + body + "]");
         return {};
       }
-      case 'A': case 'z': case 'Z': case 'G':
+      case 'A':
+      case 'z':
+      case 'Z':
+      case 'G':
         ++at_;
         no_atom(std::string("\\") + c);
         return {};
-      case 'b': case 'B': {
+      case 'b':
+      case 'B': {
         ++at_;
-        const std::string here = "(?<=" + word + ")", behind = "(?<!" + word + ")", next = "(?=" + word + ")", not_next = "(?!" + word + ")";
-        no_atom(c == 'b' ? "(?:" + here + not_next + "|" + behind + next + ")" : "(?:" + here + next + "|" + behind + not_next + ")");
+        const std::string here = "(?<=" + word + ")", behind = "(?<!" + word + ")", next = "(?=" + word + ")",
+                          not_next = "(?!" + word + ")";
+        no_atom(c == 'b' ? "(?:" + here + not_next + "|" + behind + next + ")"
+                         : "(?:" + here + next + "|" + behind + not_next + ")");
         return {};
       }
-      case 'R': case 'X':
+      case 'R':
+      case 'X':
         ++at_;
         atom(std::string("\\") + c);
         return {};
-      default: break;
+      default:
+        break;
     }
     if (c >= '1' && c <= '9' && !is_digit(peek(1))) {  // a back reference
       ++at_;
@@ -429,11 +401,15 @@ class Translator {
     ++at_;
     const char c = peek();
     bool negated = false;
-    if (const auto set = shorthand(c, negated)) {
-      if (negated && c == 'S') body = R"(\P{White_Space})";
-      else if (negated && c == 'D') body = R"(\P{Nd})";
-      else if (negated) return unsupported(std::string("[\\") + c + "]");
-      else body = *set;
+    if (const auto set = shorthand_set(c, negated)) {
+      if (negated && c == 'S')
+        body = R"(\P{White_Space})";
+      else if (negated && c == 'D')
+        body = R"(\P{Nd})";
+      else if (negated)
+        return unsupported(std::string("[\\") + c + "]");
+      else
+        body = *set;
       ++at_;
       return std::optional<char32_t>();
     }
@@ -455,7 +431,7 @@ class Translator {
       const std::size_t end = in_.find(":]", at_);
       if (end != std::string_view::npos && end - at_ < 20) {
         std::string_view name = in_.substr(at_ + 2, end - at_ - 2);
-        const auto body = named_body(name);
+        const auto body = named_set(name);
         if (!body) return unsupported(in_.substr(at_, end + 2 - at_));
         at_ = end + 2;
         set.body += *body;
@@ -463,8 +439,10 @@ class Translator {
       }
     }
     FATHOM_TRY(const CharSet inner, char_class(depth + 1));
-    if (!inner.negated && inner.alternatives.empty()) set.body += inner.body;
-    else set.alternatives.push_back(inner.expression());
+    if (!inner.negated && inner.alternatives.empty())
+      set.body += inner.body;
+    else
+      set.alternatives.push_back(inner.expression());
     return {};
   }
   Result<CharSet> char_class(int depth) {
@@ -499,7 +477,8 @@ class Translator {
 
 Result<std::string> to_pcre_syntax(std::string_view pattern) {
   if (pattern.size() > kMaxPatternBytes)
-    return fail("text.regex_too_long", {{"size", std::to_string(pattern.size())}, {"limit", std::to_string(kMaxPatternBytes)}});
+    return fail("text.regex_too_long",
+                {{"size", std::to_string(pattern.size())}, {"limit", std::to_string(kMaxPatternBytes)}});
   return Translator(pattern).run();
 }
 

@@ -41,7 +41,8 @@ struct Tokenizer::Impl {
   Status encode_section(std::string& text, bool opens_input, PreTokenizer::Scratch& scratch, std::vector<Span>& pieces,
                         Bpe::Scratch& bpe, std::vector<std::int32_t>& ids) const {
     FATHOM_TRY_VOID(parts.pre_tokenizer.split(text, opens_input, scratch, pieces));
-    for (const Span& piece : pieces) parts.model.encode(std::string_view(text).substr(piece.begin, piece.end - piece.begin), bpe, ids);
+    for (const Span& piece : pieces)
+      parts.model.encode(std::string_view(text).substr(piece.begin, piece.end - piece.begin), bpe, ids);
     return {};
   }
   static void apply(const TokenizerConfig& config, Impl& impl);
@@ -76,7 +77,8 @@ Result<Tokenizer> Tokenizer::load(const Path& path) {
   return Tokenizer(std::move(impl));
 }
 
-Result<Tokenizer> Tokenizer::from_text(std::string_view tokenizer_json, std::string_view config, std::string_view what) {
+Result<Tokenizer> Tokenizer::from_text(std::string_view tokenizer_json, std::string_view config,
+                                       std::string_view what) {
   auto impl = std::make_shared<Impl>();
   FATHOM_TRY(impl->parts, read_tokenizer(tokenizer_json, what));
   if (!config.empty()) {
@@ -88,7 +90,8 @@ Result<Tokenizer> Tokenizer::from_text(std::string_view tokenizer_json, std::str
 
 Result<std::vector<std::int32_t>> Tokenizer::encode(std::string_view text, bool add_special) const {
   const TokenizerParts& parts = impl_->parts;
-  if (text.size() > kMaxTextBytes) return fail("text.too_long", {{"size", format_bytes(text.size())}, {"limit", format_bytes(kMaxTextBytes)}});
+  if (text.size() > kMaxTextBytes)
+    return fail("text.too_long", {{"size", format_bytes(text.size())}, {"limit", format_bytes(kMaxTextBytes)}});
   if (!is_valid_utf8(text)) return fail("text.invalid_utf8", {{"what", printable(text, 40)}});
   std::vector<std::int32_t> ids;
   ids.reserve(text.size() / 4 + 8);

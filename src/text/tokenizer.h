@@ -18,15 +18,15 @@ class StreamDecoder;
 /// Immutable and cheap to copy: copies share one tokenizer, and any number of threads may use it at once.
 class Tokenizer {
  public:
-  /// From a folder with tokenizer.json (and tokenizer_config.json, special_tokens_map.json where they are), or from the path of
-  /// a tokenizer.json itself. Errors: those of read_file, read_tokenizer and TokenizerConfig.
+  /// From a folder with tokenizer.json (and tokenizer_config.json, special_tokens_map.json where they are), or from the
+  /// path of a tokenizer.json itself. Errors: those of read_file, read_tokenizer and TokenizerConfig.
   static Result<Tokenizer> load(const Path& folder_or_file);
   /// From the texts of the two files, which `what` names in errors; `config` may be empty.
   static Result<Tokenizer> from_text(std::string_view tokenizer_json, std::string_view config, std::string_view what);
 
-  /// The ids of `text`, in which added tokens such as <|im_start|> are recognised wherever they stand. `add_special` puts the
-  /// beginning and end tokens around it that the tokenizer prescribes. Empty text: empty (or just those). O(n log n).
-  /// Errors: text.invalid_utf8, text.too_long beyond 1 GiB, text.regex_limit.
+  /// The ids of `text`, in which added tokens such as <|im_start|> are recognised wherever they stand. `add_special`
+  /// puts the beginning and end tokens around it that the tokenizer prescribes. Empty text: empty (or just those). O(n
+  /// log n). Errors: text.invalid_utf8, text.too_long beyond 1 GiB, text.regex_limit.
   Result<std::vector<std::int32_t>> encode(std::string_view text, bool add_special = false) const;
   /// Valid UTF-8 always: bytes that form no character become U+FFFD. Unknown ids are passed over.
   /// decode(encode(x)) == x for byte-level tokenizers that do not normalize.
@@ -52,8 +52,8 @@ class Tokenizer {
   std::shared_ptr<const Impl> impl_;
 };
 
-/// Decodes ids as they come. What push() and finish() answer, put together, is exactly decode() of all ids; nothing is ever
-/// half a character. One text at a time, one thread.
+/// Decodes ids as they come. What push() and finish() answer, put together, is exactly decode() of all ids; nothing is
+/// ever half a character. One text at a time, one thread.
 class StreamDecoder {
  public:
   StreamDecoder(StreamDecoder&&) noexcept;

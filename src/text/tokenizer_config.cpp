@@ -11,7 +11,8 @@ namespace fathom::text {
 namespace {
 
 constexpr Bytes kMaxConfigBytes = 16 * kMiB;
-constexpr std::string_view kRoles[] = {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"};
+constexpr std::string_view kRoles[] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                       "pad_token", "cls_token", "mask_token"};
 
 // A token is written as a string or as {"content": …}; null means none.
 Status read_special_tokens(const Json& json, std::string_view what, TokenizerConfig& out) {

@@ -19,8 +19,8 @@ struct TokenizerConfig {
   std::string tokenizer_class;
   std::optional<bool> add_bos_token, add_eos_token;
 
-  /// From a folder. Files that are absent leave their fields empty; chat_template.jinja and additional_chat_templates/*.jinja
-  /// win over tokenizer_config.json. Errors: those of files and JSON, text.bad_field.
+  /// From a folder. Files that are absent leave their fields empty; chat_template.jinja and
+  /// additional_chat_templates/*.jinja win over tokenizer_config.json. Errors: those of files and JSON, text.bad_field.
   static Result<TokenizerConfig> load(const Path& folder);
   /// From the text of a tokenizer_config.json; `what` names it in errors.
   static Result<TokenizerConfig> parse(std::string_view json, std::string_view what);

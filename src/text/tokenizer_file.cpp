@@ -27,7 +27,8 @@ Result<Members> members_of(std::string_view json, std::string_view what) {
     const std::string key(view);
     FATHOM_TRY_VOID(cursor.expect(':'));
     FATHOM_TRY(const std::string_view value, cursor.value());
-    if (!members.emplace(key, value).second) return fail("text.json_duplicate_key", {{"what", std::string(what)}, {"key", printable(key)}});
+    if (!members.emplace(key, value).second)
+      return fail("text.json_duplicate_key", {{"what", std::string(what)}, {"key", printable(key)}});
   }
   FATHOM_TRY_VOID(cursor.end());
   return members;
@@ -88,18 +89,22 @@ Status read_merges(std::string_view json, std::string_view what, Bpe& model) {
   }
 }
 
-// A model field that may be absent, null or ""; anything else changes the encoding in a way that this model does not have.
+// A model field that may be absent, null or ""; anything else changes the encoding in a way that this model does not
+// have.
 Status must_be_empty(const Json& value, std::string_view field) {
   const bool empty = value.is_null() || (value.is_string() && value.get_ref<const std::string&>().empty()) ||
                      (value.is_number() && value.get<double>() == 0);
-  if (!empty) return fail_unsupported("text.model_field", {{"field", std::string(field)}, {"value", printable(dump_json(value), 40)}});
+  if (!empty)
+    return fail_unsupported("text.model_field",
+                            {{"field", std::string(field)}, {"value", printable(dump_json(value), 40)}});
   return {};
 }
 
 Result<Bpe> read_model(std::string_view json, bool pieces_are_bytes, std::string_view what) {
   FATHOM_TRY(const Members members, members_of(json, what));
   FATHOM_TRY(const Json type, member(members, "type", what));
-  if (!type.is_null() && type != "BPE") return unknown_type("model", type.is_string() ? type.get<std::string>() : dump_json(type), "BPE");
+  if (!type.is_null() && type != "BPE")
+    return unknown_type("model", type.is_string() ? type.get<std::string>() : dump_json(type), "BPE");
   for (const std::string_view field : {"dropout", "continuing_subword_prefix", "end_of_word_suffix"}) {
     FATHOM_TRY(const Json value, member(members, field, what));
     FATHOM_TRY_VOID(must_be_empty(value, field));
@@ -107,10 +112,13 @@ Result<Bpe> read_model(std::string_view json, bool pieces_are_bytes, std::string
   BpeOptions options;
   options.pieces_are_bytes = pieces_are_bytes;
   FATHOM_TRY(const Json unk, member(members, "unk_token", what));
-  if (unk.is_string()) options.unk_token = unk.get<std::string>();
-  else if (!unk.is_null()) return bad_field("model", "unk_token");
+  if (unk.is_string())
+    options.unk_token = unk.get<std::string>();
+  else if (!unk.is_null())
+    return bad_field("model", "unk_token");
   for (const auto& [field, target] : {std::pair<std::string_view, bool*>{"fuse_unk", &options.fuse_unk},
-                                      {"byte_fallback", &options.byte_fallback}, {"ignore_merges", &options.ignore_merges}}) {
+                                      {"byte_fallback", &options.byte_fallback},
+                                      {"ignore_merges", &options.ignore_merges}}) {
     FATHOM_TRY(const Json value, member(members, field, what));
     if (!value.is_null() && !value.is_boolean()) return bad_field("model", field);
     *target = value.is_boolean() && value.get<bool>();
@@ -124,8 +132,8 @@ Result<Bpe> read_model(std::string_view json, bool pieces_are_bytes, std::string
   return model;
 }
 
-// A token that the vocabulary has keeps its id; the others are numbered on from the end, in order. The file says the ids, too:
-// if it says others, one of the two is wrong, and every text would be encoded wrongly.
+// A token that the vocabulary has keeps its id; the others are numbered on from the end, in order. The file says the
+// ids, too: if it says others, one of the two is wrong, and every text would be encoded wrongly.
 Result<std::vector<AddedToken>> read_added(const Json& list, const Vocabulary& vocabulary) {
   constexpr std::string_view part = "added_tokens";
   std::vector<AddedToken> tokens;
@@ -147,9 +155,12 @@ Result<std::vector<AddedToken>> read_added(const Json& list, const Vocabulary& v
     const auto in_vocabulary = vocabulary.find(token.content);
     std::int64_t id = old != known.end() ? tokens[old->second].id : in_vocabulary ? *in_vocabulary : next_id++;
     if (said && *said != id)
-      return fail("text.added_token_id", {{"token", printable(token.content)}, {"said", std::to_string(*said)}, {"id", std::to_string(id)}});
+      return fail("text.added_token_id",
+                  {{"token", printable(token.content)}, {"said", std::to_string(*said)}, {"id", std::to_string(id)}});
     if (id > kMaxTokenId)
-      return fail("text.vocab_bad_id", {{"token", printable(token.content)}, {"id", std::to_string(id)}, {"limit", std::to_string(kMaxTokenId)}});
+      return fail(
+          "text.vocab_bad_id",
+          {{"token", printable(token.content)}, {"id", std::to_string(id)}, {"limit", std::to_string(kMaxTokenId)}});
     token.id = static_cast<std::int32_t>(id);
     if (old != known.end()) {
       token.special |= tokens[old->second].special;

@@ -45,7 +45,8 @@ std::size_t well_formed_part(std::string_view bytes, std::size_t at, const Lead&
 
 utf8proc_category_t category(char32_t c) { return utf8proc_category(static_cast<utf8proc_int32_t>(c)); }
 
-// Characters that every normal form NFC leaves alone wherever they stand: of class 0, never changed, never the second of a pair.
+// Characters that every normal form NFC leaves alone wherever they stand: of class 0, never changed, never the second
+// of a pair.
 bool inert_in_nfc(char32_t c) {
   return c < 0x300 || (c >= 0x400 && c < 0x483) || (c >= 0x2010 && c < 0x2028) || (c >= 0x3000 && c < 0x302a) ||
          (c >= 0x3040 && c < 0x3099) || (c >= 0x30a0 && c < 0x3100) || (c >= 0x4e00 && c < 0xa000) ||
@@ -149,7 +150,8 @@ std::string normalized(std::string_view text, NormalForm form) {
   if (form == NormalForm::kNfc && already_nfc(text)) return std::string(text);
   const bool compatible = form == NormalForm::kNfkc || form == NormalForm::kNfkd;
   const bool compose = form == NormalForm::kNfc || form == NormalForm::kNfkc;
-  const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compatible ? UTF8PROC_COMPAT : 0));
+  const auto options =
+      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compatible ? UTF8PROC_COMPAT : 0));
   std::vector<utf8proc_int32_t> chars;
   chars.reserve(text.size());
   for (std::size_t i = 0; i < text.size();) {
@@ -164,12 +166,14 @@ std::string normalized(std::string_view text, NormalForm form) {
   order_marks(chars);
   auto length = static_cast<utf8proc_ssize_t>(chars.size());
   if (compose) {
-    length = utf8proc_normalize_utf32(chars.data(), length, static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    length = utf8proc_normalize_utf32(chars.data(), length,
+                                      static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
     FATHOM_CHECK(length >= 0, "composition");
   }
   std::string out;
   out.reserve(text.size());
-  for (utf8proc_ssize_t i = 0; i < length; ++i) append_utf8(out, static_cast<char32_t>(chars[static_cast<std::size_t>(i)]));
+  for (utf8proc_ssize_t i = 0; i < length; ++i)
+    append_utf8(out, static_cast<char32_t>(chars[static_cast<std::size_t>(i)]));
   return out;
 }
 

@@ -28,7 +28,8 @@ class Vocabulary {
   }
   /// The token of `id`; nullopt for an id without one.
   std::optional<std::string_view> token(std::int32_t id) const {
-    if (id < 0 || id >= id_end() || index_of_id_[static_cast<std::size_t>(id)] == StringTable::kNone) return std::nullopt;
+    if (id < 0 || id >= id_end() || index_of_id_[static_cast<std::size_t>(id)] == StringTable::kNone)
+      return std::nullopt;
     return tokens_.at(index_of_id_[static_cast<std::size_t>(id)]);
   }
 
