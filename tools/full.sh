@@ -1,0 +1,93 @@
+# shellcheck shell=bash disable=SC2154
+# Sourced by test: the steps of ./test --full, one function a step. Each answers whether it passed.
+
+full_format() { "$root/tools/format.sh" --check; }
+
+full_bench() {
+  configure "$root/build" -DFATHOM_BENCH=ON
+  build "$root/build"
+}
+
+# With sanitizers, a test program that is instrumented through and through; findings stop it.
+full_asan() {
+  configure "$root/build-asan" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 "-DCMAKE_CXX_FLAGS=-fno-sanitize-recover=all" \
+    -DFATHOM_SANITIZE=address,undefined -DFATHOM_BENCH=OFF
+  build "$root/build-asan"
+  ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 run_tests "$root/build-asan"
+}
+
+full_tsan() {
+  local fixed=()
+  configure "$root/build-tsan" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 -DFATHOM_SANITIZE=thread -DFATHOM_BENCH=OFF
+  build "$root/build-tsan" test_engine test_measure test_backends
+  # Newer kernels scatter memory further than this ThreadSanitizer knows; without scattering it always starts.
+  if setarch "$(uname -m)" -R true 2>/dev/null; then fixed=(setarch "$(uname -m)" -R); fi
+  local room passed=0
+  for room in engine backends measure; do
+    TSAN_OPTIONS=halt_on_error=1 "${fixed[@]}" "$root/build-tsan/tests/test_$room" ${FATHOM_TSAN_FILTER:+"--gtest_filter=$FATHOM_TSAN_FILTER"} \
+      >"$root/build-tsan/test_$room.log" 2>&1 || { tail -n 40 "$root/build-tsan/test_$room.log" >&2; passed=1; }
+  done
+  return "$passed"
+}
+
+changed_sources() {
+  local base
+  base=$(git -C "$root" merge-base HEAD origin/main 2>/dev/null || git -C "$root" merge-base HEAD main)
+  { git -C "$root" diff --name-only --diff-filter=d "$base"; git -C "$root" ls-files --others --exclude-standard; } | grep -E '^src/.*\.cpp$' | sort -u
+}
+
+full_tidy() {
+  local log=$root/build/tidy.log sources=()
+  if [[ ${FATHOM_TIDY:-all} == changed ]]; then
+    mapfile -t sources < <(changed_sources)
+    ((${#sources[@]} == 0)) && return 0
+  else
+    sources=("/src/.*\.cpp")
+  fi
+  if ! run-clang-tidy -quiet -p "$root/build" -j "$(build_jobs)" "${sources[@]}" >"$log" 2>&1; then
+    grep -E '(warning|error):' "$log" | sort -u | head -n 40 >&2
+    say "clang-tidy: all of it in $log" "clang-tidy：完整记录见 $log"
+    return 1
+  fi
+}
+
+fuzz_one() {  # program; corpora grow outside the tree
+  local name=${1##*/fuzz_} work=$root/build-fuzz/work/${1##*/fuzz_}
+  mkdir -p "$work/corpus" "$work/findings"
+  local corpora=("$work/corpus")
+  [[ -d $root/tests/fuzz/corpus/$name ]] && corpora+=("$root/tests/fuzz/corpus/$name")
+  "$1" -max_total_time="${FATHOM_FUZZ_SECONDS:-600}" -timeout=25 -rss_limit_mb=2560 -print_final_stats=1 -artifact_prefix="$work/findings/" "${corpora[@]}" >"$work/log" 2>&1
+}
+
+full_fuzz() {
+  configure "$root/build-fuzz" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ "-DCMAKE_CXX_FLAGS=-fno-sanitize-recover=all" \
+    -DFATHOM_SANITIZE=address,undefined,fuzzer-no-link -DFATHOM_TESTS=OFF -DFATHOM_BENCH=OFF -DFATHOM_FUZZ=ON
+  build "$root/build-fuzz"
+  local program passed=0 running=() names=()
+  # Two at once on two processors: each target is one thread.
+  for program in "$root"/build-fuzz/fuzz/fuzz_*; do
+    [[ -x $program && -f $program ]] || continue
+    if ((${#running[@]} >= $(nproc))); then
+      wait_for_fuzz || passed=1
+    fi
+    fuzz_one "$program" &
+    running+=($!) names+=("${program##*/fuzz_}")
+  done
+  while ((${#running[@]} > 0)); do wait_for_fuzz || passed=1; done
+  return "$passed"
+}
+
+wait_for_fuzz() {  # the oldest; uses running and names of full_fuzz
+  local name=${names[0]} code=0
+  wait "${running[0]}" || code=$?
+  running=("${running[@]:1}") names=("${names[@]:1}")
+  local runs
+  runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$root/build-fuzz/work/$name/log")
+  if ((code == 0)); then
+    say "fuzz $name: ${runs:-0} inputs, nothing found" "模糊测试 $name：${runs:-0} 个输入，未发现问题"
+    return 0
+  fi
+  tail -n 25 "$root/build-fuzz/work/$name/log" >&2
+  say "fuzz $name: a finding, in build-fuzz/work/$name/findings" "模糊测试 $name：发现问题，见 build-fuzz/work/$name/findings"
+  return 1
+}
