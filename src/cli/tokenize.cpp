@@ -1,0 +1,99 @@
+// fathom tokenize: text to ids and back, conversations to prompts.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+#include <string>
+
+#include "base/i18n.h"
+#include "base/json.h"
+#include "base/strings.h"
+#include "base/terminal.h"
+#include "cli/verbs.h"
+#include "text/json_lines.h"
+#include "text/tokenizer.h"
+#include "text/unicode.h"
+
+namespace fathom::cli {
+namespace {
+
+struct Flags {
+  std::string tokenizer;
+  std::optional<std::string> text;
+  bool jsonl = false, count = false, special = false;
+};
+Flags flags;
+
+std::string read_standard_input() {
+  std::string text;
+  char buffer[65536];
+  for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, stdin)) > 0;) text.append(buffer, n);
+  return text;
+}
+
+Result<int> answer_lines() {
+  if (flags.text || flags.count) return fail("cli.tokenize.text_with_jsonl");
+  FATHOM_TRY(const text::JsonLines lines, text::JsonLines::open(flags.tokenizer));
+  char* buffer = nullptr;
+  std::size_t capacity = 0;
+  for (ssize_t n; (n = ::getline(&buffer, &capacity, stdin)) >= 0;) {
+    std::string_view line(buffer, static_cast<std::size_t>(n));
+    if (line.ends_with('\n')) line.remove_suffix(1);
+    std::printf("%s\n", lines.answer(line).c_str());
+    std::fflush(stdout);  // somebody may be waiting for this very line
+  }
+  std::free(buffer);
+  return kExitOk;
+}
+
+void print_json(const text::Tokenizer& tokenizer, const std::vector<std::int32_t>& ids) {
+  Json json = {{"count", ids.size()}};
+  if (!flags.count) {
+    json["ids"] = ids;
+    json["tokens"] = Json::array();
+    for (const std::int32_t id : ids) json["tokens"].push_back(tokenizer.token_of(id).value_or(""));
+    json["decoded"] = tokenizer.decode(ids);
+  }
+  std::printf("%s\n", dump_json(json, 2).c_str());
+}
+
+void print_text(const text::Tokenizer& tokenizer, const std::string& text, const std::vector<std::int32_t>& ids) {
+  if (flags.count) {
+    std::printf("%zu\n", ids.size());
+    return;
+  }
+  Table table({{tr("cli.tokenize.column_id"), Align::kRight},
+               {tr("cli.tokenize.column_token")},
+               {tr("cli.tokenize.column_text")}});
+  for (const std::int32_t id : ids)
+    table.add_row({std::to_string(id), printable(tokenizer.token_of(id).value_or(""), 40),
+                   printable(tokenizer.decode({&id, 1}), 40)});
+  std::printf("%s%s\n", table.render().c_str(),
+              tr("cli.tokenize.tokens",
+                 {{"count", std::to_string(ids.size())}, {"chars", std::to_string(text::count_chars(text))}})
+                  .c_str());
+}
+
+}  // namespace
+
+void setup_tokenize(CLI::App& app) {
+  app.add_option("TEXT", flags.text, tr("cli.tokenize.text"));
+  app.add_option("--tokenizer", flags.tokenizer, tr("cli.tokenize.tokenizer"))->required();
+  app.add_flag("--jsonl", flags.jsonl, tr("cli.tokenize.jsonl"));
+  app.add_flag("--count", flags.count, tr("cli.tokenize.count"));
+  app.add_flag("--special", flags.special, tr("cli.tokenize.special"));
+}
+
+Result<int> run_tokenize(const Common& common) {
+  if (flags.jsonl) return answer_lines();
+  FATHOM_TRY(const text::Tokenizer tokenizer, text::Tokenizer::load(flags.tokenizer));
+  const std::string text = flags.text ? *flags.text : read_standard_input();
+  FATHOM_TRY(const std::vector<std::int32_t> ids, tokenizer.encode(text, flags.special));
+  if (common.json)
+    print_json(tokenizer, ids);
+  else
+    print_text(tokenizer, text, ids);
+  return kExitOk;
+}
+
+}  // namespace fathom::cli
