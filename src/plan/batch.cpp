@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -35,26 +37,39 @@ int usable_threads() {
   return sched_getaffinity(0, sizeof set, &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
 }
 
-/// Answers all lines at once, each thread taking a block at a time.
+/// Answers lines on threads that stay, since what they have worked out stays with them. A block of lines at a time.
 class Crew {
  public:
-  explicit Crew(int threads) : threads_(threads > 0 ? threads : usable_threads()) {}
+  explicit Crew(int threads) {
+    const int count = threads > 0 ? threads : usable_threads();
+    for (int i = 1; i < count; ++i) helpers_.emplace_back([this] { help(); });
+  }
+  Crew(const Crew&) = delete;
+  Crew& operator=(const Crew&) = delete;
+  ~Crew() {
+    {
+      const std::lock_guard lock(mutex_);
+      closing_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& helper : helpers_) helper.join();
+  }
 
   void answer(const std::vector<std::string_view>& lines, std::string& out, BatchResult& result) {
     answers_.resize(std::max(answers_.size(), lines.size()));
-    std::atomic<std::size_t> next{0};
-    const auto work = [&] {
-      for (std::size_t from = next.fetch_add(kBlock); from < lines.size(); from = next.fetch_add(kBlock))
-        for (std::size_t i = from; i < std::min(from + kBlock, lines.size()); ++i) {
-          answers_[i].clear();
-          answer_line(lines[i], answers_[i]);
-        }
-    };
-    const std::size_t useful = std::min(static_cast<std::size_t>(threads_), (lines.size() + kBlock - 1) / kBlock);
-    std::vector<std::thread> helpers;
-    for (std::size_t i = 1; i < useful; ++i) helpers.emplace_back(work);
+    const bool shared = lines.size() > kBlock;
+    {
+      const std::lock_guard lock(mutex_);
+      lines_ = &lines;
+      next_ = 0;
+      if (shared) working_ = static_cast<int>(helpers_.size()), ++round_;
+    }
+    if (shared) wake_.notify_all();
     work();
-    for (std::thread& helper : helpers) helper.join();
+    if (shared) {
+      std::unique_lock lock(mutex_);
+      done_.wait(lock, [&] { return working_ == 0; });
+    }
     for (std::size_t i = 0; i < lines.size(); ++i) {
       out += answers_[i];
       out += '\n';
@@ -63,7 +78,37 @@ class Crew {
   }
 
  private:
-  int threads_;
+  void work() {
+    const std::vector<std::string_view>& lines = *lines_;
+    for (std::size_t from = next_.fetch_add(kBlock); from < lines.size(); from = next_.fetch_add(kBlock))
+      for (std::size_t i = from; i < std::min(from + kBlock, lines.size()); ++i) {
+        answers_[i].clear();
+        answer_line(lines[i], answers_[i]);
+      }
+  }
+
+  void help() {
+    for (std::uint64_t seen = 0;;) {
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return closing_ || round_ != seen; });
+        if (closing_) return;
+        seen = round_;
+      }
+      work();
+      const std::lock_guard lock(mutex_);
+      if (--working_ == 0) done_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> helpers_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  std::uint64_t round_ = 0;
+  int working_ = 0;
+  bool closing_ = false;
+  const std::vector<std::string_view>* lines_ = nullptr;
+  std::atomic<std::size_t> next_{0};
   std::vector<std::string> answers_;
 };
 

@@ -237,7 +237,8 @@ const RatesEntry& kept_rates(const PlanRequest& r) {
 }
 
 struct ModelKey {
-  const void *prefill, *decode, *share, *kv, *weights;
+  std::uint64_t prefill, decode, share;  // serials: a model may be forgotten and its addresses come again
+  const void *kv, *weights;
   std::uint64_t rates;
   int compute;
   bool offline;
@@ -246,14 +247,15 @@ struct ModelKey {
 struct ModelKeyHash {
   std::size_t operator()(const ModelKey& k) const {
     std::size_t h = static_cast<std::size_t>(k.compute) * 131 + k.rates * 2 + (k.offline ? 1 : 0);
-    for (const void* p : {k.prefill, k.decode, k.share, k.kv, k.weights}) h = h * 0x9E3779B97F4A7C15ULL + (reinterpret_cast<std::size_t>(p) >> 4);
+    for (const std::uint64_t n : {k.prefill, k.decode, k.share}) h = h * 0x9E3779B97F4A7C15ULL + n;
+    for (const void* p : {k.kv, k.weights}) h = h * 0x9E3779B97F4A7C15ULL + (reinterpret_cast<std::size_t>(p) >> 4);
     return h;
   }
 };
 
 StepModel& kept_model(const CostInputs& in, const RatesEntry& rates) {
   thread_local std::unordered_map<ModelKey, std::unique_ptr<StepModel>, ModelKeyHash> kept;
-  const ModelKey key{in.prefill, in.decode, in.share, in.kv, in.weights, rates.number, in.request->compute ? static_cast<int>(*in.request->compute) : -1, in.request->task == Task::kChat};
+  const ModelKey key{in.prefill->serial, in.decode->serial, in.share->serial, in.kv, in.weights, rates.number, in.request->compute ? static_cast<int>(*in.request->compute) : -1, in.request->task == Task::kChat};
   std::unique_ptr<StepModel>& model = kept[key];
   if (model == nullptr) {
     if (kept.size() > 4096) {

@@ -1,5 +1,6 @@
 // Models of plans, and what is kept beside them: shares, traces, weights by format, caches, activations. Each is made once.
 #include <algorithm>
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <shared_mutex>
@@ -18,6 +19,8 @@ namespace fathom::plan {
 namespace {
 
 using model::WeightClass;
+
+constexpr std::int64_t kMostLayers = 4096, kMostExpertTensors = std::int64_t{1} << 20;
 
 struct Key {
   int tp, ep, expert_tp, a;
@@ -108,9 +111,18 @@ ShareCache sum_cache(const model::Architecture& share, const KvFormat& kv) {
   return sums;
 }
 
+std::uint64_t next_serial() {
+  static std::atomic<std::uint64_t> last{0};
+  return ++last;
+}
+
 class CachedModel final : public PlanModel {
  public:
   static Result<std::shared_ptr<const PlanModel>> make(model::ModelSpec spec, std::string name) {
+    // Tables are made of every tensor: a configuration far beyond any model is refused before they are.
+    const std::int64_t tensors = spec.layers * std::max<std::int64_t>(spec.routing.experts, 1);
+    if (spec.layers > kMostLayers || tensors > kMostExpertTensors)
+      return fail("plan.model_too_large", {{"layers", std::to_string(spec.layers)}, {"experts", std::to_string(spec.routing.experts)}, {"most", std::to_string(kMostLayers)}});
     auto made = std::make_shared<CachedModel>();
     FATHOM_TRY(made->whole_, model::make_architecture(spec));
     made->sizes_ = model::model_sizes(made->whole_->weights(), spec.routing.top_k);
@@ -131,14 +143,18 @@ class CachedModel final : public PlanModel {
   Result<const ModelTrace*> trace(const model::Sharding& sharding, Phase phase, DType activations) const override {
     return traces_.get(key_of(sharding, static_cast<int>(phase) * 256 + static_cast<int>(activations)), [&]() -> Result<ModelTrace> {
       FATHOM_TRY(const model::Architecture* part, share(sharding));
-      return trace_model(*part, phase, activations);
+      ModelTrace made = trace_model(*part, phase, activations);
+      made.serial = next_serial();
+      return made;
     });
   }
 
   Result<const ShareWeights*> share_weights(const model::Sharding& sharding, const WeightFormatRule& rule) const override {
     return weights_.get(key_of(sharding, 0, &rule), [&]() -> Result<ShareWeights> {
       FATHOM_TRY(const model::Architecture* part, share(sharding));
-      return sum_weights(*part, rule);
+      FATHOM_TRY(ShareWeights sums, sum_weights(*part, rule));
+      sums.serial = next_serial();
+      return sums;
     });
   }
 

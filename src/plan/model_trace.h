@@ -33,6 +33,7 @@ struct KindTrace {
 };
 
 struct ModelTrace {
+  std::uint64_t serial = 0;            // unique in this process: what is derived from a trace is kept by it, since addresses come again
   Phase phase = Phase::kPrefill;
   meta::Trace embed, embed_backward;   // with begin(): positions; first stage
   meta::Trace head, head_backward;     // last stage; when training with the loss
@@ -56,6 +57,7 @@ PartWeights operator-(const PartWeights& a, const PartWeights& b);
 
 /// A share's weights under a format, summed so that any pipeline stage is a sum of parts.
 struct ShareWeights {
+  std::uint64_t serial = 0;            // as of a ModelTrace
   std::vector<PartWeights> before;     // sums of the layers before layer i; layers + 1 of them
   PartWeights largest;                 // the largest layer, by elements
   PartWeights embedding, head, mtp;    // ends; mtp: what speculation adds
