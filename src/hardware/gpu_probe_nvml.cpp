@@ -16,7 +16,7 @@ constexpr int kClockCore = 1, kClockMemory = 2;
 constexpr unsigned kRemoteGpu = 0, kRemoteSwitch = 2;
 constexpr int kP2pRead = 0;
 constexpr unsigned kP2pOk = 0;
-constexpr unsigned kFieldNvlinkMegabytesPerSecond = 90;
+constexpr unsigned kFieldCommonLinkSpeed = 90, kFieldLinkSpeed = 164;  // 10^6 bytes per second; the second of one link
 constexpr unsigned kLevelBoard = 0, kLevelSwitch = 10, kLevelSwitches = 20, kLevelHostBridge = 30, kLevelNode = 40, kLevelSystem = 50;
 
 template <class F>
@@ -73,10 +73,25 @@ std::vector<NvLinkPort> read_links(const NvmlApi& api, NvmlDevice device) {
         port.remote_kind = value == kRemoteGpu ? "gpu" : value == kRemoteSwitch ? "switch" : "other";
       NvmlPci pci = {};
       if (ask(api.nvlink_remote_pci, device, link, &pci)) port.remote_pci = pci_text(pci);
+      if (port.remote_pci.starts_with("ffffffff")) port.remote_pci.clear();  // a switch that is not shown to this machine
     }
     ports.push_back(std::move(port));
   }
   return ports;
+}
+
+// Bytes per second of one link and direction: of all links, or where the driver no longer tells that, of the first active.
+std::optional<double> link_speed(const NvmlApi& api, NvmlDevice device, const std::vector<NvLinkPort>& ports) {
+  const auto active = std::find_if(ports.begin(), ports.end(), [](const NvLinkPort& port) { return port.active; });
+  if (active == ports.end()) return std::nullopt;
+  for (const unsigned id : {kFieldCommonLinkSpeed, kFieldLinkSpeed}) {
+    NvmlField field = {};
+    field.field = id;
+    field.scope = id == kFieldLinkSpeed ? static_cast<unsigned>(active->index) : 0;
+    if (ask(api.field_values, device, 1, &field) && field.result == kNvmlSuccess && field.value.as_unsigned > 0)
+      return field.value.as_unsigned * 1e6;
+  }
+  return std::nullopt;
 }
 
 GpuInfo read_device(const NvmlApi& api, NvmlDevice device) {
@@ -105,10 +120,7 @@ GpuInfo read_device(const NvmlApi& api, NvmlDevice device) {
   unsigned current = 0, pending = 0;
   if (ask(api.mig_mode, device, &current, &pending)) gpu.mig = current != 0;
   gpu.nvlinks = read_links(api, device);
-  NvmlField speed = {};
-  speed.field = kFieldNvlinkMegabytesPerSecond;
-  if (!gpu.nvlinks.empty() && ask(api.field_values, device, 1, &speed) && speed.result == kNvmlSuccess && speed.value.as_unsigned > 0)
-    gpu.nvlink_bytes_per_second = speed.value.as_unsigned * 1e6;
+  gpu.nvlink_bytes_per_second = link_speed(api, device, gpu.nvlinks);
   return gpu;
 }
 

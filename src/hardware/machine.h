@@ -207,6 +207,7 @@ struct PeakResult {
 struct Measured {
   std::string effort;  // "quick", "default", "thorough"
   double seconds = 0;
+  double others_share = 0;  // of the usable CPUs' time, what went to other programs and other virtual machines meanwhile
   Bytes buffer_bytes = 0;
   double read_bandwidth_bytes_per_second = 0;  // the best of everything below: what decode is held against
   std::vector<BandwidthResult> bandwidth;

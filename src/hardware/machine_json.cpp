@@ -99,7 +99,7 @@ void fields(V& v, PeakResult& p) {
 }
 template <class V>
 void fields(V& v, Measured& m) {
-  v("effort", m.effort), v("seconds", m.seconds), v("buffer_bytes", m.buffer_bytes);
+  v("effort", m.effort), v("seconds", m.seconds), v("others_share", m.others_share), v("buffer_bytes", m.buffer_bytes);
   v("read_bandwidth_bytes_per_second", m.read_bandwidth_bytes_per_second), v("bandwidth", m.bandwidth);
   v("read_curve", m.read_curve), v("caches", m.caches), v("peaks", m.peaks);
 }

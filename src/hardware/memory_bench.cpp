@@ -42,10 +42,10 @@ Plan plan_for(const MemoryBenchOptions& options) {
       plan.sweep = 2.5, plan.finals = 3, plan.single = 2, plan.curve = 1, plan.writes = 1, plan.small = 1.5, plan.caches = 0.2;
       break;
   }
-  plan.buffer = std::max(plan.buffer, 4 * options.last_level_bytes);
+  plan.buffer = std::max(plan.buffer, (options.effort == Effort::kQuick ? 4 : 8) * options.last_level_bytes);
   if (options.usable_bytes > 0) plan.buffer = std::min(plan.buffer, options.usable_bytes / 4);
   plan.buffer = std::max(plan.buffer / kHugePage * kHugePage, kHugePage);
-  plan.window = std::min(std::max(plan.window, options.last_level_bytes), plan.buffer);
+  plan.window = std::min(std::max(plan.window, 2 * options.last_level_bytes), plan.buffer);
   return plan;
 }
 
@@ -96,40 +96,33 @@ struct Samples {
 
 class Bench {
  public:
-  Bench(Crew& crew, const BenchBuffer& buffer, const Plan& plan) : crew_(crew), plan_(plan), slices_(buffer, crew) {
+  Bench(Crew& crew, const BenchBuffer& buffer) : crew_(crew), slices_(buffer, crew) {
     crew_.run(crew_.size(), [&](int t) { std::memset(slices_.slice(t), t + 1, slices_.slice_bytes()); });
   }
 
   /// One pass over a share of every slice: `window` bytes in all, the next share at the next call; 0: everything.
   double read(const ReadVariant& variant, int threads, Bytes window) {
-    const auto hands = slices_.deal(threads);
-    std::size_t dealt = 0;
-    for (const auto& hand : hands) dealt += hand.size();
-    const Bytes whole = slices_.slice_bytes();
-    Bytes share = window == 0 ? whole : std::min(whole, window / std::max<std::size_t>(dealt, 1) / 4096 * 4096);
-    if (share == 0) share = whole;
-    if (offset_ + share > whole) offset_ = 0;
-    const Bytes offset = window == 0 ? 0 : offset_;
-    if (window != 0) offset_ += share;
+    const Turn turn = next_turn(threads, window);
     const double seconds = crew_.run(threads, [&](int t) {
       std::uint64_t sum = 0;
-      for (const int s : hands[static_cast<std::size_t>(t)]) sum ^= run_read(variant, {slices_.slice(s) + offset, share});
+      for (const int s : turn.hands[static_cast<std::size_t>(t)]) sum ^= run_read(variant, {slices_.slice(s) + turn.offset, turn.share});
       sink.fetch_xor(sum, std::memory_order_relaxed);
     });
-    return static_cast<double>(dealt * share) / std::max(seconds, 1e-9);
+    return static_cast<double>(turn.slices * turn.share) / std::max(seconds, 1e-9);
   }
 
-  /// Copy or triad within each thread's own slice, about `window` bytes in all; bytes read and written.
+  /// Copy or triad within each such share; bytes read and written.
   double write(WriteLoop loop, Access access, int threads, Bytes window) {
+    const Turn turn = next_turn(threads, window);
     const Bytes parts = access == Access::copy ? 2 : 3;
-    const Bytes part = std::min(slices_.slice_bytes(), window / static_cast<Bytes>(threads)) / parts / 4096 * 4096;
+    const Bytes part = turn.share / parts / 256 * 256;
     const double seconds = crew_.run(threads, [&](int t) {
-      auto* target = reinterpret_cast<float*>(slices_.slice(t));
-      const auto* a = reinterpret_cast<const float*>(slices_.slice(t) + part);
-      const auto* b = reinterpret_cast<const float*>(slices_.slice(t) + (parts - 1) * part);
-      loop(target, a, b, part);
+      for (const int s : turn.hands[static_cast<std::size_t>(t)]) {
+        std::byte* at = slices_.slice(s) + turn.offset;
+        loop(reinterpret_cast<float*>(at), reinterpret_cast<const float*>(at + part), reinterpret_cast<const float*>(at + (parts - 1) * part), part);
+      }
     });
-    return static_cast<double>(parts * part) * threads / std::max(seconds, 1e-9);
+    return static_cast<double>(turn.slices * parts * part) / std::max(seconds, 1e-9);
   }
 
   /// Variants by their best window rate, fastest first.
@@ -168,8 +161,26 @@ class Bench {
   }
 
  private:
+  // What each thread takes this time: `share` bytes at `offset` of each slice in its hand.
+  struct Turn {
+    std::vector<std::vector<int>> hands;
+    Bytes slices = 0, offset = 0, share = 0;
+  };
+
+  Turn next_turn(int threads, Bytes window) {
+    Turn turn;
+    turn.hands = slices_.deal(threads);
+    for (const auto& hand : turn.hands) turn.slices += hand.size();
+    const Bytes whole = slices_.slice_bytes();
+    turn.share = window == 0 ? whole : std::min(whole, window / std::max<Bytes>(turn.slices, 1) / 4096 * 4096);
+    if (turn.share == 0) turn.share = whole;
+    if (offset_ + turn.share > whole) offset_ = 0;
+    turn.offset = offset_;
+    offset_ += turn.share;
+    return turn;
+  }
+
   Crew& crew_;
-  const Plan& plan_;
   Slices slices_;
   Bytes offset_ = 0;
 };
@@ -200,7 +211,7 @@ void measure_writes(Bench& bench, const Plan& plan, IsaSet isa, int threads, Pag
 std::pair<ReadVariant, ReadVariant> measure_huge(const MemoryBenchOptions& options, const Plan& plan, Crew& crew, BenchBuffer& buffer, Measured& measured) {
   const IsaSet isa = executable_isa();
   const Pages pages = Pages::transparent_huge;
-  Bench bench(crew, buffer, plan);
+  Bench bench(crew, buffer);
   const int all = crew.size();
   const auto for_all = bench.sweep(read_variants(isa), all, plan.sweep_rounds, plan.sweep, plan.window);
   measured.bandwidth.push_back(bench.finals(for_all, plan.finalists, all, plan.final_rounds, plan.finals, pages));
@@ -227,7 +238,7 @@ std::pair<ReadVariant, ReadVariant> measure_huge(const MemoryBenchOptions& optio
 }
 
 void measure_reads_only(const Plan& plan, Crew& crew, const BenchBuffer& buffer, Pages pages, const std::pair<ReadVariant, ReadVariant>& best, Measured& measured) {
-  Bench bench(crew, buffer, plan);
+  Bench bench(crew, buffer);
   measured.bandwidth.push_back(bench.finals({best.first}, 1, crew.size(), plan.final_rounds, plan.small / 2, pages));
   if (crew.size() > 1) measured.bandwidth.push_back(bench.finals({best.second}, 1, 1, plan.final_rounds, plan.small / 2, pages));
 }

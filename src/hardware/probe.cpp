@@ -1,6 +1,8 @@
 #include "hardware/probe.h"
 
+#include <sys/resource.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -87,8 +89,41 @@ void measure_disk(DiskInfo& disk, Effort effort) {
   if (disk.read && disk.kind == DiskKind::overlay) disk.note = Note{"hardware_probe.disk_overlay", {}};
 }
 
+// Seconds that the CPUs of `cpus` have been busy, or taken away by a hypervisor, since they started.
+double busy_seconds(const SystemFiles& files, const std::vector<int>& cpus) {
+  constexpr int kIdle = 3, kWait = 4, kSteal = 7;
+  const std::string text = files.text("proc/stat").value_or("");
+  double ticks = 0;
+  for (const std::string_view line : lines_of(text)) {
+    const auto words = split(line, ' ');
+    if (!words[0].starts_with("cpu")) continue;
+    const auto cpu = parse_integer(words[0].substr(3));
+    if (!cpu || !std::binary_search(cpus.begin(), cpus.end(), static_cast<int>(*cpu))) continue;
+    for (int i = 0; i <= kSteal && i + 1 < static_cast<int>(words.size()); ++i)
+      if (i != kIdle && i != kWait) ticks += static_cast<double>(parse_integer(words[static_cast<std::size_t>(i) + 1]).value_or(0));
+  }
+  return ticks / static_cast<double>(std::max(::sysconf(_SC_CLK_TCK), 1L));
+}
+
+double own_seconds() {
+  rusage usage = {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6; };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+// Others at work make every figure too low: say so.
+void note_others(Machine& machine, double others, double seconds) {
+  constexpr double kWorthSaying = 0.05;
+  Measured& measured = *machine.measured;
+  const double capacity = seconds * static_cast<double>(std::max<std::size_t>(machine.cpu.usable_cpus.size(), 1));
+  measured.others_share = std::clamp(others / std::max(capacity, 1e-9), 0.0, 1.0);
+  if (measured.others_share > kWorthSaying)
+    machine.notes.push_back({"hardware_probe.busy", {{"percent", std::to_string(static_cast<int>(measured.others_share * 100 + 0.5))}}});
+}
+
 void measure(const SystemFiles& files, Effort effort, Machine& machine) {
-  const double start = now_seconds();
+  const double start = now_seconds(), busy = busy_seconds(files, machine.cpu.usable_cpus), own = own_seconds();
   Measured measured;
   measured.effort = effort_name(effort);
   auto places = thread_places(files, machine.cpu);
@@ -109,6 +144,8 @@ void measure(const SystemFiles& files, Effort effort, Machine& machine) {
   }
   measured.seconds = now_seconds() - start;
   machine.measured = std::move(measured);
+  if (effort != Effort::kTiny)
+    note_others(machine, busy_seconds(files, machine.cpu.usable_cpus) - busy - (own_seconds() - own), machine.measured->seconds);
 }
 
 }  // namespace

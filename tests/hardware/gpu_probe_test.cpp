@@ -20,6 +20,7 @@ struct FakeNvml {
   int links = 18;            // active ones of each card
   bool switched = true;      // through switches, else straight to the other of two
   bool mig = false;
+  bool common_speed = true;  // tells the speed of all links at once
   int init_code = 0;
 } fake;
 
@@ -68,7 +69,10 @@ NvmlApi fake_api() {
   };
   api.common_ancestor = [](NvmlDevice, NvmlDevice, unsigned* level) { return *level = 40, 0; };
   api.p2p_status = [](NvmlDevice, NvmlDevice, int, unsigned* status) { return *status = 0, 0; };
-  api.field_values = [](NvmlDevice, int, NvmlField* field) { return field->result = 0, field->value.as_unsigned = 26562, 0; };
+  api.field_values = [](NvmlDevice, int, NvmlField* field) {
+    if (field->field == 90 && !fake.common_speed) return field->result = 3, 0;  // not supported, as new drivers say
+    return field->result = 0, field->value.as_unsigned = field->field == 90 ? 26562 : 50000 + field->scope, 0;
+  };
   return api;
 }
 
@@ -94,6 +98,12 @@ TEST(Nvml, CardsBehindSwitches) {
   EXPECT_DOUBLE_EQ(gpu.nvlink_bytes_per_second.value(), 26.562e9);
   ASSERT_EQ(report.links.size(), 1u);
   EXPECT_EQ(report.links[0], (GpuLink{0, 1, "NV18", 18, true}));
+}
+
+TEST(Nvml, LinkSpeedFromOneLinkWhereTheCommonOneIsGone) {
+  fake = {};
+  fake.common_speed = false;
+  EXPECT_DOUBLE_EQ(gpus_from_nvml(fake_api()).gpus[0].nvlink_bytes_per_second.value(), 50e9);
 }
 
 TEST(Nvml, BridgedPairAndPlainPcie) {

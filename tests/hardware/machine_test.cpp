@@ -76,7 +76,7 @@ DiskInfo any_disk() {
 
 Measured any_measured() {
   Measured m;
-  m.effort = *any_text(), m.seconds = *any_number(), m.buffer_bytes = *any<Bytes>(), m.read_bandwidth_bytes_per_second = *any_number();
+  m.effort = *any_text(), m.seconds = *any_number(), m.others_share = *any_number(), m.buffer_bytes = *any<Bytes>(), m.read_bandwidth_bytes_per_second = *any_number();
   m.bandwidth = several([] {
     return BandwidthResult{any_of<Access>(3), any_of<Pages>(3), *any<int>(), *any_number(), *any_number(), *any<int>(), *any_text()};
   });
