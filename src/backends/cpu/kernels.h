@@ -35,6 +35,19 @@ struct DotRows {
   bool accumulate = false;
 };
 
+/// The same for many rows that lie one after the other in memory, read as fast as memory gives them: eight streams, each
+/// through its own stretch of the rows, with lines fetched ahead.
+struct StreamRows {
+  Element element = Element::kF32;
+  Row first = nullptr;
+  std::int64_t row_count = 0, k = 0;  // rows are k elements apart
+  const float* const* x = nullptr;
+  std::int64_t m_count = 0;
+  float* out = nullptr;
+  std::int64_t out_stride = 0;
+  bool accumulate = false;
+};
+
 /// y[m · y_stride + i] (+)= sum over r of p[m · p_stride + r] · rows[r][i], i < n.
 struct CombineRows {
   Element element = Element::kF32;
@@ -45,6 +58,31 @@ struct CombineRows {
   float* y = nullptr;
   std::int64_t y_stride = 0;
   bool accumulate = false;
+};
+
+/// Rows that hold `heads` vectors of n elements each, `head_bytes` apart; every head has `group` rows of x (or y), head by head.
+/// The rows are passed over once, all heads of some rows after another, so that memory is read in order.
+struct HeadRows {
+  Element element = Element::kF32;
+  const Row* rows = nullptr;
+  std::int64_t row_count = 0, heads = 0, head_bytes = 0, group = 1, n = 0;
+};
+/// out[i · out_stride + r] (+)= x[i] · (head i / group of rows[r]).
+struct DotHeads {
+  HeadRows in;
+  const float* const* x = nullptr;
+  std::int64_t x_offset = 0;
+  float* out = nullptr;
+  std::int64_t out_stride = 0;
+  bool accumulate = false;
+};
+/// y[i · y_stride + j] += sum over r of p[i · p_stride + r] · (head i / group of rows[r])[j].
+struct CombineHeads {
+  HeadRows in;
+  const float* p = nullptr;
+  std::int64_t p_stride = 0;
+  float* y = nullptr;
+  std::int64_t y_stride = 0;
 };
 
 /// Panels: the right-hand side of a product as f32 [panel][depth][Kernels::panel_width], zero-padded in the last panel.
@@ -110,6 +148,7 @@ struct PackedProduct {
 };
 struct PackedKernels {
   std::int64_t token_tile = 0;
+  std::int64_t least_tokens = 0;    // with fewer, reading the weight straight through is as fast
   std::int64_t row_block = 0;       // rows of the weight that one call takes at most, and best
   std::int64_t max_tokens = 0;      // of one call, a multiple of token_tile
   std::size_t scratch_bytes = 0;
@@ -121,7 +160,10 @@ struct PackedKernels {
 struct Kernels {
   std::int64_t panel_width = 0;  // at most kMaxPanelWidth
   void (*dot_rows)(const DotRows& args) = nullptr;
+  void (*stream_rows)(const StreamRows& args) = nullptr;
   void (*combine_rows)(const CombineRows& args) = nullptr;
+  void (*dot_heads)(const DotHeads& args) = nullptr;
+  void (*combine_heads)(const CombineHeads& args) = nullptr;
   void (*pack_transposed)(const PackRows& args) = nullptr;
   void (*pack_straight)(const PackRows& args) = nullptr;
   void (*panel_product)(const PanelProduct& args) = nullptr;

@@ -28,7 +28,7 @@ constexpr std::int64_t kSide = 16;             // rows, and tokens, of a tile
 constexpr std::int64_t kStep = 32;             // columns of a tile
 constexpr std::int64_t kTileBytes = 1024;
 constexpr std::int64_t kPair = 2 * kSide;      // rows, and tokens, of a block of 2 × 2 tiles
-constexpr std::int64_t kRowBlock = 128;        // rows of the weight in one call
+constexpr std::int64_t kRowBlock = 256;        // rows of the weight in one call
 constexpr std::int64_t kMaxTokens = 512;       // tokens in one call
 constexpr std::int64_t kDepth = 512;           // columns at a time: 32 tokens × 512 take 32 KiB, two thirds of the first-level cache
 constexpr std::int64_t kSteps = kDepth / kStep;
@@ -48,31 +48,34 @@ std::int64_t min_of(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 std::size_t packed_bytes(std::int64_t k) { return static_cast<std::size_t>(ceil_div(k, kStep) * 2 * kTileBytes); }
 
+/// 32 columns of a row from `from` on as 16 pairs; what lies behind the first `count` is zero.
+FATHOM_INLINE F pairs_of(const float* from, std::int64_t count) {
+  const F low = count >= 16 ? load(from) : load_part(from, static_cast<int>(count));
+  const F high = count >= 32 ? load(from + 16) : count > 16 ? load_part(from + 16, static_cast<int>(count - 16)) : zero();
+  return reinterpret_cast<F>(_mm512_cvtne2ps_pbh(high, low));
+}
+
+// Some steps at a time: rows of 16 pairs are laid into the tiles as they come, then every tile is turned round in place.
 void pack(const PackedTokens& args) {
-  for (std::int64_t step = 0; step * kStep < args.k; ++step)
-    for (std::int64_t tile = 0; tile < 2; ++tile) {
-      F pairs[kSide];
-      const std::int64_t rest = args.k - step * kStep;
-      for (std::int64_t i = 0; i < kSide; ++i) {
-        const std::int64_t m = tile * kSide + i;
-        if (m >= args.m_count) {
-          pairs[i] = zero();
-          continue;
-        }
-        const float* from = args.x[m] + args.x_offset + step * kStep;
-        F low, high;
-        if (rest >= kStep) {
-          low = load(from), high = load(from + 16);
-        } else {
-          low = rest >= 16 ? load(from) : load_part(from, static_cast<int>(rest));
-          high = rest > 16 ? load_part(from + 16, static_cast<int>(rest - 16)) : zero();
-        }
-        pairs[i] = reinterpret_cast<F>(_mm512_cvtne2ps_pbh(high, low));
-      }
-      transpose(pairs);
-      auto* to = reinterpret_cast<float*>(args.out + (step * 2 + tile) * kTileBytes);
-      for (std::int64_t i = 0; i < kSide; ++i) store(to + i * kSide, pairs[i]);
+  const std::int64_t steps = ceil_div(args.k, kStep);
+  for (std::int64_t first = 0; first < steps; first += 8) {
+    const std::int64_t last = min_of(first + 8, steps);
+    for (std::int64_t m = 0; m < kPair; ++m) {
+      auto* to = reinterpret_cast<float*>(args.out + m / kSide * kTileBytes) + m % kSide * kSide;
+      const float* from = m < args.m_count ? args.x[m] + args.x_offset : nullptr;
+      for (std::int64_t step = first; step < last; ++step)
+        store(to + step * 2 * (kTileBytes / 4), from != nullptr ? pairs_of(from + step * kStep, args.k - step * kStep) : zero());
     }
+    for (std::int64_t tile = 2 * first; tile < 2 * last; ++tile) {
+      auto* at = reinterpret_cast<float*>(args.out + tile * kTileBytes);
+      F pairs[kSide];
+#pragma GCC unroll 16
+      for (int i = 0; i < kSide; ++i) pairs[i] = load(at + i * kSide);
+      transpose(pairs);
+#pragma GCC unroll 16
+      for (int i = 0; i < kSide; ++i) store(at + i * kSide, pairs[i]);
+    }
+  }
 }
 
 /// Where the 32 rows of a block of the weight are: tiles one step after the other, rows `stride` apart.
@@ -137,24 +140,27 @@ Rows rows_at(const PackedProduct& args, std::int64_t row, std::int64_t k0, std::
   return {{edge, edge + kTileBytes}, 64, 2 * kTileBytes};
 }
 
-/// Tiles [row pair][group][2 × 2][16 rows][16 tokens] to out[token][row].
-void write(const PackedProduct& args, const std::byte* sums, std::int64_t groups) {
-  for (std::int64_t m = 0; m < args.m_count; m += kSide)
-    for (std::int64_t n = 0; n < args.rows; n += kSide) {
-      const std::int64_t block = n / kPair * groups + m / kPair, tile = n / kSide % 2 * 2 + m / kSide % 2;
-      const auto* from = reinterpret_cast<const float*>(sums + (block * 4 + tile) * kTileBytes);
-      F v[kSide];
+/// Four tiles [2 × 2][16 rows][16 tokens] to out[token][row], from `row` and `token` on.
+void write(const PackedProduct& args, const std::byte* tiles, std::int64_t row, std::int64_t token) {
+  for (std::int64_t i = 0; i < 4; ++i) {
+    const std::int64_t n = row + i / 2 * kSide, m = token + i % 2 * kSide;
+    const std::int64_t columns = min_of(kSide, args.rows - n), tokens = min_of(kSide, args.m_count - m);
+    if (columns <= 0 || tokens <= 0) continue;
+    const auto* from = reinterpret_cast<const float*>(tiles + i * kTileBytes);
+    F v[kSide];
 #pragma GCC unroll 16
-      for (int i = 0; i < kSide; ++i) v[i] = load(from + i * kSide);
-      transpose(v);
-      const int columns = static_cast<int>(min_of(kSide, args.rows - n));
-      const std::int64_t tokens = min_of(kSide, args.m_count - m);
-      for (std::int64_t i = 0; i < tokens; ++i) {
-        float* to = args.out + (m + i) * args.out_stride + n;
-        if (columns == kSide) store(to, args.accumulate ? load(to) + v[i] : v[i]);
-        else store_part(to, args.accumulate ? load_part(to, columns) + v[i] : v[i], columns);
-      }
+    for (int j = 0; j < kSide; ++j) v[j] = load(from + j * kSide);
+    transpose(v);
+    float* to = args.out + m * args.out_stride + n;
+    if (columns == kSide && tokens == kSide && !args.accumulate) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kSide; ++j) store(to + j * args.out_stride, v[j]);
+    } else {
+      const auto lanes = static_cast<int>(columns);
+      for (std::int64_t j = 0; j < tokens; ++j, to += args.out_stride)
+        store_part(to, args.accumulate ? load_part(to, lanes) + v[j] : v[j], lanes);
     }
+  }
 }
 
 void multiply(const PackedProduct& args) {
@@ -179,15 +185,16 @@ void multiply(const PackedProduct& args) {
         const std::byte* ahead = next + row * args.weight_stride;
         if (args.m_count - group * kPair > kSide) multiply_tiles<true>(rows[pair], tokens, steps, k0 == 0, to, ahead, fetch, args.weight_stride);
         else multiply_tiles<false>(rows[pair], tokens, steps, k0 == 0, to, ahead, fetch, args.weight_stride);
+        if (!more) write(args, to, pair * kPair, group * kPair);
       }
     }
   }
   _tile_release();
-  write(args, sums, groups);
 }
 
 constexpr PackedKernels kPacked = {
     .token_tile = kPair,
+    .least_tokens = 5,
     .row_block = kRowBlock,
     .max_tokens = kMaxTokens,
     .scratch_bytes = kSumsBytes + kEdgeBytes,

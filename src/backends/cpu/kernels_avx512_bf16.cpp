@@ -118,6 +118,7 @@ void multiply(const PackedProduct& args) {
 
 constexpr PackedKernels kPacked = {
     .token_tile = kTokens,
+    .least_tokens = 9,
     .row_block = kRows,
     .max_tokens = kMaxTokens,
     .scratch_bytes = kPanelBytes + kSumsBytes,

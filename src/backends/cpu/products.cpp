@@ -9,7 +9,7 @@ constexpr std::int64_t kPanelDepth = 256;       // elements along k of one panel
 constexpr std::int64_t kPanelTokens = 256;      // rows of x that one block's sums are kept for
 constexpr std::int64_t kWidenedColumns = 4096;  // of a quantized row at a time
 constexpr std::int64_t kRowRun = 16;            // rows of the weight handed to one kernel call
-constexpr std::int64_t kBlockBytes = 128 << 10; // of weight in one task when it is read straight through
+constexpr std::int64_t kBlockBytes = 1 << 20;   // of weight in one task when it is read straight through
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -23,18 +23,23 @@ void add_bias(const Kernels& kernels, const Product& product, const Block& block
 
 /// Few rows of x: each weight row is read once, straight through, and multiplied with all of them.
 void direct_block(const Kernels& kernels, const Product& product, const Block& block, Scratch& scratch) {
-  const auto [n0, nb, m0, mb, ahead] = block;
-  const std::int64_t k = product.weight->cols, width = is_plain(product.weight->format) ? k : std::min(k, kWidenedColumns);
-  float* widened = is_plain(product.weight->format) ? nullptr : scratch.take<float>(kRowRun * width);
+  const tensor::Weight& weight = *product.weight;
+  float* out = product.out + block.m0 * product.out_stride + block.n0;
+  if (is_plain(weight.format)) {
+    kernels.stream_rows({.element = element_of(tensor::weight_dtype(weight.format)), .first = product.row_data(block.n0), .row_count = block.nb, .k = weight.cols,
+                         .x = product.x + block.m0, .m_count = block.mb, .out = out, .out_stride = product.out_stride, .accumulate = product.accumulate});
+    return;
+  }
+  const std::int64_t width = std::min(weight.cols, kWidenedColumns);
+  float* widened = scratch.take<float>(kRowRun * width);
   Row rows[kRowRun];
-  for (std::int64_t n = n0; n < n0 + nb; n += kRowRun) {
-    const std::int64_t run = std::min(kRowRun, n0 + nb - n);
-    for (std::int64_t column = 0; column < k; column += width) {
-      const std::int64_t part = std::min(width, k - column);
-      const Element element = weight_rows(*product.weight, product.first_row + n, run, column, part, widened, rows);
-      kernels.dot_rows({.element = element, .rows = rows, .row_count = run, .k = part, .x = product.x + m0, .x_offset = column, .m_count = mb,
-                        .out = product.out + m0 * product.out_stride + n, .out_stride = product.out_stride,
-                        .accumulate = product.accumulate || column > 0});
+  for (std::int64_t n = 0; n < block.nb; n += kRowRun) {
+    const std::int64_t run = std::min(kRowRun, block.nb - n);
+    for (std::int64_t column = 0; column < weight.cols; column += width) {
+      const std::int64_t part = std::min(width, weight.cols - column);
+      const Element element = weight_rows(weight, product.first_row + block.n0 + n, run, column, part, widened, rows);
+      kernels.dot_rows({.element = element, .rows = rows, .row_count = run, .k = part, .x = product.x + block.m0, .x_offset = column, .m_count = block.mb,
+                        .out = out + n, .out_stride = product.out_stride, .accumulate = product.accumulate || column > 0});
     }
   }
 }
@@ -105,7 +110,7 @@ void run_blocks(const Context& context, std::span<const Product> products) {
   const std::int64_t m_blocks = ceil_div(first.m_count, mb);
   const auto product_of = [&](std::int64_t task) -> const Product& { return products[static_cast<std::size_t>(task / (n_blocks * m_blocks))]; };
   const auto row_of = [&](std::int64_t task) { return task / m_blocks % n_blocks * nb; };
-  context.pool.for_each_ahead(count * n_blocks * m_blocks, [&](std::int64_t task, std::int64_t following, int thread) {
+  const auto work = [&](std::int64_t task, std::int64_t following, int thread) {
     const Product& product = product_of(task);
     const std::int64_t n0 = row_of(task), m0 = task % m_blocks * mb;
     Scratch& scratch = context.workspace.of(thread);
@@ -114,13 +119,15 @@ void run_blocks(const Context& context, std::span<const Product> products) {
                   {.n0 = n0, .nb = std::min(nb, product.rows - n0), .m0 = m0, .mb = std::min(mb, product.m_count - m0),
                    .ahead = following >= 0 ? product_of(following).row_data(row_of(following)) : nullptr},
                   scratch);
-  });
+  };
+  if (first.packed != nullptr) context.pool.for_each_ahead(count * n_blocks * m_blocks, work);
+  else context.pool.for_each(count * n_blocks * m_blocks, [&](std::int64_t task, int thread) { work(task, -1, thread); });
 }
 
 }  // namespace
 
 bool wants_packing(const Kernels& kernels, const Product& product) {
-  return kernels.packed != nullptr && product.weight->format == tensor::WeightFormat::bf16 && product.m_count > kDirectRows;
+  return kernels.packed != nullptr && product.weight->format == tensor::WeightFormat::bf16 && product.m_count >= kernels.packed->least_tokens;
 }
 
 std::size_t packed_bytes(const Kernels& kernels, std::int64_t m_count, std::int64_t k) {
@@ -128,12 +135,13 @@ std::size_t packed_bytes(const Kernels& kernels, std::int64_t m_count, std::int6
 }
 
 std::int64_t good_block(const Kernels& kernels, const Product& product, std::int64_t total_rows, int threads) {
-  if (product.m_count <= kDirectRows) {
-    const std::int64_t row_bytes = static_cast<std::int64_t>(tensor::weight_bytes(product.weight->format, 1, product.weight->cols)) + 1;
-    const std::int64_t fair = ceil_div(total_rows, 4 * threads);
-    return std::clamp<std::int64_t>(std::min(kBlockBytes / row_bytes, fair) / 4 * 4, 4, std::max<std::int64_t>(product.rows, 4));
-  }
   const bool packed = wants_packing(kernels, product);
+  if (product.m_count <= kDirectRows && !packed) {
+    // Blocks of about kBlockBytes, as many for every thread, whole rows for every stream.
+    const std::int64_t row_bytes = static_cast<std::int64_t>(tensor::weight_bytes(product.weight->format, 1, product.weight->cols)) + 1;
+    const std::int64_t blocks = std::max<std::int64_t>(1, ceil_div(total_rows * row_bytes, threads * kBlockBytes)) * threads;
+    return std::min(ceil_div(ceil_div(total_rows, blocks), 8) * 8, std::max<std::int64_t>(product.rows, 1));
+  }
   std::int64_t block = packed ? kernels.packed->row_block : kMaxPanelWidth;
   const std::int64_t least = packed ? std::min<std::int64_t>(32, block) : kMaxPanelWidth;
   while (block > least && ceil_div(total_rows, block) < 4 * threads) block /= 2;
@@ -142,8 +150,8 @@ std::int64_t good_block(const Kernels& kernels, const Product& product, std::int
 
 void product_block(const Kernels& kernels, const Product& product, const Block& block, Scratch& scratch) {
   const std::size_t mark = scratch.used();
-  if (product.m_count <= kDirectRows) direct_block(kernels, product, block, scratch);
-  else if (product.packed != nullptr) packed_block(kernels, product, block, scratch);
+  if (product.packed != nullptr && wants_packing(kernels, product)) packed_block(kernels, product, block, scratch);
+  else if (product.m_count <= kDirectRows) direct_block(kernels, product, block, scratch);
   else panel_block(kernels, product, block, scratch);
   add_bias(kernels, product, block);
   scratch.rewind(mark);

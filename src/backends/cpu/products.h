@@ -42,7 +42,7 @@ struct Product {
 };
 
 /// Up to this many rows of x the weight is read straight through, and activations stay f32 whatever the weight is. With more
-/// rows, bf16 weights may be multiplied with activations rounded to bf16 (Kernels::packed).
+/// rows, or from PackedKernels::least_tokens on, bf16 weights may be multiplied with activations rounded to bf16.
 inline constexpr std::int64_t kDirectRows = 8;
 
 /// Rows [n0, n0 + nb) of the weight × rows [m0, m0 + mb) of x. Blocks of a packed product: m0 = 0, mb = m_count. `ahead`: the
