@@ -47,6 +47,7 @@ void visit_fields(EngineProfile& p, Visitor&& v) {
   v("training.gradient_overlap", t.gradient_overlap), v("training.gather_overlap", t.gather_overlap), v("training.tensor_overlap", t.tensor_overlap);
   v("training.expert_overlap", t.expert_overlap), v("training.pipeline_overlap", t.pipeline_overlap), v("training.step_host", t.step_host);
   v("training.layer_host", t.layer_host), v("training.sequence_parallel", t.sequence_parallel), v("training.optimizer_passes", t.optimizer_passes);
+  v("training.elementwise_passes", t.elementwise_passes), v("training.adapter_passes", t.adapter_passes);
   visit_precisions("gemm", p.gemm, v);
   v("unpack_gemm", p.unpack_gemm), v("unpack_stream", p.unpack_stream), v("attention_prefill", p.attention_prefill);
   v("attention_decode", p.attention_decode), v("latent_decode", p.latent_decode), v("experts", p.experts), v("small_kernel", p.small_kernel);

@@ -19,7 +19,10 @@ bool native(const Rates& rates, Precision precision) { return rates.product[stat
 
 /// What computes a product of weights that take `bytes` an element.
 Arithmetic arithmetic_of(double bytes, const LowerInputs& in) {
-  if (in.compute && bytes < 1e9) {
+  const bool trained = in.phase == Phase::kTrain && !in.adapters && in.weights != nullptr && !in.weights->unpacks;
+  // Weights trained in a 4-bit floating format are multiplied in it.
+  if (trained && bytes < 0.75 && native(*in.rates, Precision::fp4)) return {Precision::fp4, false, true};
+  if (in.compute) {
     const Precision p = *in.compute;
     const bool narrow = p == Precision::fp8 || p == Precision::int8 || p == Precision::fp4;
     if (narrow && native(*in.rates, p)) return {p, false, true};
@@ -113,7 +116,12 @@ class Lowerer {
     kernel.rows = op.rows;
     kernel.flops = op.flops;
     kernel.bytes += traffic(op);
-    if (how.quantizes) kernel.bytes += op.read_bytes;
+    if (how.quantizes && in_.phase != Phase::kTrain) kernel.bytes += op.read_bytes;
+    if (how.quantizes && in_.phase == Phase::kTrain && !op.weight_gradient) {
+      // Read wide, written narrow twice (as it is and transposed, for the gradients); the weights once, forward.
+      kernel.apart = op.read_bytes * 2.0;
+      if (!op.backward) kernel.apart.fixed += 4 * static_cast<double>(op.weight_elements);
+    }
     kernel.weight_elements = static_cast<double>(op.weight_elements);
     kernel.weight_bytes = per_element * kernel.weight_elements;
     kernel.weight_gradient = op.weight_gradient;

@@ -20,6 +20,7 @@ struct Kernel {
   float launches = 1;
   float repeats = 1;                 // layers
   meta::Rate rows, flops, bytes;     // bytes: activations read and written
+  meta::Rate apart;                  // bytes of a kernel of its own beside this one: casts into the product's format
   double weight_bytes = 0, weight_elements = 0;
   // attention, indexer
   double row_bytes = 0;              // cache bytes a visible row, one sequence

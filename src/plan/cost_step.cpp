@@ -29,8 +29,10 @@ double product_seconds(const Kernel& k, const Load& load, const Rates& r, Parts*
   const double floor = r.product_floor + (static_cast<double>(k.launches) - 1) * r.small_floor;
   const double busy = blend(streamed, compute, r.blend);
   charge(parts, streamed > compute && weights > 0.5 * streamed ? BoundBy::kWeights : BoundBy::kCompute, busy * static_cast<double>(k.repeats));
+  const double casts = k.apart.at(load.tokens, load.outputs) / r.elementwise;
   charge(parts, BoundBy::kLaunch, floor * static_cast<double>(k.repeats));
-  return floor + busy;
+  charge(parts, BoundBy::kCompute, casts * static_cast<double>(k.repeats));
+  return floor + busy + casts;
 }
 
 double attention_seconds(const Kernel& k, const Load& load, const Rates& r, Parts* parts) {

@@ -68,6 +68,7 @@ class TrainPricer {
         one = kernel_seconds(k, load, r_, l_, &parts);
       }
       for (std::size_t i = 0; i < parts.size(); ++i) result_.parts[i] += parts[i] * batches;
+      if (k.kind == Kernel::Kind::kElementwise) one *= s_.elementwise_passes;
       seconds += one * repeats;
       if (m_.adapters && k.kind == Kernel::Kind::kProduct && !k.is_head && k.weight_elements > 0) seconds += adapter(k, backward) * repeats;
       if (k.kind == Kernel::Kind::kAttention && l_.cp > 1) seconds += context_exchange(k) * repeats;
@@ -78,7 +79,7 @@ class TrainPricer {
   /// Two thin products beside a frozen one: streaming of what goes in and out, and their launches.
   double adapter(const Kernel& k, bool backward) {
     const double factor = backward ? 2 : 1;
-    return factor * (2 * r_.product_floor + r_.small_floor + k.bytes.at(m_.tokens, 0) * 1.5 / r_.elementwise);
+    return factor * s_.adapter_passes * (2 * r_.product_floor + r_.small_floor + k.bytes.at(m_.tokens, 0) / r_.elementwise);
   }
 
   double attention_again() {

@@ -54,6 +54,8 @@ struct TrainingSchedule {
   double step_host = 0;              // seconds a step: data, optimizer launch, logging
   double layer_host = 0;             // seconds a layer and pass when kernels are launched one by one (0: graphs or hidden)
   double optimizer_passes = 1;       // traffic of the optimizer against reading and writing each state once
+  double elementwise_passes = 1;     // traffic of norms, activations and residuals against one pass each (dropout, casts, unfused parts)
+  double adapter_passes = 1;         // traffic of adapters against reading what goes in and out of each product once
   bool sequence_parallel = true;
 };
 
