@@ -23,32 +23,40 @@ FATHOM_KERNEL std::uint16_t narrow_bf16(float value) {
   return static_cast<std::uint16_t>((b & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
 }
 
-// A denormal is a count of 2^-24; the multiplication of the normal path would be right for it too, but slow.
+// Without a branch that a compiler could put arithmetic behind.
+FATHOM_KERNEL std::uint32_t choose(bool condition, std::uint32_t a, std::uint32_t b) {
+  const std::uint32_t mask = 0u - static_cast<std::uint32_t>(condition);
+  return (a & mask) | (b & ~mask);
+}
+
+// A small float without a hidden bit, m · 2^lowest, as (1 + m) · 2^lowest - 2^lowest: `magnitude` is already shifted to f32's place,
+// `bias` is f32's exponent of the small float's exponent 0.
+FATHOM_KERNEL float widen_small(std::uint32_t magnitude, std::uint32_t bias, bool denormal) {
+  const std::uint32_t one = (bias + 1) << 23;
+  return bits<float>(magnitude + choose(denormal, one, bias << 23)) - bits<float>(choose(denormal, one, 0));
+}
+
 FATHOM_KERNEL float widen_f16(std::uint16_t value) {
   const std::uint32_t magnitude = value & 0x7fffu, sign = (value & 0x8000u) << 16;
-  const std::uint32_t normal = (magnitude << 13) + (112u << 23);
-  const auto denormal = bits<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f);
-  const std::uint32_t special = (magnitude << 13) | 0x7f800000u;
-  return bits<float>(sign | (magnitude >= 0x7c00u ? special : magnitude < 0x400u ? denormal : normal));
+  const auto finite = bits<std::uint32_t>(widen_small(magnitude << 13, 112, magnitude < 0x400u));
+  return bits<float>(sign | choose(magnitude >= 0x7c00u, (magnitude << 13) | 0x7f800000u, finite));
 }
 
 // Below 2^-14, adding 1/2 leaves the value, rounded to 2^-24, in the low bits of the sum.
 FATHOM_KERNEL std::uint16_t narrow_f16(float value) {
   const auto b = bits<std::uint32_t>(value);
   const std::uint32_t sign = (b >> 16) & 0x8000u, magnitude = b & 0x7fffffffu;
+  const bool small = magnitude < 0x38800000u;
   const std::uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
-  const std::uint32_t small = magnitude < 0x38800000u ? magnitude : 0;  // keeps the addition away from huge values
-  const std::uint32_t denormal = bits<std::uint32_t>(bits<float>(small) + 0.5f) - 0x3f000000u;
-  const std::uint32_t finite = magnitude < 0x38800000u ? denormal : normal;
-  const std::uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  return static_cast<std::uint16_t>(sign | (magnitude >= 0x477ff000u ? special : finite));
+  const std::uint32_t denormal = bits<std::uint32_t>(bits<float>(choose(small, magnitude, 0)) + 0.5f) - 0x3f000000u;
+  const std::uint32_t special = choose(magnitude > 0x7f800000u, 0x7e00u, 0x7c00u);
+  return static_cast<std::uint16_t>(sign | choose(magnitude >= 0x477ff000u, special, choose(small, denormal, normal)));
 }
 
 FATHOM_KERNEL float decode_e4m3(std::uint8_t code) {
   const std::uint32_t magnitude = code & 0x7fu, sign = static_cast<std::uint32_t>(code & 0x80u) << 24;
-  const std::uint32_t normal = (magnitude << 20) + (120u << 23);
-  const auto denormal = bits<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-9f);
-  return bits<float>(sign | (magnitude == 0x7fu ? 0x7fc00000u : magnitude < 8u ? denormal : normal));
+  const auto finite = bits<std::uint32_t>(widen_small(magnitude << 20, 120, magnitude < 8u));
+  return bits<float>(sign | choose(magnitude == 0x7fu, 0x7fc00000u, finite));
 }
 
 FATHOM_KERNEL float decode_e2m1(std::uint32_t code) {

@@ -44,14 +44,18 @@ std::uint8_t nearest_e2m1(double value) {
   return static_cast<std::uint8_t>(best | (value < 0 ? 8u : 0u));
 }
 
-// Code of every sixteen-bit draw: the bell's quantiles, quantized.
+// The middle of part i of n that are all alike likely.
+double quantile(std::size_t i, std::size_t n) {
+  const double low = lower_quantile((static_cast<double>(std::min(i, n - 1 - i)) + 0.5) / static_cast<double>(n));
+  return i < n / 2 ? low : -low;
+}
+
+// The byte of every sixteen-bit draw: one e4m3 code, or two e2m1 codes that eight bits each decide.
 std::vector<std::uint8_t> code_table(bool fp4) {
-  std::vector<std::uint8_t> table(65536);
-  for (std::size_t i = 0; i < table.size(); ++i) {
-    const std::size_t tail = std::min(i, table.size() - 1 - i);
-    const double low = lower_quantile((static_cast<double>(tail) + 0.5) / 65536.0), z = i < table.size() / 2 ? low : -low;
-    table[i] = fp4 ? nearest_e2m1(z * kFp4Unit) : f32_to_f8e4m3(static_cast<float>(z * kFp8Unit));
-  }
+  std::vector<std::uint8_t> table(65536), nibbles(256);
+  for (std::size_t i = 0; i < nibbles.size(); ++i) nibbles[i] = nearest_e2m1(quantile(i, nibbles.size()) * kFp4Unit);
+  for (std::size_t i = 0; i < table.size(); ++i)
+    table[i] = fp4 ? static_cast<std::uint8_t>(nibbles[i & 255] | nibbles[i >> 8] << 4) : f32_to_f8e4m3(static_cast<float>(quantile(i, table.size()) * kFp8Unit));
   return table;
 }
 
@@ -90,21 +94,16 @@ void WeightGenerator::data(std::uint64_t first, std::span<std::byte> out) const 
   }
 }
 
+// One draw a byte.
 void WeightGenerator::codes(std::uint64_t first, std::span<std::byte> out) const {
   const bool fp4 = format_ == WeightFormat::mxfp4;
   const std::uint8_t* table = codes_of(fp4).data();
   std::array<std::uint16_t, 4096> draws;
-  const std::size_t step = fp4 ? draws.size() / 2 : draws.size();  // bytes a turn
-  for (std::size_t done = 0; done < out.size(); done += step) {
-    const std::size_t count = std::min(step, out.size() - done);
+  for (std::size_t done = 0; done < out.size(); done += draws.size()) {
+    const std::span part(draws.data(), std::min(draws.size(), out.size() - done));
     auto* bytes = reinterpret_cast<std::uint8_t*>(out.data()) + done;
-    if (fp4) {
-      values_.bits16(first + 2 * done, {draws.data(), 2 * count});
-      for (std::size_t i = 0; i < count; ++i) bytes[i] = static_cast<std::uint8_t>(table[draws[2 * i]] | table[draws[2 * i + 1]] << 4);
-    } else {
-      values_.bits16(first + done, {draws.data(), count});
-      for (std::size_t i = 0; i < count; ++i) bytes[i] = table[draws[i]];
-    }
+    values_.bits16((fp4 ? first / 2 : first) + done, part);
+    for (std::size_t i = 0; i < part.size(); ++i) bytes[i] = table[part[i]];
   }
 }
 

@@ -20,10 +20,13 @@ FATHOM_KERNEL std::uint32_t scramble(std::uint32_t x, std::uint32_t key0, std::u
   return x ^ (x >> 16);
 }
 
+// A pair of draws wherever it lies.
+using LoosePair [[gnu::aligned(1), gnu::may_alias]] = std::uint32_t;
+
 struct Loops {
-  static FATHOM_KERNEL void normals(std::uint32_t first, std::uint32_t key0, std::uint32_t key1, float factor, float* out, std::size_t n) {
-    for (std::size_t i = 0; i < n; ++i) {
-      const std::uint32_t a = scramble(first + static_cast<std::uint32_t>(i), key0, key1);
+  static FATHOM_KERNEL void normals(std::uint32_t first, std::uint32_t key0, std::uint32_t key1, float factor, float* out, std::uint32_t n) {
+    for (std::uint32_t i = 0; i < n; ++i) {
+      const std::uint32_t a = scramble(first + i, key0, key1);
       std::uint32_t b = (a ^ 0x5bf03635u) * 0x27d4eb2fu;
       b = (b ^ (b >> 15)) * 0x165667b1u;
       b ^= b >> 16;
@@ -31,8 +34,9 @@ struct Loops {
       out[i] = static_cast<float>(static_cast<std::int32_t>(sum) - 131070) * factor;
     }
   }
-  static FATHOM_KERNEL void bits16(std::uint32_t first, std::uint32_t key0, std::uint32_t key1, std::uint16_t* out, std::size_t n) {
-    for (std::size_t i = 0; i < n; ++i) out[i] = static_cast<std::uint16_t>(scramble(first + static_cast<std::uint32_t>(i), key0, key1) >> 12);
+  // Two draws a number: its low half belongs to the even element.
+  static FATHOM_KERNEL void pairs(std::uint32_t first, std::uint32_t key0, std::uint32_t key1, LoosePair* out, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i, ++first) out[i] = scramble(first, key0, key1);
   }
 };
 
@@ -63,7 +67,7 @@ RandomStream::RandomStream(std::uint64_t seed, std::string_view name) : key_(mix
 void RandomStream::normals(std::uint64_t first, float mean, float deviation, std::span<float> out) const {
   const float factor = deviation * kFourUniforms;
   each_run(key_, first, out.size(), [&](std::size_t at, std::uint32_t inside, std::uint64_t key, std::size_t count) {
-    dispatch<Loops::normals>(inside, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), factor, out.data() + at, count);
+    dispatch<Loops::normals>(inside, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), factor, out.data() + at, static_cast<std::uint32_t>(count));
   });
   if (mean != 0)
     for (float& x : out) x += mean;
@@ -71,7 +75,15 @@ void RandomStream::normals(std::uint64_t first, float mean, float deviation, std
 
 void RandomStream::bits16(std::uint64_t first, std::span<std::uint16_t> out) const {
   each_run(key_, first, out.size(), [&](std::size_t at, std::uint32_t inside, std::uint64_t key, std::size_t count) {
-    dispatch<Loops::bits16>(inside, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), out.data() + at, count);
+    const auto key0 = static_cast<std::uint32_t>(key), key1 = static_cast<std::uint32_t>(key >> 32);
+    std::uint16_t* to = out.data() + at;
+    const auto single = [&](std::uint32_t element) { return static_cast<std::uint16_t>(scramble(element / 2, key0, key1) >> (element % 2 * 16)); };
+    if (inside % 2 == 1) {  // the second half of a pair
+      *to++ = single(inside++);
+      --count;
+    }
+    dispatch<Loops::pairs>(inside / 2, key0, key1, reinterpret_cast<LoosePair*>(to), count / 2);
+    if (count % 2 == 1) to[count - 1] = single(inside + static_cast<std::uint32_t>(count) - 1);
   });
 }
 

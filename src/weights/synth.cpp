@@ -17,7 +17,7 @@ using tensor::WeightFormat;
 namespace {
 
 constexpr std::string_view kDefaultConfig = "synthetic/embedded-default.json";
-constexpr std::size_t kPieceBytes = std::size_t{4} << 20;
+constexpr std::size_t kPieceBytes = std::size_t{1} << 20;  // stays in the cache on its way to the kernel
 
 // ---------------------------------------------------------------- configs
 
