@@ -128,7 +128,10 @@ class LayerSaves {
           if (op.kind != OpKind::kRope || input == op.output) keep(input, product ? product_scale_ : 1.0, kept);
       const Rate output = op.rows * static_cast<double>(op.n);
       add(total, replicated, output * (rule.output_copies * rule.output_bytes));
-      if (op.kind == OpKind::kAttention && op.output != 0) total += op.rows * (4.0 * op.heads);  // log-sum-exp, once a query head
+      if (op.kind == OpKind::kAttention && op.output != 0) {
+        total += op.rows * (4.0 * op.heads);  // log-sum-exp, once a query head
+        if (profile_.expands_heads && op.kv_heads < op.heads) total += op.rows * (2.0 * (op.heads - op.kv_heads) * (op.key_dim + op.value_dim));
+      }
       if (op.kind == OpKind::kExperts && rule.input) {
         const double slot = static_cast<double>(2 * op.n + 3 * op.expert_intermediate) * 2.0;
         total += op.rows * (slot * static_cast<double>(op.experts_per_token));

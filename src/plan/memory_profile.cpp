@@ -23,7 +23,7 @@ using P = MemoryProfile;
 constexpr NumberField kNumbers[] = {
     {"fragmentation", &P::fragmentation}, {"fraction", &P::fraction}, {"activation_bytes", &P::activation_bytes}, {"held_hidden", &P::held_hidden},
     {"norm_bytes", &P::norm_bytes}, {"logit_bytes", &P::logit_bytes}, {"graph_bytes_per_layer", &P::graph_bytes_per_layer}, {"weight_bytes", &P::weight_bytes},
-    {"gradient_bytes", &P::gradient_bytes}, {"master_bytes", &P::master_bytes}, {"moment_bytes", &P::moment_bytes}, {"gathered_layers", &P::gathered_layers},
+    {"gradient_bytes", &P::gradient_bytes}, {"master_bytes", &P::master_bytes}, {"moment_bytes", &P::moment_bytes}, {"gathered_layers", &P::gathered_layers}, {"gathered_parameters", &P::gathered_parameters},
     {"reduce_bytes", &P::reduce_bytes}, {"dropout_bytes", &P::dropout_bytes}, {"fp8_input_bytes", &P::fp8_input_bytes}, {"loss_logit_bytes", &P::loss_logit_bytes}};
 constexpr BytesField kBytes[] = {{"context_bytes", &P::context_bytes}, {"communicator_bytes", &P::communicator_bytes}, {"workspace_bytes", &P::workspace_bytes},
                                  {"workspace_bytes_hopper", &P::workspace_bytes_hopper}, {"bucket_bytes", &P::bucket_bytes}};

@@ -63,6 +63,7 @@ struct MemoryProfile {
   std::vector<int> zero_stages{0, 1};      // that the engine has; the first is its default
   bool gradients_persist = true;    // gradient buffers are there from the start, else only from backward to the step
   double gathered_layers = 2;       // ZeRO 3: layers whose whole weights are there at once, in the compute type
+  double gathered_parameters = 0;   // and at least so many parameters (DeepSpeed's stage3_max_live_parameters), as far as there are
   double reduce_bytes = 4;          // ZeRO 2 and 3: bytes an element of one layer's gradient before it is sharded
   Bytes bucket_bytes = 0;           // communication buckets
   bool offload_takes_gradients = false;    // optimizer offload moves gradients to the host as well

@@ -84,7 +84,8 @@ class TrainingMemory {
       const double largest = static_cast<double>(layer.elements) + static_cast<double>(layer.expert_elements) * std::min(1.0, static_cast<double>(layout_.ep));
       const double compute = adapters ? static_cast<double>(layer.stored) : 2 * largest;
       const double head = sums.last ? 2 * static_cast<double>(in_.weights->head.elements) : 0;
-      out.weights += std::max(profile_.gathered_layers * compute, head);
+      const double live = 2 * std::min(profile_.gathered_parameters, static_cast<double>(sums.parts.elements + sums.parts.expert_elements));
+      out.weights += std::max({profile_.gathered_layers * compute, head, live});
       if (!adapters) out.gradients += profile_.reduce_bytes * std::max(largest, sums.last ? static_cast<double>(in_.weights->head.elements) : 0.0);
     }
     offload(sums, adapters, out);
@@ -139,7 +140,9 @@ class TrainingMemory {
     out.backward += once;
     if (stage == layout_.pp - 1) {
       const double rows = profile_.loss_chunk_tokens > 0 ? std::min(t, static_cast<double>(profile_.loss_chunk_tokens)) : t;
-      out.loss = rows * in_.train->loss_logits_per_token * profile_.loss_logit_bytes + t * in_.train->hidden.per_token;
+      // Where gradients are sharded, the head's whole gradient stands beside the logits' until it is scattered.
+      const double head = layout_.zero >= 2 && !has_adapters(request_.task) ? 2 * static_cast<double>(in_.weights->head.elements) : 0;
+      out.loss = head + rows * in_.train->loss_logits_per_token * profile_.loss_logit_bytes + t * in_.train->hidden.per_token;
     }
     return out;
   }
