@@ -12,9 +12,6 @@ constexpr std::string_view kPunctBody = R"(\p{P}$+<=>^`|~)";
 
 }  // namespace
 
-const std::string_view kWordSet = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
-const std::string_view kLatin1WordSet = R"(\xb2\xb3\xb9\xbc-\xbe)";
-
 std::optional<std::string_view> shorthand_set(char letter, bool& negated) {
   negated = letter >= 'A' && letter <= 'Z';
   switch (letter) {

@@ -16,6 +16,7 @@ bool is_general_category(std::string_view name);
 bool is_boolean_property(std::string_view name);
 
 /// What \w means in a class; outside, Oniguruma's also takes Latin-1's superscript digits and fractions.
-extern const std::string_view kWordSet, kLatin1WordSet;
+inline constexpr std::string_view kWordSet = R"(\p{Alphabetic}\p{M}\p{Nd}\p{Pc})";
+inline constexpr std::string_view kLatin1WordSet = R"(\xb2\xb3\xb9\xbc-\xbe)";
 
 }  // namespace fathom::text
