@@ -52,6 +52,8 @@ Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t
 
 Result<BenchRow> measure_row(engine::Engine& engine, const BenchOptions& options, std::int64_t batch, std::int64_t prompt) {
   std::vector<double> prefill, steps;
+  FATHOM_TRY(const Timing warm_up, run_once(engine, batch, std::min<std::int64_t>(prompt, 16), 2));  // pages and clocks
+  (void)warm_up;
   for (int r = 0; r < std::max(options.repetitions, 1); ++r) {
     FATHOM_TRY(const Timing timing, run_once(engine, batch, prompt, options.generate));
     prefill.push_back(timing.prefill_seconds);
