@@ -44,7 +44,7 @@ Result<plan::PlanRequest> make_request(const std::shared_ptr<const plan::PlanMod
   const std::int64_t most = model->spec().max_context;
   if (request.input + request.output > most) request.input = most / 4 * 3, request.output = most / 4;
   request.seq = std::min(request.seq, most);
-  if (task == plan::Task::kServe) request.batch = 8;
+  request.batch = task == plan::Task::kServe ? 8 : 1;
   if (plan::is_training(task)) request.layout.micro_batch = 1, request.global_batch = cluster.devices;
   return request;
 }
