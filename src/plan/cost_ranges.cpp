@@ -5,10 +5,10 @@
 namespace fathom::plan {
 namespace {
 
-struct Width { double below, above; };  // measured / predicted, 5th and 95th percentile of rows held out
+struct Width { double below, above; };  // measured / predicted time, 5th and 95th percentile of rows held out
 
 /// By metric, for hardware with curves of its own.
-constexpr std::array<Width, 5> kWidths{{{0.4, 2.4}, {0.75, 1.4}, {0.65, 1.5}, {0.75, 1.35}, {0.75, 1.35}}};
+constexpr std::array<Width, 5> kWidths{{{0.6, 2.8}, {0.65, 1.35}, {0.75, 1.4}, {0.69, 1.25}, {0.72, 1.5}}};
 
 }  // namespace
 
