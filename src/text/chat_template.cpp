@@ -31,12 +31,13 @@ std::int64_t seconds_now() {
 }  // namespace
 
 struct ChatTemplate::Impl {
-  std::vector<std::pair<std::string, jinja::Ast>> templates;
+  // Behind pointers: nodes point at each other, so an Ast stays where it was made.
+  std::vector<std::pair<std::string, std::unique_ptr<const jinja::Ast>>> templates;
   std::vector<std::pair<std::string, std::string>> special_tokens;
 
   const jinja::Ast* find(std::string_view name) const {
     for (const auto& [known, ast] : templates)
-      if (known == name) return &ast;
+      if (known == name) return ast.get();
     return nullptr;
   }
 };
@@ -53,7 +54,7 @@ Result<ChatTemplate> ChatTemplate::from_config(const TokenizerConfig& config) {
   auto impl = std::make_shared<Impl>();
   for (const auto& [name, source] : config.templates) {
     FATHOM_TRY(jinja::Ast ast, parse_source(source));
-    impl->templates.emplace_back(name, std::move(ast));
+    impl->templates.emplace_back(name, std::make_unique<const jinja::Ast>(std::move(ast)));
   }
   impl->special_tokens = config.special_tokens;
   ChatTemplate made;

@@ -132,8 +132,8 @@ Result<Bpe> read_model(std::string_view json, bool pieces_are_bytes, std::string
   return model;
 }
 
-// A token that the vocabulary has keeps its id; the others are numbered on from the end, in order. The file says the
-// ids, too: if it says others, one of the two is wrong, and every text would be encoded wrongly.
+// A token that the vocabulary has keeps its id; the others are numbered on from the end, in order. The file says ids, too; where they
+// differ Hugging Face warns and goes by the place, and so does this.
 Result<std::vector<AddedToken>> read_added(const Json& list, const Vocabulary& vocabulary) {
   constexpr std::string_view part = "added_tokens";
   std::vector<AddedToken> tokens;
@@ -144,7 +144,6 @@ Result<std::vector<AddedToken>> read_added(const Json& list, const Vocabulary& v
   for (const Json& node : list) {
     AddedToken token;
     FATHOM_TRY(token.content, string_field(node, part, "content"));
-    FATHOM_TRY(const auto said, json_integer(node, "id", part));
     FATHOM_TRY(token.special, bool_field(node, part, "special", false));
     FATHOM_TRY(token.normalized, bool_field(node, part, "normalized", !token.special));
     FATHOM_TRY(token.lstrip, bool_field(node, part, "lstrip", false));
@@ -154,9 +153,6 @@ Result<std::vector<AddedToken>> read_added(const Json& list, const Vocabulary& v
     const auto old = known.find(token.content);
     const auto in_vocabulary = vocabulary.find(token.content);
     std::int64_t id = old != known.end() ? tokens[old->second].id : in_vocabulary ? *in_vocabulary : next_id++;
-    if (said && *said != id)
-      return fail("text.added_token_id",
-                  {{"token", printable(token.content)}, {"said", std::to_string(*said)}, {"id", std::to_string(id)}});
     if (id > kMaxTokenId)
       return fail(
           "text.vocab_bad_id",

@@ -37,7 +37,7 @@ TEST(Template, WhitespaceControl) {
   EXPECT_EQ(render("a\n  {% if true %}\n  b\n  {% endif %}\nc\n"), "a\n  b\nc");
   EXPECT_EQ(render("a\n  {%- if true -%}\n  b\n  {%- endif -%}\nc"), "abc");
   EXPECT_EQ(render("a\n  {%+ if true +%}\nb{% endif %}"), "a\n  \nb");
-  EXPECT_EQ(render("  {{ 1 }}\n{# c #}\n{#- d -#}\n x"), "  1x");
+  EXPECT_EQ(render("  {{ 1 }}\n{# c #}\n{#- d -#}\n x"), "  1\nx");
   EXPECT_EQ(render("a\r\nb\rc\n\n"), "a\nb\nc\n");
   EXPECT_EQ(render("{% raw %}{{ x }}{% endraw %}{{ '}}' }}{{ {'a': {'b': 1}}['a'] }}"), "{{ x }}}}{'b': 1}");
 }
@@ -88,7 +88,7 @@ TEST(Template, HostileOnesEndWithASentence) {
        "text.template_too_large"},
       {"{{ 'a' * 9000000000000000000 }}", "text.template_too_large"},
       {"{{ [1, 2] * 4611686018427387904 }}", "text.template_too_large"},
-      {"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "text.template_too_long"},
+      {"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "text.template_too_large"},
       {"{% for i in range(99999) %}{% for j in range(99999) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor "
        "%}{% endfor %}",
        "text.template_too_large"},
