@@ -132,6 +132,11 @@ Status Checkpoint::open_folder() {
   }
   FATHOM_TRY_VOID(open_files(names));
   FATHOM_TRY_VOID(gather());
+  return check_twins();
+}
+
+// A tensor in two files, with nothing to say which one counts.
+Status Checkpoint::check_twins() const {
   const auto twin = std::adjacent_find(places_.begin(), places_.end(), [](const TensorPlace& a, const TensorPlace& b) { return a.tensor->name == b.tensor->name; });
   if (twin != places_.end())
     return fail("weights.in_two_files", {{"name", printable(twin->tensor->name)}, {"file", twin->file->path().string()}, {"other", (twin + 1)->file->path().string()}});
@@ -155,9 +160,8 @@ Status Checkpoint::open_indexed(const Path& index) {
   chosen.reserve(map.size());
   auto place = places_.begin();
   for (const auto& [tensor, shard] : map) {
-    const auto lies_before = [&](const TensorPlace& p) { return std::pair<std::string_view, std::string>(p.tensor->name, p.file->path().filename().string()) < std::pair<std::string_view, std::string>(tensor, shard); };
     for (; place != places_.end() && place->tensor->name < tensor; ++place) chosen.push_back(*place);  // in a shard, not in the index
-    while (place != places_.end() && place->tensor->name == tensor && lies_before(*place)) ++place;
+    while (place != places_.end() && place->tensor->name == tensor && place->file->path().filename().string() < shard) ++place;
     if (place == places_.end() || place->tensor->name != tensor || place->file->path().filename() != shard)
       return fail("weights.index_lies", {{"name", printable(tensor)}, {"file", (path_ / shard).string()}, {"index", index.string()}});
     chosen.push_back(*place);
@@ -165,7 +169,7 @@ Status Checkpoint::open_indexed(const Path& index) {
   }
   chosen.insert(chosen.end(), place, places_.end());
   places_ = std::move(chosen);
-  return {};
+  return check_twins();
 }
 
 // By name, then by file.

@@ -37,6 +37,7 @@ class Checkpoint {
   Status open_indexed(const Path& index);
   Status open_files(const std::vector<std::string>& names);
   Status gather();
+  Status check_twins() const;
 
   Path path_;
   std::vector<SafetensorsFile> files_;

@@ -7,8 +7,8 @@
 
 #include "backends/cpu/cpu_backend.h"
 #include "backends/cpu/isa.h"
-#include "backends/cpu/products.h"
 #include "backends/op_cases.h"
+#include "backends/reference/reference_backend.h"
 #include "hardware/cpu_info.h"
 
 namespace fathom::test {
@@ -23,7 +23,7 @@ std::vector<std::string> isas_here() {
 }
 
 std::unique_ptr<tensor::Backend> backend_of(const std::string& isa, int threads) {
-  auto backend = cpu::make_cpu_backend({.threads = threads, .isa = isa});
+  auto backend = cpu::make_cpu_backend({.threads = threads, .isa = isa}, std::move(*reference::make_reference_backend({})));
   EXPECT_TRUE(backend.has_value()) << (backend ? "" : error_text(backend.error()));
   return backend ? std::move(*backend) : nullptr;
 }
@@ -43,17 +43,30 @@ CheckOptions options_for(const std::string& isa) {
   return options;
 }
 
-class CpuOps : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(EveryIsa, CpuOps, testing::ValuesIn(isas_here()), [](const auto& info) { return info.param; });
+class CpuIsa : public testing::TestWithParam<std::string> {};
+INSTANTIATE_TEST_SUITE_P(EveryIsa, CpuIsa, testing::ValuesIn(isas_here()), [](const auto& info) { return info.param; });
 
-TEST_P(CpuOps, AgreesWithReference) {
-  for (const int threads : {2}) {
+TEST_P(CpuIsa, AgreesWithReference) {
+  const auto backend = backend_of(GetParam(), 2);
+  ASSERT_NE(backend, nullptr);
+  EXPECT_GT(check_against_reference(*backend, options_for(GetParam())), 500);
+}
+
+TEST_P(CpuIsa, GradientsAgreeWithReference) {
+  const auto backend = backend_of(GetParam(), 2);
+  ASSERT_NE(backend, nullptr);
+  CheckOptions options;
+  options.wanted = [](const OpCase& c) { return c.op == "linear_backward" && c.format != WeightFormat::f64; };
+  EXPECT_GT(check_gradients_against_reference(*backend, options), 30);
+}
+
+/// One thread, and more threads than most machines that test have CPUs for.
+TEST(CpuOps, AgreesWithReferenceForOtherNumbersOfThreads) {
+  for (const int threads : {1, 3}) {
     SCOPED_TRACE(std::to_string(threads) + " threads");
-    const auto backend = backend_of(GetParam(), threads);
-    ASSERT_NE(backend, nullptr);
-    CheckOptions options = options_for(GetParam());
-    options.twice = threads > 1;
-    EXPECT_GT(check_against_reference(*backend, options), 500);
+    CheckOptions options = options_for(isas_here().front());
+    options.twice = false;
+    EXPECT_GT(check_against_reference(*backend_of(isas_here().front(), threads), options), 500);
   }
 }
 

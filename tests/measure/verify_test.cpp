@@ -49,7 +49,7 @@ class Golden : public testing::TestWithParam<std::tuple<std::string, std::string
 
 TEST_P(Golden, LogitsAndGreedyAnswersAreThoseOfTransformers) {
   const auto& [model, computer] = GetParam();
-  VerifyOptions options{.threads = 2};
+  VerifyOptions options{.threads = 1};  // so small that threads would mostly wait
   if (computer == "reference") options.device = "reference";
   else options.isa = computer;
   const auto report = verify(test::fixtures() / "golden" / model, options);
@@ -71,6 +71,14 @@ INSTANTIATE_TEST_SUITE_P(EveryModel, Golden, testing::Combine(testing::ValuesIn(
     if (c == '-') c = '_';
   return name;
 });
+
+TEST(Threads, TwoAnswerAsOneDoes) {
+  for (const char* model : {"llama3-gqa", "qwen3", "v3", "v32"}) {
+    const auto report = verify(test::fixtures() / "golden" / model, {.threads = 2});
+    ASSERT_TRUE(report) << error_text(report.error());
+    EXPECT_TRUE(report->passed) << model << ": " << report->worst;
+  }
+}
 
 TEST(Models, AllArchitecturesAreThere) {
   const auto found = models();

@@ -206,6 +206,8 @@ TEST(Checkpoint, IndexDecidesAndMustNotLie) {
   const auto chosen = with(R"("a":"q.safetensors")");
   ASSERT_TRUE(chosen) << error_text(chosen.error());
   EXPECT_EQ(chosen->find("a").file->path().filename(), "q.safetensors");
+  spit(folder / "r2.safetensors", tiny("b"));
+  EXPECT_EQ(outcome(with(R"("b":"r2.safetensors")")), "ok");  // only the shards that it names are opened
   EXPECT_EQ(outcome(with(R"("a":"r.safetensors")")), "weights.missing_shard");
   EXPECT_EQ(outcome(with(R"("a":"p.safetensors","b":"p.safetensors")")), "weights.index_lies");
   EXPECT_EQ(outcome(with(R"("a":"p.safetensors","a":"q.safetensors")")), "weights.duplicate_name");
@@ -227,6 +229,9 @@ TEST(Checkpoint, IndexMayLeaveOutWhatAShardHolds) {
   const auto checkpoint = Checkpoint::open(folder.path());
   ASSERT_TRUE(checkpoint);
   for (const char* name : {"a", "b", "z"}) EXPECT_TRUE(checkpoint->find(name)) << name;
+  spit(folder / "q.safetensors", file_bytes(R"({"c":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"z":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", "xy"));
+  spit(folder / kIndexName, R"({"weight_map":{"b":"p.safetensors","c":"q.safetensors"}})");
+  EXPECT_EQ(outcome(Checkpoint::open(folder.path())), "weights.in_two_files");  // z, of which the index says nothing
 }
 
 }  // namespace
