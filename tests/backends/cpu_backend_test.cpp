@@ -66,9 +66,9 @@ TEST(CpuBackend, SaysWhatIsMissing) {
   for (const hardware::Isa isa : {hardware::Isa::avx2, hardware::Isa::fma}) set.add(isa);
   for (const cpu::Implementation& each : cpu::implementations()) {
     const std::string missing = cpu::missing_for(each, set);
-    if (each.name == "scalar") EXPECT_EQ(missing, "");
-    if (each.name == "avx2") EXPECT_EQ(missing, "f16c");
-    if (each.name == "amx") EXPECT_EQ(missing.rfind("amx_bf16, amx_tile", 0), 0u) << missing;
+    if (each.name == "scalar") { EXPECT_EQ(missing, ""); }
+    if (each.name == "avx2") { EXPECT_EQ(missing, "f16c"); }
+    if (each.name == "amx") { EXPECT_EQ(missing.rfind("amx_bf16, amx_tile", 0), 0u) << missing; }
   }
 }
 
