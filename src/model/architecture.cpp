@@ -89,7 +89,7 @@ tensor::Value Architecture::forward(Pass& pass) const {
   tensor::Value hidden = embed(pass);
   const std::int64_t last = sharding_.last_layer < 0 ? spec_.layers : sharding_.last_layer;
   for (std::int64_t i = sharding_.first_layer; i < last; ++i)
-    hidden = pass.ops.block(hidden, [&](const tensor::Tensor& input) { return layer(pass, i, input); });
+    hidden = pass.ops.block(hidden, [this, &pass, i](const tensor::Tensor& input) { return layer(pass, i, input); });  // a tape may run it again later
   return head(pass, hidden);
 }
 
