@@ -51,7 +51,7 @@ void visit_fields(EngineProfile& p, Visitor&& v) {
   visit_precisions("gemm", p.gemm, v);
   v("unpack_gemm", p.unpack_gemm), v("unpack_stream", p.unpack_stream), v("attention_prefill", p.attention_prefill);
   v("attention_decode", p.attention_decode), v("latent_decode", p.latent_decode), v("experts", p.experts), v("small_kernel", p.small_kernel);
-  v("product_kernel", p.product_kernel), v("all_reduce", p.all_reduce), v("burst", p.burst), v("lockstep", p.lockstep), v("mixing", p.mixing);
+  v("product_kernel", p.product_kernel), v("all_reduce", p.all_reduce), v("burst", p.burst), v("spread", p.spread);
   v("expert_independence", p.expert_independence), v("expert_spill", p.expert_spill), v("expert_imbalance", p.expert_imbalance);
   v("poll_steps", p.poll_steps), v("reserves_output", p.reserves_output), v("replica_stalls", p.replica_stalls), v("replica_wait_steps", p.replica_wait_steps);
   v("offline_step", p.offline_step), v("packed_launch", p.packed_launch);

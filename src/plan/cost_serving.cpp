@@ -19,12 +19,18 @@ Chunks chunks_of(double input, double budget) {
   return c;
 }
 
+/// Of k prompts that came together and go through `together` at a time, those that one of them sees before its first token.
+double met_of(double k, double together) { return (k + std::min(k, together)) / 2 - 1; }
+
+/// Time goes by in steps: users come back when a step has ended and are looked for before the next one.
 class LoopSolver {
  public:
   LoopSolver(const StepModel& model, const Loop& loop) : m_(model), e_(*model.engine), loop_(loop) {
     running_ = std::max(1.0, std::min(loop.users, loop.capacity));
     pipeline_ = std::max(1, model.layout.pp);
     context_ = loop.input + (loop.output + 1) / 2;
+    // With several attention replicas in step, prompts of the others stop a user too.
+    others_ = std::max(0.0, running_ * std::pow(static_cast<double>(model.layout.dp_attention), e_.replica_stalls) - 1);
   }
 
   LoopResult solve() {
@@ -32,13 +38,12 @@ class LoopSolver {
     for (int i = 0; i < 3; ++i) iterate();
     LoopResult result;
     const double front = e_.host.request * m_.rates.host;
-    const double together = m_.layout.dp_attention > 1 ? e_.replica_wait_steps * step_ : 0;
-    const double alone = together + front + own_ + (running_ - 1) / 2 * stall_;
-    const double steady = together + front + own_ + polling_ + wait_;
-    const double first = (1 - e_.burst) * steady + e_.burst * alone;
+    const double replicas = m_.layout.dp_attention > 1 ? e_.replica_wait_steps * step_ : 0;
+    const double start = front + replicas + own_ + std::min(met_of(running_, together_), others_) * stall_;
+    const double steady = front + replicas + own_ + looking_ + shared_ * stall_;
+    const double first = (1 - e_.burst) * steady + e_.burst * start;
     const double decode_wall = (loop_.output - 1) * step_ + meets_ * stall_;
-    const double cycle = steady + decode_wall;
-    result.requests_per_second = running_ / cycle;
+    result.requests_per_second = running_ / (steady + decode_wall);
     // Users without room for their caches wait outside (Little: users = rate · (queue + cycle)).
     const double queue = (loop_.users - running_) / result.requests_per_second;
     result.ttft = first + queue;
@@ -50,47 +55,49 @@ class LoopSolver {
   }
 
  private:
-  /// Prompts that one user meets in a cycle: with several attention replicas in step, those of the others stop him too.
-  double others() const {
-    return std::max(0.0, running_ * std::pow(static_cast<double>(m_.layout.dp_attention), e_.replica_stalls) - 1);
-  }
-
-  void iterate() {
+  /// Prices a decode step, what one prompt takes for itself and what it costs the others.
+  void price() {
     parts_ = {};
     const double decodes = decoding_ / pipeline_;
     step_ = step_seconds(m_, {.decodes = decodes, .context = context_}, &parts_);
     const double budget = static_cast<double>(e_.max_batched_tokens);
-    const Chunks c = chunks_of(loop_.input, e_.scheduler == Scheduler::kMixed ? std::max(budget - decodes, budget / 8) : budget);
+    const double room = e_.scheduler == Scheduler::kMixed ? std::max(budget - decodes, budget / 8) : budget;
+    const Chunks c = chunks_of(loop_.input, room);
+    chunks_ = c.count;
+    together_ = std::max(1.0, room / std::max(loop_.input, 1.0));
+    own_ = stall_ = 0;
+    if (loop_.input <= 0) return;
     StepShape prompt{.prompt_tokens = c.tokens, .prompt_length = c.tokens, .prompt_past = c.past, .prompt_outputs = 1 / c.count};
-    if (loop_.input <= 0) {
-      own_ = stall_ = 0;
-    } else if (e_.scheduler == Scheduler::kMixed) {
+    if (e_.scheduler == Scheduler::kMixed) {
       prompt.decodes = decodes;
       prompt.context = context_;
-      const double mixed = step_seconds(m_, prompt, nullptr);
-      prompt.decodes = 0;
-      const double apart = e_.mixing < 1 ? step_seconds(m_, prompt, nullptr) : 0;
-      const double together = e_.mixing * (mixed - step_) + (1 - e_.mixing) * apart;
-      stall_ = c.count * std::max(together, 0.0) / pipeline_;
-      own_ = c.count * (std::max(together, 0.0) + step_);
+      const double more = std::max(step_seconds(m_, prompt, nullptr) - step_, 0.0);
+      stall_ = c.count * more / pipeline_;
+      own_ = c.count * (more + step_);
     } else {
       const double alone = step_seconds(m_, prompt, nullptr);
       stall_ = c.count * alone / pipeline_;
       own_ = c.count * alone;
     }
-    const double steps = std::max(loop_.output - 1, 0.0);
-    const double n = others();
-    double decode_wall = steps * step_ + n * stall_, cycle = own_ + polling_ + decode_wall;
-    const double busy = std::min(n * stall_ / cycle, 0.999);
-    const double apart = std::min(busy / (2 * (1 - busy) + 2 / (n + 1)), n / 2);
-    // Requests that came between two looks at the queue start together.
-    const double polled = std::min((e_.poll_steps - 1) / std::max(steps, 1.0), 1.0) * n / 2;
-    polling_ = e_.poll_steps / 2 * step_;
-    const double ahead = (1 - e_.lockstep) * std::min(apart + polled, n / 2) + e_.lockstep * n / 2;
-    wait_ = ahead * stall_;
-    meets_ = n - ahead;
-    decode_wall = steps * step_ + meets_ * stall_;
-    cycle = own_ + polling_ + wait_ + decode_wall;
+  }
+
+  void iterate() {
+    price();
+    const double steps = std::max(loop_.output - 1, 0.0), users = others_ + 1;
+    // Prompts that come between two looks at the queue: users are back within a part of their cycle (`spread`), at the least
+    // in the time that their prompts take one after another.
+    const double window = std::max(steps * e_.spread + chunks_ + users / together_, 1.0);
+    const double coming = std::min(users / window * std::max(e_.poll_steps, chunks_), others_);
+    shared_ = std::min(met_of(1 + coming, together_), others_);
+    // What is left of the step in progress, or of the steps until the next look: steps with prompts are longer and met more often.
+    const double inside = std::min(users / window * chunks_, together_);
+    const double mean = step_ + inside * stall_;
+    const double square = std::min(mean * mean + inside * stall_ * stall_, std::pow(step_ + together_ * stall_, 2));
+    looking_ = square / (2 * mean) + (e_.poll_steps - 1) / 2 * mean;
+    const double met = stall_ > 0 ? shared_ + std::max(looking_ - e_.poll_steps * step_ / 2, 0.0) / stall_ : 0;
+    meets_ = std::max(others_ - met, 0.0);
+    const double decode_wall = steps * step_ + meets_ * stall_;
+    const double cycle = own_ + looking_ + shared_ * stall_ + decode_wall;
     const double target = running_ * decode_wall / cycle;
     decoding_ = std::max(1.0, e_.scheduler == Scheduler::kPrefillFirst ? std::max(target, running_ * 0.5) : target);
   }
@@ -98,8 +105,9 @@ class LoopSolver {
   const StepModel& m_;
   const EngineProfile& e_;
   const Loop& loop_;
-  double running_ = 1, decoding_ = 1, pipeline_ = 1, context_ = 0;
-  double polling_ = 0, step_ = 0, stall_ = 0, own_ = 0, wait_ = 0, meets_ = 0;
+  double running_ = 1, decoding_ = 1, pipeline_ = 1, context_ = 0, others_ = 0;
+  double step_ = 0, stall_ = 0, own_ = 0, chunks_ = 1, together_ = 1;  // seconds; chunks of a prompt; prompts that fit a step
+  double looking_ = 0, shared_ = 0, meets_ = 0;                        // seconds until a step takes a prompt; prompts beside and after it
   Parts parts_{};
 };
 

@@ -89,14 +89,13 @@ struct EngineProfile {
 
   // How its users' requests meet: see docs/cost-model.md.
   double burst = 0.1;                // share of a run's requests that start together
-  double lockstep = 0;               // how far users stay in step afterwards, 0 … 1
+  double spread = 0.3;               // part of their cycle over which users are spread afterwards (0: fixed lengths, in step)
   double poll_steps = 1;             // decode steps between two looks at the queue of new requests
   bool reserves_output = false;      // caches are set aside for a request's whole output when it is admitted
   double replica_stalls = 0.5;       // prompts of n attention replicas stop a user n^this as often as those of one
   double replica_wait_steps = 0;     // decode steps that a prompt waits for prompts of the other attention replicas
   double offline_step = 0;           // seconds of host work a step without the server around it (chat); 0: as host.step
   double packed_launch = 1;          // of the launches, what remains with packed weights (their kits fuse modules)
-  double mixing = 1;                 // share of prompts' products that ride along with decode steps (1: weights are read once for both)
 };
 
 /// All profiles, loaded once from data/engines. Thread-safe.
