@@ -64,6 +64,7 @@ void write_layout(Writer& w, const Candidate& c) {
   for (const auto& [name, size] : sizes) w.count(name, size);
   w.text("offload", offload_name(l.offload));
   w.text("recompute", recompute_name(l.recompute));
+  if (l.recompute == Recompute::kFull && l.recompute_share < 1) w.number("recompute_share", l.recompute_share);
   w.count("micro_batch", l.micro_batch);
   w.count("micro_batches", l.micro_batches);
   w.text("weights", c.weights->name);

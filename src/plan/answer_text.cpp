@@ -1,5 +1,7 @@
 #include "plan/answer_text.h"
 
+#include <cmath>
+
 #include "base/i18n.h"
 #include "base/strings.h"
 #include "base/units.h"
@@ -40,7 +42,8 @@ std::string layout_text(const Layout& layout, bool training) {
   add(parts, "expert_tp", layout.expert_tp, layout.ep > 1 ? 1 : layout.tp);
   if (training) {
     parts.push_back("zero " + std::to_string(layout.zero));
-    parts.push_back("recompute " + std::string(recompute_name(layout.recompute)));
+    const bool some = layout.recompute == Recompute::kFull && layout.recompute_share < 1;
+    parts.push_back("recompute " + std::string(recompute_name(layout.recompute)) + (some ? " × " + std::to_string(std::lround(layout.recompute_share * 100)) + " %" : ""));
     if (layout.offload != Offload::kNone) parts.push_back("offload " + std::string(offload_name(layout.offload)));
     parts.push_back("micro_batch " + std::to_string(layout.micro_batch) + " × " + std::to_string(layout.micro_batches));
   }

@@ -11,6 +11,19 @@
 
 namespace fathom::plan {
 
+/// What Fathom's own kernels reach on a device, timed on it (measure/kernels.h). FLOPs and bytes a second.
+struct KernelRates {
+  double product_flops = 0;            // large products: hundreds of tokens, weights from memory
+  double attention_flops = 0;          // prefill of attention_keys keys
+  double attention_keys = 0;
+  double decode_attention_flops = 0;   // of one new token a sequence
+  double expert_flops = 0;             // grouped products, some dozens of tokens an expert
+  double stream_bytes = 0;             // weights of one token's products
+  double expert_bytes = 0;             // weights of one token's experts
+  double elementwise_bytes = 0;        // read and written
+  bool operator==(const KernelRates&) const = default;
+};
+
 /// One device. On a machine without an accelerator the whole host is one device.
 struct Device {
   std::string id, name;
@@ -21,6 +34,7 @@ struct Device {
   std::array<std::optional<double>, hardware::kPrecisionCount> peak_flops;  // dense
   int cores = 0;                                        // CPU: threads that a plan uses
   bool probed = false;                                  // figures were measured on this machine
+  std::optional<KernelRates> kernels;                   // for engines that run them
   bool is_cpu() const { return accelerator == nullptr; }
 };
 

@@ -32,7 +32,7 @@ void visit_fields(LinkCurves& c, Visitor&& v) {
 template <class Visitor>
 void visit_fields(EngineProfile& p, Visitor&& v) {
   v("name", p.name), v("aliases", p.aliases), v("base", p.base), v("serves", p.serves), v("trains", p.trains), v("chats", p.chats);
-  v("measured", p.measured), v("sources", p.sources), v("scheduler", p.scheduler);
+  v("measured", p.measured), v("own_kernels", p.own_kernels), v("sources", p.sources), v("scheduler", p.scheduler);
   v("max_batched_tokens", p.max_batched_tokens);
   Lowering& l = p.lowering;
   v("lowering.fuse_qkv", l.fuse_qkv), v("lowering.fuse_gate_up", l.fuse_gate_up), v("lowering.fuse_residual_norm", l.fuse_residual_norm);
@@ -46,7 +46,7 @@ void visit_fields(EngineProfile& p, Visitor&& v) {
   TrainingSchedule& t = p.training;
   v("training.gradient_overlap", t.gradient_overlap), v("training.gather_overlap", t.gather_overlap), v("training.tensor_overlap", t.tensor_overlap);
   v("training.expert_overlap", t.expert_overlap), v("training.pipeline_overlap", t.pipeline_overlap), v("training.step_host", t.step_host);
-  v("training.layer_host", t.layer_host), v("training.sequence_parallel", t.sequence_parallel), v("training.optimizer_passes", t.optimizer_passes);
+  v("training.layer_host", t.layer_host), v("training.sequence_parallel", t.sequence_parallel), v("training.partial_recompute", t.partial_recompute), v("training.optimizer_passes", t.optimizer_passes), v("training.gradient_product", t.gradient_product);
   v("training.elementwise_passes", t.elementwise_passes), v("training.adapter_passes", t.adapter_passes);
   visit_precisions("gemm", p.gemm, v);
   v("unpack_gemm", p.unpack_gemm), v("unpack_stream", p.unpack_stream), v("attention_prefill", p.attention_prefill);

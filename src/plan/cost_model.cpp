@@ -8,6 +8,7 @@
 #include "plan/cost_ranges.h"
 #include "plan/cost_serving.h"
 #include "plan/cost_training.h"
+#include "plan/memory_profile.h"
 
 namespace fathom::plan {
 namespace {
@@ -155,6 +156,8 @@ void estimate_training(const Context& c, const Rates& rates, TimeEstimate& out) 
   const Layout& l = in.layout;
   const double seq = static_cast<double>(r.seq);
   const LowerInputs lower = lower_inputs(in, c.engine, rates, Phase::kTrain);
+  const auto memory = memory_profile_of(r);
+  const bool alternate = memory && std::find((*memory)->selective_keeps.begin(), (*memory)->selective_keeps.end(), "every_second_linear") != (*memory)->selective_keeps.end();
   TrainResult slowest;
   for (int stage = 0; stage < l.pp; stage += std::max(1, l.pp - 1)) {
     TrainModel m;
@@ -163,6 +166,7 @@ void estimate_training(const Context& c, const Rates& rates, TimeEstimate& out) 
     m.layout = l;
     m.engine = &c.engine;
     m.adapters = has_adapters(r.task);
+    m.keeps_every_second_product = alternate;
     m.lora_rank = static_cast<double>(r.lora_rank);
     m.tokens = static_cast<double>(l.micro_batch) * seq / l.cp;
     m.sequence = seq;
@@ -216,6 +220,7 @@ struct RatesKey {
   double bandwidth, peak, intra, inter, host;
   int domain, per_node;
   bool probed;
+  std::optional<KernelRates> kernels;
   bool operator==(const RatesKey&) const = default;
 };
 struct RatesEntry { RatesKey key; std::uint64_t number; Rates rates; ProvenanceTier tier; };
@@ -225,7 +230,7 @@ const RatesEntry& kept_rates(const PlanRequest& r) {
   thread_local std::uint64_t made = 0;
   const Device& d = r.cluster.device;
   const RatesKey key{d.accelerator, r.engine, d.bandwidth_bytes_per_second, d.peak_flops[static_cast<std::size_t>(hardware::Precision::bf16)].value_or(0), r.cluster.intra.bytes_per_second,
-                     r.cluster.inter.bytes_per_second, r.cluster.host.bytes_per_second, r.cluster.domain, r.cluster.devices_per_node, d.probed};
+                     r.cluster.inter.bytes_per_second, r.cluster.host.bytes_per_second, r.cluster.domain, r.cluster.devices_per_node, d.probed, d.kernels};
   for (const auto& entry : kept)
     if (entry->key == key) return *entry;
   if (kept.size() > 64) kept.clear();

@@ -21,6 +21,19 @@ LinkRates link_rates(const Wire& wire, const LinkCurves& curves, double latency)
 
 std::size_t index(hardware::Precision precision) { return static_cast<std::size_t>(precision); }
 
+/// Timed kernels instead of shares of peaks. What was not timed keeps its share.
+void use_measured(const KernelRates& timed, const DeviceCurves& curves, Rates& r) {
+  r.stream = timed.stream_bytes;
+  r.expert_stream = timed.expert_bytes;
+  r.cache_stream = r.latent_stream = timed.stream_bytes * curves.cache_stream;
+  r.elementwise = timed.elementwise_bytes;
+  r.product.fill(timed.product_flops);
+  r.unpack_product = timed.product_flops;
+  r.expert_share = timed.expert_flops / timed.product_flops;
+  r.attention = timed.attention_flops * (timed.attention_keys + r.attention_half) / timed.attention_keys;
+  r.decode_attention = timed.decode_attention_flops;
+}
+
 }  // namespace
 
 Rates make_rates(const Cluster& cluster, const Curves& curves, const EngineProfile& engine) {
@@ -42,6 +55,7 @@ Rates make_rates(const Cluster& cluster, const Curves& curves, const EngineProfi
   r.product[index(hardware::Precision::bf16)] = std::max(r.product[index(hardware::Precision::bf16)], r.product[half]);
   r.unpack_product = r.product[half] * engine.unpack_gemm;
   r.expert_share = c.expert_gemm * engine.experts;
+  r.gradient_product = engine.training.gradient_product;
   r.attention = peak16 * c.attention * engine.attention_prefill;
   r.attention_half = c.attention_half;
   r.attention_backward = c.attention_backward;
@@ -53,6 +67,7 @@ Rates make_rates(const Cluster& cluster, const Curves& curves, const EngineProfi
   r.host_link = cluster.host.bytes_per_second * c.pcie;
   r.intra = link_rates(cluster.intra, curves.intra, engine.all_reduce);
   r.inter = link_rates(cluster.inter, curves.inter, 1);
+  if (engine.own_kernels && cluster.device.kernels) use_measured(*cluster.device.kernels, c, r);
   r.domain = std::max(cluster.domain, 1);
   r.devices_per_node = std::max(cluster.devices_per_node, 1);
   return r;

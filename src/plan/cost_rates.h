@@ -27,6 +27,7 @@ struct Rates {
   std::array<double, hardware::kPrecisionCount> product{};  // FLOP/s; 0: not native
   double unpack_product = 0;         // FLOP/s of products that unpack weights, large
   double expert_share = 1;           // of `product`, grouped
+  double gradient_product = 1;       // of `product`, gradients of weights
   double attention = 0, attention_half = 0, attention_backward = 0.75;  // FLOP/s, keys, against forward
   double decode_attention = 0;       // FLOP/s of decode attention
   double expert_independence = 0.85, expert_spill = 1.4, expert_imbalance = 0.25;

@@ -25,7 +25,7 @@ double product_seconds(const Kernel& k, const Load& load, const Rates& r, Parts*
   const double weights = k.weight_bytes / (r.stream * (k.unpacks ? r.unpack_share : 1));
   double streamed = weights + k.bytes.at(load.tokens, load.outputs) / r.stream;
   if (k.weight_gradient) streamed += k.weight_elements * 6 / r.stream;  // added to what is there
-  const double compute = flops / rate;
+  const double compute = flops / (rate * (k.weight_gradient ? r.gradient_product : 1));
   const double floor = r.product_floor + (static_cast<double>(k.launches) - 1) * r.small_floor;
   const double busy = blend(streamed, compute, r.blend);
   charge(parts, streamed > compute && weights > 0.5 * streamed ? BoundBy::kWeights : BoundBy::kCompute, busy * static_cast<double>(k.repeats));
@@ -66,9 +66,11 @@ double experts_seconds(const Kernel& k, const Load& load, const Rates& r, const 
   const double imbalance = spread ? 1 + r.expert_imbalance * std::min(1.0, tokens / 512) : 1;
   const double assigned = tokens * k.experts_per_token * local / k.experts_total * imbalance;
   const double rate = (k.unpacks ? r.unpack_product : r.product[static_cast<std::size_t>(k.precision)]) * r.expert_share;
-  const double compute = assigned * k.expert_flops * (k.backward ? 1 : 1) / rate;
+  const double compute = assigned * k.expert_flops / (rate * (k.weight_gradient ? r.gradient_product : 1));
   const double stream = r.expert_stream * (k.unpacks ? r.unpack_share : 1);
-  double streamed = k.weight_bytes * read / stream + k.bytes.at(load.tokens, load.outputs) * load.replicas / r.stream;
+  // Gathered replicas' rows are all there; sent to their experts, a row is there once for each of them.
+  const double copies = load.balanced ? k.experts_per_token : load.replicas;
+  double streamed = k.weight_bytes * read / stream + k.bytes.at(load.tokens, load.outputs) * copies / r.stream;
   if (k.weight_gradient) streamed += k.weight_elements * 6 / r.stream;
   const double floor = r.product_floor * 2 + (static_cast<double>(k.launches) - 2) * r.small_floor;
   const double busy = blend(streamed, compute, r.blend);

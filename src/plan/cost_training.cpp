@@ -28,8 +28,8 @@ class TrainPricer {
   TrainResult price() {
     const double forward = pass(m_.forward, false), backward = pass(m_.backward, true);
     double again = 0;
-    if (l_.recompute == Recompute::kFull) again = pass(m_.forward, false);
-    if (l_.recompute == Recompute::kSelective) again = attention_again();
+    if (l_.recompute == Recompute::kFull) again = l_.recompute_share * pass(m_.forward, false, true);
+    if (l_.recompute == Recompute::kSelective) again = selected_again();
     const double micro = forward + backward + again + 2 * s_.layer_host * m_.stage_layers * r_.host;
     const double batches = static_cast<double>(std::max<std::int64_t>(l_.micro_batches, 1));
     const double pp = l_.pp, vp = std::max(l_.vp, 1);
@@ -46,16 +46,17 @@ class TrainPricer {
   }
 
  private:
-  double pass(const Program& program, bool backward) {
-    Load load{.tokens = m_.tokens, .outputs = m_.tokens, .sequences = m_.tokens * l_.cp / m_.sequence, .visible = (m_.sequence + 1) / 2, .keys = m_.sequence / l_.cp, .replicas = 1, .balanced = true};
+  /// `again`: layers alone, and what is exchanged is exchanged once.
+  double pass(const Program& program, bool backward, bool again = false) {
+    Load load{.tokens = m_.tokens, .outputs = m_.tokens, .sequences = m_.tokens * l_.cp / m_.sequence, .visible = (m_.sequence + 1) / 2, .keys = m_.sequence / l_.cp, .replicas = static_cast<double>(l_.ep), .balanced = true};
     double seconds = 0;
     const double batches = static_cast<double>(std::max<std::int64_t>(l_.micro_batches, 1));
     for (const Kernel& k : program.kernels) {
       const double repeats = static_cast<double>(k.repeats);
-      if (m_.adapters && k.weight_gradient) continue;
+      if ((m_.adapters && k.weight_gradient) || (again && k.is_head)) continue;
       if (k.kind == Kernel::Kind::kReduce || k.kind == Kernel::Kind::kGather) {
         if (k.backward) continue;  // backward exchanges what forward does; priced with the forward records
-        seconds += (backward ? 0 : 2) * exchange(k) * repeats;
+        seconds += (backward ? 0 : again ? 1 : 2) * exchange(k) * repeats;
         continue;
       }
       double one = 0;
@@ -82,11 +83,15 @@ class TrainPricer {
     return factor * s_.adapter_passes * (2 * r_.product_floor + r_.small_floor + k.bytes.at(m_.tokens, 0) / r_.elementwise);
   }
 
-  double attention_again() {
-    Load load{.tokens = m_.tokens, .outputs = m_.tokens, .sequences = m_.tokens * l_.cp / m_.sequence, .visible = (m_.sequence + 1) / 2, .keys = m_.sequence / l_.cp};
+  /// Selective recompute: attention alone, or every second product and all between products where these are what is not kept.
+  double selected_again() {
+    Load load{.tokens = m_.tokens, .outputs = m_.tokens, .sequences = m_.tokens * l_.cp / m_.sequence, .visible = (m_.sequence + 1) / 2, .keys = m_.sequence / l_.cp, .replicas = static_cast<double>(l_.ep), .balanced = true};
     double seconds = 0;
-    for (const Kernel& k : m_.forward.kernels)
-      if (k.kind == Kernel::Kind::kAttention) seconds += kernel_seconds(k, load, r_, l_, nullptr) * static_cast<double>(k.repeats);
+    for (const Kernel& k : m_.forward.kernels) {
+      double share = k.kind == Kernel::Kind::kAttention ? 1 : 0;
+      if (m_.keeps_every_second_product) share = k.is_head || k.kind == Kernel::Kind::kAttention ? 0 : k.kind == Kernel::Kind::kProduct || k.kind == Kernel::Kind::kExperts ? 0.5 : k.kind == Kernel::Kind::kElementwise ? s_.elementwise_passes : 0;
+      if (share > 0) seconds += share * kernel_seconds(k, load, r_, l_, nullptr) * static_cast<double>(k.repeats);
+    }
     return seconds;
   }
 

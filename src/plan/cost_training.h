@@ -10,6 +10,7 @@ struct TrainModel {
   Layout layout;
   const EngineProfile* engine = nullptr;
   bool adapters = false;
+  bool keeps_every_second_product = false;  // what the engine's selective recompute keeps, beside attention; else all but attention
   double lora_rank = 0;
   double tokens = 0;             // of a micro-batch on one rank: micro_batch · seq / cp
   double sequence = 0;           // tokens of one sequence

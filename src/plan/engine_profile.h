@@ -53,10 +53,12 @@ struct TrainingSchedule {
   double pipeline_overlap = 0.9;     // of sends between stages
   double step_host = 0;              // seconds a step: data, optimizer launch, logging
   double layer_host = 0;             // seconds a layer and pass when kernels are launched one by one (0: graphs or hidden)
+  double gradient_product = 1;       // rate of products that add weight gradients (32-bit sums) against the others
   double optimizer_passes = 1;       // traffic of the optimizer against reading and writing each state once
   double elementwise_passes = 1;     // traffic of norms, activations and residuals against one pass each (dropout, casts, unfused parts)
   double adapter_passes = 1;         // traffic of adapters against reading what goes in and out of each product once
   bool sequence_parallel = true;
+  bool partial_recompute = false;    // full recompute of some layers alone
 };
 
 struct EngineProfile {
@@ -64,6 +66,7 @@ struct EngineProfile {
   std::vector<std::string> aliases;
   bool serves = false, trains = false, chats = false;
   bool measured = false;             // figures were fitted to runs of this engine
+  bool own_kernels = false;          // runs the kernels of this program: Device::kernels speaks of it
   std::vector<std::string> sources;  // which
   Scheduler scheduler = Scheduler::kStatic;
   std::int64_t max_batched_tokens = 8192;  // of one step

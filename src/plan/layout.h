@@ -21,6 +21,7 @@ struct Layout {
   int zero = 0;
   Offload offload = Offload::kNone;
   Recompute recompute = Recompute::kNone;
+  double recompute_share = 1;          // of a stage's layers that are computed again (full recompute of engines that can stop at some)
   std::int64_t micro_batch = 1;        // sequences a device works on at once (training)
   std::int64_t micro_batches = 1;      // a pipeline runs one after the other in a step (training)
   int devices() const { return tp * pp * dp * dp_attention * cp; }

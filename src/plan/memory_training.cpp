@@ -129,7 +129,7 @@ class TrainingMemory {
         const SavedActivations& saved = in_.train->kinds[k];
         const double none = bytes(saved.none, saved.none_replicated, t), full = bytes({}, saved.full, t);
         const double selective = bytes(saved.selective, saved.selective_replicated, t);
-        const double kept = layout_.recompute == Recompute::kNone ? none : layout_.recompute == Recompute::kSelective ? selective : full;
+        const double kept = layout_.recompute == Recompute::kNone ? none : layout_.recompute == Recompute::kSelective ? selective : none + layout_.recompute_share * (full - none);
         out.kept += kept * static_cast<double>(count);
         if (layout_.recompute != Recompute::kNone) once = std::max(once, none - (layout_.recompute == Recompute::kSelective ? selective : 0));
         out.backward = std::max(out.backward, saved.backward.at(t, t));

@@ -45,6 +45,23 @@ Result<Candidate> with_memory(const PlanRequest& request, const Layout& layout) 
   return candidate;
 }
 
+/// Where it was left open, an engine that can computes no more layers again than memory asks for.
+Result<Candidate> with_least_recompute(const PlanRequest& request, const Layout& layout) {
+  FATHOM_TRY(Candidate most, with_memory(request, layout));
+  if (!most.memory.fits || layout.recompute != Recompute::kFull || request.layout.recompute || !request.engine->training.partial_recompute) return most;
+  const std::int64_t layers = std::max<std::int64_t>(1, request.model->spec().layers / layout.pp);
+  std::int64_t low = 0, high = layers;  // low layers are too few, high are enough
+  while (high - low > 1) {
+    const std::int64_t middle = (low + high) / 2;
+    Layout some = layout;
+    some.recompute_share = static_cast<double>(middle) / static_cast<double>(layers);
+    FATHOM_TRY(Candidate candidate, with_memory(request, some));
+    if (candidate.memory.fits) high = middle, most = std::move(candidate);
+    else low = middle;
+  }
+  return most;
+}
+
 /// Smaller is better.
 double score(const PlanRequest& request, const Candidate& candidate) {
   const TimeEstimate& time = candidate.time;
@@ -69,6 +86,7 @@ bool nearer(const Candidate& a, const Candidate& b) {
 bool dominated(const Layout& a, const Layout& by) {
   Layout same = by;
   same.recompute = a.recompute;
+  same.recompute_share = a.recompute_share;
   same.offload = a.offload;
   return same == a && a.recompute >= by.recompute && a.offload >= by.offload && !(a == by);
 }
@@ -77,7 +95,7 @@ Result<std::vector<Candidate>> fitting(const PlanRequest& request, const std::ve
   std::vector<Candidate> candidates;
   for (const Layout& layout : layouts) {
     if (std::any_of(candidates.begin(), candidates.end(), [&](const Candidate& other) { return other.memory.fits && dominated(layout, other.layout); })) continue;
-    FATHOM_TRY(Candidate candidate, with_memory(request, layout));
+    FATHOM_TRY(Candidate candidate, with_least_recompute(request, layout));
     candidates.push_back(std::move(candidate));
   }
   const bool some_fit = std::any_of(candidates.begin(), candidates.end(), [](const Candidate& c) { return c.memory.fits; });
