@@ -92,11 +92,13 @@ int edit_distance(std::string_view a, std::string_view b) {
 std::vector<std::string> nearest_names(std::string_view name, std::span<const std::string> candidates, int max_results) {
   const std::string_view head = name.substr(0, 128);
   const std::string lower = to_lower(head);
+  const int farthest = std::max<int>(2, static_cast<int>(head.size()) / 3);
   std::vector<std::pair<int, std::string>> scored;
   for (const std::string& candidate : candidates) {
-    int distance = edit_distance(head, candidate);
+    const auto apart = static_cast<int>(std::max(head.size(), candidate.size()) - std::min(head.size(), candidate.size()));  // at least that far
+    int distance = apart > farthest ? apart : edit_distance(head, candidate);
     if (lower.size() >= 3 && to_lower(candidate).find(lower) != std::string::npos) distance = std::min(distance, 1);
-    if (distance <= std::max<int>(2, static_cast<int>(head.size()) / 3)) scored.emplace_back(distance, candidate);
+    if (distance <= farthest) scored.emplace_back(distance, candidate);
   }
   std::stable_sort(scored.begin(), scored.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<std::string> out;

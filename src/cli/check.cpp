@@ -12,6 +12,7 @@
 #include "base/terminal.h"
 #include "cli/verbs.h"
 #include "hardware/probe.h"
+#include "measure/kernels.h"
 #include "weights/synth.h"
 
 namespace fathom::cli {
@@ -22,7 +23,7 @@ Flags flags;
 
 std::string speed_text(const measure::TaskVerdict& v) {
   const auto number = [](double x) { return x >= 100 ? fmt::format("{:.0f}", x) : x >= 10 ? fmt::format("{:.1f}", x) : fmt::format("{:.2f}", x); };
-  if (v.speed.value <= 0) return "";
+  if (v.speed.value <= 0) return tr("cli.check.speed_unknown");
   return fmt::format("{} ({}–{})", number(v.speed.value), number(v.speed.low), number(v.speed.high));
 }
 
@@ -49,7 +50,7 @@ void print_survey(const std::vector<measure::ModelVerdict>& verdicts) {
     for (const auto& v : model.tasks) {
       if (v.weights.empty()) continue;
       if (v.fits) {
-        yes.add_row({name, format_count(model.parameters), task_text(v.task), v.weights, v.engine, std::to_string(v.context), speed_text(v), tr("cli.check.tier_" + std::string(plan::provenance_name(v.provenance)))});
+        yes.add_row({name, format_count(model.parameters), task_text(v.task), v.weights, v.engine, std::to_string(v.context), speed_text(v), v.speed.value > 0 ? tr("cli.check.tier_" + std::string(plan::provenance_name(v.provenance))) : ""});
         continue;
       }
       const std::string missing = v.needed > v.capacity ? format_bytes(v.needed - v.capacity) : "";
@@ -85,8 +86,8 @@ Json beside_json(const measure::Beside& b) { return {{"predicted", b.predicted ?
 Json verdict_json(const measure::ModelVerdict& model) {
   Json tasks = Json::array();
   for (const auto& v : model.tasks)
-    tasks.push_back({{"task", plan::task_name(v.task)}, {"fits", v.fits}, {"weights", v.weights}, {"engine", v.engine}, {"context", v.context}, {"tokens_per_second", {{"value", v.speed.value}, {"low", v.speed.low}, {"high", v.speed.high}}},
-                     {"provenance", plan::provenance_name(v.provenance)}, {"needed_bytes", v.needed}, {"capacity_bytes", v.capacity}, {"why_not", v.why.empty() ? Json() : Json(v.why)},
+    tasks.push_back({{"task", plan::task_name(v.task)}, {"fits", v.fits}, {"weights", v.weights}, {"engine", v.engine}, {"context", v.context}, {"tokens_per_second", v.speed.value > 0 ? Json{{"value", v.speed.value}, {"low", v.speed.low}, {"high", v.speed.high}} : Json()},
+                     {"provenance", v.speed.value > 0 ? Json(plan::provenance_name(v.provenance)) : Json()}, {"needed_bytes", v.needed}, {"capacity_bytes", v.capacity}, {"why_not", v.why.empty() ? Json() : Json(v.why)},
                      {"cheapest_rented", v.rented.empty() ? Json() : Json(v.rented)}, {"usd_per_hour", v.rented.empty() ? Json() : Json(v.rented_usd_per_hour)}});
   return {{"model", model.id}, {"same_shape", model.same}, {"parameters", model.parameters}, {"parameters_active", model.active}, {"tasks", tasks}};
 }
@@ -106,8 +107,9 @@ Result<int> run_check(const Common& common) {
   probe.effort = hardware::Effort::kDefault;
   const hardware::Machine machine = hardware::probe(probe);
   if (!common.json) print_machine(machine);
+  FATHOM_TRY(const auto kernels, measure::cpu_kernels());
   Progress bar(tr("cli.check.planning"), 1000);
-  FATHOM_TRY(const auto verdicts, measure::survey(machine, [&](std::size_t done, std::size_t total) { bar.update(1000 * done / total); }));
+  FATHOM_TRY(const auto verdicts, measure::survey(machine, kernels, [&](std::size_t done, std::size_t total) { bar.update(1000 * done / total); }));
   if (!common.json) print_survey(verdicts);
   std::optional<measure::BenchReport> report;
   if (!flags.no_run) {

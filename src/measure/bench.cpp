@@ -4,6 +4,7 @@
 #include <chrono>
 #include <numeric>
 
+#include "measure/kernels.h"
 #include "model/sizes.h"
 #include "weights/synth.h"
 
@@ -50,22 +51,60 @@ Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t
   return timing;
 }
 
-Result<BenchRow> measure_row(engine::Engine& engine, const BenchOptions& options, std::int64_t batch, std::int64_t prompt) {
-  std::vector<double> prefill, steps;
-  FATHOM_TRY(const Timing warm_up, run_once(engine, batch, std::min<std::int64_t>(prompt, 16), 2));  // pages and clocks
-  (void)warm_up;
-  for (int r = 0; r < std::max(options.repetitions, 1); ++r) {
-    FATHOM_TRY(const Timing timing, run_once(engine, batch, prompt, options.generate));
-    prefill.push_back(timing.prefill_seconds);
-    steps.insert(steps.end(), timing.steps.begin(), timing.steps.end());
+/// Times kernels, predicts and runs, again and again: other programs' load comes and goes within seconds, and what is compared shall
+/// have seen the same of it.
+class Rows {
+ public:
+  Rows(const hardware::Machine& machine, const SessionOptions& session, const BenchOptions& options, KernelMeter* meter) : machine_(machine), session_(session), options_(options), meter_(meter) {}
+
+  Result<BenchRow> measure(const Session& session, std::int64_t batch, std::int64_t prompt) {
+    engine::Engine& engine = *session.engine;
+    std::vector<double> prefill, steps, predicted_prefill, predicted_decode;
+    FATHOM_TRY(const Timing warm_up, run_once(engine, batch, std::min<std::int64_t>(prompt, 16), 2));  // pages and clocks
+    (void)warm_up;
+    for (int r = 0; r < std::max(options_.repetitions, 1); ++r) {
+      std::optional<plan::KernelRates> kernels;
+      if (meter_ != nullptr) kernels = meter_->measure({.tokens = prompt, .batch = batch, .context = prompt + options_.generate / 2});
+      FATHOM_TRY(const auto plan, predict(machine_, session.spec, session_.weights, {batch, prompt, options_.generate}, session_.device != "cuda", kernels));
+      if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(*plan.best.time.prefill_tokens_per_second);
+      if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(*plan.best.time.decode_tokens_per_second);
+      FATHOM_TRY(const Timing timing, run_once(engine, batch, prompt, options_.generate));
+      prefill.push_back(timing.prefill_seconds);
+      steps.insert(steps.end(), timing.steps.begin(), timing.steps.end());
+    }
+    BenchRow row{.batch = batch, .prompt = prompt, .generate = options_.generate, .prefill_tokens_per_second = {}, .decode_tokens_per_second = {}, .memory_bytes = {}};
+    row.prefill_tokens_per_second.measured = static_cast<double>(batch * prompt) / quantile(prefill, 0.5);
+    row.mean_ms = 1e3 * std::accumulate(steps.begin(), steps.end(), 0.0) / static_cast<double>(steps.size());
+    row.p50_ms = 1e3 * quantile(steps, 0.5);
+    row.p99_ms = 1e3 * quantile(steps, 0.99);
+    row.decode_tokens_per_second.measured = static_cast<double>(batch) * 1e3 / row.p50_ms;
+    if (!predicted_prefill.empty()) row.prefill_tokens_per_second.predicted = quantile(predicted_prefill, 0.5);
+    if (!predicted_decode.empty()) row.decode_tokens_per_second.predicted = quantile(predicted_decode, 0.5);
+    return row;
   }
-  BenchRow row{.batch = batch, .prompt = prompt, .generate = options.generate, .prefill_tokens_per_second = {}, .decode_tokens_per_second = {}, .memory_bytes = {}};
-  row.prefill_tokens_per_second.measured = static_cast<double>(batch * prompt) / quantile(prefill, 0.5);
-  row.mean_ms = 1e3 * std::accumulate(steps.begin(), steps.end(), 0.0) / static_cast<double>(steps.size());
-  row.p50_ms = 1e3 * quantile(steps, 0.5);
-  row.p99_ms = 1e3 * quantile(steps, 0.99);
-  row.decode_tokens_per_second.measured = static_cast<double>(batch) * 1e3 / row.mean_ms;
-  return row;
+
+ private:
+  const hardware::Machine& machine_;
+  const SessionOptions& session_;
+  const BenchOptions& options_;
+  KernelMeter* meter_;
+};
+
+/// For a CPU with plain weights; nothing otherwise.
+Result<std::optional<KernelMeter>> meter_for(const SessionOptions& session) {
+  if (session.device != "cpu") return std::nullopt;
+  FATHOM_TRY(const auto spec, weights::find_model_spec(session.model));
+  tensor::WeightFormat format = spec.plain_format;
+  if (session.weights != "native") {
+    const auto dtype = parse_dtype(session.weights);
+    if (!dtype) return std::nullopt;  // open_session says what is wrong with it
+    format = *dtype == DType::f32 ? tensor::WeightFormat::f32 : *dtype == DType::f16 ? tensor::WeightFormat::f16 : tensor::WeightFormat::bf16;
+  } else if (spec.linear_format != spec.plain_format || spec.expert_format != spec.plain_format) {
+    return std::nullopt;
+  }
+  FATHOM_TRY(const KernelShapes shapes, shapes_of(spec, format));
+  FATHOM_TRY(auto meter, KernelMeter::create(session.device, session.isa, session.threads, shapes));
+  return meter;
 }
 
 }  // namespace
@@ -75,6 +114,7 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
   const std::int64_t longest = *std::max_element(options.prompts.begin(), options.prompts.end());
   session_options.engine.slots = *std::max_element(options.batches.begin(), options.batches.end());
   session_options.engine.context = longest + options.generate;
+  FATHOM_TRY(std::optional<KernelMeter> meter, meter_for(session_options));
   const Bytes before = resident_bytes();
   FATHOM_TRY(Session session, open_session(session_options));
   engine::Engine& engine = *session.engine;
@@ -82,14 +122,11 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
   report.load_seconds = session.load_seconds;
   FATHOM_TRY(const auto sized, model::size_model(session.spec));
   report.parameters = sized.sizes.parameters_main;
-  const bool on_cpu = session_options.device != "cuda";
+  Rows rows(machine, session_options, options, meter ? &*meter : nullptr);
   double fastest_step = 0;
   for (const std::int64_t batch : options.batches)
     for (const std::int64_t prompt : options.prompts) {
-      FATHOM_TRY(const auto plan, predict(machine, session.spec, session_options.weights, {batch, prompt, options.generate}, on_cpu));
-      FATHOM_TRY(BenchRow row, measure_row(engine, options, batch, prompt));
-      row.prefill_tokens_per_second.predicted = plan.best.time.prefill_tokens_per_second;
-      row.decode_tokens_per_second.predicted = plan.best.time.decode_tokens_per_second;
+      FATHOM_TRY(BenchRow row, rows.measure(session, batch, prompt));
       row.memory_bytes = {static_cast<double>(resident_bytes()), static_cast<double>(before + report.planned.total())};
       if (batch == 1 && (fastest_step == 0 || row.p50_ms < fastest_step)) fastest_step = row.p50_ms;
       report.rows.push_back(std::move(row));

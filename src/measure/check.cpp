@@ -77,7 +77,8 @@ TaskVerdict judge(const std::shared_ptr<const plan::PlanModel>& model, const pla
     verdict.capacity = answer->best.memory.bytes.capacity;
     verdict.fits = answer->best.memory.fits;
     if (verdict.fits) {
-      fill_speed(*answer, task, cluster.devices, verdict);
+      // Whether training fits is arithmetic; how fast these engines train on a CPU nobody measured.
+      if (!cluster.device.is_cpu() || !plan::is_training(task)) fill_speed(*answer, task, cluster.devices, verdict);
       verdict.why.clear();
       return verdict;
     }
@@ -99,9 +100,10 @@ TaskVerdict judge(const std::shared_ptr<const plan::PlanModel>& model, const pla
 
 }  // namespace
 
-Result<std::vector<ModelVerdict>> survey(const hardware::Machine& machine, const std::function<void(std::size_t, std::size_t)>& progress) {
+Result<std::vector<ModelVerdict>> survey(const hardware::Machine& machine, const std::optional<plan::KernelRates>& kernels, const std::function<void(std::size_t, std::size_t)>& progress) {
   FATHOM_TRY(const model::ModelCatalog* catalog, model::model_catalog());
-  FATHOM_TRY(const plan::Cluster cluster, plan::machine_cluster(machine));
+  FATHOM_TRY(plan::Cluster cluster, plan::machine_cluster(machine));
+  if (cluster.device.is_cpu()) cluster.device.kernels = kernels;
   std::vector<ModelVerdict> verdicts;
   std::map<std::string, std::size_t> by_config;
   std::vector<const model::ModelEntry*> distinct;

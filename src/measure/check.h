@@ -16,7 +16,7 @@ struct TaskVerdict {
   bool fits = false;
   std::string weights, engine;            // that it fits with; when it does not: the smallest that was tried
   std::int64_t context = 0;               // input + output, or the training sequence
-  plan::Range speed;                      // tokens a second of all devices: decode (chat), output (serve), training
+  plan::Range speed;                      // tokens a second of all devices: decode (chat), output (serve), training; 0: not known
   plan::ProvenanceTier provenance = plan::ProvenanceTier::kDefault;
   Bytes needed = 0, capacity = 0;         // of the fullest device, when it does not fit
   std::string why;                        // a sentence, when it does not fit
@@ -31,7 +31,8 @@ struct ModelVerdict {
   std::vector<TaskVerdict> tasks;         // chat, serve, lora, qlora, full
 };
 
-/// Every distinct configuration of the catalog's DeepSeek models on this machine's devices. `progress(done, total)` is optional.
-Result<std::vector<ModelVerdict>> survey(const hardware::Machine& machine, const std::function<void(std::size_t, std::size_t)>& progress = {});
+/// Every distinct configuration of the catalog's DeepSeek models on this machine's devices. `kernels`: timed on its CPU, for when that is
+/// the device. `progress(done, total)` is optional.
+Result<std::vector<ModelVerdict>> survey(const hardware::Machine& machine, const std::optional<plan::KernelRates>& kernels, const std::function<void(std::size_t, std::size_t)>& progress = {});
 
 }  // namespace fathom::measure

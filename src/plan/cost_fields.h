@@ -31,7 +31,7 @@ void visit_fields(LinkCurves& c, Visitor&& v) {
 
 template <class Visitor>
 void visit_fields(EngineProfile& p, Visitor&& v) {
-  v("name", p.name), v("aliases", p.aliases), v("base", p.base), v("serves", p.serves), v("trains", p.trains), v("chats", p.chats);
+  v("name", p.name), v("aliases", p.aliases), v("base", p.base), v("default_for", p.default_for), v("serves", p.serves), v("trains", p.trains), v("chats", p.chats);
   v("measured", p.measured), v("own_kernels", p.own_kernels), v("sources", p.sources), v("scheduler", p.scheduler);
   v("max_batched_tokens", p.max_batched_tokens);
   Lowering& l = p.lowering;

@@ -69,7 +69,8 @@ struct Context {
   const CostInputs& in;
   const EngineProfile& engine;
   ProvenanceTier tier;
-  Range range(double value, Metric metric) const { return with_range(value, metric, tier, engine.measured); }
+  bool known() const { return engine.measured || (engine.own_kernels && in.request->cluster.device.kernels); }
+  Range range(double value, Metric metric) const { return with_range(value, metric, tier, known()); }
 };
 
 void estimate_chat(const Context& c, const StepModel& model, TimeEstimate& out) {
@@ -189,7 +190,7 @@ void estimate_training(const Context& c, const Rates& rates, TimeEstimate& out) 
 TimeEstimate estimate_with(const Context& c, const Rates& rates, const StepModel* model) {
   TimeEstimate out;
   out.provenance = c.tier;
-  if (!c.engine.measured) {
+  if (!c.known()) {
     out.engine_fell_back = true;
     out.provenance = std::max(out.provenance, ProvenanceTier::kMeasuredSibling);
   }

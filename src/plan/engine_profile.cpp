@@ -52,6 +52,7 @@ Status fill(const std::vector<Source>& files, const Source& source, int depth, E
     FATHOM_TRY_VOID(fill(files, *parent, depth + 1, out));
   }
   out.aliases.clear();
+  out.default_for.clear();
   out.sources.clear();
   out.measured = false;
   return read_record(source.record, source.name, out);
@@ -88,6 +89,14 @@ Result<const EngineProfile*> find_engine(std::string_view name) {
     names.push_back(profile.name);
   }
   return fail("plan_cost.unknown_engine", {{"name", printable(name)}, {"known", join(names)}});
+}
+
+Result<const EngineProfile*> default_engine(std::string_view task, bool on_cpu) {
+  FATHOM_TRY(const auto profiles, engine_profiles());
+  const std::string purpose = std::string(task) + (on_cpu ? " on cpu" : " on gpu");
+  for (const EngineProfile& profile : profiles)
+    if (std::find(profile.default_for.begin(), profile.default_for.end(), purpose) != profile.default_for.end()) return &profile;
+  return fail("plan_cost.no_default_engine", {{"purpose", purpose}});
 }
 
 }  // namespace fathom::plan

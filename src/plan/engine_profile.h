@@ -39,8 +39,8 @@ struct HostCosts {
   double launch = 5e-6;              // one kernel, when not replayed
   double step = 0;                   // scheduling, inputs, outputs: a step
   double sequence = 0;               // and a running sequence
-  double prompt_token = 0;           // tokenizing and handing over, a token of a prompt
-  double request = 0;                // the front: HTTP, queues between processes
+  double prompt_token = 0;           // the front, a token of a prompt: text, tokenizing, handing over
+  double request = 0;                // and a request: HTTP, queues between processes
   bool overlapped = false;           // work a step (not a sequence) is done while the device is busy
 };
 
@@ -65,6 +65,7 @@ struct EngineProfile {
   std::string name, base;            // base: the profile that the data starts from
   std::vector<std::string> aliases;
   bool serves = false, trains = false, chats = false;
+  std::vector<std::string> default_for;  // "chat on gpu", …: taken when no engine is named
   bool measured = false;             // figures were fitted to runs of this engine
   bool own_kernels = false;          // runs the kernels of this program: Device::kernels speaks of it
   std::vector<std::string> sources;  // which
@@ -105,5 +106,7 @@ struct EngineProfile {
 Result<std::span<const EngineProfile>> engine_profiles();
 /// By name or alias; unknown is an error that lists the known ones.
 Result<const EngineProfile*> find_engine(std::string_view name);
+/// When nobody names one: the first profile that is `default_for` "<task> on cpu" or "<task> on gpu".
+Result<const EngineProfile*> default_engine(std::string_view task, bool on_cpu);
 
 }  // namespace fathom::plan

@@ -169,7 +169,7 @@ class RequestReader {
     if (!task) return fail("plan.missing", {{"key", "task"}});
     FATHOM_TRY(request.task, parse_task(*task));
     FATHOM_TRY(const auto engine, text("engine"));
-    FATHOM_TRY(request.engine, find_engine(engine.value_or("fathom")));
+    FATHOM_TRY(request.engine, engine ? find_engine(*engine) : default_engine(task_name(request.task), request.cluster.device.is_cpu()));
     FATHOM_TRY(const auto weights, text("weights"));
     FATHOM_TRY(request.weights, weights ? find_weight_format(*weights) : default_weights(request.task));
     FATHOM_TRY(const auto kv, text("kv"));

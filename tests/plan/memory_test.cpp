@@ -106,7 +106,7 @@ TEST(Memory, AdaptersTrainLittle) {
 }
 
 TEST(Memory, WhyNotNamesWhatOverflows) {
-  const auto answer = make_plan(request_of(line("r1", R"("gpus": 1, "task": "chat", "tp": 1)")));
+  const auto answer = make_plan(request_of(line("r1", R"("gpus": 1, "task": "chat", "engine": "fathom", "tp": 1)")));
   ASSERT_TRUE(answer.has_value());
   EXPECT_FALSE(answer->best.memory.fits);
   EXPECT_EQ(answer->best.memory.over_category, MemoryCategory::kWeights);

@@ -24,7 +24,8 @@ TEST(Request, WhatIsLeftOutIsDefaulted) {
   EXPECT_EQ(request.cluster.devices, 8);
   EXPECT_EQ(request.cluster.devices_per_node, 8);
   EXPECT_EQ(request.batch, 1);
-  EXPECT_EQ(request.engine->name, "fathom");
+  EXPECT_EQ(request.engine->name, "vllm");
+  EXPECT_EQ(request_of(R"({"model": "r1", "hardware": "h200", "task": "qlora"})").engine->name, "transformers");
   EXPECT_TRUE(request.weights->native);
   EXPECT_EQ(request.mtp_drafts, 0);
   EXPECT_FALSE(request_of(kStart + "}").batch.has_value());

@@ -7,7 +7,7 @@ namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr std::int64_t kFewRows = 4;  // with so few query rows keys and values are read where they lie
+constexpr std::int64_t kFewRows = 16;  // with so few query rows keys and values are read where they lie
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr float kSlack = 8.0f;  // a row's reference score stays until a larger one exceeds it by this: e^8 is far from f32's ends
 
@@ -193,9 +193,11 @@ void Tile::mix(const KvSegment& segment, std::int64_t count) {
     kernels_.pack_straight({.element = element, .rows = value_rows_, .row_count = count, .count = dv_, .panels = value_panels_, .panel_depth = count});
   const std::int64_t panel_elements = ceil_div(dv_, kernels_.panel_width) * kernels_.panel_width * count;
   if (few_rows_ || (!all_seen && !kernels_.finite(value_panels_, panel_elements))) {
-    for (std::int64_t r = active_; r < active_end_; ++r)
+    const bool together = all_seen && few_rows_;
+    for (std::int64_t r = active_; r < active_end_; r += together ? active_end_ - active_ : 1)
       kernels_.combine_rows({.element = element, .rows = value_rows_ + seen_[r].first, .row_count = seen_[r].end - seen_[r].first, .n = dv_,
-                             .p = scores_ + r * kBlockKeys + seen_[r].first, .p_stride = kBlockKeys, .m_count = 1, .y = sums_.out + r * dv_,
+                             .p = scores_ + r * kBlockKeys + seen_[r].first, .p_stride = kBlockKeys,
+                             .m_count = together ? active_end_ - active_ : 1, .y = sums_.out + r * dv_,
                              .y_stride = dv_, .accumulate = true});
     return;
   }

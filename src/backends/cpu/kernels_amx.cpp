@@ -85,7 +85,7 @@ struct Rows {
 };
 
 // 32 rows × 32 (or 16) tokens over `steps` steps, added to the four tiles at `sums`. While the tiles multiply, `ahead_rows` rows
-// of the block that comes next are fetched, a line of each a step.
+// of the block that comes next are fetched, row after row: memory gives consecutive lines faster than strided ones.
 template <bool kBothTokens>
 FATHOM_INLINE void multiply_tiles(const Rows& rows, const std::byte* tokens, std::int64_t steps, bool first, std::byte* sums, const std::byte* ahead,
                                   std::int64_t ahead_rows, std::int64_t ahead_stride) {
@@ -104,6 +104,7 @@ FATHOM_INLINE void multiply_tiles(const Rows& rows, const std::byte* tokens, std
       _tile_loadd(3, sums + 3 * kTileBytes, 64);
     }
   }
+  std::int64_t ahead_line = 0;
   for (std::int64_t step = 0; step < steps; ++step) {
     _tile_loadd(4, rows.tile[0] + step * rows.step, rows.stride);
     _tile_loadd(6, tokens + step * 2 * kTileBytes, 64);
@@ -115,7 +116,10 @@ FATHOM_INLINE void multiply_tiles(const Rows& rows, const std::byte* tokens, std
     _tile_loadd(5, rows.tile[1] + step * rows.step, rows.stride);
     _tile_dpbf16ps(2, 5, 6);
     if (kBothTokens) _tile_dpbf16ps(3, 5, 7);
-    for (std::int64_t row = 0; row < ahead_rows; ++row) _mm_prefetch(reinterpret_cast<const char*>(ahead + row * ahead_stride + step * 64), _MM_HINT_T1);
+    for (std::int64_t line = 0; line < ahead_rows; ++line) {
+      _mm_prefetch(reinterpret_cast<const char*>(ahead + ahead_line * 64), _MM_HINT_T1);
+      if (++ahead_line == steps) ahead_line = 0, ahead += ahead_stride;
+    }
   }
   _tile_stored(0, sums, 64);
   _tile_stored(2, sums + 2 * kTileBytes, 64);

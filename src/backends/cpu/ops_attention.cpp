@@ -7,7 +7,7 @@ namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr std::int64_t kLeastBlocks = 4;    // of a part, when the keys of a tile are shared among threads
+constexpr std::int64_t kLeastBlocks = 1;    // of a part, when the keys of a tile are shared among threads
 constexpr std::int64_t kMostGroup = 8;      // query heads a key head, for tiles that span key heads
 constexpr std::int64_t kLeastRunBytes = 1 << 10;  // of a cache row, that such a tile reads in one piece
 

@@ -150,14 +150,15 @@ class Waves {
   /// hidden = swiglu(gate x, up x) of all runs.
   void multiply_in() {
     const std::int64_t nb = block_of(runs_[0].gate, inner_, runs_count_), blocks = ceil_div(inner_, nb);
-    context_.pool.for_each(runs_count_ * blocks, [&](std::int64_t task, int thread) {
+    context_.pool.for_each_ahead(runs_count_ * blocks, [&](std::int64_t task, std::int64_t following, int thread) {
       const Run& run = runs_[task / blocks];
+      const std::byte* ahead = following < 0 ? nullptr : first_read(runs_[following / blocks].gate, following % blocks * nb);
       const std::int64_t n0 = task % blocks * nb, width = std::min(nb, inner_ - n0);
       Scratch& scratch = context_.workspace.of(thread);
       scratch.reset();
       float *gate = scratch.take<float>(run.count * width), *up = scratch.take<float>(run.count * width);
-      multiply_block(run.gate, n0, width, gate, scratch);
-      multiply_block(run.up, n0, width, up, scratch);
+      multiply_block(run.gate, n0, width, gate, first_read(run.up, n0), scratch);
+      multiply_block(run.up, n0, width, up, ahead, scratch);
       for (std::int64_t m = 0; m < run.count; ++m)
         context_.kernels.swiglu(gate + m * width, up + m * width, static_cast<float>(args_.limit), run.hidden + m * inner_ + n0, width);
     });
@@ -173,7 +174,7 @@ class Waves {
         Scratch& scratch = context_.workspace.of(thread);
         scratch.reset();
         float* sums = scratch.take<float>(run.count * width);
-        multiply_block(run.down, n0, width, sums, scratch);
+        multiply_block(run.down, n0, width, sums, i + 1 < runs_count_ ? first_read(runs_[i + 1].down, n0) : nullptr, scratch);
         for (std::int64_t m = 0; m < run.count; ++m)
           context_.kernels.add_scaled(hits_.weight[run.first_hit + m], sums + m * width,
                                       args_.out.as<float>() + hits_.token[run.first_hit + m] * args_.out.strides[0] + n0, width);
@@ -181,13 +182,14 @@ class Waves {
     });
   }
 
-  /// Block [n0, n0 + width) of a product into a dense [m_count, width].
-  void multiply_block(Product product, std::int64_t n0, std::int64_t width, float* out, Scratch& scratch) const {
+  static const std::byte* first_read(const Product& product, std::int64_t n0) { return is_plain(product.weight->format) ? product.row_data(n0) : nullptr; }
+  /// Block [n0, n0 + width) of a product into a dense [m_count, width]. `ahead`: as in Block.
+  void multiply_block(Product product, std::int64_t n0, std::int64_t width, float* out, const std::byte* ahead, Scratch& scratch) const {
     product.first_row += n0;
     product.rows = width;
     product.out = out;
     product.out_stride = width;
-    product_block(context_.kernels, product, {.n0 = 0, .nb = width, .m0 = 0, .mb = product.m_count}, scratch);
+    product_block(context_.kernels, product, {.n0 = 0, .nb = width, .m0 = 0, .mb = product.m_count, .ahead = ahead}, scratch);
   }
 
   const Context& context_;
