@@ -151,7 +151,10 @@ Status Engine::allocate() {
   const CacheLayout layout = lay_out_cache(architecture_->cache(), options_);
   FATHOM_TRY(cache_memory_, backend_->allocate_buffer(std::max<Bytes>(layout.total, 1)));
   FATHOM_TRY(arena_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.activations, 1)));
-  FATHOM_TRY(constants_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1)));
+  FATHOM_TRY(constants_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1), tensor::Placement::kShared));
+  if (!backend_->host_addressable()) {
+    FATHOM_TRY(logits_, backend_->allocate_buffer(static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float), tensor::Placement::kShared));
+  }
   cache_ = view_cache(architecture_->cache(), options_, layout, cache_memory_->data());
   Bytes used = 0;
   architecture_->bind_constants(place_constants(*architecture_, constants_->data(), used));
@@ -227,9 +230,15 @@ Result<std::span<const float>> Engine::step(std::span<const SlotTokens> tokens, 
   std::span<const float> answer;
   {
     const tensor::Value out = architecture_->forward(pass);
-    backend_->synchronize();
-    FATHOM_CHECK(out->dtype == DType::f32 || outputs == 0, "an engine computes in f32 activations");
-    answer = {out->as<float>(), static_cast<std::size_t>(outputs * spec().vocabulary)};  // the arena's bytes stay until the next pass
+    FATHOM_CHECK(out->dtype == DType::f32 || outputs == 0, "logits are f32");
+    const auto count = static_cast<std::size_t>(outputs * spec().vocabulary);
+    if (logits_ == nullptr) {
+      FATHOM_TRY_VOID(backend_->synchronize());
+      answer = {out->as<float>(), count};  // the arena's bytes stay until the next pass
+    } else {
+      FATHOM_TRY_VOID(backend_->download({logits_->data(), count * sizeof(float)}, out->data));
+      answer = {reinterpret_cast<const float*>(logits_->data()), count};
+    }
   }
   for (const SlotTokens& part : tokens) lengths_[static_cast<std::size_t>(part.slot)] += static_cast<std::int64_t>(part.ids.size());
   return answer;

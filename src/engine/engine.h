@@ -88,11 +88,12 @@ class Engine {
   std::unique_ptr<tensor::Backend> backend_;
   weights::LoadedWeights weights_;
   std::unique_ptr<tensor::Buffer> cache_memory_, arena_, constants_;
+  std::unique_ptr<tensor::Buffer> logits_;  // where the host reads them; null when it reads the arena
   model::CacheSet cache_;
   std::vector<std::int64_t> lengths_;
   std::int64_t topk_horizon_ = 0;
   std::vector<tensor::Sequence> sequences_;
-  tensor::Tensor ids_, positions_, rows_, table_, logits_;
+  tensor::Tensor ids_, positions_, rows_, table_;
 };
 
 }  // namespace fathom::engine

@@ -1,6 +1,8 @@
 // Backend: one implementation of Ops with the memory that goes with it. src/backends/backends.h hands them out by name.
 #pragma once
+#include <cstring>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -20,6 +22,10 @@ class Buffer {
   virtual Bytes bytes() const = 0;
 };
 
+/// Where a buffer lies. kShared: host and device both read and write it through its address (small tables that every step fills in);
+/// on hosts the two are the same.
+enum class Placement : std::uint8_t { kDevice, kShared };
+
 struct BackendOptions {
   int threads = 0;                        // 0: as many as this process may use
   DType activation_dtype = DType::f32;    // f64 on reference only
@@ -37,11 +43,23 @@ class Backend {
   virtual GradOps* grad_ops() = 0;
   virtual ActivationMemory& activations() = 0;
   /// No memory, or more than the cgroup allows: kEnvironment, naming how much was asked for and how much there is.
-  virtual Result<std::unique_ptr<Buffer>> allocate_buffer(Bytes bytes) = 0;
+  virtual Result<std::unique_ptr<Buffer>> allocate_buffer(Bytes bytes, Placement placement) = 0;
+  Result<std::unique_ptr<Buffer>> allocate_buffer(Bytes bytes) { return allocate_buffer(bytes, Placement::kDevice); }
+  /// Whether the host may touch kDevice memory. Where it may not, data goes through upload and download.
+  virtual bool host_addressable() const { return true; }
+  /// Copies, after everything that was launched; both return when the copy is done. A device that fails: kEnvironment.
+  virtual Status upload(std::byte* to, std::span<const std::byte> from) {
+    std::memcpy(to, from.data(), from.size());
+    return {};
+  }
+  virtual Status download(std::span<std::byte> to, const std::byte* from) {
+    std::memcpy(to.data(), from, to.size());
+    return {};
+  }
   /// Bytes of workspace that the backend keeps for kernels, given the widest shapes it was told of; part of every plan.
   virtual Bytes workspace_bytes() const = 0;
-  /// Waits for everything that was launched.
-  virtual void synchronize() = 0;
+  /// Waits for everything that was launched. A device that failed: kEnvironment, what it says of it.
+  virtual Status synchronize() = 0;
 };
 
 }  // namespace fathom::tensor

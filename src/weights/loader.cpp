@@ -1,5 +1,7 @@
 #include "weights/loader.h"
 
+#include <new>
+
 #include "base/strings.h"
 #include "weights/mapped.h"
 #include "weights/resolve.h"
@@ -11,12 +13,16 @@ namespace {
 Result<LoadedWeights> load_copied(const model::WeightTable& table, WeightPlan plan, std::span<const TensorSource> sources, tensor::Backend& backend, const LoadOptions& options) {
   LoadedWeights loaded;
   FATHOM_TRY(loaded.arena, backend.allocate_buffer(plan.arena_bytes));
-  const TransferPlan transfer = plan_transfer(make_jobs(table, options.storage, plan, sources, loaded.arena->data()));
+  // Memory that the host cannot write gets everything at once from a copy in host memory.
+  const std::unique_ptr<std::byte[]> staging(backend.host_addressable() ? nullptr : new (std::nothrow) std::byte[plan.arena_bytes]);
+  if (!backend.host_addressable() && staging == nullptr) return fail_environment("weights.no_staging", {{"bytes", format_bytes(plan.arena_bytes)}});
+  const TransferPlan transfer = plan_transfer(make_jobs(table, options.storage, plan, sources, staging ? staging.get() : loaded.arena->data()));
   const auto consume = [&](std::size_t task, std::span<const std::byte> data, std::span<const std::byte> scales) {
     const TransferPiece& piece = transfer.pieces[task];
     return finish_piece(transfer.jobs[piece.job], piece, data, scales, options.check_finite);
   };
   FATHOM_TRY(loaded.stats, read_all(transfer.files, transfer.tasks, options.read, consume));
+  if (staging) FATHOM_TRY_VOID(backend.upload(loaded.arena->data(), {staging.get(), plan.arena_bytes}));
   loaded.set = bind_weights(table, options.storage, plan, loaded.arena->data());
   loaded.plan = std::move(plan);
   return loaded;

@@ -1,3 +1,6 @@
+#include <memory>
+#include <new>
+
 #include "weights/generate.h"
 #include "weights/synth.h"
 
@@ -50,7 +53,9 @@ Result<LoadedWeights> synthesize_in_memory(const model::WeightTable& table, tens
   LoadedWeights made;
   FATHOM_TRY(made.plan, plan_weights(table, options.storage));
   FATHOM_TRY(made.arena, backend.allocate_buffer(made.plan.arena_bytes));
-  std::byte* arena = made.arena->data();
+  const std::unique_ptr<std::byte[]> staging(backend.host_addressable() ? nullptr : new (std::nothrow) std::byte[made.plan.arena_bytes]);
+  if (!backend.host_addressable() && staging == nullptr) return fail_environment("weights.no_staging", {{"bytes", format_bytes(made.plan.arena_bytes)}});
+  std::byte* arena = staging ? staging.get() : made.arena->data();
   const std::vector<Piece> pieces = cut(table, options.storage);
   const int threads = usable_threads(options.threads, pieces.size());
   const auto work = [&](WorkQueue& queue) -> Status {
@@ -68,7 +73,8 @@ Result<LoadedWeights> synthesize_in_memory(const model::WeightTable& table, tens
     return {};
   };
   FATHOM_TRY_VOID(run_workers(pieces.size(), made.plan.tensor_bytes, threads, options.progress, work));
-  made.set = bind_weights(table, options.storage, made.plan, arena);
+  if (staging) FATHOM_TRY_VOID(backend.upload(made.arena->data(), {staging.get(), made.plan.arena_bytes}));
+  made.set = bind_weights(table, options.storage, made.plan, made.arena->data());
   made.stats = {.threads = threads};
   return made;
 }

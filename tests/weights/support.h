@@ -62,13 +62,13 @@ class MemoryBackend : public tensor::Backend {
   tensor::Ops& ops() override { std::abort(); }
   tensor::GradOps* grad_ops() override { return nullptr; }
   tensor::ActivationMemory& activations() override { std::abort(); }
-  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes) override {
+  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement) override {
     allocated += bytes;
     if (bytes > limit) return fail_environment("weights.no_memory");
     return std::make_unique<Block>(bytes);
   }
   Bytes workspace_bytes() const override { return 0; }
-  void synchronize() override {}
+  Status synchronize() override { return {}; }
 
   Bytes allocated = 0, limit = ~Bytes{0};
 };

@@ -30,9 +30,9 @@ class CpuBackend final : public tensor::Backend {
   tensor::Ops& ops() override { return *ops_; }
   tensor::GradOps* grad_ops() override { return grad_ops_.get(); }
   tensor::ActivationMemory& activations() override { return memory_; }
-  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes) override { return allocate_pages(bytes, &pool_); }
+  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement) override { return allocate_pages(bytes, &pool_); }
   Bytes workspace_bytes() const override { return workspace_.bytes(); }
-  void synchronize() override {}
+  Status synchronize() override { return {}; }
 
  private:
   const Implementation& implementation_;
