@@ -238,7 +238,8 @@ const RatesEntry& kept_rates(const PlanRequest& r) {
   const auto tables = curve_tables();
   FATHOM_CHECK(tables.has_value(), "the tables were read when the request was parsed");
   const Curves curves = find_curves(**tables, r.cluster);
-  kept.push_back(std::make_unique<RatesEntry>(RatesEntry{key, ++made, make_rates(r.cluster, curves, *r.engine), curves.tier}));
+  const ProvenanceTier tier = r.engine->own_kernels && d.kernels ? ProvenanceTier::kMeasuredHere : curves.tier;
+  kept.push_back(std::make_unique<RatesEntry>(RatesEntry{key, ++made, make_rates(r.cluster, curves, *r.engine), tier}));
   return *kept.back();
 }
 
