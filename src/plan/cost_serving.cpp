@@ -63,7 +63,7 @@ class LoopSolver {
     const double budget = static_cast<double>(e_.max_batched_tokens);
     const double room = e_.scheduler == Scheduler::kMixed ? std::max(budget - decodes, budget / 8) : budget;
     const Chunks c = chunks_of(loop_.input, room);
-    chunks_ = c.count;
+    chunks_ = std::max(1.0, loop_.input / room);
     together_ = std::max(1.0, room / std::max(loop_.input, 1.0));
     own_ = stall_ = 0;
     if (loop_.input <= 0) return;
@@ -106,7 +106,7 @@ class LoopSolver {
   const EngineProfile& e_;
   const Loop& loop_;
   double running_ = 1, decoding_ = 1, pipeline_ = 1, context_ = 0, others_ = 0;
-  double step_ = 0, stall_ = 0, own_ = 0, chunks_ = 1, together_ = 1;  // seconds; chunks of a prompt; prompts that fit a step
+  double step_ = 0, stall_ = 0, own_ = 0, chunks_ = 1, together_ = 1;  // seconds; steps that a prompt fills; prompts that fit a step
   double looking_ = 0, shared_ = 0, meets_ = 0;                        // seconds until a step takes a prompt; prompts beside and after it
   Parts parts_{};
 };

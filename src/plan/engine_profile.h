@@ -39,8 +39,8 @@ struct HostCosts {
   double launch = 5e-6;              // one kernel, when not replayed
   double step = 0;                   // scheduling, inputs, outputs: a step
   double sequence = 0;               // and a running sequence
-  double prompt_token = 0;           // the front, a token of a prompt: text, tokenizing, handing over
-  double request = 0;                // and a request: HTTP, queues between processes
+  double prompt_token = 0;           // tokenizing and handing over, a token of a prompt
+  double request = 0;                // the front: HTTP, queues between processes
   bool overlapped = false;           // work a step (not a sequence) is done while the device is busy
 };
 
