@@ -1,0 +1,38 @@
+// Blas: matrix products by cuBLASLt, which is found when the program runs: a build with CUDA starts on machines without it.
+#pragma once
+#include <memory>
+
+#include "backends/cuda/context.h"
+
+namespace fathom::cuda {
+
+/// Element types of a product's operands. Sums and the output are f32.
+enum class BlasType : std::uint8_t { f32, f16, bf16 };
+
+/// out [T, n] (+)= x [T, k] · w, row-major, for `batch` independent products whose operands lie `…_step` elements apart.
+/// w is weight [n, k] used transposed, or [k, n] as it lies when `transposed` is false. Rows of x, w and out lie `…_stride` elements
+/// apart. Every pointer and row starts at a multiple of 16 bytes.
+struct BlasProduct {
+  std::int64_t tokens = 0, n = 0, k = 0, batch = 1;
+  BlasType type = BlasType::f32;  // of x and w
+  bool transposed = true;
+  const void* x = nullptr;
+  const void* w = nullptr;
+  float* out = nullptr;
+  std::int64_t x_stride = 0, w_stride = 0, out_stride = 0;
+  std::int64_t x_step = 0, w_step = 0, out_step = 0;
+  bool accumulate = false;
+};
+
+class Blas {
+ public:
+  virtual ~Blas() = default;
+  /// "cuda.no_cublas" (no library), "cuda.cublas_failed" (it would not start): kEnvironment.
+  static Result<std::unique_ptr<Blas>> load();
+  /// Launches on the context's stream; the workspace is kWorkspaceBytes, aligned to 256. The algorithm is chosen once a shape
+  /// and gives the same bits every time. f32 is computed in f32 (no TF32). False: cuBLASLt knows no way; nothing was launched.
+  virtual bool multiply(Context& context, const BlasProduct& product, std::byte* workspace) = 0;
+  static constexpr Bytes kWorkspaceBytes = 32 * kMiB;
+};
+
+}  // namespace fathom::cuda

@@ -1,0 +1,54 @@
+// What every op of the cuda backend works with. Included by .cu files; CUDA's own headers appear only in this folder.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/result.h"
+#include "base/units.h"
+
+namespace fathom::cuda {
+
+class Blas;  // blas.h: cuBLASLt, found at run time
+
+/// A stretch of device memory that ops of one stream take from the front, one op after the other.
+class Workspace {
+ public:
+  Workspace() = default;
+  Workspace(std::byte* base, Bytes bytes) : base_(base), bytes_(bytes) {}
+  void reset() { used_ = 0; }
+  Bytes left() const { return bytes_ - used_; }
+  /// Aligned to 256 bytes. Ops cut their work so that it fits.
+  template <class T>
+  T* take(std::int64_t count) {
+    const Bytes bytes = (static_cast<Bytes>(count) * sizeof(T) + 255) / 256 * 256;
+    FATHOM_CHECK(bytes <= left(), "an op asked for more workspace than there is");
+    T* out = reinterpret_cast<T*>(base_ + used_);
+    used_ += bytes;
+    return out;
+  }
+
+ private:
+  std::byte* base_ = nullptr;
+  Bytes bytes_ = 0, used_ = 0;
+};
+
+struct Context {
+  int device = 0;
+  int multiprocessors = 0;
+  int compute_capability = 0;      // 90 for Hopper
+  std::size_t shared_bytes = 0;    // that a block may ask for
+  cudaStream_t stream = nullptr;
+  Workspace workspace;             // each op calls reset() first
+  Blas* blas = nullptr;
+  /// The first error that a launch or the runtime reported; later calls keep it. Backend::synchronize tells it.
+  cudaError_t error = cudaSuccess;
+  void note(cudaError_t result) {
+    if (error == cudaSuccess) error = result;
+  }
+  /// After every launch.
+  void launched() { note(cudaPeekAtLastError()); }
+};
+
+}  // namespace fathom::cuda

@@ -1,0 +1,208 @@
+#include "backends/cuda/cuda_backend.h"
+
+#include <map>
+#include <optional>
+#include <vector>
+
+#include "backends/cuda/blas.h"
+#include "backends/cuda/context.h"
+#include "backends/cuda/cuda_ops.h"
+
+namespace fathom::cuda {
+namespace {
+
+constexpr Bytes kWorkspaceBytes = 256 * kMiB;
+constexpr Bytes kMostKept = kGiB;  // of shared blocks that were released
+constexpr int kOldestCapability = 80;
+
+std::string text_of(cudaError_t error) { return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error); }
+
+tl::unexpected<Error> device_failed(cudaError_t error) { return fail_environment("cuda.device_failed", {{"error", text_of(error)}}); }
+
+enum class Memory { kDevice, kShared };
+
+tl::unexpected<Error> no_memory(Bytes asked, Memory memory, cudaError_t error) {
+  std::size_t free = 0, total = 0;
+  cudaGetLastError();  // running out of memory is not a failure of the device
+  if (error != cudaErrorMemoryAllocation) return device_failed(error);
+  if (memory == Memory::kShared) return fail_environment("cuda.no_shared_memory", {{"asked", format_bytes(asked)}});
+  if (const cudaError_t asked_device = cudaMemGetInfo(&free, &total); asked_device != cudaSuccess) return device_failed(asked_device);
+  return fail_environment("cuda.no_memory", {{"asked", format_bytes(asked)}, {"free", format_bytes(free)}, {"total", format_bytes(total)}});
+}
+
+class CudaBuffer final : public tensor::Buffer {
+ public:
+  CudaBuffer(std::byte* data, Bytes bytes, Memory memory) : data_(data), bytes_(bytes), memory_(memory) {}
+  CudaBuffer(const CudaBuffer&) = delete;
+  CudaBuffer& operator=(const CudaBuffer&) = delete;
+  ~CudaBuffer() override {  // both wait for the kernels that may still use it
+    if (data_ == nullptr) return;
+    if (memory_ == Memory::kDevice) cudaFree(data_);
+    else cudaFreeHost(data_);
+  }
+  std::byte* data() const override { return data_; }
+  Bytes bytes() const override { return bytes_; }
+
+  static Result<std::unique_ptr<CudaBuffer>> make(Bytes bytes, Memory memory) {
+    void* data = nullptr;
+    if (bytes > 0) {
+      const cudaError_t error = memory == Memory::kDevice ? cudaMalloc(&data, bytes) : cudaHostAlloc(&data, bytes, cudaHostAllocMapped | cudaHostAllocPortable);
+      if (error != cudaSuccess) return no_memory(bytes, memory, error);
+    }
+    auto buffer = std::make_unique<CudaBuffer>(static_cast<std::byte*>(data), bytes, memory);
+    if (bytes == 0) return buffer;
+    if (memory == Memory::kShared) {
+      std::memset(data, 0, bytes);
+      return buffer;
+    }
+    if (const cudaError_t error = cudaMemset(data, 0, bytes); error != cudaSuccess) return device_failed(error);
+    if (const cudaError_t error = cudaDeviceSynchronize(); error != cudaSuccess) return device_failed(error);
+    return buffer;
+  }
+
+ private:
+  std::byte* data_;
+  Bytes bytes_;
+  Memory memory_;
+};
+
+/// Blocks for activations outside a plan: shared memory, kept when released, since taking it is slow. A block that is given out again is
+/// used later on the same stream, so nothing has to wait.
+class SharedBlocks {
+ public:
+  void* take(std::uint64_t bytes) {
+    if (const auto found = free_.find(bytes); found != free_.end() && !found->second.empty()) {
+      std::unique_ptr<CudaBuffer> block = std::move(found->second.back());
+      found->second.pop_back();
+      kept_ -= bytes;
+      return use(std::move(block));
+    }
+    auto block = CudaBuffer::make(bytes, Memory::kShared);
+    return block ? use(std::move(*block)) : nullptr;
+  }
+  void give_back(void* memory) {
+    const auto found = used_.find(memory);
+    if (found == used_.end()) return;
+    const Bytes bytes = found->second->bytes();
+    if (kept_ + bytes <= kMostKept) {
+      kept_ += bytes;
+      free_[bytes].push_back(std::move(found->second));
+    }
+    used_.erase(found);
+  }
+
+ private:
+  void* use(std::unique_ptr<CudaBuffer> block) {
+    void* memory = block->data();
+    used_.emplace(memory, std::move(block));
+    return memory;
+  }
+  std::map<Bytes, std::vector<std::unique_ptr<CudaBuffer>>> free_;
+  std::map<void*, std::unique_ptr<CudaBuffer>> used_;
+  Bytes kept_ = 0;
+};
+
+class CudaBackend final : public tensor::Backend {
+ public:
+  CudaBackend() = default;
+  CudaBackend(const CudaBackend&) = delete;
+  CudaBackend& operator=(const CudaBackend&) = delete;
+  ~CudaBackend() override {
+    if (context_.stream != nullptr) {
+      cudaStreamSynchronize(context_.stream);
+      cudaStreamDestroy(context_.stream);
+    }
+  }
+
+  Status start() {
+    if (const cudaError_t error = cudaSetDevice(context_.device); error != cudaSuccess) return device_failed(error);
+    cudaDeviceProp properties{};
+    if (const cudaError_t error = cudaGetDeviceProperties(&properties, context_.device); error != cudaSuccess) return device_failed(error);
+    name_ = properties.name;
+    context_.multiprocessors = properties.multiProcessorCount;
+    context_.compute_capability = properties.major * 10 + properties.minor;
+    context_.shared_bytes = properties.sharedMemPerBlockOptin;
+    if (context_.compute_capability < kOldestCapability)
+      return fail_environment("cuda.too_old", {{"device", name_}, {"capability", std::to_string(properties.major) + "." + std::to_string(properties.minor)}});
+    if (const cudaError_t error = cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking); error != cudaSuccess) return device_failed(error);
+    FATHOM_TRY(blas_, Blas::load());
+    FATHOM_TRY(workspace_, CudaBuffer::make(kWorkspaceBytes, Memory::kDevice));
+    context_.blas = blas_.get();
+    context_.workspace = Workspace(workspace_->data(), workspace_->bytes());
+    activations_.use_heap({.take = [](void* blocks, std::uint64_t bytes) { return static_cast<SharedBlocks*>(blocks)->take(bytes); },
+                           .give_back = [](void* blocks, void* memory) { static_cast<SharedBlocks*>(blocks)->give_back(memory); },
+                           .self = &blocks_});
+    return {};
+  }
+
+  std::string_view name() const override { return "cuda"; }
+  std::string description() const override { return "cuda: " + name_; }
+  tensor::Ops& ops() override { return ops_; }
+  tensor::GradOps* grad_ops() override { return nullptr; }
+  tensor::ActivationMemory& activations() override { return activations_; }
+  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement placement) override {
+    FATHOM_TRY(auto buffer, CudaBuffer::make(bytes, placement == tensor::Placement::kDevice ? Memory::kDevice : Memory::kShared));
+    return std::unique_ptr<tensor::Buffer>(std::move(buffer));
+  }
+  bool host_addressable() const override { return false; }
+  Status upload(std::byte* to, std::span<const std::byte> from) override { return transfer(to, from.data(), from.size()); }
+  Status download(std::span<std::byte> to, const std::byte* from) override { return transfer(to.data(), from, to.size()); }
+  Bytes workspace_bytes() const override { return kWorkspaceBytes; }
+  Status synchronize() override {
+    context_.note(cudaStreamSynchronize(context_.stream));
+    context_.note(cudaGetLastError());
+    if (context_.error != cudaSuccess) return device_failed(context_.error);
+    return {};
+  }
+
+ private:
+  /// Which way is told by the addresses: unified addressing knows where each lies.
+  Status transfer(void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0) context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, context_.stream));
+    return synchronize();
+  }
+
+  Context context_;
+  std::string name_;
+  SharedBlocks blocks_;                    // outlives the activations that lie in it
+  tensor::ActivationMemory activations_;
+  std::unique_ptr<CudaBuffer> workspace_;
+  std::unique_ptr<Blas> blas_;
+  CudaOps ops_{context_, activations_};
+};
+
+/// What keeps every device from being used; nothing when one can be.
+std::optional<Error> find_fault() {
+  int devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&devices);
+  cudaGetLastError();
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorCompatNotSupportedOnDevice || error == cudaErrorSystemDriverMismatch) {
+    int driver = 0, runtime = 0;
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (driver == 0) return fail_environment("cuda.no_driver").value();
+    const auto version = [](int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); };
+    return fail_environment("cuda.old_driver", {{"driver", version(driver)}, {"wanted", version(runtime)}}).value();
+  }
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && devices == 0)) return fail_environment("cuda.no_device").value();
+  if (error != cudaSuccess) return device_failed(error).value();
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::string why_unavailable() {
+  const std::optional<Error> fault = find_fault();
+  return fault ? error_text(*fault) : "";
+}
+
+Result<std::unique_ptr<tensor::Backend>> make_cuda_backend(const tensor::BackendOptions& options) {
+  if (options.activation_dtype != DType::f32)
+    return fail_unsupported("cuda.activation_dtype", {{"dtype", std::string(dtype_name(options.activation_dtype))}});
+  if (std::optional<Error> fault = find_fault()) return tl::unexpected<Error>(std::move(*fault));
+  auto backend = std::make_unique<CudaBackend>();
+  FATHOM_TRY_VOID(backend->start());
+  return backend;
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,141 @@
+// Family norm: a warp a row where rows are short, a block a row where they are long. Rows are read twice; the second time they are in L1.
+#include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/device_math.cuh"
+
+namespace fathom::cuda {
+using namespace tensor;  // NOLINT: the vocabulary
+namespace {
+
+constexpr int kShortRow = 512;  // elements that a warp does alone
+constexpr int kShortThreads = 128;
+
+struct Vector {  // [d] of any plain float type; null: none
+  const std::byte* data;
+  DType dtype;
+  __device__ float operator[](std::int64_t i) const {
+    if (dtype == DType::f32) return reinterpret_cast<const float*>(data)[i];
+    return dtype == DType::f16 ? to_float(reinterpret_cast<const __half*>(data)[i]) : to_float(reinterpret_cast<const __nv_bfloat16*>(data)[i]);
+  }
+};
+Vector vector_of(const Tensor& x, std::int64_t d) {
+  if (!x.defined()) return {nullptr, DType::f32};
+  FATHOM_CHECK(x.elements() == d);
+  FATHOM_CHECK(x.dtype == DType::f32 || x.dtype == DType::f16 || x.dtype == DType::bf16, "not a type that the cuda backend computes with");
+  return {x.data, x.dtype};
+}
+
+struct NormArgs {
+  RowsView x, out;
+  Vector weight, bias;
+  float eps;
+};
+
+/// The threads that do one row: a warp of the block, or all of it.
+template <bool kLong>
+struct Team {
+  int lane, lanes;
+  BlockRoom* room;
+  __device__ float sum(float value) const {
+    if constexpr (kLong) return block_sum(value, *room);
+    return warp_sum(value);
+  }
+};
+
+template <bool kLong>
+__device__ void rms_row(const NormArgs& args, std::int64_t row, const Team<kLong>& team) {
+  const float* x = args.x.row<float>(row);
+  float* out = args.out.row<float>(row);
+  const std::int64_t n = args.x.n;
+  float squares = 0.0f;
+  for (std::int64_t i = team.lane; i < n; i += team.lanes) squares += x[i] * x[i];
+  const float scale = 1.0f / sqrtf(team.sum(squares) / static_cast<float>(n) + args.eps);
+  for (std::int64_t i = team.lane; i < n; i += team.lanes) out[i] = x[i] * scale * (args.weight.data != nullptr ? args.weight[i] : 1.0f);
+}
+
+template <bool kLong>
+__device__ void layer_row(const NormArgs& args, std::int64_t row, const Team<kLong>& team) {
+  const float* x = args.x.row<float>(row);
+  float* out = args.out.row<float>(row);
+  const std::int64_t n = args.x.n;
+  float sum = 0.0f, squares = 0.0f;
+  for (std::int64_t i = team.lane; i < n; i += team.lanes) sum += x[i];
+  const float mean = team.sum(sum) / static_cast<float>(n);
+  for (std::int64_t i = team.lane; i < n; i += team.lanes) squares += (x[i] - mean) * (x[i] - mean);
+  const float scale = 1.0f / sqrtf(team.sum(squares) / static_cast<float>(n) + args.eps);
+  for (std::int64_t i = team.lane; i < n; i += team.lanes) out[i] = (x[i] - mean) * scale * args.weight[i] + args.bias[i];
+}
+
+template <bool kLong, bool kLayer>
+__global__ void norm_kernel(NormArgs args) {
+  __shared__ BlockRoom room;
+  const int teams = kLong ? 1 : blockDim.x / kWarp;
+  const Team<kLong> team{kLong ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x % kWarp), kLong ? static_cast<int>(blockDim.x) : kWarp, &room};
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * teams + (kLong ? 0 : threadIdx.x / kWarp);
+  for (std::int64_t row = first; row < args.x.count; row += static_cast<std::int64_t>(gridDim.x) * teams) {
+    if constexpr (kLayer) layer_row<kLong>(args, row, team);
+    else rms_row<kLong>(args, row, team);
+  }
+}
+
+/// RMS norm of long aligned rows with an f32 weight or none: four elements a load, the row kept in registers.
+constexpr int kKept = 4;  // vectors of four that a thread keeps
+__global__ void __launch_bounds__(1024) rms_vector_kernel(NormArgs args) {
+  __shared__ BlockRoom room;
+  const int vectors = static_cast<int>(args.x.n / 4);
+  for (std::int64_t row = blockIdx.x; row < args.x.count; row += gridDim.x) {
+    const auto* x = args.x.row<const float4>(row);
+    auto* out = args.out.row<float4>(row);
+    float4 kept[kKept];
+    float squares = 0.0f;
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * static_cast<int>(blockDim.x);
+      kept[k] = i < vectors ? x[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      squares += kept[k].x * kept[k].x + kept[k].y * kept[k].y + kept[k].z * kept[k].z + kept[k].w * kept[k].w;
+    }
+    const float scale = 1.0f / sqrtf(block_sum(squares, room) / static_cast<float>(args.x.n) + args.eps);
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+      const int i = static_cast<int>(threadIdx.x) + k * static_cast<int>(blockDim.x);
+      if (i >= vectors) continue;
+      float4 v = make_float4(kept[k].x * scale, kept[k].y * scale, kept[k].z * scale, kept[k].w * scale);
+      if (args.weight.data != nullptr)
+        v = make_float4(v.x * args.weight[4 * i], v.y * args.weight[4 * i + 1], v.z * args.weight[4 * i + 2], v.w * args.weight[4 * i + 3]);
+      out[i] = v;
+    }
+  }
+}
+
+template <bool kLayer>
+void launch(Context& context, const NormArgs& args) {
+  if (args.x.count == 0 || args.x.n == 0) return;
+  if (args.x.n <= kShortRow) {
+    norm_kernel<false, kLayer><<<grid_for(context, args.x.count, kShortThreads / kWarp), kShortThreads, 0, context.stream>>>(args);
+  } else {
+    const int threads = args.x.n >= 4096 ? 1024 : 256;
+    norm_kernel<true, kLayer><<<grid_for(context, args.x.count, 1), threads, 0, context.stream>>>(args);
+  }
+  context.launched();
+}
+
+NormArgs arguments(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, const Tensor& out) {
+  FATHOM_CHECK(x.shape == out.shape && x.dtype == DType::f32 && out.dtype == DType::f32);
+  const RowsView rows = rows_of(x);
+  return {rows, rows_of(out), vector_of(weight, rows.n), vector_of(bias, rows.n), static_cast<float>(eps)};
+}
+
+}  // namespace
+
+void CudaOps::rms_norm(const RmsNormArgs& args) {
+  const NormArgs norm = arguments(args.x, args.weight, Tensor{}, args.eps, args.out);
+  const std::int64_t n = norm.x.n;
+  const bool vectors = n > kShortRow && n % 4 == 0 && n <= 1024 * 4 * kKept && rows_aligned(args.x, 16) && rows_aligned(args.out, 16);
+  if (!vectors || norm.x.count == 0) return launch<false>(context_, norm);
+  const auto threads = static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(n / 4, kWarp) * kWarp, 128, 1024));
+  rms_vector_kernel<<<grid_for(context_, norm.x.count, 1), threads, 0, context_.stream>>>(norm);
+  context_.launched();
+}
+
+void CudaOps::layer_norm(const LayerNormArgs& args) { launch<true>(context_, arguments(args.x, args.weight, args.bias, args.eps, args.out)); }
+
+}  // namespace fathom::cuda
