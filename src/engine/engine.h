@@ -3,6 +3,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -88,6 +89,7 @@ class Engine {
   std::unique_ptr<tensor::Backend> backend_;
   weights::LoadedWeights weights_;
   std::unique_ptr<tensor::Buffer> cache_memory_, arena_, constants_;
+  std::map<std::uint64_t, const std::byte*> outputs_of_;  // where a pass that may be replayed leaves its logits
   std::unique_ptr<tensor::Buffer> logits_;  // where the host reads them; null when it reads the arena
   model::CacheSet cache_;
   std::vector<std::int64_t> lengths_;

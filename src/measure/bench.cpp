@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <numeric>
 
 #include "measure/kernels.h"
@@ -16,7 +17,7 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 double quantile(std::vector<double> sorted, double q) {
   if (sorted.empty()) return 0;
   std::sort(sorted.begin(), sorted.end());
-  return sorted[static_cast<std::size_t>(q * static_cast<double>(sorted.size() - 1) + 0.5)];
+  return sorted[static_cast<std::size_t>(std::lround(q * static_cast<double>(sorted.size() - 1)))];
 }
 
 struct Timing { double prefill_seconds = 0; std::vector<double> steps; };
@@ -129,7 +130,7 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
       FATHOM_TRY(BenchRow row, rows.measure(session, batch, prompt));
       row.memory_bytes = {static_cast<double>(resident_bytes()), static_cast<double>(before + report.planned.total())};
       if (batch == 1 && (fastest_step == 0 || row.p50_ms < fastest_step)) fastest_step = row.p50_ms;
-      report.rows.push_back(std::move(row));
+      report.rows.push_back(row);
     }
   report.allocated = engine.allocated();
   if (machine.read_bandwidth()) report.best_read_gb_per_second = *machine.read_bandwidth() / kGB;

@@ -187,7 +187,7 @@ struct KernelMeter::State {
   /// Seconds of an add, a norm and a gated activation over [tokens, hidden], on one buffer after the other as in a model's arena.
   double elementwise(std::int64_t tokens, int runs) {
     Ops& ops = backend->ops();
-    constexpr std::size_t kBuffers = 9;
+    constexpr std::size_t kBuffers = 9;  // three runs of the three ops
     std::vector<Value> ring;
     for (std::size_t i = 0; i < kBuffers; ++i) ring.push_back(filled(ops, {tokens, shapes.hidden}));
     return median_seconds(runs, [&] {
@@ -196,7 +196,7 @@ struct KernelMeter::State {
                ops.rms_norm({.x = ring[i + 2], .eps = 1e-6, .out = ring[(i + 3) % kBuffers]});
                ops.swiglu({.gate = ring[i + 1], .up = ring[i + 2], .out = ring[(i + 4) % kBuffers]});
              }
-           }) / (kBuffers / 3);
+           }) / 3;  // three of each
   }
 };
 

@@ -56,7 +56,7 @@ Result<Candidate> with_least_recompute(const PlanRequest& request, const Layout&
     Layout some = layout;
     some.recompute_share = static_cast<double>(middle) / static_cast<double>(layers);
     FATHOM_TRY(Candidate candidate, with_memory(request, some));
-    if (candidate.memory.fits) high = middle, most = std::move(candidate);
+    if (candidate.memory.fits) high = middle, most = candidate;
     else low = middle;
   }
   return most;
@@ -96,7 +96,7 @@ Result<std::vector<Candidate>> fitting(const PlanRequest& request, const std::ve
   for (const Layout& layout : layouts) {
     if (std::any_of(candidates.begin(), candidates.end(), [&](const Candidate& other) { return other.memory.fits && dominated(layout, other.layout); })) continue;
     FATHOM_TRY(Candidate candidate, with_least_recompute(request, layout));
-    candidates.push_back(std::move(candidate));
+    candidates.push_back(candidate);
   }
   const bool some_fit = std::any_of(candidates.begin(), candidates.end(), [](const Candidate& c) { return c.memory.fits; });
   if (some_fit) {
@@ -118,7 +118,7 @@ Result<std::vector<Candidate>> pareto_front(const PlanRequest& request, const st
     const std::int64_t most = users(request, ranked[i].layout, ranked[i].memory);
     for (std::int64_t batch = 1; batch <= most; batch *= 4) {
       FATHOM_TRY(Candidate candidate, evaluate_layout(request, ranked[i].layout, batch));
-      if (candidate.memory.fits && candidate.time.tpot_ms && candidate.time.output_tokens_per_second_per_gpu) seen.push_back(std::move(candidate));
+      if (candidate.memory.fits && candidate.time.tpot_ms && candidate.time.output_tokens_per_second_per_gpu) seen.push_back(candidate);
     }
     if (ranked[i].time.tpot_ms && ranked[i].time.output_tokens_per_second_per_gpu) seen.push_back(ranked[i]);
   }
@@ -164,7 +164,7 @@ Result<PlanAnswer> make_plan(const PlanRequest& request, PlanScope scope) {
     FATHOM_TRY(answer.pareto, pareto_front(request, candidates));
     for (std::size_t i = 1; i < candidates.size() && answer.runners_up.size() < kRunnersUp; ++i) answer.runners_up.push_back(candidates[i]);
   }
-  answer.best = std::move(candidates.front());
+  answer.best = candidates.front();
   if (scope == PlanScope::kReport && !answer.best.memory.fits) answer.ways_out = find_ways_out(request, answer.best);
   return answer;
 }

@@ -23,8 +23,8 @@ struct Strided {
     Strided part = *this;
     part.dims = dims - 1;
     for (int i = 0; i < part.dims; ++i) {
-      part.count[static_cast<std::size_t>(i)] = count[static_cast<std::size_t>(i + 1)];
-      part.stride[static_cast<std::size_t>(i)] = stride[static_cast<std::size_t>(i + 1)];
+      part.count[static_cast<std::size_t>(i)] = count[static_cast<std::size_t>(i) + 1];
+      part.stride[static_cast<std::size_t>(i)] = stride[static_cast<std::size_t>(i) + 1];
     }
     return part;
   }
