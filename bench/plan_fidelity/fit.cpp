@@ -119,7 +119,7 @@ double error_of(const Row& row, const World& world) {
   return row.field.ends_with("_ms.value") ? std::log(predicted / row.measured) : std::log(row.measured / predicted);
 }
 
-/// Robust: a row far off pulls no more than one at twice the scale.
+/// Robust: what a row far off pulls with falls as it lies further off.
 double loss(double error) { return std::log1p(std::pow(error / 0.12, 2)); }
 
 class Fit {
@@ -139,7 +139,7 @@ class Fit {
         step[i] *= gain > 0 ? 1.3 : 0.45;
         gained += gain;
       }
-      if (gained < 2e-5 * weight_) break;
+      if (gained < 2e-5 * weight_ && *std::max_element(step.begin(), step.end()) < 0.01) break;
     }
   }
 

@@ -8,7 +8,7 @@ namespace {
 struct Width { double below, above; };  // measured / predicted time, 5th and 95th percentile of rows held out
 
 /// By metric, for hardware with curves of its own.
-constexpr std::array<Width, 5> kWidths{{{0.6, 2.8}, {0.65, 1.35}, {0.75, 1.4}, {0.69, 1.25}, {0.72, 1.5}}};
+constexpr std::array<Width, 5> kWidths{{{0.65, 2.5}, {0.68, 1.38}, {0.78, 1.3}, {0.7, 1.22}, {0.76, 1.32}}};
 
 }  // namespace
 
