@@ -6,6 +6,11 @@
 #include <numeric>
 
 namespace fathom::tensor {
+namespace {
+constexpr ActivationHeap kHostHeap{.take = [](void*, std::uint64_t bytes) { return std::aligned_alloc(kArenaAlignment, bytes); },
+                                   .give_back = [](void*, void* memory) { std::free(memory); },
+                                   .self = nullptr};
+}  // namespace
 
 ArenaPlan plan_arena(const std::vector<Lifetime>& lifetimes) {
   ArenaPlan plan;
@@ -44,8 +49,16 @@ ArenaPlan plan_arena(const std::vector<Lifetime>& lifetimes) {
   return plan;
 }
 
+ActivationMemory::ActivationMemory() : heap_(kHostHeap) {}
+
 ActivationMemory::~ActivationMemory() {
-  for (auto& [root, block] : live_) std::free(block.memory);
+  for (auto& [root, block] : live_)
+    if (block.memory != nullptr) heap_.give_back(heap_.self, block.memory);
+}
+
+void ActivationMemory::use_heap(const ActivationHeap& heap) {
+  FATHOM_CHECK(live_.empty(), "a heap is set before anything is allocated");
+  heap_ = heap;
 }
 
 void ActivationMemory::use_plan(const ArenaPlan* plan, std::byte* base) {
@@ -71,7 +84,7 @@ Tensor ActivationMemory::allocate(DType dtype, Shape shape) {
     data = base_ + plan_->offsets[index];
     FATHOM_CHECK(plan_->offsets[index] + bytes <= plan_->total, "an activation is larger than planned");
   } else if (bytes > 0) {
-    block.memory = std::aligned_alloc(kArenaAlignment, bytes);
+    block.memory = heap_.take(heap_.self, bytes);
     if (block.memory == nullptr) throw std::bad_alloc();  // caught at the engine's door
     data = static_cast<std::byte*>(block.memory);
   }
@@ -90,7 +103,7 @@ void ActivationMemory::release(const Tensor& tensor) {
   FATHOM_CHECK(found != live_.end(), "released twice");
   if (found->second.index < lives_.size()) lives_[found->second.index].last = clock_++;
   live_bytes_ -= found->second.bytes;
-  std::free(found->second.memory);
+  if (found->second.memory != nullptr) heap_.give_back(heap_.self, found->second.memory);
   live_.erase(found);
 }
 

@@ -28,16 +28,26 @@ struct ArenaPlan {
 };
 ArenaPlan plan_arena(const std::vector<Lifetime>& lifetimes);
 
-/// Activation memory of a host backend, in one of two modes. Dynamic: every allocation is its own block of the heap (tests,
+/// Where blocks outside a plan come from: memory of the heap, or what a device backend brings. Null from `take`: there is none left.
+/// Blocks are aligned to kArenaAlignment.
+struct ActivationHeap {
+  void* (*take)(void* self, std::uint64_t bytes) = nullptr;
+  void (*give_back)(void* self, void* memory) = nullptr;
+  void* self = nullptr;
+};
+
+/// Activation memory of a backend, in one of two modes. Dynamic: every allocation is its own block of the heap (tests,
 /// training, first runs). Planned: one arena, allocation number i of a pass lies at the plan's offset i; begin_pass() starts
 /// over. Records lifetimes in both, so that a pass can be planned from one that ran. Not thread-safe: one per engine.
 class ActivationMemory {
  public:
-  ActivationMemory() = default;
+  ActivationMemory();
   ActivationMemory(const ActivationMemory&) = delete;
   ActivationMemory& operator=(const ActivationMemory&) = delete;
   ~ActivationMemory();
 
+  /// Takes blocks outside a plan from `heap` from now on; before the first allocation. What it holds outlives this.
+  void use_heap(const ActivationHeap& heap);
   /// Uses `plan` over [base, base + plan.total) from the next begin_pass() on. The memory stays the caller's.
   void use_plan(const ArenaPlan* plan, std::byte* base);
   void begin_pass();
@@ -53,6 +63,7 @@ class ActivationMemory {
  private:
   struct Block { void* memory = nullptr; std::uint64_t bytes = 0; std::uint32_t index = 0; };
   std::map<std::uint32_t, Block> live_;   // by root
+  ActivationHeap heap_;
   std::vector<Lifetime> lives_;
   const ArenaPlan* plan_ = nullptr;
   std::byte* base_ = nullptr;

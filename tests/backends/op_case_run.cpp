@@ -77,15 +77,23 @@ Fill with(Fill base, std::vector<std::pair<std::int64_t, double>> replaced) {
   };
 }
 
-void CaseRun::Free::operator()(std::byte* memory) const { std::free(memory); }
+void CaseRun::Free::operator()(std::byte* memory) const {
+  if (!theirs) std::free(memory);
+}
+
+std::unique_ptr<std::byte, CaseRun::Free> CaseRun::allocate(std::size_t bytes) {
+  if (memory_ != nullptr) return {memory_->take(bytes), Free{.theirs = true}};
+  std::unique_ptr<std::byte, Free> memory(static_cast<std::byte*>(std::aligned_alloc(64, bytes)), Free{});
+  FATHOM_CHECK(memory != nullptr);
+  return memory;
+}
 
 Tensor CaseRun::make(const std::string& name, DType dtype, Shape shape, const Fill& fill, Layout layout) {
   Tensor x{.data = nullptr, .dtype = dtype, .shape = shape, .strides = strides_of(shape, layout), .root = 0};
   const std::int64_t size = dtype_bytes(dtype), offset = kGuardBytes + (layout == Layout::kMisaligned ? size : 0);
   const auto total = static_cast<std::size_t>((offset + extent_of(x) * size + kGuardBytes + 63) / 64 * 64);
   Block block;
-  block.memory.reset(static_cast<std::byte*>(std::aligned_alloc(64, total)));
-  FATHOM_CHECK(block.memory != nullptr);
+  block.memory = allocate(total);
   // Inputs are surrounded by NaN, outputs by a pattern that no result has.
   std::memset(block.memory.get(), name.empty() ? 0xff : static_cast<int>(kGuard), total);
   x.data = block.memory.get() + offset;
@@ -125,7 +133,7 @@ Tensor CaseRun::in_place(const std::string& name, DType dtype, Shape shape, cons
 std::byte* CaseRun::bytes(std::vector<std::uint8_t> values) {
   Block block;
   const std::size_t total = (values.size() + 2 * kGuardBytes + 63) / 64 * 64;
-  block.memory.reset(static_cast<std::byte*>(std::aligned_alloc(64, total)));
+  block.memory = allocate(total);
   std::memset(block.memory.get(), 0xff, total);
   if (!values.empty()) std::memcpy(block.memory.get() + kGuardBytes, values.data(), values.size());
   block.writable.assign(total, false);
@@ -191,6 +199,12 @@ const tensor::Batch& CaseRun::batch(std::vector<tensor::Sequence> sequences) {
 
 CaseResult CaseRun::finish() {
   CaseResult result;
+  if (memory_ != nullptr) {
+    if (const Status status = memory_->settle(); !status) {
+      result.faults.push_back(error_text(status.error()));
+      return result;
+    }
+  }
   for (const Block& block : blocks_) {
     for (std::size_t i = 0; i < block.before.size(); ++i) {
       if (block.writable[i] || block.memory.get()[i] == block.before[i]) continue;

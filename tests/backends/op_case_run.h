@@ -41,7 +41,9 @@ enum class Layout {
 
 class CaseRun {
  public:
-  CaseRun(tensor::Ops& ops, tensor::GradOps* grad, std::uint64_t seed) : ops(ops), random(seed), grad_(grad) {}
+  /// `memory` null: the heap, and ops that have finished when they return.
+  CaseRun(tensor::Ops& ops, tensor::GradOps* grad, std::uint64_t seed, CaseMemory* memory = nullptr)
+      : ops(ops), random(seed), grad_(grad), memory_(memory) {}
 
   tensor::Ops& ops;
   tensor::GradOps& grad() const {
@@ -80,7 +82,9 @@ class CaseRun {
  private:
   struct Free {
     void operator()(std::byte* memory) const;
+    bool theirs;  // it goes with its CaseMemory; else it is from the heap
   };
+  std::unique_ptr<std::byte, Free> allocate(std::size_t bytes);
   struct Block {
     std::unique_ptr<std::byte, Free> memory;
     std::vector<std::byte> before;
@@ -96,6 +100,7 @@ class CaseRun {
   std::byte* bytes(std::vector<std::uint8_t> values);
 
   tensor::GradOps* grad_;
+  CaseMemory* memory_;
   std::vector<Block> blocks_;
   std::deque<HeldBatch> batches_;
 };

@@ -64,8 +64,36 @@ std::uint64_t test_seed() {
   return text != nullptr ? std::strtoull(text, nullptr, 10) : 20260131u;
 }
 
-CaseResult run_case(const OpCase& op_case, tensor::Ops& ops, tensor::GradOps* grad, std::uint64_t seed) {
-  CaseRun run(ops, grad, hash(op_case.name, seed));
+namespace {
+class SharedMemory final : public CaseMemory {
+ public:
+  SharedMemory(tensor::Backend& backend, std::unique_ptr<tensor::Buffer> buffer)
+      : backend_(backend), buffer_(std::move(buffer)) {}
+  std::byte* take(std::size_t bytes) override {
+    const std::size_t first = used_;
+    used_ += (bytes + 63) / 64 * 64;
+    FATHOM_CHECK(used_ <= buffer_->bytes(), "a case needs more memory than it was given");
+    return buffer_->data() + first;
+  }
+  void reset() override { used_ = 0; }
+  Status settle() override { return backend_.synchronize(); }
+
+ private:
+  tensor::Backend& backend_;
+  std::unique_ptr<tensor::Buffer> buffer_;
+  std::size_t used_ = 0;
+};
+}  // namespace
+
+Result<std::unique_ptr<CaseMemory>> make_case_memory(tensor::Backend& backend, Bytes bytes) {
+  FATHOM_TRY(auto buffer, backend.allocate_buffer(bytes, tensor::Placement::kShared));
+  return std::make_unique<SharedMemory>(backend, std::move(buffer));
+}
+
+CaseResult run_case(const OpCase& op_case, tensor::Ops& ops, tensor::GradOps* grad, std::uint64_t seed,
+                    CaseMemory* memory) {
+  if (memory != nullptr) memory->reset();
+  CaseRun run(ops, grad, hash(op_case.name, seed), memory);
   op_case.body(run);
   return run.finish();
 }
@@ -119,17 +147,19 @@ int check_cases(const std::vector<OpCase>& cases, tensor::Backend& candidate, co
       continue;
     ++ran;
     const CaseResult want = run_case(op_case, (*reference)->ops(), (*reference)->grad_ops()),
-                     got = run_case(op_case, candidate.ops(), candidate.grad_ops());
+                     got = run_case(op_case, candidate.ops(), candidate.grad_ops(), test_seed(), options.memory);
     for (const std::string& fault : got.faults) report(op_case, fault);
     for (const std::string& fault : want.faults) report(op_case, "in the reference: " + fault);
     const Tolerance tolerance = options.tolerance ? options.tolerance(op_case)
                                 : op_case.exact   ? Tolerance{}
                                                   : kF32Tolerance;
+    if (got.outputs.size() != want.outputs.size()) return ran;  // a device that failed: nothing after it can run
     for (std::size_t i = 0; i < want.outputs.size(); ++i)
       if (const std::string text = compare(got.outputs[i], want.outputs[i], tolerance, op_case.magnitude);
           !text.empty())
         report(op_case, text);
-    if (options.twice && !same_bits(got, run_case(op_case, candidate.ops(), candidate.grad_ops())))
+    if (options.twice &&
+        !same_bits(got, run_case(op_case, candidate.ops(), candidate.grad_ops(), test_seed(), options.memory)))
       report(op_case, "the same call gave other bits the second time");
   }
   return ran;

@@ -17,6 +17,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -54,12 +55,26 @@ struct CaseResult {
   std::vector<CaseOutput> outputs;
   std::vector<std::string> faults;  // stray writes, in words
 };
+/// Memory that cases make their tensors in when a backend cannot reach the heap; and the end of what was launched.
+class CaseMemory {
+ public:
+  virtual ~CaseMemory() = default;
+  /// Aligned to 64 bytes; host and backend both read and write it. Good until the next case begins.
+  virtual std::byte* take(std::size_t bytes) = 0;
+  /// A case begins: what was taken before may be given out again.
+  virtual void reset() = 0;
+  /// Waits until what was launched is done.
+  virtual Status settle() = 0;
+};
+/// Shared memory of `backend` (Placement::kShared), `bytes` of it: more than any case needs.
+Result<std::unique_ptr<CaseMemory>> make_case_memory(tensor::Backend& backend, Bytes bytes = 64 * kMiB);
+
 /// The seed of this process: FATHOM_TEST_SEED, or a fixed one.
 std::uint64_t test_seed();
 /// Makes the case's data (the same for every implementation of one activation type), calls the op, checks the guard
 /// bands.
 CaseResult run_case(const OpCase& op_case, tensor::Ops& ops, tensor::GradOps* grad = nullptr,
-                    std::uint64_t seed = test_seed());
+                    std::uint64_t seed = test_seed(), CaseMemory* memory = nullptr);
 
 /// An element passes when abs(got - want) <= abs · magnitude + rel · abs(want), or when both are NaN, or the same
 /// infinity; a row (innermost dimension) passes when the root mean square of its errors is at most abs · magnitude +
@@ -76,6 +91,7 @@ struct CheckOptions {
   std::function<bool(const OpCase&)> wanted;  // default: all but f64 formats, those too when activations are f64
   std::function<Tolerance(const OpCase&)> tolerance;  // default: 0 where the case is exact, else kF32Tolerance
   bool twice = true;                                  // each case runs twice and must give the same bits
+  CaseMemory* memory = nullptr;                       // of the candidate; null: the heap
 };
 /// Runs every wanted case on the candidate and on a reference backend of the same activation type; failures are gtest
 /// failures. Returns how many cases ran.

@@ -59,13 +59,12 @@ Key key_of(const BlasProduct& p) {
 
 class LtBlas final : public Blas {
  public:
-  LtBlas(void* library, const Api& api, cublasLtHandle_t handle) : library_(library), api_(api), handle_(handle) {}
+  LtBlas(const Api& api, cublasLtHandle_t handle) : api_(api), handle_(handle) {}
   LtBlas(const LtBlas&) = delete;
   LtBlas& operator=(const LtBlas&) = delete;
   ~LtBlas() override {
     for (auto& [key, prepared] : prepared_) destroy(prepared);
-    api_.destroy(handle_);
-    ::dlclose(library_);
+    api_.destroy(handle_);  // the library stays loaded: it keeps threads and state of its own
   }
 
   bool multiply(Context& context, const BlasProduct& product, std::byte* workspace) override {
@@ -131,7 +130,6 @@ class LtBlas final : public Blas {
     return true;
   }
 
-  void* library_;
   Api api_;
   cublasLtHandle_t handle_;
   std::map<Key, Prepared> prepared_;
@@ -158,7 +156,7 @@ Result<std::unique_ptr<Blas>> Blas::load() {
     ::dlclose(library);
     return fail_environment("cuda.cublas_failed", {{"code", std::to_string(static_cast<int>(status))}});
   }
-  return std::make_unique<LtBlas>(library, api, handle);
+  return std::make_unique<LtBlas>(api, handle);
 }
 
 }  // namespace fathom::cuda

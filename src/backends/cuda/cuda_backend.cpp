@@ -1,5 +1,7 @@
 #include "backends/cuda/cuda_backend.h"
 
+#include <cstring>
+#include <functional>
 #include <map>
 #include <optional>
 #include <vector>
@@ -102,6 +104,56 @@ class SharedBlocks {
   Bytes kept_ = 0;
 };
 
+/// What passes launched, by key, to be launched again at the price of one call. A key's first pass runs as it is (libraries prepare
+/// themselves then), the second is recorded, and later ones are that record.
+class Recordings {
+ public:
+  Recordings() = default;
+  Recordings(const Recordings&) = delete;
+  Recordings& operator=(const Recordings&) = delete;
+  ~Recordings() { clear(); }
+  void clear() {
+    for (auto& [key, graph] : graphs_)
+      if (graph != nullptr) cudaGraphExecDestroy(graph);
+    graphs_.clear();
+  }
+
+  /// Whether this pass was launched from its record.
+  bool replay(Context& context, std::uint64_t key) {
+    const auto found = graphs_.find(key);
+    if (found == graphs_.end() || found->second == nullptr) return false;
+    context.note(cudaGraphLaunch(found->second, context.stream));
+    return true;
+  }
+  /// Whether the next pass of this key is to be recorded; the first is not.
+  bool seen(std::uint64_t key) {
+    if (graphs_.size() >= kMost) clear();
+    return !graphs_.emplace(key, nullptr).second;
+  }
+  /// Records what `pass` launches, and launches it. False: it could not be recorded, and nothing ran.
+  bool record(Context& context, std::uint64_t key, const std::function<void()>& pass) {
+    cudaGraph_t graph = nullptr;
+    if (cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeRelaxed) != cudaSuccess) return false;
+    pass();
+    const bool captured = cudaStreamEndCapture(context.stream, &graph) == cudaSuccess && context.error == cudaSuccess;
+    cudaGraphExec_t ready = nullptr;
+    const bool made = captured && cudaGraphInstantiate(&ready, graph, 0) == cudaSuccess;
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    cudaGetLastError();
+    if (!made) {
+      context.error = cudaSuccess;  // it ran well before: the plain way will say what is wrong, if anything is
+      graphs_.erase(key);
+      return false;
+    }
+    graphs_[key] = ready;
+    return replay(context, key);
+  }
+
+ private:
+  static constexpr std::size_t kMost = 256;
+  std::map<std::uint64_t, cudaGraphExec_t> graphs_;
+};
+
 class CudaBackend final : public tensor::Backend {
  public:
   CudaBackend() = default;
@@ -110,6 +162,7 @@ class CudaBackend final : public tensor::Backend {
   ~CudaBackend() override {
     if (context_.stream != nullptr) {
       cudaStreamSynchronize(context_.stream);
+      recordings_.clear();
       cudaStreamDestroy(context_.stream);
     }
   }
@@ -148,6 +201,17 @@ class CudaBackend final : public tensor::Backend {
   Status upload(std::byte* to, std::span<const std::byte> from) override { return transfer(to, from.data(), from.size()); }
   Status download(std::span<std::byte> to, const std::byte* from) override { return transfer(to.data(), from, to.size()); }
   Bytes workspace_bytes() const override { return kWorkspaceBytes; }
+  Result<bool> run_pass(std::uint64_t key, const std::function<void()>& pass) override {
+    if (key != 0 && context_.error == cudaSuccess) {
+      if (recordings_.replay(context_, key)) return false;
+      if (recordings_.seen(key)) {
+        if (recordings_.record(context_, key, pass)) return true;
+        activations_.begin_pass();
+      }
+    }
+    pass();
+    return true;
+  }
   Status synchronize() override {
     context_.note(cudaStreamSynchronize(context_.stream));
     context_.note(cudaGetLastError());
@@ -168,6 +232,7 @@ class CudaBackend final : public tensor::Backend {
   tensor::ActivationMemory activations_;
   std::unique_ptr<CudaBuffer> workspace_;
   std::unique_ptr<Blas> blas_;
+  Recordings recordings_;
   CudaOps ops_{context_, activations_};
 };
 
