@@ -1,0 +1,158 @@
+// Family attention: softmax attention over segments, one pass over the keys with a running maximum and sum (Dao 2022). Two kernels:
+// tiles of query rows (tokens × the heads of one key head) against blocks of keys, for anything; and single tokens whose few heads of a key
+// head share each cache row as it streams by. Where there are too few of either to fill the device, keys are cut into parts, which a
+// last kernel joins in their order.
+#include "backends/cuda/attention.cuh"
+
+#include "backends/cuda/cuda_ops.h"
+
+namespace fathom::cuda {
+using namespace tensor;  // NOLINT: the vocabulary
+namespace {
+
+constexpr std::int64_t kLeastKeys = 64;    // of a part
+constexpr std::int64_t kMostParts = 64;
+constexpr std::int64_t kMostStreamedHeads = 8;
+
+void check_shapes(const AttentionArgs& args) {
+  FATHOM_CHECK(args.batch != nullptr && args.q.shape.rank == 3 && args.out.shape.rank == 3 && args.q.dim(0) == args.batch->tokens);
+  FATHOM_CHECK(args.out.dim(0) == args.q.dim(0) && args.out.dim(1) == args.q.dim(1) && args.q.dtype == DType::f32 && args.out.dtype == DType::f32);
+  FATHOM_CHECK(!args.segments.empty() && args.segments.size() <= kMostSegments);
+  FATHOM_CHECK(!args.lse.defined() || args.lse.dtype == DType::f32);
+  for (const KvSegment& segment : args.segments) {
+    const std::int64_t dr = segment.k_shared.defined() ? segment.k_shared.dim(1) : 0;
+    FATHOM_CHECK(segment.k.dim(2) + dr == args.q.dim(2) && segment.v.dim(2) == args.out.dim(2));
+    FATHOM_CHECK(segment.k.dim(1) == segment.v.dim(1) && args.q.dim(1) % segment.k.dim(1) == 0);
+  }
+}
+
+AttentionView view_of_args(const AttentionArgs& args) {
+  AttentionView view;
+  view.segment_count = static_cast<int>(args.segments.size());
+  for (int i = 0; i < view.segment_count; ++i) {
+    view.segments[i] = view_of(args.segments[static_cast<std::size_t>(i)]);
+    view.kv_heads = std::max(view.kv_heads, view.segments[i].kv_heads);
+    view.selects = view.selects || view.segments[i].selected != nullptr;
+  }
+  for (int i = 0; i < view.segment_count; ++i) FATHOM_CHECK(view.kv_heads % view.segments[i].kv_heads == 0);
+  view.q = view_of<const float>(args.q);
+  view.out = view_of<float>(args.out);
+  view.lse = view_of<float>(args.lse);
+  FATHOM_CHECK(!args.sink.defined() || args.sink.elements() == args.q.dim(1));
+  view.sink = vector_of(args.sink);
+  view.table = sequence_table(*args.batch);
+  view.sequences = static_cast<int>(args.batch->sequences.size());
+  view.tokens = static_cast<int>(args.batch->tokens);
+  view.heads = static_cast<int>(args.q.dim(1));
+  view.group = view.heads / view.kv_heads;
+  view.width = static_cast<int>(args.q.dim(2));
+  view.dv = static_cast<int>(args.out.dim(2));
+  view.scale = static_cast<float>(args.scale);
+  return view;
+}
+
+bool one_token_each(const Batch& batch) {
+  for (const Sequence& sequence : batch.sequences)
+    if (sequence.tokens != 1) return false;
+  return true;
+}
+
+/// Whether single tokens can stream the cache: few heads a key head, and rows that 16-byte loads can read.
+bool can_stream(const AttentionArgs& args, const AttentionView& view) {
+  if (view.selects || view.group > kMostStreamedHeads || view.width != view.dv || (view.dv != 64 && view.dv != 128)) return false;
+  if (!one_token_each(*args.batch)) return false;
+  for (const KvSegment& segment : args.segments)
+    if (segment.k_shared.defined() || segment.k.dim(1) != view.kv_heads || !rows_aligned(segment.k, 16) || !rows_aligned(segment.v, 16)) return false;
+  return true;
+}
+
+/// The most keys that a token of the batch sees. Of single tokens: that one could see, since a recorded step of decoding is launched again
+/// when there are more.
+std::int64_t most_keys(const AttentionArgs& args) {
+  using Kind = KvSegment::Kind;
+  const bool recorded = one_token_each(*args.batch);
+  std::int64_t most = 1;
+  for (const Sequence& sequence : args.batch->sequences) {
+    std::int64_t sum = 0;
+    for (const KvSegment& segment : args.segments) {
+      std::int64_t keys = sequence.past + sequence.tokens;
+      if (segment.kind == Kind::kEntries || segment.kind == Kind::kFreshEntries) keys /= segment.ratio;
+      if (segment.kind == Kind::kRingPast) keys = std::min<std::int64_t>(sequence.past, segment.rows_per_slot);
+      if (segment.kind != Kind::kFresh && segment.kind != Kind::kFreshEntries && recorded) keys = segment.rows_per_slot;
+      if (segment.kind == Kind::kFresh) keys = sequence.tokens;
+      if (segment.selected.defined()) keys = std::min(keys, segment.selected.dim(1));
+      sum += keys;
+    }
+    most = std::max(most, sum);
+  }
+  return most;
+}
+
+/// Cuts the keys so that about `wanted` blocks run, and takes the parts' room.
+void cut_keys(Context& context, const AttentionArgs& args, AttentionView& view, std::int64_t blocks, std::int64_t wanted) {
+  const std::int64_t rows = static_cast<std::int64_t>(view.tokens) * view.heads;
+  const auto room = static_cast<std::int64_t>(context.workspace.left() / 2 / (static_cast<Bytes>(rows) * static_cast<Bytes>(view.dv + 2) * sizeof(float)));
+  view.parts = static_cast<int>(std::clamp<std::int64_t>(std::min({wanted / std::max<std::int64_t>(blocks, 1), most_keys(args) / kLeastKeys, room}), 1, kMostParts));
+  if (view.parts == 1) return;
+  view.part_out = context.workspace.take<float>(view.parts * rows * view.dv);
+  view.part_state = context.workspace.take<float>(view.parts * rows * 2);
+}
+
+void launch_tiles(Context& context, const AttentionArgs& args, AttentionView& view) {
+  const bool small = view.group <= 16 && (view.selects || one_token_each(*args.batch));
+  const int rows = small ? 16 : 64;
+  view.tile_heads = std::min(view.group, rows);
+  view.pieces = (view.group + view.tile_heads - 1) / view.tile_heads;
+  view.tile_tokens = view.selects ? 1 : std::max(1, rows / view.tile_heads);
+  for (const Sequence& sequence : args.batch->sequences) view.tiles += static_cast<int>(divide_up(sequence.tokens, view.tile_tokens));
+  if (view.tiles == 0) return;
+  const int chunks = static_cast<int>(divide_up(view.dv, kColumns));
+  const int own = chunks <= 1 ? 1 : chunks <= 2 ? 2 : chunks <= 4 ? 4 : 8;
+  view.column_pieces = (chunks + own - 1) / own;
+  const std::int64_t blocks = static_cast<std::int64_t>(view.tiles) * view.kv_heads * view.pieces;
+  cut_keys(context, args, view, blocks * view.column_pieces, 2 * static_cast<std::int64_t>(context.multiprocessors));
+  const dim3 grid(static_cast<unsigned>(view.tiles), static_cast<unsigned>(view.kv_heads * view.pieces), static_cast<unsigned>(view.parts * view.column_pieces));
+  const auto launch = [&](auto rows_a_thread) {
+    constexpr int kRows = decltype(rows_a_thread)::value;
+    if (own == 1) attend_tiles<kRows, 1><<<grid, kTileThreads, 0, context.stream>>>(view);
+    else if (own == 2) attend_tiles<kRows, 2><<<grid, kTileThreads, 0, context.stream>>>(view);
+    else if (own == 4) attend_tiles<kRows, 4><<<grid, kTileThreads, 0, context.stream>>>(view);
+    else attend_tiles<kRows, 8><<<grid, kTileThreads, 0, context.stream>>>(view);
+  };
+  if (small) launch(std::integral_constant<int, 1>{});
+  else launch(std::integral_constant<int, 4>{});
+  context.launched();
+}
+
+void launch_streams(Context& context, const AttentionArgs& args, AttentionView& view) {
+  const std::int64_t blocks = static_cast<std::int64_t>(view.sequences) * view.kv_heads;
+  cut_keys(context, args, view, blocks, 8 * static_cast<std::int64_t>(context.multiprocessors));
+  const dim3 grid(static_cast<unsigned>(view.sequences), static_cast<unsigned>(view.kv_heads), static_cast<unsigned>(view.parts));
+  const auto launch = [&](auto width) {
+    constexpr int kWidth = decltype(width)::value;
+    if (view.group == 1) attend_streams<kWidth, 1><<<grid, kStreamThreads, 0, context.stream>>>(view);
+    else if (view.group == 2) attend_streams<kWidth, 2><<<grid, kStreamThreads, 0, context.stream>>>(view);
+    else if (view.group <= 4) attend_streams<kWidth, 4><<<grid, kStreamThreads, 0, context.stream>>>(view);
+    else attend_streams<kWidth, 8><<<grid, kStreamThreads, 0, context.stream>>>(view);
+  };
+  if (view.dv == 64) launch(std::integral_constant<int, 64>{});
+  else launch(std::integral_constant<int, 128>{});
+  context.launched();
+}
+
+}  // namespace
+
+void CudaOps::attention(const AttentionArgs& args) {
+  check_shapes(args);
+  context_.workspace.reset();
+  if (args.batch->tokens == 0 || args.q.dim(1) == 0) return;
+  AttentionView view = view_of_args(args);
+  if (can_stream(args, view)) launch_streams(context_, args, view);
+  else launch_tiles(context_, args, view);
+  if (view.parts > 1) {
+    join_parts<<<static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, context_.stream>>>(view);
+    context_.launched();
+  }
+}
+
+}  // namespace fathom::cuda

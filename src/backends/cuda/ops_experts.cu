@@ -1,0 +1,181 @@
+// Family experts: mixtures of experts. Tokens are gathered by expert on the device; then one kernel makes every hit's gated product, one its
+// product with the down matrix, and one adds them up for each token, experts ascending. Few hits an expert: a warp a row of
+// the weights, which is read once. Many: tiles through shared memory. Routing is in ops_route.cu.
+#include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/experts.cuh"
+
+namespace fathom::cuda {
+using namespace tensor;  // NOLINT: the vocabulary
+namespace {
+
+constexpr int kFewHits = 4;            // of a run whose rows stream by
+constexpr std::int64_t kManyHits = 8;  // an expert on average, from where on tiles pay
+constexpr std::int64_t kPointers = 128;  // that one launch carries
+
+struct PointerChunk { const std::byte* values[kPointers]; };
+
+/// Brings addresses to the device as a launch's arguments, so that a captured graph keeps them.
+__global__ void store_pointers(const __grid_constant__ PointerChunk chunk, int count, const std::byte** to) {
+  if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = chunk.values[threadIdx.x];
+}
+
+MatrixOfExperts matrix_of(Context& context, std::span<const Weight> weights) {
+  MatrixOfExperts matrix{.data = weights[0].data, .scales = weights[0].scales};
+  const auto count = std::ssize(weights);
+  bool even = true;
+  if (count > 1) {
+    matrix.data_step = weights[1].data - weights[0].data;
+    matrix.scales_step = weights[0].scales != nullptr ? weights[1].scales - weights[0].scales : 0;
+  }
+  for (std::ptrdiff_t e = 0; e < count; ++e) {
+    const Weight& weight = weights[static_cast<std::size_t>(e)];
+    even = even && weight.data == matrix.data + e * matrix.data_step && (weight.scales == nullptr || weight.scales == matrix.scales + e * matrix.scales_step);
+  }
+  if (even) return matrix;
+  const std::byte** table = context.workspace.take<const std::byte*>(2 * count);
+  for (std::ptrdiff_t first = 0; first < 2 * count; first += kPointers) {
+    PointerChunk chunk{};
+    const auto here = static_cast<int>(std::min<std::ptrdiff_t>(kPointers, 2 * count - first));
+    for (int i = 0; i < here; ++i) {
+      const Weight& weight = weights[static_cast<std::size_t>((first + i) / 2)];
+      chunk.values[i] = (first + i) % 2 == 0 ? weight.data : weight.scales;
+    }
+    store_pointers<<<1, kPointers, 0, context.stream>>>(chunk, here, table + first);
+    context.launched();
+  }
+  matrix.table = table;
+  return matrix;
+}
+
+/// Whether rows of eight elements can be read at once.
+bool reads_vectors(std::span<const Weight> weights) {
+  for (const Weight& weight : weights)
+    if (weight.cols % 8 != 0 || reinterpret_cast<std::uintptr_t>(weight.data) % 16 != 0) return false;
+  return true;
+}
+
+template <WeightFormat F, bool kVector, bool kGated>
+void launch_product(Context& context, const ProductView& view, std::int64_t runs) {
+  const auto y = static_cast<unsigned>(runs);
+  if (view.run == kTileHits) {
+    multiply_many<F, kVector, kGated><<<dim3(static_cast<unsigned>(divide_up(view.rows, kTileRows)), y), kProductThreads, 0, context.stream>>>(view);
+  } else {
+    const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kProductThreads / kWarp)), y);
+    if (view.run == 1) multiply_few<F, kVector, kGated, 1><<<grid, kProductThreads, 0, context.stream>>>(view);
+    else multiply_few<F, kVector, kGated, kFewHits><<<grid, kProductThreads, 0, context.stream>>>(view);
+  }
+  context.launched();
+}
+
+template <bool kGated>
+void launch_product(Context& context, const ProductView& view, std::int64_t runs, bool vectors) {
+  if (!vectors) return launch_product<WeightFormat::f32, false, kGated>(context, view, runs);
+  switch (read_as(view.format)) {
+    case WeightFormat::f32: return launch_product<WeightFormat::f32, true, kGated>(context, view, runs);
+    case WeightFormat::f16: return launch_product<WeightFormat::f16, true, kGated>(context, view, runs);
+    case WeightFormat::bf16: return launch_product<WeightFormat::bf16, true, kGated>(context, view, runs);
+    case WeightFormat::fp8_block128: return launch_product<WeightFormat::fp8_block128, true, kGated>(context, view, runs);
+    case WeightFormat::mxfp4: return launch_product<WeightFormat::mxfp4, true, kGated>(context, view, runs);
+    default: FATHOM_CHECK(false, "not a format that the cuda backend multiplies with");
+  }
+}
+
+void check_shapes(const ExpertsArgs& args) {
+  FATHOM_CHECK(args.out.shape == args.x.shape && args.weights.shape == args.indices.shape && args.indices.dim(0) == args.x.dim(0));
+  FATHOM_CHECK(args.gate.size() == args.up.size() && args.gate.size() == args.down.size() && args.gate.size() <= kMostExperts);
+  FATHOM_CHECK(args.indices.dim(1) <= kMostChoices && args.x.dtype == DType::f32 && args.out.dtype == DType::f32);
+  for (std::size_t e = 0; e < args.gate.size(); ++e) {
+    const Weight &gate = args.gate[e], &up = args.up[e], &down = args.down[e];
+    FATHOM_CHECK(gate.rows == args.gate[0].rows && gate.cols == args.x.dim(1) && up.rows == gate.rows && up.cols == gate.cols && down.rows == gate.cols &&
+                 down.cols == gate.rows);
+    FATHOM_CHECK(gate.format == args.gate[0].format && up.format == gate.format && down.format == args.down[0].format);
+  }
+}
+
+/// The matrices of all experts, the same for every chunk of tokens.
+struct Matrices { MatrixOfExperts gate, up, down; };
+
+/// Some tokens, all of whose hits fit the workspace.
+void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matrices, std::int64_t first, std::int64_t count) {
+  Workspace& workspace = context.workspace;
+  const std::int64_t top_k = args.indices.dim(1), h = args.x.dim(1), pairs = count * top_k, here = std::ssize(args.gate);
+  const Tensor x = args.x.rows(first, count), indices = args.indices.rows(first, count);
+  GatherView gather;
+  gather.indices = view_of<const std::int32_t>(indices);
+  gather.pairs = static_cast<int>(pairs);
+  gather.top_k = static_cast<int>(top_k);
+  gather.first_expert = static_cast<int>(args.first_expert);
+  gather.here = static_cast<int>(here);
+  gather.run = count == 1 ? 1 : pairs < kManyHits * here ? kFewHits : kTileHits;
+  gather.first_hit = workspace.take<std::int32_t>(here + 1);
+  gather.first_run = workspace.take<std::int32_t>(here + 1);
+  gather.token = workspace.take<std::int32_t>(pairs);
+  gather.hit = workspace.take<std::int32_t>(pairs);
+  gather_hits<<<1, kGatherThreads, 0, context.stream>>>(gather);
+  context.launched();
+  float* y = nullptr;
+  if (here > 0) {
+    const std::int64_t inner = args.gate[0].rows, runs = std::min(pairs, here + pairs / gather.run);
+    float* hidden = workspace.take<float>(pairs * inner);
+    y = workspace.take<float>(pairs * h);
+    ProductView in;
+    in.first = matrices.gate;
+    in.second = matrices.up;
+    in.format = args.gate[0].format;
+    in.rows = inner;
+    in.cols = h;
+    in.x = x.as<float>();
+    in.x_stride = x.strides[0];
+    in.token = gather.token;
+    in.y = hidden;
+    in.limit = static_cast<float>(args.limit);
+    in.first_hit = gather.first_hit;
+    in.first_run = gather.first_run;
+    in.here = gather.here;
+    in.run = gather.run;
+    launch_product<true>(context, in, runs, reads_vectors(args.gate) && reads_vectors(args.up) && rows_aligned(args.x, 16));
+    ProductView out = in;
+    out.first = matrices.down;
+    out.format = args.down[0].format;
+    out.rows = h;
+    out.cols = inner;
+    out.x = hidden;
+    out.x_stride = inner;
+    out.token = nullptr;
+    out.y = y;
+    launch_product<false>(context, out, runs, reads_vectors(args.down));
+  }
+  CombineView combine;
+  combine.indices = gather.indices;
+  combine.weights = view_of<const float>(args.weights.rows(first, count));
+  combine.hit = gather.hit;
+  combine.y = y;
+  combine.out = view_of<float>(args.out.rows(first, count));
+  combine.top_k = static_cast<int>(top_k);
+  combine.accumulate = args.accumulate;
+  combine_hits<<<dim3(static_cast<unsigned>(count), static_cast<unsigned>(divide_up(h, kCombineColumns))), kCombineThreads, 0, context.stream>>>(combine);
+  context.launched();
+}
+
+}  // namespace
+
+void CudaOps::experts(const ExpertsArgs& args) {
+  check_shapes(args);
+  const std::int64_t tokens = args.x.dim(0), h = args.x.dim(1), top_k = args.indices.dim(1);
+  if (tokens == 0) return;
+  const std::int64_t inner = args.gate.empty() ? 0 : args.gate[0].rows, here = std::ssize(args.gate);
+  context_.workspace.reset();
+  Matrices matrices;
+  if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
+  const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
+  const auto token_bytes = static_cast<Bytes>(top_k * (inner + h + 2) * static_cast<std::int64_t>(sizeof(float)));
+  const auto fixed = static_cast<Bytes>(2 * (here + 1) * 4 + 8 * 256);
+  FATHOM_CHECK(start.left() >= fixed + token_bytes, "an expert is too large for the workspace");
+  const std::int64_t chunk = std::min<std::int64_t>({tokens, static_cast<std::int64_t>((start.left() - fixed) / token_bytes), (std::int64_t{1} << 21) / top_k});  // runs are a grid.y
+  for (std::int64_t first = 0; first < tokens; first += chunk) {
+    context_.workspace = start;
+    run_tokens(context_, args, matrices, first, std::min(chunk, tokens - first));
+  }
+}
+
+}  // namespace fathom::cuda
