@@ -85,6 +85,9 @@ std::vector<OpCase> linear_cases() {
       {"accumulate", 33, 130, 258, false, true},
       {"", 4, 20, 1026},
       {"", 64, 96, 128},
+      {"", 1, 37, 2568},
+      {"bias_accumulate", 2, 9, 1088, true, true},
+      {"", 7, 10, 1032},
       {"", 0, 4, 4},
   };
   const std::vector<LinearSpec> plain_only = {

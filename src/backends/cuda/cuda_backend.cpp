@@ -130,23 +130,18 @@ class Recordings {
     if (graphs_.size() >= kMost) clear();
     return !graphs_.emplace(key, nullptr).second;
   }
-  /// Records what `pass` launches, and launches it. False: it could not be recorded, and nothing ran.
-  bool record(Context& context, std::uint64_t key, const std::function<void()>& pass) {
+  /// Records what `pass` launches, and launches it. A pass that cannot be recorded is a failure: half of it is done.
+  Status record(Context& context, std::uint64_t key, const std::function<void()>& pass) {
     cudaGraph_t graph = nullptr;
-    if (cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeRelaxed) != cudaSuccess) return false;
-    pass();
-    const bool captured = cudaStreamEndCapture(context.stream, &graph) == cudaSuccess && context.error == cudaSuccess;
     cudaGraphExec_t ready = nullptr;
-    const bool made = captured && cudaGraphInstantiate(&ready, graph, 0) == cudaSuccess;
+    context.note(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeRelaxed));
+    pass();
+    context.note(cudaStreamEndCapture(context.stream, &graph));
+    if (graph != nullptr) context.note(cudaGraphInstantiate(&ready, graph, 0));
     if (graph != nullptr) cudaGraphDestroy(graph);
-    cudaGetLastError();
-    if (!made) {
-      context.error = cudaSuccess;  // it ran well before: the plain way will say what is wrong, if anything is
-      graphs_.erase(key);
-      return false;
-    }
     graphs_[key] = ready;
-    return replay(context, key);
+    if (!replay(context, key) || context.error != cudaSuccess) return device_failed(context.error);
+    return {};
   }
 
  private:
@@ -205,8 +200,8 @@ class CudaBackend final : public tensor::Backend {
     if (key != 0 && context_.error == cudaSuccess) {
       if (recordings_.replay(context_, key)) return false;
       if (recordings_.seen(key)) {
-        if (recordings_.record(context_, key, pass)) return true;
-        activations_.begin_pass();
+        FATHOM_TRY_VOID(recordings_.record(context_, key, pass));
+        return true;
       }
     }
     pass();
