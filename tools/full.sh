@@ -13,7 +13,7 @@ full_asan() {
   configure "$root/build-asan" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 "-DCMAKE_CXX_FLAGS=-fno-sanitize-recover=all" \
     -DFATHOM_SANITIZE=address,undefined -DFATHOM_BENCH=OFF
   build "$root/build-asan"
-  ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 run_tests "$root/build-asan"
+  FATHOM_NO_MEMORY_LIMITS=1 ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 run_tests "$root/build-asan"
 }
 
 full_tsan() {
