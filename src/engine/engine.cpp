@@ -151,15 +151,20 @@ Status Engine::allocate() {
   const CacheLayout layout = lay_out_cache(architecture_->cache(), options_);
   FATHOM_TRY(cache_memory_, backend_->allocate_buffer(std::max<Bytes>(layout.total, 1)));
   FATHOM_TRY(arena_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.activations, 1)));
-  FATHOM_TRY(constants_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1), tensor::Placement::kShared));
+  FATHOM_TRY(constants_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1)));
+  FATHOM_TRY(staging_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1), tensor::Placement::kShared));
   if (!backend_->host_addressable()) {
     FATHOM_TRY(logits_, backend_->allocate_buffer(static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float), tensor::Placement::kShared));
   }
   cache_ = view_cache(architecture_->cache(), options_, layout, cache_memory_->data());
   Bytes used = 0;
-  architecture_->bind_constants(place_constants(*architecture_, constants_->data(), used));
+  std::vector<Tensor> constants = place_constants(*architecture_, staging_->data(), used);
+  FATHOM_TRY_VOID(backend_->upload(constants_->data(), {staging_->data(), used}));
+  for (Tensor& constant : constants) constant.data = on_device(constant.data);
+  architecture_->bind_constants(std::move(constants));
+  tables_ = used;
   const auto table = [&](std::int64_t n) {
-    const Tensor t = make_tensor(constants_->data() + used, DType::i32, {n});
+    const Tensor t = make_tensor(staging_->data() + used, DType::i32, {n});
     used += aligned(static_cast<Bytes>(n) * 4);
     return t;
   };
@@ -167,6 +172,7 @@ Status Engine::allocate() {
   positions_ = table(options_.prefill_chunk);
   rows_ = table(logit_rows(options_));
   table_ = table(4 * options_.slots);
+  tables_bytes_ = used - tables_;
   lengths_.assign(static_cast<std::size_t>(options_.slots), 0);
   sequences_.reserve(static_cast<std::size_t>(options_.slots));
   plan_.memory.workspace = backend_->workspace_bytes();
@@ -223,8 +229,9 @@ Result<std::span<const float>> Engine::step(std::span<const SlotTokens> tokens, 
   const auto count = static_cast<std::int64_t>(sequences_.size());
   const PassKind kind = total == count ? PassKind::kDecode : fresh ? PassKind::kPrefill : PassKind::kContinue;
   backend_->activations().use_plan(&plan_.arenas[static_cast<std::size_t>(kind)], arena_->data());
-  const Batch batch{.tokens = total, .sequences = sequences_, .sequence_table = make_tensor(table_.data, DType::i32, {count, 4}), .ids = ids_.rows(0, total),
-                    .positions = positions_.rows(0, total), .output_rows = rows_.rows(0, outputs), .topk_horizon = topk_horizon_};
+  const auto seen = [&](const Tensor& table, tensor::Shape shape) { return make_tensor(on_device(table.data), DType::i32, shape); };
+  const Batch batch{.tokens = total, .sequences = sequences_, .sequence_table = seen(table_, {count, 4}), .ids = seen(ids_, {total}), .positions = seen(positions_, {total}),
+                    .output_rows = seen(rows_, {outputs}), .topk_horizon = topk_horizon_};
   const auto comm = self::make_self_collectives();
   model::Pass pass{.ops = backend_->ops(), .comm = *comm, .weights = weights_.set, .cache = &cache_, .batch = batch};
   std::span<const float> answer;
@@ -233,6 +240,7 @@ Result<std::span<const float>> Engine::step(std::span<const SlotTokens> tokens, 
   {
     const std::byte* out_data = nullptr;
     FATHOM_TRY(const bool called, backend_->run_pass(key, [&] {
+      backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
       const tensor::Value out = architecture_->forward(pass);
       FATHOM_CHECK(out->dtype == DType::f32 || outputs == 0, "logits are f32");
       out_data = out->data;

@@ -59,6 +59,8 @@ class Backend {
   }
   /// Bytes of workspace that the backend keeps for kernels, given the widest shapes it was told of; part of every plan.
   virtual Bytes workspace_bytes() const = 0;
+  /// Launches a copy from kShared to kDevice memory, in order with ops. What is read is what lies there when the copy runs.
+  virtual void copy_in(std::byte* to, const std::byte* from, Bytes bytes) { std::memcpy(to, from, bytes); }
   /// Calls `pass`, which launches ops. A backend that can may record what they launch under `key` (0: never) and, for the same key later,
   /// launch the record without calling `pass`: what the host knows of the pass must be the same then, and what changes lie in kShared
   /// memory. Answers whether `pass` was called.

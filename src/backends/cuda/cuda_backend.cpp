@@ -195,6 +195,7 @@ class CudaBackend final : public tensor::Backend {
   bool host_addressable() const override { return false; }
   Status upload(std::byte* to, std::span<const std::byte> from) override { return transfer(to, from.data(), from.size()); }
   Status download(std::span<std::byte> to, const std::byte* from) override { return transfer(to.data(), from, to.size()); }
+  void copy_in(std::byte* to, const std::byte* from, Bytes bytes) override { context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context_.stream)); }
   Bytes workspace_bytes() const override { return kWorkspaceBytes; }
   Result<bool> run_pass(std::uint64_t key, const std::function<void()>& pass) override {
     if (key != 0 && context_.error == cudaSuccess) {
