@@ -1,4 +1,4 @@
-# fathom_room(NAME ROOMS r… LIBS l…): one static library a room, from every .cpp directly inside src/NAME
+# fathom_room(NAME [FOLDER f] ROOMS r… LIBS l…): one static library a room, from every .cpp directly inside src/NAME (or src/f)
 # (and, for model, its architectures/). Files are found by glob, so that adding one needs no change here.
 add_library(fathom_flags INTERFACE)
 target_include_directories(fathom_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
@@ -20,9 +20,12 @@ if(FATHOM_MOLD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
 endif()
 
 function(fathom_room name)
-  cmake_parse_arguments(R "" "" "ROOMS;LIBS" ${ARGN})
+  cmake_parse_arguments(R "" "FOLDER" "ROOMS;LIBS" ${ARGN})
+  if(NOT R_FOLDER)
+    set(R_FOLDER ${name})
+  endif()
   string(REPLACE "/" "_" target "fathom_${name}")
-  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${name}/*.cpp ${CMAKE_SOURCE_DIR}/src/${name}/architectures/*.cpp)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/${R_FOLDER}/*.cpp ${CMAKE_SOURCE_DIR}/src/${R_FOLDER}/architectures/*.cpp)
   list(FILTER sources EXCLUDE REGEX "/cli/main\\.cpp$")
   if(NOT sources)
     add_library(${target} INTERFACE)

@@ -247,17 +247,23 @@ void launch_few_of_any(Context& context, const Product& p) {
 
 // ---------------------------------------------------------------- many tokens
 
-/// rounded[t, g, i] = x[t, g, i], dense.
+/// Blocks for a kernel whose y strides over rows and whose threads have four columns each.
+dim3 grid_of_rows(std::int64_t rows, std::int64_t n) {
+  return {static_cast<unsigned>(std::min<std::int64_t>(divide_up(n, 4 * 256), 1024)), static_cast<unsigned>(std::min<std::int64_t>(rows, 32768)), 1};
+}
+
+/// rounded[t, g, i] = x[t, g, i], dense; `rows` of t and g. Rows of x start at multiples of 16 bytes, n is a multiple of 4.
 template <class T>
-__global__ void round_kernel(const float* x, std::int64_t x_stride, std::int64_t x_step, std::int64_t tokens, std::int64_t groups, std::int64_t n, T* rounded) {
-  const std::int64_t vectors = n / 4;
-  for_items(tokens * groups * vectors, [&](std::int64_t item) {
-    const std::int64_t i = item % vectors, row = item / vectors, t = row / groups, g = row % groups;
-    const float* from = x + t * x_stride + g * x_step + 4 * i;
-    T* to = rounded + row * n + 4 * i;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) to[e] = from_float<T>(from[e]);
-  });
+__global__ void __launch_bounds__(256) round_kernel(const float* x, std::int64_t x_stride, std::int64_t x_step, std::int64_t rows, std::int64_t groups, std::int64_t n, T* rounded) {
+  for (std::int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
+    const float* from = x + row / groups * x_stride + row % groups * x_step;
+    T* to = rounded + row * n;
+    for (std::int64_t i = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 4; i < n; i += static_cast<std::int64_t>(gridDim.x) * blockDim.x * 4) {
+      const float4 v = *reinterpret_cast<const float4*>(from + i);
+      alignas(8) const T four[4] = {from_float<T>(v.x), from_float<T>(v.y), from_float<T>(v.z), from_float<T>(v.w)};
+      *reinterpret_cast<uint2*>(to + i) = *reinterpret_cast<const uint2*>(four);
+    }
+  }
 }
 
 /// wide[r, c] = weight[first + r, c] in bf16, dense: eight columns a thread.
@@ -279,15 +285,16 @@ __global__ void widen_kernel(WeightView weight, std::int64_t first, std::int64_t
 }
 
 /// out[t, i] = bias[i], or that is added: before a product that adds to out.
-__global__ void bias_kernel(Product p) {
-  const std::int64_t n = p.outputs();
-  for_items(p.tokens * n, [&](std::int64_t item) { store(p, item / n, 0, item % n, 0.0f); });
+__global__ void __launch_bounds__(256) bias_kernel(Product p) {
+  for (std::int64_t t = blockIdx.y; t < p.tokens; t += gridDim.y)
+    for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < p.outputs(); i += static_cast<std::int64_t>(gridDim.x) * blockDim.x)
+      store(p, t, 0, i, 0.0f);
 }
 
 template <class T>
 void round_to(Context& context, const Product& p, std::int64_t first, std::int64_t tokens, T* rounded) {
-  const std::int64_t n = p.inputs();
-  round_kernel<T><<<grid_for(context, tokens * p.groups * n / 4, 256), 256, 0, context.stream>>>(p.x + first * p.x_stride, p.x_stride, p.x_step, tokens, p.groups, n, rounded);
+  const std::int64_t n = p.inputs(), rows = tokens * p.groups;
+  round_kernel<T><<<grid_of_rows(rows, n), 256, 0, context.stream>>>(p.x + first * p.x_stride, p.x_stride, p.x_step, rows, p.groups, n, rounded);
   context.launched();
 }
 void widen_to(Context& context, const WeightView& weight, std::int64_t first, std::int64_t rows, __nv_bfloat16* wide) {
@@ -379,7 +386,7 @@ void multiply_any(Context& context, const Product& p) {
   if (p.tokens <= kFewTokens || !aligned_for_blas(p)) return launch_tiled(context, p);
   Product left = p;
   if (p.bias != nullptr) {
-    bias_kernel<<<grid_for(context, p.tokens * p.outputs(), 256), 256, 0, context.stream>>>(p);
+    bias_kernel<<<grid_of_rows(p.tokens, p.outputs()), 256, 0, context.stream>>>(p);
     context.launched();
     left.accumulate = true;
     left.bias = nullptr;
