@@ -195,20 +195,28 @@ class CudaBackend final : public tensor::Backend {
   bool host_addressable() const override { return false; }
   Status upload(std::byte* to, std::span<const std::byte> from) override { return transfer(to, from.data(), from.size()); }
   Status download(std::span<std::byte> to, const std::byte* from) override { return transfer(to.data(), from, to.size()); }
-  void copy_in(std::byte* to, const std::byte* from, Bytes bytes) override { context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context_.stream)); }
+  void copy_in(std::byte* to, const std::byte* from, Bytes bytes) override {
+    ops_.flush();
+    context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context_.stream));
+  }
   Bytes workspace_bytes() const override { return kWorkspaceBytes; }
   Result<bool> run_pass(std::uint64_t key, const std::function<void()>& pass) override {
+    const auto whole = [&] {
+      pass();
+      ops_.flush();
+    };
     if (key != 0 && context_.error == cudaSuccess) {
       if (recordings_.replay(context_, key)) return false;
       if (recordings_.seen(key)) {
-        FATHOM_TRY_VOID(recordings_.record(context_, key, pass));
+        FATHOM_TRY_VOID(recordings_.record(context_, key, whole));
         return true;
       }
     }
-    pass();
+    whole();
     return true;
   }
   Status synchronize() override {
+    ops_.flush();
     context_.note(cudaStreamSynchronize(context_.stream));
     context_.note(cudaGetLastError());
     if (context_.error != cudaSuccess) return device_failed(context_.error);
@@ -218,6 +226,7 @@ class CudaBackend final : public tensor::Backend {
  private:
   /// Which way is told by the addresses: unified addressing knows where each lies.
   Status transfer(void* to, const void* from, std::size_t bytes) {
+    ops_.flush();
     if (bytes > 0) context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, context_.stream));
     return synchronize();
   }

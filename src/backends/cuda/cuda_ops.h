@@ -4,6 +4,8 @@
 //
 // Bits: the same arguments give the same bits on the same device. A token's result does not depend on the values of other tokens.
 #pragma once
+#include <memory>
+
 #include "backends/cuda/context.h"
 #include "tensor/memory.h"
 #include "tensor/ops.h"
@@ -12,7 +14,11 @@ namespace fathom::cuda {
 
 class CudaOps final : public tensor::Ops {
  public:
-  CudaOps(Context& context, tensor::ActivationMemory& memory) : context_(context), memory_(memory) {}
+  CudaOps(Context& context, tensor::ActivationMemory& memory);
+  ~CudaOps() override;
+  /// Launches products that wait for others of the same x, to be launched as one. Every op but linear begins with it, and so must whoever
+  /// reads results or ends a recording.
+  void flush();
 
   tensor::Tensor allocate(DType dtype, tensor::Shape shape) override { return memory_.allocate(dtype, shape); }
   void release(const tensor::Tensor& tensor) override { memory_.release(tensor); }
@@ -55,6 +61,8 @@ class CudaOps final : public tensor::Ops {
  private:
   Context& context_;
   tensor::ActivationMemory& memory_;
+  struct Waiting;
+  std::unique_ptr<Waiting> waiting_;
 };
 
 }  // namespace fathom::cuda

@@ -143,6 +143,7 @@ void launch_streams(Context& context, const AttentionArgs& args, AttentionView& 
 }  // namespace
 
 void CudaOps::attention(const AttentionArgs& args) {
+  flush();
   check_shapes(args);
   context_.workspace.reset();
   if (args.batch->tokens == 0 || args.q.dim(1) == 0) return;

@@ -113,6 +113,7 @@ std::int64_t inner_rows(const Tensor& x) {
 }  // namespace
 
 void CudaOps::rotary(const RotaryArgs& args) {
+  flush();
   const std::int64_t n = args.positions.dim(0), half = args.inverse_frequency.dim(0);
   FATHOM_CHECK(args.cos.shape == (Shape{n, half}) && args.sin.shape == args.cos.shape);
   FATHOM_CHECK(args.positions.dtype == DType::i32 && args.inverse_frequency.dtype == DType::f32);
@@ -123,6 +124,7 @@ void CudaOps::rotary(const RotaryArgs& args) {
 }
 
 void CudaOps::rope(const RopeArgs& args) {
+  flush();
   const std::int64_t n = args.x.dim(0), heads = args.x.dim(1), half = args.cos.dim(1);
   FATHOM_CHECK(args.x.shape.rank == 3 && args.cos.dim(0) == n && args.sin.shape == args.cos.shape);
   FATHOM_CHECK(args.first_dim >= 0 && args.first_dim + 2 * half <= args.x.dim(2) && heads * half < (1 << 24));
@@ -135,6 +137,7 @@ void CudaOps::rope(const RopeArgs& args) {
 }
 
 void CudaOps::cache_write(const CacheWriteArgs& args) {
+  flush();
   const Batch& batch = *args.batch;
   const std::int64_t count = args.src.dim(0);
   FATHOM_CHECK(args.src.dtype == DType::f32, "activations are f32");

@@ -72,6 +72,7 @@ __global__ void __launch_bounds__(kThreads) compress_entries(const __grid_consta
 }  // namespace
 
 void CudaOps::compress(const CompressArgs& args) {
+  flush();
   const std::int64_t d = args.out.dim(1), width = args.overlap ? 2 * d : d, rows = args.out.dim(0);
   FATHOM_CHECK(args.kv.dim(1) == width && args.gate.dim(1) == width);
   FATHOM_CHECK(!args.ape.defined() || (args.ape.dim(0) == args.ratio && args.ape.dim(1) == width));

@@ -160,6 +160,7 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
 }  // namespace
 
 void CudaOps::experts(const ExpertsArgs& args) {
+  flush();
   check_shapes(args);
   const std::int64_t tokens = args.x.dim(0), h = args.x.dim(1), top_k = args.indices.dim(1);
   if (tokens == 0) return;

@@ -167,6 +167,7 @@ __global__ void __launch_bounds__(kThreads) merge_streams(const __grid_constant_
 }  // namespace
 
 void CudaOps::hyper_mix(const HyperMixArgs& args) {
+  flush();
   const std::int64_t tokens = args.streams.dim(0), c = args.streams.dim(1), rows = (2 + c) * c;
   FATHOM_CHECK(c <= kMostStreams && args.fn.rows == rows && args.base.elements() == rows && args.scale.elements() == 3);
   context_.workspace.reset();
@@ -187,6 +188,7 @@ void CudaOps::hyper_mix(const HyperMixArgs& args) {
 }
 
 void CudaOps::hyper_merge(const HyperMergeArgs& args) {
+  flush();
   const std::int64_t tokens = args.streams.dim(0), c = args.streams.dim(1), h = args.streams.dim(2);
   FATHOM_CHECK(c <= kMostStreams && args.out.shape == args.streams.shape && args.x.shape == (Shape{tokens, h}));
   if (tokens == 0) return;
@@ -202,6 +204,7 @@ void CudaOps::hyper_merge(const HyperMergeArgs& args) {
 }
 
 void CudaOps::hyper_head(const HyperHeadArgs& args) {
+  flush();
   const std::int64_t tokens = args.streams.dim(0), c = args.streams.dim(1);
   FATHOM_CHECK(c <= kMostStreams && args.fn.rows == c && args.base.elements() == c && args.scale.elements() == 1);
   context_.workspace.reset();

@@ -31,6 +31,14 @@ struct Product {
   __host__ __device__ std::int64_t inputs() const { return by_column ? rows : weight.cols; }
 };
 
+/// Products of one x that are launched as one: a third of q, k and v alone does not keep the memory busy.
+struct Together {
+  static constexpr int kMost = 4;
+  Product products[kMost];
+  unsigned first_block[kMost] = {};
+  int count = 0;
+};
+
 __device__ float bias_at(const Product& p, std::int64_t i) {
   if (p.bias == nullptr) return 0.0f;
   if (p.bias_type == DType::f32) return reinterpret_cast<const float*>(p.bias)[i];
@@ -134,11 +142,14 @@ __device__ void multiply_eight(const Product& p, const EightOf<F> (&eight)[kRows
 /// A warp has kRowsAWarp rows and every `splits`-th stretch of 256 columns of them; the warps that share rows are in one block and
 /// add up in a fixed order.
 template <WeightFormat F, int kTokens>
-__global__ void __launch_bounds__(kWarpsABlock * kWarp) few_kernel(Product p, int splits) {
+__global__ void __launch_bounds__(kWarpsABlock * kWarp) few_kernel(const __grid_constant__ Together all, int splits) {
   static_assert(kRowsAWarp * kTokens <= kWarp);
   __shared__ float room[kWarpsABlock][kRowsAWarp * kTokens];
+  int which = 0;
+  while (which + 1 < all.count && blockIdx.x >= all.first_block[which + 1]) ++which;
+  const Product& p = all.products[which];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, split = warp % splits;
-  const std::int64_t g = blockIdx.y, first = (static_cast<std::int64_t>(blockIdx.x) * (kWarpsABlock / splits) + warp / splits) * kRowsAWarp;
+  const std::int64_t g = blockIdx.y, first = (static_cast<std::int64_t>(blockIdx.x - all.first_block[which]) * (kWarpsABlock / splits) + warp / splits) * kRowsAWarp;
   const std::int64_t cols = p.weight.cols, step = static_cast<std::int64_t>(splits) * kWarp * 8;
   const float* x = p.x + g * p.x_step;
   std::int64_t rows[kRowsAWarp];
@@ -176,17 +187,26 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_kernel(Product p, in
   if (t < min(static_cast<std::int64_t>(kTokens), p.tokens) && row < p.rows) store(p, t, g, row, mine);
 }
 
+/// All of one shape but for their rows.
 template <WeightFormat F>
-void launch_few(Context& context, const Product& p) {
-  const std::int64_t row_groups = divide_up(p.rows, kRowsAWarp), wanted = static_cast<std::int64_t>(context.multiprocessors) * 16;
+void launch_few(Context& context, Together all) {
+  const Product& p = all.products[0];
+  const std::int64_t wanted = static_cast<std::int64_t>(context.multiprocessors) * 16;
+  std::int64_t row_groups = 0;
+  for (int i = 0; i < all.count; ++i) row_groups += divide_up(all.products[i].rows, kRowsAWarp);
   int splits = 1;
   while (splits < kWarpsABlock && row_groups * p.groups * splits < wanted && p.weight.cols > splits * kWarp * 8) splits *= 2;
-  const dim3 grid(static_cast<unsigned>(divide_up(row_groups, kWarpsABlock / splits)), static_cast<unsigned>(p.groups));
+  unsigned blocks = 0;
+  for (int i = 0; i < all.count; ++i) {
+    all.first_block[i] = blocks;
+    blocks += static_cast<unsigned>(divide_up(divide_up(all.products[i].rows, kRowsAWarp), kWarpsABlock / splits));
+  }
+  const dim3 grid(blocks, static_cast<unsigned>(p.groups));
   constexpr int kThreads = kWarpsABlock * kWarp;
-  if (p.tokens == 1) few_kernel<F, 1><<<grid, kThreads, 0, context.stream>>>(p, splits);
-  else if (p.tokens == 2) few_kernel<F, 2><<<grid, kThreads, 0, context.stream>>>(p, splits);
-  else if (p.tokens <= 4) few_kernel<F, 4><<<grid, kThreads, 0, context.stream>>>(p, splits);
-  else few_kernel<F, 8><<<grid, kThreads, 0, context.stream>>>(p, splits);
+  if (p.tokens == 1) few_kernel<F, 1><<<grid, kThreads, 0, context.stream>>>(all, splits);
+  else if (p.tokens == 2) few_kernel<F, 2><<<grid, kThreads, 0, context.stream>>>(all, splits);
+  else if (p.tokens <= 4) few_kernel<F, 4><<<grid, kThreads, 0, context.stream>>>(all, splits);
+  else few_kernel<F, 8><<<grid, kThreads, 0, context.stream>>>(all, splits);
   context.launched();
 }
 
@@ -235,13 +255,24 @@ void launch_few_columns(Context& context, const Product& p) {
   context.launched();
 }
 
+void launch_together(Context& context, const Together& all) {
+  switch (all.products[0].weight.format) {
+    case WeightFormat::f32: return launch_few<WeightFormat::f32>(context, all);
+    case WeightFormat::f16: return launch_few<WeightFormat::f16>(context, all);
+    case WeightFormat::bf16: return launch_few<WeightFormat::bf16>(context, all);
+    case WeightFormat::mxfp4: return launch_few<WeightFormat::mxfp4>(context, all);
+    default: return launch_few<WeightFormat::fp8_block128>(context, all);
+  }
+}
+
 void launch_few_of_any(Context& context, const Product& p) {
+  if (!p.by_column) return launch_together(context, {.products = {p}, .count = 1});
   switch (p.weight.format) {
-    case WeightFormat::f32: return p.by_column ? launch_few_columns<WeightFormat::f32>(context, p) : launch_few<WeightFormat::f32>(context, p);
-    case WeightFormat::f16: return p.by_column ? launch_few_columns<WeightFormat::f16>(context, p) : launch_few<WeightFormat::f16>(context, p);
-    case WeightFormat::bf16: return p.by_column ? launch_few_columns<WeightFormat::bf16>(context, p) : launch_few<WeightFormat::bf16>(context, p);
-    case WeightFormat::mxfp4: return p.by_column ? launch_few_columns<WeightFormat::mxfp4>(context, p) : launch_few<WeightFormat::mxfp4>(context, p);
-    default: return p.by_column ? launch_few_columns<WeightFormat::fp8_block128>(context, p) : launch_few<WeightFormat::fp8_block128>(context, p);
+    case WeightFormat::f32: return launch_few_columns<WeightFormat::f32>(context, p);
+    case WeightFormat::f16: return launch_few_columns<WeightFormat::f16>(context, p);
+    case WeightFormat::bf16: return launch_few_columns<WeightFormat::bf16>(context, p);
+    case WeightFormat::mxfp4: return launch_few_columns<WeightFormat::mxfp4>(context, p);
+    default: return launch_few_columns<WeightFormat::fp8_block128>(context, p);
   }
 }
 
@@ -277,7 +308,7 @@ __global__ void widen_kernel(WeightView weight, std::int64_t first, std::int64_t
     eight.read(weight.data, row * weight.cols + col);
     eight.widen(w);
     const float scale = weight_scale(weight.format, weight.scales, row, col, weight.cols);
-    __nv_bfloat162 packed[4];
+    alignas(16) __nv_bfloat162 packed[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) packed[i] = __floats2bfloat162_rn(w[2 * i] * scale, w[2 * i + 1] * scale);
     *reinterpret_cast<uint4*>(wide + item * 8) = *reinterpret_cast<const uint4*>(packed);
@@ -402,14 +433,28 @@ void multiply_any(Context& context, const Product& p) {
   }
 }
 
+/// Whether a product goes to few_kernel, an output a row, in one group.
+bool may_wait(const Product& p) {
+  return p.tokens > 0 && p.tokens <= kFewTokens && p.rows > 0 && p.groups == 1 && !p.by_column && weight_in_eights(p.weight) && aligned_16(p.x, p.x_stride, p.x_step);
+}
+bool overlap(const float* a, std::int64_t a_count, const float* b, std::int64_t b_count) { return a < b + b_count && b < a + a_count; }
+/// Whether `p` may run beside `other`: the same x, and neither writes what the other reads or writes.
+bool goes_with(const Product& p, const Product& other) {
+  if (p.x != other.x || p.x_stride != other.x_stride || p.tokens != other.tokens || p.weight.format != other.weight.format || p.weight.cols != other.weight.cols) return false;
+  const auto span = [](const Product& q) { return (q.tokens - 1) * q.out_stride + q.rows; };
+  return !overlap(p.out, span(p), other.out, span(other)) && !overlap(p.out, span(p), p.x, (p.tokens - 1) * p.x_stride + p.weight.cols);
+}
+
 }  // namespace
+
+struct CudaOps::Waiting { Together products; };
 
 void CudaOps::linear(const LinearArgs& args) {
   const std::int64_t tokens = args.x.dim(0), n = args.weight.rows, k = args.weight.cols;
   FATHOM_CHECK(args.x.dim(1) == k && args.out.dim(0) == tokens && args.out.dim(1) == n);
   FATHOM_CHECK(!args.bias.defined() || args.bias.elements() == n);
   FATHOM_CHECK(args.x.dtype == DType::f32 && args.out.dtype == DType::f32, "activations are f32");
-  multiply_any(context_, {.weight = view_of(args.weight),
+  const Product product{.weight = view_of(args.weight),
                           .tokens = tokens,
                           .rows = n,
                           .x = args.x.as<float>(),
@@ -418,10 +463,29 @@ void CudaOps::linear(const LinearArgs& args) {
                           .out_stride = args.out.strides[0],
                           .bias = args.bias.defined() ? args.bias.data : nullptr,
                           .bias_type = args.bias.dtype,
-                          .accumulate = args.accumulate});
+                          .accumulate = args.accumulate};
+  const bool waits = may_wait(product);
+  Together& waiting = waiting_->products;
+  bool together = waits && waiting.count < Together::kMost;
+  for (int i = 0; together && i < waiting.count; ++i) together = goes_with(product, waiting.products[i]);
+  if (!together) flush();
+  if (waits) waiting.products[waiting.count++] = product;
+  else multiply_any(context_, product);
 }
 
+/// What waits for others of its x is launched: every other op, and whoever looks at results, comes through here first.
+void CudaOps::flush() {
+  Together& waiting = waiting_->products;
+  if (waiting.count == 0) return;
+  launch_together(context_, waiting);
+  waiting.count = 0;
+}
+
+CudaOps::CudaOps(Context& context, tensor::ActivationMemory& memory) : context_(context), memory_(memory), waiting_(std::make_unique<Waiting>()) {}
+CudaOps::~CudaOps() = default;
+
 void CudaOps::grouped_linear(const GroupedLinearArgs& args) {
+  flush();
   const std::int64_t tokens = args.x.dim(0), groups = args.x.dim(1), k = args.weight.cols;
   FATHOM_CHECK(args.weight.rows == groups * args.group_rows && args.row_offset >= 0 && args.row_offset + args.rows <= args.group_rows);
   FATHOM_CHECK(args.x.dim(2) == (args.transposed ? args.rows : k) && args.out.dim(0) == tokens && args.out.dim(1) == groups);

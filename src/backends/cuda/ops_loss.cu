@@ -30,6 +30,7 @@ __global__ void cross_entropy_kernel(View<const float> logits, const std::int32_
 }  // namespace
 
 void CudaOps::cross_entropy(const CrossEntropyArgs& args) {
+  flush();
   const std::int64_t tokens = args.logits.dim(0), vocabulary = args.logits.dim(1);
   FATHOM_CHECK(args.targets.elements() == tokens && args.losses.elements() == tokens);
   FATHOM_CHECK(args.targets.dtype == DType::i32 && args.losses.dtype == DType::f32);

@@ -127,6 +127,7 @@ NormArgs arguments(const Tensor& x, const Tensor& weight, const Tensor& bias, do
 }  // namespace
 
 void CudaOps::rms_norm(const RmsNormArgs& args) {
+  flush();
   const NormArgs norm = arguments(args.x, args.weight, Tensor{}, args.eps, args.out);
   const std::int64_t n = norm.x.n;
   const bool vectors = n > kShortRow && n % 4 == 0 && n <= 1024 * 4 * kKept && rows_aligned(args.x, 16) && rows_aligned(args.out, 16);
@@ -136,6 +137,7 @@ void CudaOps::rms_norm(const RmsNormArgs& args) {
   context_.launched();
 }
 
-void CudaOps::layer_norm(const LayerNormArgs& args) { launch<true>(context_, arguments(args.x, args.weight, args.bias, args.eps, args.out)); }
+void CudaOps::layer_norm(const LayerNormArgs& args) {
+  flush(); launch<true>(context_, arguments(args.x, args.weight, args.bias, args.eps, args.out)); }
 
 }  // namespace fathom::cuda

@@ -140,6 +140,7 @@ __global__ void __launch_bounds__(kWarp) route_tokens(const __grid_constant__ Ro
 }  // namespace
 
 void CudaOps::route(const RouteArgs& args) {
+  flush();
   const Routing& routing = args.routing;
   const std::int64_t tokens = args.logits.dim(0), experts = args.logits.dim(1), top_k = routing.top_k;
   FATHOM_CHECK(experts == routing.experts && args.indices.shape == (Shape{tokens, top_k}) && args.weights.shape == args.indices.shape);

@@ -142,6 +142,7 @@ void map_pairs(Context& context, const Tensor& a, const Tensor& b, const Tensor&
 }  // namespace
 
 void CudaOps::embed(const EmbedArgs& args) {
+  flush();
   FATHOM_CHECK(args.out.dim(0) == args.ids.dim(0) && args.out.dim(1) == args.table.cols && args.ids.dtype == DType::i32);
   FATHOM_CHECK(args.table.format != WeightFormat::i64 && args.table.format != WeightFormat::f64, "a table that the cuda backend cannot read");
   check_float(args.out);
@@ -149,12 +150,14 @@ void CudaOps::embed(const EmbedArgs& args) {
 }
 
 void CudaOps::gather_rows(const GatherRowsArgs& args) {
+  flush();
   FATHOM_CHECK(args.out.dim(0) == args.rows.dim(0) && args.out.dim(1) == args.x.dim(1) && args.rows.dtype == DType::i32);
   check_float(args.x), check_float(args.out);
   launch(context_, GatherMap{rows_of(args.x), rows_of(args.out), args.rows.as<std::int32_t>()}, args.out.dim(0), args.out.dim(1), 1);
 }
 
 void CudaOps::copy(const CopyArgs& args) {
+  flush();
   FATHOM_CHECK(args.x.shape == args.out.shape);
   const RowsView x = rows_of(args.x), out = rows_of(args.out);
   if (x.dtype == out.dtype && dtype_bytes(x.dtype) == 4) return launch(context_, CopyWordsMap{x, out}, x.count, x.n, 1);
@@ -162,17 +165,21 @@ void CudaOps::copy(const CopyArgs& args) {
   launch(context_, CopyMap{x, out}, x.count, x.n, 1);
 }
 
-void CudaOps::add(const AddArgs& args) { map_pairs(context_, args.a, args.b, args.out, Sum{}); }
+void CudaOps::add(const AddArgs& args) {
+  flush(); map_pairs(context_, args.a, args.b, args.out, Sum{}); }
 
 void CudaOps::expand_streams(const ExpandStreamsArgs& args) {
+  flush();
   const std::int64_t tokens = args.out.dim(0), streams = args.out.dim(1), width = args.out.dim(2);
   FATHOM_CHECK(args.x.dim(0) == tokens && args.x.dim(1) == width);
   check_float(args.x), check_float(args.out);
   launch(context_, ExpandMap{rows_of(args.x), rows_of(args.out), streams}, tokens * streams, width, 1);
 }
 
-void CudaOps::swiglu(const SwigluArgs& args) { map_pairs(context_, args.gate, args.up, args.out, Gate{static_cast<float>(args.limit)}); }
+void CudaOps::swiglu(const SwigluArgs& args) {
+  flush(); map_pairs(context_, args.gate, args.up, args.out, Gate{static_cast<float>(args.limit)}); }
 
-void CudaOps::gelu(const GeluArgs& args) { map_pairs(context_, args.x, args.x, args.out, Gelu{}); }
+void CudaOps::gelu(const GeluArgs& args) {
+  flush(); map_pairs(context_, args.x, args.x, args.out, Gelu{}); }
 
 }  // namespace fathom::cuda

@@ -254,6 +254,7 @@ std::int64_t most_names(const IndexSelectArgs& args) {
 }  // namespace
 
 void CudaOps::index_select(const IndexSelectArgs& args) {
+  flush();
   const std::int64_t heads = args.q.dim(1), width = args.q.dim(2), wanted = args.selected.dim(1), tokens = args.q.dim(0);
   FATHOM_CHECK(args.weights.dim(1) == heads && args.keys.k.dim(1) == 1 && args.keys.k.dim(2) == width && args.selected.dim(0) == tokens);
   FATHOM_CHECK(!args.keys.selected.defined());
