@@ -128,12 +128,14 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
   for (const std::int64_t batch : options.batches)
     for (const std::int64_t prompt : options.prompts) {
       FATHOM_TRY(BenchRow row, rows.measure(session, batch, prompt));
-      row.memory_bytes = {static_cast<double>(resident_bytes()), static_cast<double>(before + report.planned.total())};
+      // On a device of its own memory what was taken there counts, on the host what the process has.
+      const bool own_memory = !engine.backend().host_addressable();
+      row.memory_bytes = {static_cast<double>(own_memory ? engine.allocated().total() : resident_bytes()), static_cast<double>((own_memory ? 0 : before) + report.planned.total())};
       if (batch == 1 && (fastest_step == 0 || row.p50_ms < fastest_step)) fastest_step = row.p50_ms;
       report.rows.push_back(row);
     }
   report.allocated = engine.allocated();
-  if (machine.read_bandwidth()) report.best_read_gb_per_second = *machine.read_bandwidth() / kGB;
+  if (machine.read_bandwidth() && engine.backend().host_addressable()) report.best_read_gb_per_second = *machine.read_bandwidth() / kGB;
   if (fastest_step > 0 && session.spec.routing.experts == 0) {
     // An embedding row is one read; everything else is read whole every step.
     const double embedding = static_cast<double>(sized.sizes.parameters_embedding) / static_cast<double>(sized.sizes.parameters_main);

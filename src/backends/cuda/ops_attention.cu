@@ -11,6 +11,7 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr std::int64_t kLeastKeys = 64;    // of a part
+constexpr std::int64_t kLeastLatents = 16;
 constexpr std::int64_t kMostParts = 64;
 constexpr std::int64_t kMostStreamedHeads = 8;
 
@@ -89,10 +90,10 @@ std::int64_t most_keys(const AttentionArgs& args) {
 }
 
 /// Cuts the keys so that about `wanted` blocks run, and takes the parts' room.
-void cut_keys(Context& context, const AttentionArgs& args, AttentionView& view, std::int64_t blocks, std::int64_t wanted) {
+void cut_keys(Context& context, const AttentionArgs& args, AttentionView& view, std::int64_t blocks, std::int64_t wanted, std::int64_t least_keys = kLeastKeys) {
   const std::int64_t rows = static_cast<std::int64_t>(view.tokens) * view.heads;
   const auto room = static_cast<std::int64_t>(context.workspace.left() / 2 / (static_cast<Bytes>(rows) * static_cast<Bytes>(view.dv + 2) * sizeof(float)));
-  view.parts = static_cast<int>(std::clamp<std::int64_t>(std::min({wanted / std::max<std::int64_t>(blocks, 1), most_keys(args) / kLeastKeys, room}), 1, kMostParts));
+  view.parts = static_cast<int>(std::clamp<std::int64_t>(std::min({wanted / std::max<std::int64_t>(blocks, 1), most_keys(args) / least_keys, room}), 1, kMostParts));
   if (view.parts == 1) return;
   view.part_out = context.workspace.take<float>(view.parts * rows * view.dv);
   view.part_state = context.workspace.take<float>(view.parts * rows * 2);
@@ -140,6 +141,30 @@ void launch_streams(Context& context, const AttentionArgs& args, AttentionView& 
   context.launched();
 }
 
+/// Whether this is latent attention of single tokens over a cache whose keys begin with the values.
+bool can_share_latents(const Context& context, const AttentionArgs& args, const AttentionView& view) {
+  if (view.selects || view.segment_count != 1 || view.kv_heads != 1 || view.group < 2 || !one_token_each(*args.batch)) return false;
+  const KvSegment& segment = args.segments[0];
+  const bool aligned = rows_aligned(segment.k, 16) && segment.k.dim(2) % 8 == 0 && view.width % 8 == 0 && (!segment.k_shared.defined() || rows_aligned(segment.k_shared, 16));
+  return aligned && segment.v.data == segment.k.data && segment.v.strides[0] == segment.k.strides[0] && view.dv <= segment.k.dim(2) && view.dv <= kMostLatentValues &&
+         view.width <= kMostLatentWidth && latent_bytes(view.width) + 4096 <= context.shared_bytes;
+}
+
+void launch_latents(Context& context, const AttentionArgs& args, AttentionView& view) {
+  const std::int64_t groups = divide_up(view.heads, kLatentHeads), blocks = static_cast<std::int64_t>(view.sequences) * groups;
+  cut_keys(context, args, view, blocks, 2 * static_cast<std::int64_t>(context.multiprocessors), kLeastLatents);
+  const dim3 grid(static_cast<unsigned>(view.sequences), static_cast<unsigned>(groups), static_cast<unsigned>(view.parts));
+  const std::size_t bytes = latent_bytes(view.width);
+  const auto launch = [&](auto* kernel) {
+    context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+    kernel<<<grid, kLatentThreads, bytes, context.stream>>>(view);
+  };
+  if (view.segments[0].dtype == DType::f32) launch(&attend_latents<float>);
+  else if (view.segments[0].dtype == DType::bf16) launch(&attend_latents<__nv_bfloat16>);
+  else launch(&attend_latents<__half>);
+  context.launched();
+}
+
 }  // namespace
 
 void CudaOps::attention(const AttentionArgs& args) {
@@ -149,6 +174,7 @@ void CudaOps::attention(const AttentionArgs& args) {
   if (args.batch->tokens == 0 || args.q.dim(1) == 0) return;
   AttentionView view = view_of_args(args);
   if (can_stream(args, view)) launch_streams(context_, args, view);
+  else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);
   else launch_tiles(context_, args, view);
   if (view.parts > 1) {
     join_parts<<<static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, context_.stream>>>(view);

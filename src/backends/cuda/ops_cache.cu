@@ -64,13 +64,13 @@ __device__ std::int64_t place_of(const CacheRows& args, std::int64_t i, const in
 
 template <class From, class To>
 __device__ void write_rows(const CacheRows& args, std::int64_t from, std::int64_t to) {
-  for (std::int64_t j = 0; j < args.inner; ++j) {
+  const int n = static_cast<int>(args.src.n), elements = static_cast<int>(args.inner) * n;
+  for (int e = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x); e < elements; e += static_cast<int>(gridDim.y * blockDim.x)) {
+    const int j = e / n, i = e % n;
     const From* src = args.src.row<const From>(from * args.inner + j);
     To* cache = args.cache.row<To>(to * args.inner + j);
-    for (std::int64_t i = threadIdx.x; i < args.src.n; i += blockDim.x) {
-      if constexpr (std::is_same_v<From, To>) cache[i] = src[i];
-      else cache[i] = from_float<To>(to_float(src[i]));
-    }
+    if constexpr (std::is_same_v<From, To>) cache[i] = src[i];
+    else cache[i] = from_float<To>(to_float(src[i]));
   }
 }
 
@@ -155,8 +155,9 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
                        .rows_per_slot = args.rows_per_slot,
                        .ratio = args.ratio,
                        .rows = args.rows};
-  FATHOM_CHECK(rows.inner == inner_rows(args.cache) && rows.src.n == rows.cache.n);
-  cache_write_kernel<<<grid_for(context_, count, 1), kThreads, 0, context_.stream>>>(rows, count);
+  FATHOM_CHECK(rows.inner == inner_rows(args.cache) && rows.src.n == rows.cache.n && rows.inner * rows.src.n < (std::int64_t{1} << 31));
+  const dim3 grid(grid_for(context_, count, 1), static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(rows.inner * rows.src.n, kThreads), 1, 64)));
+  cache_write_kernel<<<grid, kThreads, 0, context_.stream>>>(rows, count);
   context_.launched();
 }
 
