@@ -11,14 +11,14 @@ full_bench() {
 # With sanitizers, a test program that is instrumented through and through; findings stop it.
 full_asan() {
   configure "$root/build-asan" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 "-DCMAKE_CXX_FLAGS=-fno-sanitize-recover=all" \
-    -DFATHOM_SANITIZE=address,undefined -DFATHOM_BENCH=OFF
+    -DFATHOM_SANITIZE=address,undefined -DFATHOM_BENCH=OFF -DFATHOM_CUDA=OFF
   build "$root/build-asan"
   FATHOM_NO_MEMORY_LIMITS=1 ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 run_tests "$root/build-asan"
 }
 
 full_tsan() {
   local fixed=()
-  configure "$root/build-tsan" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 -DFATHOM_SANITIZE=thread -DFATHOM_BENCH=OFF
+  configure "$root/build-tsan" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 -DFATHOM_SANITIZE=thread -DFATHOM_BENCH=OFF -DFATHOM_CUDA=OFF
   build "$root/build-tsan" test_engine test_measure test_backends
   # Newer kernels scatter memory further than this ThreadSanitizer knows; without scattering it always starts.
   if setarch "$(uname -m)" -R true 2>/dev/null; then fixed=(setarch "$(uname -m)" -R); fi
@@ -61,7 +61,7 @@ fuzz_one() {  # program; corpora grow outside the tree
 
 full_fuzz() {
   configure "$root/build-fuzz" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 -DCMAKE_C_COMPILER=clang -DCMAKE_CXX_COMPILER=clang++ "-DCMAKE_CXX_FLAGS=-fno-sanitize-recover=all" \
-    -DFATHOM_SANITIZE=address,undefined,fuzzer-no-link -DFATHOM_TESTS=OFF -DFATHOM_BENCH=OFF -DFATHOM_FUZZ=ON
+    -DFATHOM_SANITIZE=address,undefined,fuzzer-no-link -DFATHOM_TESTS=OFF -DFATHOM_BENCH=OFF -DFATHOM_FUZZ=ON -DFATHOM_CUDA=OFF
   build "$root/build-fuzz"
   local program passed=0 running=() names=()
   # Two at once on two processors: each target is one thread.
