@@ -12,9 +12,9 @@ if(FATHOM_CUDA)
   endif()
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
-    # Hopper's own code, and PTX that the driver compiles for other devices. The presets name more.
+    # Hopper's own code and its PTX, in one pass of the compiler. The preset `gpus` names other devices.
     if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-      set(CMAKE_CUDA_ARCHITECTURES 90a-real 90-virtual CACHE STRING "Devices to compile for")
+      set(CMAKE_CUDA_ARCHITECTURES 90a CACHE STRING "Devices to compile for")
     endif()
     enable_language(CUDA)
     if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know nvcc 13's
