@@ -114,7 +114,7 @@ Result<int> run_check(const Common& common) {
   std::optional<measure::BenchReport> report;
   if (!flags.no_run) {
     measure::SessionOptions session{.model = std::string(weights::kDefaultModel)};
-    FATHOM_TRY(report, measure::bench(session, {.prompts = {flags.prompt}, .batches = {1}, .generate = flags.generate, .repetitions = 3}, machine));
+    FATHOM_TRY(report, measure::bench(session, {.prompts = {flags.prompt}, .batches = {1}, .generate = flags.generate, .repetitions = 7}, machine));
   }
   if (!common.json) {
     if (report) print_proof(*report);
