@@ -5,6 +5,7 @@
 #include "backends/cuda/attention.cuh"
 
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/latents.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
