@@ -152,19 +152,19 @@ Status Engine::allocate() {
   FATHOM_TRY(cache_memory_, backend_->allocate_buffer(std::max<Bytes>(layout.total, 1)));
   FATHOM_TRY(arena_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.activations, 1)));
   FATHOM_TRY(constants_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1)));
-  FATHOM_TRY(staging_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1), tensor::Placement::kShared));
   if (!backend_->host_addressable()) {
+    FATHOM_TRY(staging_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1), tensor::Placement::kShared));
     FATHOM_TRY(logits_, backend_->allocate_buffer(static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float), tensor::Placement::kShared));
   }
   cache_ = view_cache(architecture_->cache(), options_, layout, cache_memory_->data());
   Bytes used = 0;
-  std::vector<Tensor> constants = place_constants(*architecture_, staging_->data(), used);
-  FATHOM_TRY_VOID(backend_->upload(constants_->data(), {staging_->data(), used}));
+  std::vector<Tensor> constants = place_constants(*architecture_, staged(), used);
+  if (staging_ != nullptr) FATHOM_TRY_VOID(backend_->upload(constants_->data(), {staging_->data(), used}));
   for (Tensor& constant : constants) constant.data = on_device(constant.data);
   architecture_->bind_constants(std::move(constants));
   tables_ = used;
   const auto table = [&](std::int64_t n) {
-    const Tensor t = make_tensor(staging_->data() + used, DType::i32, {n});
+    const Tensor t = make_tensor(staged() + used, DType::i32, {n});
     used += aligned(static_cast<Bytes>(n) * 4);
     return t;
   };
@@ -240,7 +240,7 @@ Result<std::span<const float>> Engine::step(std::span<const SlotTokens> tokens, 
   {
     const std::byte* out_data = nullptr;
     FATHOM_TRY(const bool called, backend_->run_pass(key, [&] {
-      backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
+      if (staging_ != nullptr) backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
       const tensor::Value out = architecture_->forward(pass);
       FATHOM_CHECK(out->dtype == DType::f32 || outputs == 0, "logits are f32");
       out_data = out->data;

@@ -95,10 +95,11 @@ class Engine {
   std::vector<std::int64_t> lengths_;
   std::int64_t topk_horizon_ = 0;
   std::vector<tensor::Sequence> sequences_;
-  tensor::Tensor ids_, positions_, rows_, table_;  // where the host fills them in, in staging_; a pass begins with copying them
-  std::unique_ptr<tensor::Buffer> staging_;
-  Bytes tables_ = 0, tables_bytes_ = 0;            // of both staging_ and constants_
-  std::byte* on_device(const std::byte* staged) const { return constants_->data() + (staged - staging_->data()); }
+  tensor::Tensor ids_, positions_, rows_, table_;  // where the host fills them in
+  std::unique_ptr<tensor::Buffer> staging_;        // constants_ as the host sees it, copied when a pass begins; null when it sees constants_
+  Bytes tables_ = 0, tables_bytes_ = 0;            // of both
+  std::byte* staged() const { return staging_ != nullptr ? staging_->data() : constants_->data(); }
+  std::byte* on_device(const std::byte* at) const { return constants_->data() + (at - staged()); }
 };
 
 }  // namespace fathom::engine
