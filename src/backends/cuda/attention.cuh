@@ -6,7 +6,7 @@
 namespace fathom::cuda {
 
 inline constexpr int kMostSegments = 3;
-inline constexpr int kJoinThreads = 128;
+inline constexpr int kJoinThreads = 256;
 
 struct AttentionView {
   SegmentView segments[kMostSegments];
@@ -21,6 +21,7 @@ struct AttentionView {
   float scale = 1;
   // The cut: tiles of tile_tokens × tile_heads rows, `pieces` of them for the heads of a key head; every tile's keys in `parts`.
   int tile_heads = 1, tile_tokens = 1, pieces = 1, tiles = 0, column_pieces = 1, parts = 1;
+  std::byte* rounded_out = nullptr;  // [tokens, heads, dv] in the keys' type beside out, or null: attend_flash alone, of one part
   float* part_out = nullptr;     // [parts, tokens, heads, dv], relative to the part's own largest score
   float* part_state = nullptr;   // [parts, tokens, heads, 2]: that score and the sum of exponentials
 };
@@ -52,10 +53,12 @@ struct TileTokens {
 
 inline constexpr int kMostParts = 64;
 
-/// One block a token and head. Every warp looks at all parts, two a lane; columns are added in the parts' order.
+/// One block a token and head. Every warp looks at all parts, two a lane; threads of the same four columns take parts in turn, and are
+/// added in a fixed order.
 static __global__ void __launch_bounds__(kJoinThreads) join_parts(const __grid_constant__ AttentionView view) {
   static_assert(kMostParts == 2 * kWarp);
   __shared__ float shares[kMostParts];
+  __shared__ float4 room[kJoinThreads];
   const std::int64_t rows = static_cast<std::int64_t>(view.tokens) * view.heads, row = blockIdx.x;
   const int token = static_cast<int>(row / view.heads), head = static_cast<int>(row % view.heads), lane = threadIdx.x % kWarp;
   const auto* states = reinterpret_cast<const float2*>(view.part_state);
@@ -70,14 +73,36 @@ static __global__ void __launch_bounds__(kJoinThreads) join_parts(const __grid_c
   __syncthreads();
   const Finish finish = finish_row(view, head, largest, total);
   if (threadIdx.x == 0 && view.lse.defined()) view.lse.at(token)[head] = finish.lse;
-  const float* from = view.part_out + row * view.dv;
-  const std::int64_t step = rows * view.dv;
-  float* out = view.out.at(token, head);
-  for (int d = threadIdx.x; d < view.dv; d += kJoinThreads) {
-    float sum = 0.0f;
+  const int quads = (view.dv + 3) / 4, teams = max(1, kJoinThreads / quads), team = static_cast<int>(threadIdx.x) / quads;
+  const bool fours = view.dv % 4 == 0;
+  for (int quad = static_cast<int>(threadIdx.x) % quads; quad < quads; quad += kJoinThreads) {
+    float4 sum = make_float4(0, 0, 0, 0);
+    const float* from = view.part_out + row * view.dv + 4 * quad;
+    const std::int64_t step = rows * view.dv;
+    if (team < teams) {
 #pragma unroll 8
-    for (int part = 0; part < view.parts; ++part) sum += from[part * step + d] * shares[part];
-    out[d] = sum * finish.factor;
+      for (int part = team; part < view.parts; part += teams) {
+        const float share = shares[part];
+        const float* at = from + part * step;
+        const float4 v = fours ? *reinterpret_cast<const float4*>(at)
+                               : make_float4(at[0], 4 * quad + 1 < view.dv ? at[1] : 0.0f, 4 * quad + 2 < view.dv ? at[2] : 0.0f, 4 * quad + 3 < view.dv ? at[3] : 0.0f);
+        sum.x += v.x * share, sum.y += v.y * share, sum.z += v.z * share, sum.w += v.w * share;
+      }
+    }
+    if (teams > 1) {
+      room[threadIdx.x] = sum;
+      __syncthreads();
+      if (team != 0) return;
+      for (int other = 1; other < teams; ++other) {
+        const float4 v = room[other * quads + quad];
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+      }
+    }
+    float* out = view.out.at(token, head) + 4 * quad;
+    out[0] = sum.x * finish.factor;
+    if (4 * quad + 1 < view.dv) out[1] = sum.y * finish.factor;
+    if (4 * quad + 2 < view.dv) out[2] = sum.z * finish.factor;
+    if (4 * quad + 3 < view.dv) out[3] = sum.w * finish.factor;
   }
 }
 

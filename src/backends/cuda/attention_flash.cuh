@@ -175,7 +175,7 @@ __device__ inline void mix_rows(unsigned v_tile, const float (&p)[2][kFlashKeys 
   }
 }
 
-template <int kValues>
+template <class T, int kValues>
 __device__ inline void write_rows(const AttentionView& view, const FlashTile& tile, int part, FlashState<kValues>& state) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
 #pragma unroll
@@ -198,10 +198,14 @@ __device__ inline void write_rows(const AttentionView& view, const FlashTile& ti
         if (!whole) view.part_state[2 * at] = largest, view.part_state[2 * at + 1] = total;
         else if (view.lse.defined()) view.lse.at(token)[head] = finish.lse;
       }
+      T* rounded = reinterpret_cast<T*>(view.rounded_out) + (token * view.heads + head) * view.dv;
 #pragma unroll
       for (int n = 0; n < kValues / 8; ++n)
-        if (const int column = 8 * n + 2 * (lane % 4); column < view.dv)
-          *reinterpret_cast<float2*>(out + column) = make_float2(state.acc[m][n][2 * i] * finish.factor, state.acc[m][n][2 * i + 1] * finish.factor);
+        if (const int column = 8 * n + 2 * (lane % 4); column < view.dv) {
+          const float2 made = make_float2(state.acc[m][n][2 * i] * finish.factor, state.acc[m][n][2 * i + 1] * finish.factor);
+          *reinterpret_cast<float2*>(out + column) = made;
+          if (view.rounded_out != nullptr) *reinterpret_cast<unsigned*>(rounded + column) = pack_two<T>(made.x, made.y);
+        }
     }
 }
 
@@ -258,7 +262,7 @@ __global__ void __launch_bounds__(kFlashThreads) attend_flash(const __grid_const
     soften_rows<kValues>(s, state);
     mix_rows<T, kValues>(v_tile, s, state);
   }
-  write_rows<kValues>(view, tile, part, state);
+  write_rows<T, kValues>(view, tile, part, state);
 }
 
 }  // namespace fathom::cuda

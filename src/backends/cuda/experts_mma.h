@@ -8,7 +8,9 @@ namespace fathom::cuda {
 /// The matrices of all experts, the same for every chunk of tokens.
 struct Matrices { MatrixOfExperts gate, up, down; };
 
-/// Whether the shapes and formats allow it; rows start at multiples of 16 bytes.
+/// Whether rows of eight elements can be read at once.
+bool reads_vectors(std::span<const tensor::Weight> weights);
+/// Whether shapes, formats and addresses allow it.
 bool can_mma(const tensor::ExpertsArgs& args);
 /// Hits of a run at most, for `pairs` of tokens and experts.
 int mma_run(const tensor::ExpertsArgs& args, std::int64_t pairs);

@@ -10,20 +10,19 @@ inline constexpr int kSharedThreads = 256, kSharedWarps = kSharedThreads / kWarp
 template <int kWidth>
 inline constexpr int kSharedBytes = (kSharedStages * kSharedKeys * kWidth + kSharedHeads * kWidth + kSharedHeads * kSharedKeys) * 2;
 
-/// Keys first … of the sequence to a stage; zeros from `end` on.
+/// Keys first … of the sequence to a stage; zeros from `end` on. Four threads a key, whose chunks they take in turn.
 template <class T, int kWidth>
 __device__ inline void copy_latents(const SegmentView& segment, std::int64_t base, int first, int end, unsigned to) {
   constexpr int kChunks = kWidth / 8;
-  const int chunks = (segment.dk + segment.dr) / 8;
+  static_assert(kSharedThreads == 4 * kSharedKeys && kChunks % 4 == 0);
+  const int key = static_cast<int>(threadIdx.x) / 4, turn = static_cast<int>(threadIdx.x) % 4, dk = segment.dk, width = segment.dk + segment.dr;
+  const bool here = first + key < end;
+  const std::int64_t row = base + (here ? first + key : 0);
+  const T *own = reinterpret_cast<const T*>(segment.k) + row * segment.k_row + 8 * turn, *rest = reinterpret_cast<const T*>(segment.k_shared) + row * segment.shared_row - dk + 8 * turn;
 #pragma unroll
-  for (int i = 0; i < kSharedKeys * kChunks / kSharedThreads; ++i) {
-    const int item = i * kSharedThreads + static_cast<int>(threadIdx.x), key = item / kChunks, chunk = item % kChunks;
-    const bool here = first + key < end && chunk < chunks;
-    const std::int64_t row = base + (here ? first + key : 0);
-    const int d = here ? 8 * chunk : 0;
-    const T* from = d < segment.dk ? reinterpret_cast<const T*>(segment.k) + row * segment.k_row + d
-                                   : reinterpret_cast<const T*>(segment.k_shared) + row * segment.shared_row + d - segment.dk;
-    copy_16(to + swizzled<kChunks>(key, chunk), from, here);
+  for (int i = 0; i < kChunks / 4; ++i) {
+    const int d = 32 * i + 8 * turn;
+    copy_16(to + swizzled<kChunks>(key, 4 * i + turn), (d < dk ? own : rest) + (d < width ? 32 * i : 0), here && d < width);
   }
 }
 
@@ -89,7 +88,10 @@ __global__ void __launch_bounds__(kSharedThreads) attend_latents_mma(const __gri
   commit_copies();
   copy_latents<T, kWidth>(segment, base, from + kSharedKeys, to, stages + kStage);
   commit_copies();
-  for (int item = threadIdx.x; item < kSharedHeads * kWidth / 8; item += kSharedThreads) {
+#pragma unroll
+  for (int i = 0; i < (kSharedHeads * kWidth / 8 + kSharedThreads - 1) / kSharedThreads; ++i) {
+    const int item = i * kSharedThreads + static_cast<int>(threadIdx.x);
+    if (item >= kSharedHeads * kWidth / 8) break;
     const int head = item / (kWidth / 8), chunk = item % (kWidth / 8);
     float4 low = make_float4(0, 0, 0, 0), high = low;
     if (first_head + head < view.heads && 8 * chunk < view.width) {

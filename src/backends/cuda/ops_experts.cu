@@ -47,13 +47,6 @@ MatrixOfExperts matrix_of(Context& context, std::span<const Weight> weights) {
   return matrix;
 }
 
-/// Whether rows of eight elements can be read at once.
-bool reads_vectors(std::span<const Weight> weights) {
-  for (const Weight& weight : weights)
-    if (weight.cols % 8 != 0 || reinterpret_cast<std::uintptr_t>(weight.data) % 16 != 0) return false;
-  return true;
-}
-
 void launch_gather(Context& context, const GatherView& view) {
   gather_hits<<<1, kGatherThreads, 0, context.stream>>>(view);
   context.launched();
@@ -139,7 +132,7 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   Workspace& workspace = context.workspace;
   const std::int64_t top_k = args.indices.dim(1), h = args.x.dim(1), pairs = count * top_k, here = std::ssize(args.gate);
   const Tensor x = args.x.rows(first, count), indices = args.indices.rows(first, count);
-  const bool mma = here > 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16) && can_mma(args);
+  const bool mma = here > 0 && can_mma(args);
   GatherView gather;
   gather.indices = view_of<const std::int32_t>(indices);
   gather.pairs = static_cast<int>(pairs);
@@ -177,7 +170,8 @@ void CudaOps::experts(const ExpertsArgs& args) {
   Matrices matrices;
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
-  const auto token_bytes = static_cast<Bytes>(top_k * ((inner + h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + 2 * h);
+  const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : 4);
+  const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + 2 * h);
   const auto fixed = static_cast<Bytes>(here) * sizeof(RunOfExpert) + 8 * 256;
   FATHOM_CHECK(start.left() >= fixed + token_bytes, "an expert is too large for the workspace");
   const std::int64_t chunk = std::min<std::int64_t>({tokens, static_cast<std::int64_t>((start.left() - fixed) / token_bytes), (std::int64_t{1} << 21) / top_k});  // runs are a grid.y

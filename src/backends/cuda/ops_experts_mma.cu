@@ -62,8 +62,15 @@ float* multiply(Context& context, const ExpertsArgs& args, const Matrices& matri
 
 }  // namespace
 
+bool reads_vectors(std::span<const Weight> weights) {
+  for (const Weight& weight : weights)
+    if (weight.cols % 8 != 0 || reinterpret_cast<std::uintptr_t>(weight.data) % 16 != 0) return false;
+  return true;
+}
+
 bool can_mma(const ExpertsArgs& args) {
   const WeightFormat format = args.gate[0].format;
+  if (!reads_vectors(args.gate) || !reads_vectors(args.up) || !reads_vectors(args.down) || !rows_aligned(args.x, 16)) return false;
   return (format == WeightFormat::bf16 || format == WeightFormat::f16) && args.down[0].format == format && args.gate[0].rows % 8 == 0 && args.gate[0].cols % 8 == 0;
 }
 

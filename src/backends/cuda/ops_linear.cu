@@ -12,7 +12,7 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr int kFewTokens = 8;
-constexpr Bytes kRoundedBytes = 96 * kMiB, kWidenedBytes = 96 * kMiB;  // of the workspace, beside what cuBLASLt has
+constexpr Bytes kWidenedBytes = 96 * kMiB;  // of the workspace, beside what cuBLASLt has
 
 /// G products out[t, g, :] = x[t, g, :] · W_g, where W_g is rows [first_row + g · row_step, + rows) of the weight: transposed (an output a row)
 /// or as it lies (an output a column).
@@ -366,6 +366,17 @@ void multiply_part(Context& context, const Product& p, const Part& part, const v
   if (!context.blas->multiply(context, product, room)) launch_tiled(context, rest);
 }
 
+/// Tokens [first, first + tokens) of x, rounded, at context.rounded_data: those that are there already stay.
+void round_once(Context& context, const Product& p, std::int64_t first, std::int64_t tokens, BlasType type) {
+  const RoundedActivations wanted{.x = p.x + first * p.x_stride, .tokens = tokens, .groups = p.groups, .width = p.inputs(), .stride = p.x_stride, .step = p.x_step,
+                                  .type = type == BlasType::bf16 ? DType::bf16 : DType::f16};
+  context.product_type = wanted.type;
+  if (context.rounded == wanted) return;
+  context.rounded = wanted;
+  if (type == BlasType::bf16) round_to(context, p, first, tokens, reinterpret_cast<__nv_bfloat16*>(context.rounded_data));
+  else round_to(context, p, first, tokens, reinterpret_cast<__half*>(context.rounded_data));
+}
+
 /// p has no bias any more.
 void multiply_many(Context& context, const Product& p) {
   const bool plain = is_plain(p.weight.format);
@@ -375,13 +386,12 @@ void multiply_many(Context& context, const Product& p) {
   const std::int64_t token_block = type == BlasType::f32 ? p.tokens : std::min(p.tokens, tokens_that_fit), row_block = plain ? p.rows : std::min(p.rows, rows_that_fit);
   if (token_block == 0 || row_block == 0 || (p.by_column && row_block < p.rows)) return launch_tiled(context, p);
   std::byte* room = context.workspace.take<std::byte>(static_cast<std::int64_t>(Blas::kWorkspaceBytes));
-  std::uint16_t* rounded = type == BlasType::f32 ? nullptr : context.workspace.take<std::uint16_t>(token_block * width);
+  std::byte* rounded = context.rounded_data;
   __nv_bfloat16* wide = plain ? nullptr : context.workspace.take<__nv_bfloat16>(row_block * p.weight.cols);
   for (std::int64_t token = 0; token < p.tokens; token += token_block) {
     const std::int64_t tokens = std::min(token_block, p.tokens - token);
     const void* x = type == BlasType::f32 ? static_cast<const void*>(p.x + token * p.x_stride) : rounded;
-    if (type == BlasType::bf16) round_to(context, p, token, tokens, reinterpret_cast<__nv_bfloat16*>(rounded));
-    if (type == BlasType::f16) round_to(context, p, token, tokens, reinterpret_cast<__half*>(rounded));
+    if (type != BlasType::f32) round_once(context, p, token, tokens, type);
     for (std::int64_t row = 0; row < p.rows; row += row_block) {
       const std::int64_t rows = std::min(row_block, p.rows - row);
       const void* w = plain ? static_cast<const void*>(p.weight.data + (p.first_row + row) * p.weight.cols * element) : wide;
@@ -468,13 +478,20 @@ void CudaOps::linear(const LinearArgs& args) {
   Together& waiting = waiting_->products;
   bool together = waits && waiting.count < Together::kMost;
   for (int i = 0; together && i < waiting.count; ++i) together = goes_with(product, waiting.products[i]);
-  if (!together) flush();
+  if (!together) launch_waiting();
   if (waits) waiting.products[waiting.count++] = product;
   else multiply_any(context_, product);
+  const RoundedActivations& kept = context_.rounded;
+  if (kept.x != nullptr && overlap(product.out, (tokens - 1) * product.out_stride + n, kept.x, (kept.tokens - 1) * kept.stride + kept.groups * kept.step + kept.width)) context_.rounded = {};
 }
 
 /// What waits for others of its x is launched: every other op, and whoever looks at results, comes through here first.
 void CudaOps::flush() {
+  launch_waiting();
+  context_.rounded = {};
+}
+
+void CudaOps::launch_waiting() {
   Together& waiting = waiting_->products;
   if (waiting.count == 0) return;
   launch_together(context_, waiting);

@@ -1,6 +1,7 @@
 // Family norm: a warp a row where rows are short, a block a row where they are long. Rows are read twice; the second time they are in L1.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/device_math.cuh"
+#include "backends/cuda/many_rows.h"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -128,6 +129,7 @@ NormArgs arguments(const Tensor& x, const Tensor& weight, const Tensor& bias, do
 
 void CudaOps::rms_norm(const RmsNormArgs& args) {
   flush();
+  if (norm_and_round(context_, args)) return;
   const NormArgs norm = arguments(args.x, args.weight, Tensor{}, args.eps, args.out);
   const std::int64_t n = norm.x.n;
   const bool vectors = n > kShortRow && n % 4 == 0 && n <= 1024 * 4 * kKept && rows_aligned(args.x, 16) && rows_aligned(args.out, 16);

@@ -1,6 +1,7 @@
 // Families rows and experts (the elementwise part): embedding, gathering, copying, adding, gates.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/device_math.cuh"
+#include "backends/cuda/many_rows.h"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -177,7 +178,10 @@ void CudaOps::expand_streams(const ExpandStreamsArgs& args) {
 }
 
 void CudaOps::swiglu(const SwigluArgs& args) {
-  flush(); map_pairs(context_, args.gate, args.up, args.out, Gate{static_cast<float>(args.limit)}); }
+  flush();
+  if (gate_and_round(context_, args)) return;
+  map_pairs(context_, args.gate, args.up, args.out, Gate{static_cast<float>(args.limit)});
+}
 
 void CudaOps::gelu(const GeluArgs& args) {
   flush(); map_pairs(context_, args.x, args.x, args.out, Gelu{}); }
