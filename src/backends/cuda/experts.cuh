@@ -8,6 +8,7 @@ namespace fathom::cuda {
 inline constexpr int kGatherThreads = 1024;
 inline constexpr int kMostExperts = 1024;    // on one device
 inline constexpr int kMostChoices = 64;      // top_k
+inline constexpr int kGatherRoom = 8192;     // counts
 inline constexpr int kProductThreads = 256;
 
 // ---------------------------------------------------------------- gathering
@@ -41,50 +42,54 @@ __device__ inline int2 block_scan(int2 value, int2 (&room)[kWarp]) {
   return warp == 0 ? value : make_int2(value.x + x, value.y + y);
 }
 
-/// One block. Thread e places the hits of expert e, so that their order is that of the pairs.
+/// One block. Each warp has a stretch of the pairs: it counts them by expert, and when all counts are summed up it places them, in their order.
 static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __grid_constant__ GatherView view) {
-  static_assert(kGatherThreads == kWarp * kWarp && kGatherThreads >= kMostExperts);
-  __shared__ std::int32_t counts[kMostExperts], all_runs;
+  static_assert(kGatherThreads == kWarp * kWarp && kGatherThreads >= kMostExperts && kGatherRoom >= kMostExperts);
+  __shared__ std::int32_t places[kGatherRoom], all_runs;  // [stretches, here]: counts, then where the stretch's next hit of the expert goes
   __shared__ int2 room[kWarp];
-  __shared__ __align__(16) std::int32_t experts[kGatherThreads];
-  const int thread = static_cast<int>(threadIdx.x);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp, here = view.here;
+  const int stretches = min(kWarp, kGatherRoom / max(here, 1)), length = (view.pairs + stretches - 1) / stretches;
+  const int first = min(warp, stretches) * length, last = warp < stretches ? min(first + length, view.pairs) : 0;
+  std::int32_t* const own_places = places + warp * here;
   const auto expert_of = [&](int pair) { return view.indices.at(pair / view.top_k)[pair % view.top_k] - view.first_expert; };
-  counts[thread] = 0;
+  for (int i = thread; i < stretches * here; i += kGatherThreads) places[i] = 0;
   __syncthreads();
-  for (int pair = thread; pair < view.pairs; pair += kGatherThreads) {
+  for (int pair = first + lane; pair < last; pair += kWarp) {
     const int expert = expert_of(pair);
-    if (pair == thread) experts[thread] = expert;
-    if (expert >= 0 && expert < view.here) atomicAdd(&counts[expert], 1);
+    if (expert >= 0 && expert < here) atomicAdd(&own_places[expert], 1);
     else view.hit[pair] = -1;
   }
-  if (thread >= view.pairs) experts[thread] = -1;
   __syncthreads();
-  const std::int32_t own = counts[thread], runs = (own + view.run - 1) / view.run;
+  std::int32_t own = 0;
+  if (thread < here)
+    for (int s = 0; s < stretches; ++s) own += places[s * here + thread];
+  const std::int32_t runs = (own + view.run - 1) / view.run;
   const int2 ends = block_scan(make_int2(own, runs), room);
-  const std::int32_t end = ends.x;
-  std::int32_t next = end - own;
+  std::int32_t next = ends.x - own;
   for (int i = 0; i < runs; ++i) view.runs[ends.y - runs + i] = {thread, next + i * view.run, min(view.run, own - i * view.run)};
   if (thread == kGatherThreads - 1) all_runs = ends.y;
-  for (int base = 0; base < view.pairs; base += kGatherThreads) {
-    if (base > 0) {
-      __syncthreads();
-      experts[thread] = base + thread < view.pairs ? expert_of(base + thread) : -1;
-      __syncthreads();
+  if (thread < here)
+    for (int s = 0; s < stretches; ++s) {
+      const std::int32_t count = places[s * here + thread];
+      places[s * here + thread] = next;
+      next += count;
     }
-    if (next >= end) continue;
-    for (int i = 0; i < kGatherThreads && base + i < view.pairs; i += 4) {
-      const int4 four = *reinterpret_cast<const int4*>(&experts[i]);
-      const int all[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int n = 0; n < 4; ++n)
-        if (all[n] == thread) {
-          view.token[next] = (base + i + n) / view.top_k;
-          view.hit[base + i + n] = next++;
-        }
-    }
-  }
   __syncthreads();
   for (int i = all_runs + thread; i < view.most_runs; i += kGatherThreads) view.runs[i] = {};
+  for (int base = first; base < last; base += kWarp) {
+    const int pair = base + lane, expert = pair < last ? expert_of(pair) : -1;
+    const bool is_here = expert >= 0 && expert < here;
+    const unsigned same = __match_any_sync(kAllLanes, is_here ? expert : -1);
+    const int rank = __popc(same & ((1u << lane) - 1u));
+    if (is_here) {
+      const std::int32_t place = own_places[expert] + rank;
+      view.token[place] = pair / view.top_k;
+      view.hit[pair] = place;
+    }
+    __syncwarp();
+    if (is_here && rank == 0) own_places[expert] += __popc(same);
+    __syncwarp();
+  }
 }
 
 // ---------------------------------------------------------------- products

@@ -99,7 +99,7 @@ __device__ inline void score_wide(unsigned queries, unsigned keys, float (&s)[32
 #pragma unroll
   for (int step = 0; step < kWideWidth / 16; ++step) {
     const unsigned at = step / 4 * kWideTile + step % 4 * 32;
-    multiply_64<T>(s, by_rows(queries + at), by_rows(keys + at), step > 0);
+    multiply_64_by_rows<T>(s, by_rows(queries + at), by_rows(keys + at), step > 0);
   }
   commit_products();
 }
@@ -198,7 +198,7 @@ __device__ inline void lead_wide(const AttentionView& view, const WideTile& tile
   };
   const auto mix = [&](unsigned values) {
 #pragma unroll
-    for (int step = 0; step < 4; ++step) multiply_256<T>(acc, p[step], by_columns(values + step * 2048, kWideTile), true);
+    for (int step = 0; step < 4; ++step) multiply_256_by_columns<T>(acc, p[step], by_columns(values + step * 2048, kWideTile), true);
     commit_products();
   };
 #pragma unroll 1
@@ -263,7 +263,7 @@ __device__ inline void follow_wide(const AttentionView& view, const WideTile& ti
     scale_wide(acc, keep);
     begin_products();
 #pragma unroll
-    for (int step = 0; step < 4; ++step) multiply_256<T>(acc, by_rows(at + kWideWeights + 32 * step), by_columns(keys + place * kWideBlock + step * 2048, kWideTile), true);
+    for (int step = 0; step < 4; ++step) multiply_256_by_columns<T>(acc, by_rows(at + kWideWeights + 32 * step), by_columns(keys + place * kWideBlock + step * 2048, kWideTile), true);
     commit_products();
     wait_products<0>();
     arrive_at(2, 2 * kGroupOfWarps);

@@ -18,8 +18,6 @@ std::int64_t width_of(const Tensor& x) {
   return width;
 }
 
-__device__ float4 sum_of(const float4& a, const float4& b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-
 /// One block a row; a thread's kEights of eight elements stay in registers between the sum and the scaling.
 template <class T, int kEights>
 __global__ void __launch_bounds__(kRowThreads) norm_rows(const float* x, FloatVector weight, float eps, float* out, T* rounded, int width) {

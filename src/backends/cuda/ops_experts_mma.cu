@@ -1,7 +1,7 @@
 // Experts with 16-bit weights on tensor cores: see experts_mma.h. Few hits an expert: the weights stream by. Many: tiles.
 #include "backends/cuda/experts_mma.h"
 
-#include "backends/cuda/experts_mma.cuh"
+#include "backends/cuda/experts_wide.cuh"
 #include "backends/cuda/rounding.cuh"
 
 namespace fathom::cuda {
@@ -15,7 +15,18 @@ void launch_stream(Context& context, const MmaView& view, std::int64_t runs) {
   context.launched();
 }
 template <class T, bool kGated>
+void launch_panels(Context& context, const MmaView& view, std::int64_t runs) {
+  const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kGated ? kPanelRows / 2 : kPanelRows)), static_cast<unsigned>(runs));
+  context.note(cudaFuncSetAttribute(&multiply_panels<T, kGated>, cudaFuncAttributeMaxDynamicSharedMemorySize, kPanelBytes));
+  multiply_panels<T, kGated><<<grid, kPanelThreads, kPanelBytes, context.stream>>>(view);
+  context.launched();
+}
+template <class T, bool kGated>
 void launch_group(Context& context, const MmaView& view, std::int64_t runs) {
+#if defined(FATHOM_CUDA_90A)
+  static_assert(kPanelHits == kGroupHits);
+  if (context.compute_capability == 90 && kPanelBytes <= static_cast<int>(context.shared_bytes)) return launch_panels<T, kGated>(context, view, runs);
+#endif
   const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kGated ? kGroupRows / 2 : kGroupRows)), static_cast<unsigned>(runs));
   context.note(cudaFuncSetAttribute(&multiply_group<T, kGated>, cudaFuncAttributeMaxDynamicSharedMemorySize, kGroupBytes));
   multiply_group<T, kGated><<<grid, kGroupThreads, kGroupBytes, context.stream>>>(view);
