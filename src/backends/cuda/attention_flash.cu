@@ -1,7 +1,6 @@
 // Attention of many tokens on tensor cores: see attention_ways.h.
-#include "backends/cuda/attention_flash.cuh"
-
 #include "backends/cuda/attention_ways.h"
+#include "backends/cuda/flash_wide.cuh"
 #include "backends/cuda/many_rows.h"
 #include "backends/cuda/rounding.cuh"
 
@@ -40,8 +39,20 @@ void launch(Context& context, const AttentionView& view) {
   attend_flash<T, kWidth, kValues><<<grid, kFlashThreads, bytes, context.stream>>>(view);
   context.launched();
 }
+template <class T, int kWidth>
+void launch_hopper(Context& context, const AttentionView& view) {
+  constexpr int bytes = HopperRoom<kWidth>::kBytes;
+  const dim3 grid(static_cast<unsigned>(view.kv_heads * view.pieces), static_cast<unsigned>(view.tiles), static_cast<unsigned>(view.parts));
+  context.note(cudaFuncSetAttribute(&attend_flash_hopper<T, kWidth>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  attend_flash_hopper<T, kWidth><<<grid, kHopperThreads, bytes, context.stream>>>(view);
+  context.launched();
+}
 template <class T>
 void launch(Context& context, const AttentionView& view) {
+#if defined(FATHOM_CUDA_90A)
+  if (context.compute_capability == 90 && (view.width > 64 || view.dv > 64) && HopperRoom<192>::kBytes <= static_cast<int>(context.shared_bytes))
+    return view.width <= 128 ? launch_hopper<T, 128>(context, view) : launch_hopper<T, 192>(context, view);
+#endif
   if (view.width <= 64 && view.dv <= 64) launch<T, 64, 64>(context, view);
   else if (view.width <= 128) launch<T, 128, 128>(context, view);
   else launch<T, 192, 128>(context, view);

@@ -21,6 +21,23 @@ struct FlashTile {
   int first_head = 0, heads = 1, kv_head = 0;
 };
 
+/// Finds the block's work; least and most: what its first and its last token see. False: there is none.
+__device__ inline bool find_flash_tile(const AttentionView& view, FlashTile& tile, NameRange& least, NameRange& most) {
+  const SegmentView& segment = view.segments[0];
+  const Piece piece = find_piece(view.table, view.sequences, view.tile_tokens, view.tiles - 1 - static_cast<int>(blockIdx.y));
+  if (piece.sequence < 0) return false;
+  tile.tokens = {sequence_row(view.table, piece.sequence), piece.sequence, piece.first, 0};
+  tile.tokens.count = min(view.tile_tokens, tile.tokens.sequence.tokens - piece.first);
+  const std::int32_t past = tile.tokens.sequence.past, p0 = past + piece.first, p1 = p0 + tile.tokens.count - 1;
+  least = visible_names(segment, past, p0), most = visible_names(segment, past, p1);
+  tile.names = {least.first, most.end};
+  tile.base = base_row(segment, view.table, piece.sequence, tile.tokens.sequence);
+  tile.kv_head = static_cast<int>(blockIdx.x) / view.pieces;
+  const int head_in_group = static_cast<int>(blockIdx.x) % view.pieces * view.tile_heads;
+  tile.first_head = tile.kv_head * view.group + head_in_group, tile.heads = min(view.tile_heads, view.group - head_in_group);
+  return true;
+}
+
 /// Chunks of 16 bytes from rows of the segment to a tile; rows beyond the names are zeros.
 template <int kWidth, class Address>
 __device__ inline void copy_tile(unsigned to, std::int32_t first, std::int32_t end, int chunks, Address address) {
@@ -215,18 +232,9 @@ __global__ void __launch_bounds__(kFlashThreads) attend_flash(const __grid_const
   extern __shared__ __align__(128) unsigned char flash_room[];
   const unsigned q_tile = shared_address(flash_room), k_tile = q_tile + kFlashRows * kWidth * 2, v_tile = k_tile + kFlashKeys * kWidth * 2;
   const SegmentView& segment = view.segments[0];
-  const Piece piece = find_piece(view.table, view.sequences, view.tile_tokens, view.tiles - 1 - static_cast<int>(blockIdx.y));
-  if (piece.sequence < 0) return;
   FlashTile tile;
-  tile.tokens = {sequence_row(view.table, piece.sequence), piece.sequence, piece.first, 0};
-  tile.tokens.count = min(view.tile_tokens, tile.tokens.sequence.tokens - piece.first);
-  const std::int32_t past = tile.tokens.sequence.past, p0 = past + piece.first, p1 = p0 + tile.tokens.count - 1;
-  const NameRange least = visible_names(segment, past, p0), most = visible_names(segment, past, p1);
-  tile.names = {least.first, most.end};
-  tile.base = base_row(segment, view.table, piece.sequence, tile.tokens.sequence);
-  tile.kv_head = static_cast<int>(blockIdx.x) / view.pieces;
-  const int head_in_group = static_cast<int>(blockIdx.x) % view.pieces * view.tile_heads;
-  tile.first_head = tile.kv_head * view.group + head_in_group, tile.heads = min(view.tile_heads, view.group - head_in_group);
+  NameRange least, most;
+  if (!find_flash_tile(view, tile, least, most)) return;
   const std::int64_t blocks = max((tile.names.end - tile.names.first + kFlashKeys - 1) / kFlashKeys, 0);
   const int part = blockIdx.z, from = static_cast<int>(blocks * part / view.parts), to = static_cast<int>(blocks * (part + 1) / view.parts);
   const auto first_of = [&](int block) { return tile.names.first + block * kFlashKeys; };
