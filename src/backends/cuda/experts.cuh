@@ -310,36 +310,42 @@ struct CombineView {
   bool accumulate = false;
 };
 
-inline constexpr int kCombineThreads = 256, kCombineColumns = 1024;
+inline constexpr int kCombineThreads = 256, kCombineColumns = 512;
 
 /// out[token] (+)= the sum of weight · y over its hits, experts ascending. Grid: tokens, blocks of columns.
 static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __grid_constant__ CombineView view) {
+  static_assert(kMostChoices == 2 * kWarp);
   __shared__ std::int32_t hits[kMostChoices];
   __shared__ float weights[kMostChoices];
-  __shared__ int count;
   const std::int64_t token = blockIdx.x;
-  const int own = static_cast<int>(threadIdx.x);
-  if (own == 0) count = 0;
-  __syncthreads();
-  if (own < view.top_k) {
-    const std::int32_t hit = view.hit[token * view.top_k + own];
-    // Hits are numbered by expert, then token, then slot: the order of a token's hits is that of their numbers.
-    if (hit >= 0) {
-      int rank = 0;
-      for (int j = 0; j < view.top_k; ++j) {
-        const std::int32_t other = view.hit[token * view.top_k + j];
-        if (other >= 0 && other < hit) ++rank;
-      }
-      hits[rank] = hit;
-      weights[rank] = view.weights.at(token)[own];
-      atomicAdd(&count, 1);
-    }
+  const int own = static_cast<int>(threadIdx.x), lane = own % kWarp;
+  // Hits are numbered by expert, then token, then slot: the order of a token's hits is that of their numbers. Every warp finds it.
+  std::int32_t hit[2];
+  float weight[2];
+  int count = 0, rank[2] = {};
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int choice = lane + half * kWarp;
+    hit[half] = choice < view.top_k ? view.hit[token * view.top_k + choice] : -1;
+    weight[half] = choice < view.top_k ? view.weights.at(token)[choice] : 0.0f;
+    count += __popc(__ballot_sync(kAllLanes, hit[half] >= 0));
+  }
+  for (int j = 0; j < min(view.top_k, kMostChoices); ++j) {
+    const std::int32_t other = __shfl_sync(kAllLanes, j < kWarp ? hit[0] : hit[1], j % kWarp);
+    if (other < 0) continue;
+    rank[0] += other < hit[0], rank[1] += other < hit[1];
+  }
+  if (own < kWarp) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (hit[half] >= 0) hits[rank[half]] = hit[half], weights[rank[half]] = weight[half];
   }
   __syncthreads();
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kCombineColumns, h = view.out.dims[1], last = min(first + kCombineColumns, h);
   float* out = view.out.at(token);
   for (std::int64_t column = first + own; column < last; column += kCombineThreads) {
     float sum = view.accumulate ? out[column] : 0.0f;
+#pragma unroll 8
     for (int i = 0; i < count; ++i) sum += weights[i] * view.y[hits[i] * h + column];
     out[column] = sum;
   }

@@ -11,7 +11,12 @@ inline constexpr int kWideThreads = 3 * kGroupOfWarps, kWideRows = 64, kWideKeys
 inline constexpr unsigned kWideTile = 64 * 128;                          // 64 rows of 64 columns
 inline constexpr unsigned kWideBlock = kWideWidth / 64 * kWideTile;      // q, and each of two blocks of keys
 inline constexpr unsigned kWideWeights = 3 * kWideBlock, kWideKeep = kWideWeights + kWideTile, kWideBarriers = kWideKeep + kWideRows * 4;
-inline constexpr int kWideBytes = static_cast<int>(kWideBarriers) + 64 + 1024;  // 1024: to start at a multiple of it
+inline constexpr int kWideBytes = static_cast<int>(kWideBarriers) + 96 + 1024;  // 1024: to start at a multiple of it
+// A block of keys comes and goes in three stretches of columns: those of the first warpgroup's values, of the second's, and the rest.
+inline constexpr int kWideStretches = 3;
+constexpr int wide_stretch(int stretch) { return stretch < kWideStretches ? 4 * stretch : kWideWidth / 64; }  // its first tile
+/// The barrier of a stretch of a place: it is there (from kWideBarriers on), and as many later: it has been read.
+__device__ inline unsigned wide_barrier(unsigned barriers, int place, int stretch) { return barriers + static_cast<unsigned>(8 * (kWideStretches * place + stretch)); }
 
 struct WideTile {
   SequenceRow sequence;
@@ -62,7 +67,7 @@ __device__ inline void store_wide_queries(const AttentionView& view, const WideT
   }
 }
 
-/// The third warpgroup: blocks of keys, each when its place is free.
+/// The third warpgroup: blocks of keys, each stretch when its place is free.
 template <class T>
 __device__ inline void read_wide_keys(const AttentionView& view, const WideTile& tile, unsigned keys, unsigned full, unsigned empty) {
   const SegmentView& segment = view.segments[0];
@@ -70,38 +75,54 @@ __device__ inline void read_wide_keys(const AttentionView& view, const WideTile&
   const T *k = reinterpret_cast<const T*>(segment.k), *shared = reinterpret_cast<const T*>(segment.k_shared);
 #pragma unroll 1
   for (int block = 0; block < tile.blocks; ++block) {
-    const int place = block % 2;
-    if (block >= 2) wait_phase(empty + 8 * place, (block / 2 - 1) & 1);
-    const int first = tile.from + block * kWideKeys;
+    const int place = block % 2, first = tile.from + block * kWideKeys;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int key = line + 16 * i;
-      const bool here = first + key < tile.end;
-      const std::int64_t row = tile.base + (here ? first + key : 0);
-      const T *own = k + row * segment.k_row, *rest = shared + row * segment.shared_row - segment.dk;
-      const unsigned to = keys + place * kWideBlock + wide_swizzled(key, chunk, kWideTile);
+    for (int stretch = 0; stretch < kWideStretches; ++stretch) {
+      if (block >= 2) wait_phase(wide_barrier(empty, place, stretch), (block / 2 - 1) & 1);
 #pragma unroll
-      for (int c = 0; c < kWideWidth / 64; ++c) {
-        const int d = 64 * c + 8 * chunk;
-        copy_16(to + c * kWideTile, (d < segment.dk ? own : rest) + d, here);
+      for (int i = 0; i < 4; ++i) {
+        const int key = line + 16 * i;
+        const bool here = first + key < tile.end;
+        const std::int64_t row = tile.base + (here ? first + key : 0);
+        const T *own = k + row * segment.k_row, *rest = shared + row * segment.shared_row - segment.dk;
+        const unsigned to = keys + place * kWideBlock + wide_swizzled(key, chunk, kWideTile);
+#pragma unroll
+        for (int c = wide_stretch(stretch); c < wide_stretch(stretch + 1); ++c) {
+          const int d = 64 * c + 8 * chunk;
+          copy_16(to + c * kWideTile, (d < segment.dk ? own : rest) + d, here);
+        }
       }
+      commit_copies();
     }
-    commit_copies();
+    const auto tell = [&](int stretch) {
+      publish_shared();
+      arrive(wide_barrier(full, place, stretch));
+    };
+    wait_copies<2>();
+    tell(0);
+    wait_copies<1>();
+    tell(1);
     wait_copies<0>();
-    publish_shared();
-    arrive(full + 8 * place);
+    tell(2);
   }
 }
 
 /// s = q · keys of a block, under way when it returns.
 template <class T>
-__device__ inline void score_wide(unsigned queries, unsigned keys, float (&s)[32]) {
+__device__ inline void score_wide(unsigned queries, unsigned keys, unsigned full, int block, float (&s)[32]) {
 #pragma unroll
-  for (int step = 0; step < kWideWidth / 16; ++step) {
-    const unsigned at = step / 4 * kWideTile + step % 4 * 32;
-    multiply_64_by_rows<T>(s, by_rows(queries + at), by_rows(keys + at), step > 0);
+  for (int stretch = 0; stretch < kWideStretches; ++stretch) {
+    if (stretch > 0) {  // the first: before the products that may be under way
+      wait_phase(wide_barrier(full, block % 2, stretch), (block / 2) & 1);
+      begin_products();
+    }
+#pragma unroll
+    for (int step = 4 * wide_stretch(stretch); step < 4 * wide_stretch(stretch + 1); ++step) {
+      const unsigned at = step / 4 * kWideTile + step % 4 * 32;
+      multiply_64_by_rows<T>(s, by_rows(queries + at), by_rows(keys + at), step > 0);
+    }
+    commit_products();
   }
-  commit_products();
 }
 
 struct WideState { float largest[2], total[2]; };  // rows lane/4 + 8·i of the warp's 16
@@ -177,8 +198,9 @@ __device__ inline void lead_wide(const AttentionView& view, const WideTile& tile
   if (tile.blocks > 0) {
     wait_phase(full, 0);
     begin_products();
-    score_wide<T>(at, keys, s);
+    score_wide<T>(at, keys, full, 0, s);
     wait_products<0>();
+    arrive(wide_barrier(empty, 0, 2));
   }
   unsigned p[4][4];
   float keep[2];
@@ -205,13 +227,14 @@ __device__ inline void lead_wide(const AttentionView& view, const WideTile& tile
   for (int block = 0; block + 1 < tile.blocks; ++block) {
     const int place = block % 2;
     hand_over(block);
-    wait_phase(full + 8 * (1 - place), ((block + 1) / 2) & 1);
+    wait_phase(wide_barrier(full, 1 - place, 0), ((block + 1) / 2) & 1);
     begin_products();
     mix(keys + place * kWideBlock);
-    score_wide<T>(at, keys + (1 - place) * kWideBlock, s);
-    wait_products<1>();
-    arrive(empty + 8 * place);
+    score_wide<T>(at, keys + (1 - place) * kWideBlock, full, block + 1, s);
+    wait_products<kWideStretches>();
+    arrive(wide_barrier(empty, place, 0));
     wait_products<0>();
+    arrive(wide_barrier(empty, 1 - place, 2));
   }
   if (tile.blocks > 0) {
     hand_over(tile.blocks - 1);
@@ -257,7 +280,7 @@ __device__ inline void follow_wide(const AttentionView& view, const WideTile& ti
 #pragma unroll 1
   for (int block = 0; block < tile.blocks; ++block) {
     const int place = block % 2;
-    wait_phase(full + 8 * place, (block / 2) & 1);
+    wait_phase(wide_barrier(full, place, 1), (block / 2) & 1);
     wait_at(1, 2 * kGroupOfWarps);
     const float keep[2] = {keeps[own_row], keeps[own_row + 8]};
     scale_wide(acc, keep);
@@ -267,7 +290,7 @@ __device__ inline void follow_wide(const AttentionView& view, const WideTile& ti
     commit_products();
     wait_products<0>();
     arrive_at(2, 2 * kGroupOfWarps);
-    arrive(empty + 8 * place);
+    arrive(wide_barrier(empty, place, 1));
   }
   wait_at(1, 2 * kGroupOfWarps);
   const float factor[2] = {keeps[own_row], keeps[own_row + 8]};
@@ -281,12 +304,12 @@ template <class T>
 __global__ void __launch_bounds__(kWideThreads, 1) attend_latents_wide(const __grid_constant__ AttentionView view) {
 #if defined(FATHOM_WGMMA_HERE)
   extern __shared__ unsigned char wide_room[];
-  const unsigned start = shared_address(wide_room), at = (start + 1023) / 1024 * 1024, full = at + kWideBarriers, empty = full + 16;
+  const unsigned start = shared_address(wide_room), at = (start + 1023) / 1024 * 1024, full = at + kWideBarriers, empty = full + 16 * kWideStretches;
   unsigned char* const room = wide_room + (at - start);
   WideTile tile;
   if (!find_wide_tile(view, tile)) return;
   if (threadIdx.x == 0)
-    for (int place = 0; place < 2; ++place) init_barrier(full + 8 * place, kGroupOfWarps), init_barrier(empty + 8 * place, 2 * kGroupOfWarps);
+    for (int i = 0; i < 4 * kWideStretches; ++i) init_barrier(full + 8 * i, kGroupOfWarps);
   store_wide_queries<T>(view, tile, room);
   publish_shared();
   __syncthreads();
