@@ -3,7 +3,6 @@
 
 #include "backends/cuda/any_float.cuh"
 #include "backends/cuda/mma.cuh"
-#include "backends/cuda/segments.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -65,43 +64,6 @@ __global__ void __launch_bounds__(kRowThreads) gate_rows(const float* gate, cons
   });
 }
 
-struct ManyRows {
-  const float* from;
-  std::byte* to;
-  std::int64_t from_stride, to_stride, rows_per_slot;  // elements
-  const std::int32_t* table;
-  int sequences, width, tokens;
-};
-
-/// Grid: tokens in eights (a warp each), stretches of 1024 columns.
-template <class T>
-__global__ void __launch_bounds__(kRowThreads) write_rows(const __grid_constant__ ManyRows rows) {
-  const int token = static_cast<int>(blockIdx.x * (kRowThreads / kWarp) + threadIdx.x / kWarp), lane = threadIdx.x % kWarp;
-  if (token >= rows.tokens) return;
-  std::int64_t place = -1;
-  for (int base = 0; base < rows.sequences; base += kWarp) {
-    bool own = false;
-    SequenceRow sequence{};
-    if (base + lane < rows.sequences) {
-      sequence = sequence_row(rows.table, base + lane);
-      own = token >= sequence.first_token && token < sequence.first_token + sequence.tokens;
-    }
-    const unsigned found = __ballot_sync(kAllLanes, own);
-    if (found == 0) continue;
-    const std::int64_t mine = sequence.slot * rows.rows_per_slot + sequence.past + token - sequence.first_token;
-    place = __shfl_sync(kAllLanes, mine, __ffs(static_cast<int>(found)) - 1);
-    break;
-  }
-  if (place < 0) return;
-  const float* from = rows.from + token * rows.from_stride;
-  T* to = reinterpret_cast<T*>(rows.to) + place * rows.to_stride;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int column = static_cast<int>(blockIdx.y) * 1024 + 8 * (lane + i * kWarp);
-    if (column < rows.width) *reinterpret_cast<uint4*>(to + column) = pack_eight<T>(*reinterpret_cast<const float4*>(from + column), *reinterpret_cast<const float4*>(from + column + 4));
-  }
-}
-
 template <class T>
 void launch_norm(Context& context, const RmsNormArgs& args, std::byte* room) {
   const auto rows = static_cast<unsigned>(args.x.dim(0));
@@ -144,20 +106,6 @@ bool norm_and_round(Context& context, const RmsNormArgs& args) {
   if (context.product_type == DType::bf16) launch_norm<__nv_bfloat16>(context, args, room);
   else launch_norm<__half>(context, args, room);
   keep_rounded(context, args.out);
-  return true;
-}
-
-bool write_many(Context& context, const CacheWriteArgs& args) {
-  const Tensor &from = args.src, &to = args.cache;
-  const bool plain = args.rows == RowsOf::kPosition && from.shape.rank == 2 && to.shape.rank == 2 && from.dtype == DType::f32 && (to.dtype == DType::bf16 || to.dtype == DType::f16);
-  if (!plain || from.dim(0) < kManyTokens || from.dim(1) % 8 != 0 || to.dim(1) != from.dim(1) || !rows_aligned(from, 16) || !rows_aligned(to, 16)) return false;
-  const ManyRows rows{.from = from.as<float>(), .to = to.data, .from_stride = from.strides[0], .to_stride = to.strides[0], .rows_per_slot = args.rows_per_slot,
-                      .table = sequence_table(*args.batch), .sequences = static_cast<int>(args.batch->sequences.size()), .width = static_cast<int>(from.dim(1)),
-                      .tokens = static_cast<int>(from.dim(0))};
-  const dim3 grid(static_cast<unsigned>(divide_up(rows.tokens, kRowThreads / kWarp)), static_cast<unsigned>(divide_up(rows.width, 1024)));
-  if (to.dtype == DType::bf16) write_rows<__nv_bfloat16><<<grid, kRowThreads, 0, context.stream>>>(rows);
-  else write_rows<__half><<<grid, kRowThreads, 0, context.stream>>>(rows);
-  context.launched();
   return true;
 }
 

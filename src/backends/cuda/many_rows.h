@@ -1,4 +1,4 @@
-// Prefill: ops over many dense rows. Some also round what they make for the product that comes next (context.h, RoundedActivations).
+// Prefill: ops over many dense rows that also round what they make for the product that comes next (context.h, RoundedActivations).
 #pragma once
 #include "backends/cuda/context.h"
 #include "tensor/ops.h"
@@ -13,7 +13,5 @@ void keep_rounded(Context& context, const tensor::Tensor& x);
 /// False: not for these; nothing was launched.
 bool norm_and_round(Context& context, const tensor::RmsNormArgs& args);
 bool gate_and_round(Context& context, const tensor::SwigluArgs& args);
-/// Rows of positions into a 16-bit cache.
-bool write_many(Context& context, const tensor::CacheWriteArgs& args);
 
 }  // namespace fathom::cuda

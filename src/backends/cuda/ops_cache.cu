@@ -2,7 +2,6 @@
 // read from the batch's table on the device, so that the same launch serves any batch of the same shape.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/device_math.cuh"
-#include "backends/cuda/many_rows.h"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -147,7 +146,7 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
     const std::int64_t end = static_cast<std::int64_t>(sequence.past) + sequence.tokens;
     FATHOM_CHECK(args.rows == RowsOf::kRing || end / (args.rows == RowsOf::kEntry ? args.ratio : 1) <= args.rows_per_slot, "a cache is too small");
   }
-  if (count == 0 || batch.sequences.empty() || write_many(context_, args)) return;
+  if (count == 0 || batch.sequences.empty()) return;
   const CacheRows rows{.src = rows_of(args.src),
                        .cache = rows_of(args.cache),
                        .sequences = reinterpret_cast<const int4*>(batch.sequence_table.data),
