@@ -21,7 +21,8 @@ struct AttentionView {
   float scale = 1;
   // The cut: tiles of tile_tokens × tile_heads rows, `pieces` of them for the heads of a key head; every tile's keys in `parts`.
   int tile_heads = 1, tile_tokens = 1, pieces = 1, tiles = 0, column_pieces = 1, parts = 1;
-  std::byte* rounded_out = nullptr;  // [tokens, heads, dv] in the keys' type beside out, or null: attend_flash alone, of one part
+  std::byte* rounded_out = nullptr;  // [tokens, heads, dv], out once more for the product that comes next, or null
+  DType rounded_type = DType::bf16;  // or f16
   float* part_out = nullptr;     // [parts, tokens, heads, dv], relative to the part's own largest score
   float* part_state = nullptr;   // [parts, tokens, heads, 2]: that score and the sum of exponentials
 };
@@ -40,6 +41,13 @@ __device__ inline Finish finish_row(const AttentionView& view, int head, float l
     largest = both;
   }
   return {total == 0.0f ? 0.0f : own / total, largest + logf(total)};
+}
+
+/// Element `at` of rounded_out.
+__device__ inline void store_rounded(const AttentionView& view, std::int64_t at, float value) {
+  if (view.rounded_out == nullptr) return;
+  if (view.rounded_type == DType::bf16) reinterpret_cast<__nv_bfloat16*>(view.rounded_out)[at] = from_float<__nv_bfloat16>(value);
+  else reinterpret_cast<__half*>(view.rounded_out)[at] = from_float<__half>(value);
 }
 
 /// The tokens of a tile in one sequence.
@@ -99,10 +107,13 @@ static __global__ void __launch_bounds__(kJoinThreads) join_parts(const __grid_c
       }
     }
     float* out = view.out.at(token, head) + 4 * quad;
-    out[0] = sum.x * finish.factor;
-    if (4 * quad + 1 < view.dv) out[1] = sum.y * finish.factor;
-    if (4 * quad + 2 < view.dv) out[2] = sum.z * finish.factor;
-    if (4 * quad + 3 < view.dv) out[3] = sum.w * finish.factor;
+    const float made[4] = {sum.x * finish.factor, sum.y * finish.factor, sum.z * finish.factor, sum.w * finish.factor};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (4 * quad + i >= view.dv) break;
+      out[i] = made[i];
+      store_rounded(view, row * view.dv + 4 * quad + i, made[i]);
+    }
   }
 }
 

@@ -1,7 +1,6 @@
 // Attention of many tokens on tensor cores: see attention_ways.h.
 #include "backends/cuda/attention_ways.h"
 #include "backends/cuda/flash_wide.cuh"
-#include "backends/cuda/many_rows.h"
 #include "backends/cuda/rounding.cuh"
 
 namespace fathom::cuda {
@@ -83,9 +82,8 @@ void launch_flash(Context& context, const AttentionArgs& args, AttentionView& vi
   const DType type = operand_type(args);
   if (view.segments[0].dtype == DType::f32) type == DType::bf16 ? round_segment<__nv_bfloat16>(context, args, view) : round_segment<__half>(context, args, view);
   cut_keys(context, args, view, static_cast<std::int64_t>(view.tiles) * view.kv_heads * view.pieces, 2 * static_cast<std::int64_t>(context.multiprocessors), kLeastFlashKeys);
-  if (view.parts == 1 && context.product_type == type) view.rounded_out = room_to_round(context, args.out);
+  if (view.rounded_type != type) view.rounded_out = nullptr;
   type == DType::bf16 ? launch<__nv_bfloat16>(context, view) : launch<__half>(context, view);
-  if (view.rounded_out != nullptr) keep_rounded(context, args.out);
 }
 
 }  // namespace fathom::cuda

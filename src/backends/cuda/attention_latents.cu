@@ -72,6 +72,7 @@ bool can_share_latents(const Context& context, const AttentionArgs& args, const 
 }
 
 void launch_latents(Context& context, const AttentionArgs& args, AttentionView& view) {
+  view.rounded_out = nullptr;  // what comes next is a product by head
   if (can_go_wide(context, args, view)) return launch_wide(context, args, view);
   const std::int64_t groups = divide_up(view.heads, kLatentHeads), blocks = static_cast<std::int64_t>(view.sequences) * groups, processors = context.multiprocessors;
   const bool mma = can_mma(context, args, view);

@@ -172,6 +172,7 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
     if (view.parts == 1) {
       const Finish finish = finish_row(view, head, most, sum);
       view.out.at(token, head)[d] = value * finish.factor;
+      store_rounded(view, (token * view.heads + head) * view.dv + d, value * finish.factor);
       if (d == 0 && view.lse.defined()) view.lse.at(token)[head] = finish.lse;
     } else {
       const std::int64_t at = (static_cast<std::int64_t>(part) * view.tokens + token) * view.heads + head;

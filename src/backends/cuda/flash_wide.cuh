@@ -168,7 +168,7 @@ __device__ inline void write_hopper(const AttentionView& view, const FlashTile& 
       if (const int column = 8 * n + 2 * (lane % 4); column < view.dv) {
         const float2 made = make_float2(acc[4 * n + 2 * i] * finish.factor, acc[4 * n + 2 * i + 1] * finish.factor);
         *reinterpret_cast<float2*>(out + column) = made;
-        if (view.rounded_out != nullptr) *reinterpret_cast<unsigned*>(rounded + column) = pack_two<T>(made.x, made.y);
+        if (whole && view.rounded_out != nullptr) *reinterpret_cast<unsigned*>(rounded + column) = pack_two<T>(made.x, made.y);
       }
   }
 }

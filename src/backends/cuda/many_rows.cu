@@ -8,7 +8,7 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr std::int64_t kManyTokens = 64;  // from where on rounding beside pays
+constexpr std::int64_t kManyTokens = 16;  // from where on rounding beside pays
 constexpr int kRowThreads = 256;
 
 /// Rows of any rank as [tokens, width] where they lie dense.

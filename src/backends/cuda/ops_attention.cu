@@ -8,6 +8,7 @@
 #include "backends/cuda/attention_tiles.cuh"
 #include "backends/cuda/attention_ways.h"
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/many_rows.h"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -84,6 +85,7 @@ std::int64_t most_keys(const AttentionArgs& args) {
 }
 
 void launch_tiles(Context& context, const AttentionArgs& args, AttentionView& view) {
+  view.rounded_out = nullptr;
   const bool small = view.group <= 16 && (view.selects || one_token_each(*args.batch));
   const int rows = small ? 16 : 64;
   view.tile_heads = std::min(view.group, rows);
@@ -155,6 +157,7 @@ void CudaOps::attention(const AttentionArgs& args) {
   context_.workspace.reset();
   if (args.batch->tokens == 0 || args.q.dim(1) == 0) return;
   AttentionView view = view_of_args(args);
+  view.rounded_out = room_to_round(context_, args.out), view.rounded_type = context_.product_type;
   if (can_stream(args, view)) launch_streams(context_, args, view);
   else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);
   else if (can_flash(context_, args, view)) launch_flash(context_, args, view);
@@ -163,6 +166,7 @@ void CudaOps::attention(const AttentionArgs& args) {
     join_parts<<<static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, context_.stream>>>(view);
     context_.launched();
   }
+  if (view.rounded_out != nullptr) keep_rounded(context_, args.out);
 }
 
 }  // namespace fathom::cuda
