@@ -1,6 +1,7 @@
 // The kernels of attention; ops_attention.cu chooses among them. Scores, softmax and sums in f32.
 #pragma once
 #include "backends/cuda/any_float.cuh"
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/segments.cuh"
 
 namespace fathom::cuda {
@@ -312,6 +313,7 @@ __device__ inline void end_tile(const AttentionView& view, const TileTokens& til
 /// Grid: tiles (the later tokens first), key heads × pieces of their heads, parts × pieces of the columns.
 template <int kRows, int kChunks>
 __global__ void __launch_bounds__(kTileThreads) attend_tiles(const __grid_constant__ AttentionView view) {
+  after_previous();
   __shared__ TileRoom<kRows> room;
   TileTokens tile;
   const Piece piece = find_piece(view.table, view.sequences, view.tile_tokens, view.tiles - 1 - static_cast<int>(blockIdx.x));
@@ -454,6 +456,7 @@ __device__ inline void stream_keys(const SegmentView& segment, int head, std::in
 /// Grid: sequences (of one token each), key heads, parts.
 template <int kWidth, int kHeads>
 __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_constant__ AttentionView view) {
+  after_previous();
   constexpr int kLanes = kWidth / 8, kStreams = kStreamThreads / kLanes;
   __shared__ float sums[kStreams][kHeads][kWidth];
   __shared__ float largest[kStreams][kHeads], total[kStreams][kHeads], shares[kStreams][kHeads];
@@ -531,6 +534,7 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
 
 /// One block a token and head; parts in their order.
 static __global__ void __launch_bounds__(kJoinThreads) join_parts(const __grid_constant__ AttentionView view) {
+  after_previous();
   const std::int64_t rows = static_cast<std::int64_t>(view.tokens) * view.heads, row = blockIdx.x;
   const int token = static_cast<int>(row / view.heads), head = static_cast<int>(row % view.heads);
   float largest = -INFINITY, total = 0.0f;

@@ -61,7 +61,7 @@ class CudaOps final : public tensor::Ops {
  private:
   Context& context_;
   tensor::ActivationMemory& memory_;
-  struct Waiting;
+  class Waiting;
   std::unique_ptr<Waiting> waiting_;
 };
 

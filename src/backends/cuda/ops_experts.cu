@@ -2,7 +2,7 @@
 // product with the down matrix, and one adds them up for each token, experts ascending. Few hits an expert: a warp a row of
 // the weights, which is read once. Many: tiles through shared memory. Routing is in ops_route.cu.
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/experts.cuh"
+#include "backends/cuda/experts_few.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -157,6 +157,31 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   context.launched();
 }
 
+constexpr std::int64_t kFewExpertTokens = 2;
+void run_few(Context& context, const ExpertsArgs& args, const Matrices& matrices) {
+  const std::int64_t tokens = args.x.dim(0), top_k = args.indices.dim(1), inner = args.gate[0].rows;
+  FewExperts view;
+  view.gate = matrices.gate;
+  view.up = matrices.up;
+  view.down = matrices.down;
+  view.format = args.gate[0].format;
+  view.down_format = args.down[0].format;
+  view.inner = inner;
+  view.h = args.x.dim(1);
+  view.indices = view_of<const std::int32_t>(args.indices);
+  view.weights = view_of<const float>(args.weights);
+  view.x = args.x.as<float>();
+  view.x_stride = args.x.strides[0];
+  view.hidden = context.workspace.take<float>(tokens * top_k * inner);
+  view.out = view_of<float>(args.out);
+  view.top_k = static_cast<int>(top_k);
+  view.first_expert = static_cast<int>(args.first_expert);
+  view.here = static_cast<int>(args.gate.size());
+  view.limit = static_cast<float>(args.limit);
+  view.accumulate = args.accumulate;
+  launch_few_experts(context, view, tokens);
+}
+
 }  // namespace
 
 void CudaOps::experts(const ExpertsArgs& args) {
@@ -168,6 +193,8 @@ void CudaOps::experts(const ExpertsArgs& args) {
   context_.workspace.reset();
   Matrices matrices;
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
+  const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
+  if (tokens <= kFewExpertTokens && vectors) return run_few(context_, args, matrices);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
   const auto token_bytes = static_cast<Bytes>(top_k * (inner + h + 2) * static_cast<std::int64_t>(sizeof(float)));
   const auto fixed = static_cast<Bytes>(2 * (here + 1) * 4 + 8 * 256);
