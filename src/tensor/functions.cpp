@@ -72,11 +72,11 @@ Routed route(Ops& ops, const Tensor& logits, const Routing& routing, const Weigh
   return routed;
 }
 
-Value attention(Ops& ops, const Tensor& q, std::span<const KvSegment> segments, std::int64_t value_dim, double scale, const Weight& sink, const Batch& batch) {
+Value attention(Ops& ops, const Tensor& q, std::span<const KvSegment> segments, std::int64_t value_dim, double scale, const Weight& sink, const Batch& batch, DType rounds_to) {
   Value out = allocate(ops, {q.dim(0), q.dim(1), value_dim});
   // Backward needs the log-sum-exp of every (token, head); the tape keeps it, everyone else does without.
   Value lse = ops.records() ? allocate(ops, q.dtype == DType::f64 ? DType::f64 : DType::f32, {q.dim(0), q.dim(1)}) : Value();
-  ops.attention({.q = q, .segments = segments, .scale = scale, .sink = vector_of(sink), .out = out, .lse = lse.tensor(), .batch = &batch, .sink_parameter = sink.parameter});
+  ops.attention({.q = q, .segments = segments, .scale = scale, .sink = vector_of(sink), .out = out, .lse = lse.tensor(), .batch = &batch, .sink_parameter = sink.parameter, .rounds_to = rounds_to});
   return out;
 }
 

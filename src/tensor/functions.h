@@ -19,6 +19,7 @@ struct RotaryPair { Value cos, sin; };
 RotaryPair rotary(Ops& ops, const Tensor& positions, const Tensor& inverse_frequency, double scale);
 struct Routed { Value indices, weights; };
 Routed route(Ops& ops, const Tensor& logits, const Routing& routing, const Weight& bias, const Weight& table, const Tensor& ids);
-Value attention(Ops& ops, const Tensor& q, std::span<const KvSegment> segments, std::int64_t value_dim, double scale, const Weight& sink, const Batch& batch);  // [T, H, dv]
+Value attention(Ops& ops, const Tensor& q, std::span<const KvSegment> segments, std::int64_t value_dim, double scale, const Weight& sink, const Batch& batch,
+                DType rounds_to = DType::f32);  // [T, H, dv]
 
 }  // namespace fathom::tensor

@@ -129,6 +129,8 @@ struct KvSegment {
 /// sum of exponentials, sink included) is written when defined: backward needs it. Softmax in f32. A token always sees itself.
 /// Price: 2·(dk + dr + dv) FLOPs a visible (token, row, head); q and out once; each segment's visible rows once a sequence.
 /// Backward: the flash-attention equations (Dao 2023); sink gets -sum over t of p_sink · (dout · out).
+/// 16-bit keys and values allow a device to round q to their type for its matrix units. f32 ones are computed with as they are, unless
+/// `rounds_to` names a 16-bit type (the weights' that made them): then q, k and v may be rounded to it.
 struct AttentionArgs {
   Tensor q;
   std::span<const KvSegment> segments;   // 1 to 3
@@ -138,6 +140,7 @@ struct AttentionArgs {
   Tensor lse;
   const Batch* batch = nullptr;
   std::int32_t sink_parameter = -1;
+  DType rounds_to = DType::f32;
 };
 
 /// The lightning indexer: score[t, r] = scale · sum over heads of weights[t, h] · relu(q[t, h] · keys[r]) over the rows of `keys` that t

@@ -23,12 +23,14 @@ struct AttentionSpec {
   Layout layout = Layout::kDense;
   Fill q = normal(), kv = normal();
   double magnitude = 1;
+  DType rounds_to = DType::f32;
 };
 
 OpCase attention_case(const AttentionSpec& spec, DType cache) {
   return {.op = "attention",
-          .name = fmt::format("attention/{}/{}", dtype_name(cache), spec.name),
-          .format = plain_weight_format(cache),
+          .name = fmt::format("attention/{}{}/{}", dtype_name(cache),
+                              spec.rounds_to != DType::f32 ? fmt::format("_to_{}", dtype_name(spec.rounds_to)) : "", spec.name),
+          .format = plain_weight_format(spec.rounds_to != DType::f32 ? spec.rounds_to : cache),
           .exact = false,
           .magnitude = spec.magnitude,
           .body = [=](CaseRun& run) {
@@ -66,7 +68,8 @@ OpCase attention_case(const AttentionSpec& spec, DType cache) {
                                .sink = sink,
                                .out = out,
                                .lse = lse,
-                               .batch = &batch});
+                               .batch = &batch,
+                               .rounds_to = spec.rounds_to});
           }};
 }
 
@@ -169,6 +172,44 @@ std::vector<AttentionSpec> cached_specs() {
   };
 }
 
+// Shapes of real models, for what matrix units do with 16-bit keys: ragged tiles, several sequences at different places.
+std::vector<AttentionSpec> wide_specs() {
+  const Chunks ragged = chunks({{0, 130, 70}, {3, 1, 40}, {1, 64, 0}, {2, 33, 191}}), one = chunks({{2, 1, 300}, {0, 1, 0}, {1, 1, 63}, {3, 1, 64}});
+  const SegmentSpec cache{.kind = Kind::kCache, .rows_per_slot = 301};
+  return {
+      {"wide_mha_d128", ragged, 2, 2, 128, 0, 128, {cache}, false, false, true},
+      {"wide_gqa_d64", ragged, 6, 2, 64, 0, 64, {cache}, false, true, true},
+      {"wide_gqa_of_7_d128", chunks({{0, 20, 13}, {1, 9, 0}}), 14, 2, 128, 0, 128, {cache}},
+      {"wide_mqa_d40", ragged, 3, 1, 40, 0, 24, {cache}, false, false, true},
+      {"wide_expanded_d192", ragged, 2, 2, 128, 64, 128, {cache}, false, false, true},
+      {"wide_long", chunks({{0, 3, 1500}}), 2, 1, 64, 0, 64, {{.kind = Kind::kCache, .rows_per_slot = 1600}}, false, false, true},
+      {"wide_latent_16", one, 16, 1, 512, 64, 512, {cache}, true, false, true},
+      {"wide_latent_20", one, 20, 1, 512, 64, 512, {cache}, true, true, true},
+      {"wide_latent_64", one, 64, 1, 512, 64, 512, {cache}, true, false, true},
+      {"wide_latent_chunks_16", chunks({{0, 11, 70}, {3, 1, 40}, {1, 5, 0}, {2, 2, 191}}), 16, 1, 512, 64, 512, {cache}, true, false, true},
+      {"wide_latent_chunks_128", chunks({{0, 3, 90}, {1, 2, 0}}), 128, 1, 512, 64, 512, {cache}, true},
+      {"wide_latent_small", chunks({{0, 1, 100}, {1, 1, 7}}), 16, 1, 96, 32, 96, {cache}, true, false, true},
+  };
+}
+
+std::vector<AttentionSpec> fresh_rounded_specs() {
+  const Chunks three = chunks({{0, 150, 0}, {1, 1, 0}, {2, 65, 0}});
+  const SegmentSpec fresh{.kind = Kind::kFresh}, window{.kind = Kind::kFresh, .window = 20};
+  std::vector<AttentionSpec> specs = {
+      {"fresh_wide_d192", three, 2, 2, 128, 64, 128, {fresh}, false, false, true},
+      {"fresh_wide_gqa_d128", three, 4, 2, 128, 0, 128, {fresh}, false, true, true, Layout::kStrided},
+      {"fresh_wide_window", three, 3, 1, 64, 0, 64, {window}, true, false, true},
+      {"fresh_wide_misaligned", three, 2, 1, 32, 0, 32, {fresh}, false, false, true, Layout::kMisaligned},
+  };
+  std::vector<AttentionSpec> all;
+  for (const DType type : {DType::f16, DType::bf16})
+    for (AttentionSpec& spec : specs) {
+      spec.rounds_to = type;
+      all.push_back(spec);
+    }
+  return all;
+}
+
 std::vector<AttentionSpec> fresh_specs() {
   const Chunks one = chunks({{0, 17, 0}}), three = chunks({{0, 5, 0}, {1, 1, 0}, {2, 9, 0}});
   const SegmentSpec fresh{.kind = Kind::kFresh};
@@ -260,6 +301,9 @@ std::vector<OpCase> attention_cases() {
   std::vector<OpCase> cases;
   for (const DType dtype : kCacheTypes)
     for (const AttentionSpec& spec : cached_specs()) cases.push_back(attention_case(spec, dtype));
+  for (const DType dtype : {DType::f16, DType::bf16, DType::f32})
+    for (const AttentionSpec& spec : wide_specs()) cases.push_back(attention_case(spec, dtype));
+  for (const AttentionSpec& spec : fresh_rounded_specs()) cases.push_back(attention_case(spec, DType::f32));
   for (const AttentionSpec& spec : fresh_specs()) cases.push_back(attention_case(spec, DType::f32));
   return cases;
 }

@@ -176,7 +176,8 @@ class CudaBackend final : public tensor::Backend {
     FATHOM_TRY(blas_, Blas::load());
     FATHOM_TRY(workspace_, CudaBuffer::make(kWorkspaceBytes, Memory::kDevice));
     context_.blas = blas_.get();
-    context_.workspace = Workspace(workspace_->data(), workspace_->bytes());
+    context_.rounded_data = workspace_->data();
+    context_.workspace = Workspace(workspace_->data() + kRoundedBytes, workspace_->bytes() - kRoundedBytes);
     activations_.use_heap({.take = [](void* blocks, std::uint64_t bytes) { return static_cast<SharedBlocks*>(blocks)->take(bytes); },
                            .give_back = [](void* blocks, void* memory) { static_cast<SharedBlocks*>(blocks)->give_back(memory); },
                            .self = &blocks_});

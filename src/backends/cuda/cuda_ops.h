@@ -59,6 +59,7 @@ class CudaOps final : public tensor::Ops {
   void cross_entropy(const tensor::CrossEntropyArgs& args) override;
 
  private:
+  void launch_waiting();  // what flush launches; what was rounded stays
   Context& context_;
   tensor::ActivationMemory& memory_;
   class Waiting;

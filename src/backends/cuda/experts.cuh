@@ -1,75 +1,95 @@
 // The kernels of mixtures of experts; ops_experts.cu chooses among them. A hit is a (token, expert) pair of an expert that is here; hits are
 // sorted by expert, then token, then slot. A run is some hits of one expert, one after the other.
 #pragma once
-#include "backends/cuda/device_math.cuh"
+#include "backends/cuda/launch.cuh"
 
 namespace fathom::cuda {
 
 inline constexpr int kGatherThreads = 1024;
 inline constexpr int kMostExperts = 1024;    // on one device
 inline constexpr int kMostChoices = 64;      // top_k
+inline constexpr int kGatherRoom = 8192;     // counts
 inline constexpr int kProductThreads = 256;
 
 // ---------------------------------------------------------------- gathering
 
+struct RunOfExpert { int expert = -1, first = 0, count = 0; };
+
 struct GatherView {
   View<const std::int32_t> indices;  // [tokens, top_k]
-  int pairs = 0, top_k = 1, first_expert = 0, here = 0, run = 1;  // run: hits of a run at most
-  std::int32_t* first_hit = nullptr;   // [here + 1]
-  std::int32_t* first_run = nullptr;   // [here + 1]
+  int pairs = 0, top_k = 1, first_expert = 0, here = 0, run = 1, most_runs = 0;  // run: hits of a run at most
   std::int32_t* token = nullptr;       // [hits]: of each hit, counted from the view's first
   std::int32_t* hit = nullptr;         // [pairs]: its hit, -1 where the expert is not here
+  RunOfExpert* runs = nullptr;         // [most_runs]; expert -1 after the last
 };
 
-/// Inclusive sums over the block's values, in place: value of thread i becomes the sum of those of 0 … i.
-__device__ inline std::int32_t block_scan(std::int32_t value, std::int32_t* room) {
-  room[threadIdx.x] = value;
+/// Inclusive sums over the block's values of two counts.
+__device__ inline int2 block_scan(int2 value, int2 (&room)[kWarp]) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const auto scan = [&](int2 sum) {
+#pragma unroll
+    for (int step = 1; step < kWarp; step *= 2) {
+      const int x = __shfl_up_sync(kAllLanes, sum.x, step), y = __shfl_up_sync(kAllLanes, sum.y, step);
+      if (lane >= step) sum.x += x, sum.y += y;
+    }
+    return sum;
+  };
+  value = scan(value);
+  if (lane == kWarp - 1) room[warp] = value;
   __syncthreads();
-  for (int step = 1; step < kGatherThreads; step *= 2) {
-    const std::int32_t below = static_cast<int>(threadIdx.x) >= step ? room[threadIdx.x - step] : 0;
-    __syncthreads();
-    room[threadIdx.x] += below;
-    __syncthreads();
-  }
-  const std::int32_t sum = room[threadIdx.x];
-  __syncthreads();
-  return sum;
+  const int2 warps = scan(room[lane]);
+  const int x = __shfl_sync(kAllLanes, warps.x, max(warp - 1, 0)), y = __shfl_sync(kAllLanes, warps.y, max(warp - 1, 0));
+  return warp == 0 ? value : make_int2(value.x + x, value.y + y);
 }
 
-/// One block. Thread e places the hits of expert e, so that their order is that of the pairs.
+/// One block. Each warp has a stretch of the pairs: it counts them by expert, and when all counts are summed up it places them, in their order.
 static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __grid_constant__ GatherView view) {
-  __shared__ std::int32_t counts[kMostExperts], room[kGatherThreads];
-  __shared__ __align__(16) std::int32_t experts[kGatherThreads];
-  const int thread = static_cast<int>(threadIdx.x);
+  after_previous();
+  static_assert(kGatherThreads == kWarp * kWarp && kGatherThreads >= kMostExperts && kGatherRoom >= kMostExperts);
+  __shared__ std::int32_t places[kGatherRoom], all_runs;  // [stretches, here]: counts, then where the stretch's next hit of the expert goes
+  __shared__ int2 room[kWarp];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp, here = view.here;
+  const int stretches = min(kWarp, kGatherRoom / max(here, 1)), length = (view.pairs + stretches - 1) / stretches;
+  const int first = min(warp, stretches) * length, last = warp < stretches ? min(first + length, view.pairs) : 0;
+  std::int32_t* const own_places = places + warp * here;
   const auto expert_of = [&](int pair) { return view.indices.at(pair / view.top_k)[pair % view.top_k] - view.first_expert; };
-  counts[thread] = 0;
+  for (int i = thread; i < stretches * here; i += kGatherThreads) places[i] = 0;
   __syncthreads();
-  for (int pair = thread; pair < view.pairs; pair += kGatherThreads) {
+  for (int pair = first + lane; pair < last; pair += kWarp) {
     const int expert = expert_of(pair);
-    if (expert >= 0 && expert < view.here) atomicAdd(&counts[expert], 1);
+    if (expert >= 0 && expert < here) atomicAdd(&own_places[expert], 1);
     else view.hit[pair] = -1;
   }
   __syncthreads();
-  const std::int32_t own = counts[thread], end = block_scan(own, room), runs = (own + view.run - 1) / view.run, runs_end = block_scan(runs, room);
-  if (thread < view.here) view.first_hit[thread] = end - own, view.first_run[thread] = runs_end - runs;
-  if (thread == view.here - 1) view.first_hit[view.here] = end, view.first_run[view.here] = runs_end;
-  std::int32_t next = end - own;
-  for (int base = 0; base < view.pairs; base += kGatherThreads) {
-    experts[thread] = base + thread < view.pairs ? expert_of(base + thread) : -1;
-    __syncthreads();
-    if (thread < view.here && next < end) {
-      for (int i = 0; i < kGatherThreads && base + i < view.pairs; i += 4) {
-        const int4 four = *reinterpret_cast<const int4*>(&experts[i]);
-        const int all[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int n = 0; n < 4; ++n)
-          if (all[n] == thread) {
-            view.token[next] = (base + i + n) / view.top_k;
-            view.hit[base + i + n] = next++;
-          }
-      }
+  std::int32_t own = 0;
+  if (thread < here)
+    for (int s = 0; s < stretches; ++s) own += places[s * here + thread];
+  const std::int32_t runs = (own + view.run - 1) / view.run;
+  const int2 ends = block_scan(make_int2(own, runs), room);
+  std::int32_t next = ends.x - own;
+  for (int i = 0; i < runs; ++i) view.runs[ends.y - runs + i] = {thread, next + i * view.run, min(view.run, own - i * view.run)};
+  if (thread == kGatherThreads - 1) all_runs = ends.y;
+  if (thread < here)
+    for (int s = 0; s < stretches; ++s) {
+      const std::int32_t count = places[s * here + thread];
+      places[s * here + thread] = next;
+      next += count;
     }
-    __syncthreads();
+  __syncthreads();
+  for (int i = all_runs + thread; i < view.most_runs; i += kGatherThreads) view.runs[i] = {};
+  for (int base = first; base < last; base += kWarp) {
+    const int pair = base + lane, expert = pair < last ? expert_of(pair) : -1;
+    const bool is_here = expert >= 0 && expert < here;
+    const unsigned same = __match_any_sync(kAllLanes, is_here ? expert : -1);
+    const int rank = __popc(same & ((1u << lane) - 1u));
+    if (is_here) {
+      const std::int32_t place = own_places[expert] + rank;
+      view.token[place] = pair / view.top_k;
+      view.hit[pair] = place;
+    }
+    __syncwarp();
+    if (is_here && rank == 0) own_places[expert] += __popc(same);
+    __syncwarp();
   }
 }
 
@@ -94,23 +114,10 @@ struct ProductView {
   const std::int32_t* token = nullptr;
   float* y = nullptr;                  // [hits, rows]
   float limit = 0;
-  const std::int32_t *first_hit = nullptr, *first_run = nullptr;  // [here + 1]
-  int here = 0, run = 1;
+  const RunOfExpert* runs = nullptr;   // expert -1: none
+  int run = 1;                         // hits of a run at most
 };
 
-struct RunOfExpert { int expert = -1, first = 0, count = 0; };
-/// Expert -1: there are fewer runs.
-__device__ inline RunOfExpert find_run(const ProductView& view, int number) {
-  if (number >= view.first_run[view.here]) return {};
-  int low = 0, high = view.here;  // first_run[low] <= number < first_run[high]
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (view.first_run[middle] <= number) low = middle;
-    else high = middle;
-  }
-  const int first = view.first_hit[low] + (number - view.first_run[low]) * view.run;
-  return {low, first, min(view.run, view.first_hit[low + 1] - first)};
-}
 __device__ inline const float* row_of_hit(const ProductView& view, int hit) {
   return view.x + (view.token != nullptr ? view.token[hit] : hit) * view.x_stride;
 }
@@ -176,7 +183,8 @@ __device__ inline void read_x(const float* x, std::int64_t col, std::int64_t col
 /// Grid: rows in groups of 8, runs.
 template <tensor::WeightFormat F, bool kVector, bool kGated, int kHits>
 __global__ void __launch_bounds__(kProductThreads) multiply_few(const __grid_constant__ ProductView view) {
-  const RunOfExpert run = find_run(view, blockIdx.y);
+  after_previous();
+  const RunOfExpert run = view.runs[blockIdx.y];
   const int lane = threadIdx.x % kWarp;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kProductThreads / kWarp) + threadIdx.x / kWarp;
   if (run.expert < 0 || row >= view.rows) return;
@@ -226,8 +234,9 @@ struct ProductTile {
 /// (tx, ty) of 16 × 16 has hits ty + 16·i and rows tx + 16·j. Grid: blocks of rows, runs of 64 hits.
 template <tensor::WeightFormat F, bool kVector, bool kGated>
 __global__ void __launch_bounds__(kProductThreads) multiply_many(const __grid_constant__ ProductView view) {
+  after_previous();
   __shared__ __align__(16) ProductTile tile;
-  const RunOfExpert run = find_run(view, blockIdx.y);
+  const RunOfExpert run = view.runs[blockIdx.y];
   if (run.expert < 0) return;
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16, own = threadIdx.x / 4, at = threadIdx.x % 4 * 8;  // own: the hit and the row that this thread loads
   const std::int64_t first_row = static_cast<std::int64_t>(blockIdx.x) * kTileRows;
@@ -308,6 +317,7 @@ inline constexpr int kCombineThreads = 256, kCombineColumns = 1024;
 
 /// out[token] (+)= the sum of weight · y over its hits, experts ascending. Grid: tokens, blocks of columns.
 static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __grid_constant__ CombineView view) {
+  after_previous();
   __shared__ std::int32_t hits[kMostChoices];
   __shared__ float weights[kMostChoices];
   __shared__ int count;

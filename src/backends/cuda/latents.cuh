@@ -1,6 +1,6 @@
 // The kernel of latent attention over a cache, one new token a sequence; ops_attention.cu chooses it.
 #pragma once
-#include "backends/cuda/attention.cuh"
+#include "backends/cuda/attention_streams.cuh"
 
 namespace fathom::cuda {
 

@@ -8,7 +8,7 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr Bytes kRoundedBytes = 96 * kMiB, kWidenedBytes = 96 * kMiB;  // of the workspace, beside what cuBLASLt has
+constexpr Bytes kWidenedBytes = 96 * kMiB;  // of the workspace, beside what cuBLASLt has
 // ---------------------------------------------------------------- any shape, format and address
 
 constexpr int kTile = 32;
@@ -134,6 +134,17 @@ void multiply_part(Context& context, const Product& p, const Part& part, const v
   if (!context.blas->multiply(context, product, room)) launch_tiled(context, rest);
 }
 
+/// Tokens [first, first + tokens) of x, rounded, at context.rounded_data: those that are there already stay.
+void round_once(Context& context, const Product& p, std::int64_t first, std::int64_t tokens, BlasType type) {
+  const RoundedActivations wanted{.x = p.x + first * p.x_stride, .tokens = tokens, .groups = p.groups, .width = p.inputs(), .stride = p.x_stride, .step = p.x_step,
+                                  .type = type == BlasType::bf16 ? DType::bf16 : DType::f16};
+  context.product_type = wanted.type;
+  if (context.rounded == wanted) return;
+  context.rounded = wanted;
+  if (type == BlasType::bf16) round_to(context, p, first, tokens, reinterpret_cast<__nv_bfloat16*>(context.rounded_data));
+  else round_to(context, p, first, tokens, reinterpret_cast<__half*>(context.rounded_data));
+}
+
 }  // namespace
 
 /// Grids have 65535 blocks at most in y and z.
@@ -161,13 +172,12 @@ void multiply_many(Context& context, const Product& p) {
   const std::int64_t token_block = type == BlasType::f32 ? p.tokens : std::min(p.tokens, tokens_that_fit), row_block = plain ? p.rows : std::min(p.rows, rows_that_fit);
   if (token_block == 0 || row_block == 0 || (p.by_column && row_block < p.rows)) return launch_tiled(context, p);
   std::byte* room = context.workspace.take<std::byte>(static_cast<std::int64_t>(Blas::kWorkspaceBytes));
-  std::uint16_t* rounded = type == BlasType::f32 ? nullptr : context.workspace.take<std::uint16_t>(token_block * width);
+  std::byte* rounded = context.rounded_data;
   __nv_bfloat16* wide = plain ? nullptr : context.workspace.take<__nv_bfloat16>(row_block * p.weight.cols);
   for (std::int64_t token = 0; token < p.tokens; token += token_block) {
     const std::int64_t tokens = std::min(token_block, p.tokens - token);
     const void* x = type == BlasType::f32 ? static_cast<const void*>(p.x + token * p.x_stride) : rounded;
-    if (type == BlasType::bf16) round_to(context, p, token, tokens, reinterpret_cast<__nv_bfloat16*>(rounded));
-    if (type == BlasType::f16) round_to(context, p, token, tokens, reinterpret_cast<__half*>(rounded));
+    if (type != BlasType::f32) round_once(context, p, token, tokens, type);
     for (std::int64_t row = 0; row < p.rows; row += row_block) {
       const std::int64_t rows = std::min(row_block, p.rows - row);
       const void* w = plain ? static_cast<const void*>(p.weight.data + (p.first_row + row) * p.weight.cols * element) : wide;

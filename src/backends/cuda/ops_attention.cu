@@ -1,19 +1,18 @@
-// Family attention: softmax attention over segments, one pass over the keys with a running maximum and sum (Dao 2022). Two kernels:
-// tiles of query rows (tokens × the heads of one key head) against blocks of keys, for anything; and single tokens whose few heads of a key
-// head share each cache row as it streams by. Where there are too few of either to fill the device, keys are cut into parts, which a
-// last kernel joins in their order.
+// Family attention: softmax attention over segments, one pass over the keys with a running maximum and sum (Dao 2022). The ways, the first
+// that can: single tokens whose few heads of a key head share each cache row as it streams by; latent attention of single tokens, all of
+// whose heads share the rows; tensor cores for many tokens with 16-bit keys; and tiles for anything. Where there are too few blocks to
+// fill the device, keys are cut into parts, which a last kernel joins in their order.
 #include "backends/cuda/attention.cuh"
 
+#include "backends/cuda/attention_streams.cuh"
+#include "backends/cuda/attention_tiles.cuh"
+#include "backends/cuda/attention_ways.h"
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/latents.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr std::int64_t kLeastKeys = 32;    // of a part
-constexpr std::int64_t kLeastLatents = 16;
-constexpr std::int64_t kMostParts = 64;
 constexpr std::int64_t kMostStreamedHeads = 8;
 
 void check_shapes(const AttentionArgs& args) {
@@ -53,12 +52,6 @@ AttentionView view_of_args(const AttentionArgs& args) {
   return view;
 }
 
-bool one_token_each(const Batch& batch) {
-  for (const Sequence& sequence : batch.sequences)
-    if (sequence.tokens != 1) return false;
-  return true;
-}
-
 /// Whether single tokens can stream the cache: few heads a key head, and rows that 16-byte loads can read.
 bool can_stream(const AttentionArgs& args, const AttentionView& view) {
   if (view.selects || view.group > kMostStreamedHeads || view.width != view.dv || (view.dv != 64 && view.dv != 128)) return false;
@@ -90,23 +83,13 @@ std::int64_t most_keys(const AttentionArgs& args) {
   return most;
 }
 
-/// Cuts the keys so that about `wanted` blocks run, and takes the parts' room.
-void cut_keys(Context& context, const AttentionArgs& args, AttentionView& view, std::int64_t blocks, std::int64_t wanted, std::int64_t least_keys = kLeastKeys) {
-  const std::int64_t rows = static_cast<std::int64_t>(view.tokens) * view.heads;
-  const auto room = static_cast<std::int64_t>(context.workspace.left() / 2 / (static_cast<Bytes>(rows) * static_cast<Bytes>(view.dv + 2) * sizeof(float)));
-  view.parts = static_cast<int>(std::clamp<std::int64_t>(std::min({wanted / std::max<std::int64_t>(blocks, 1), most_keys(args) / least_keys, room}), 1, kMostParts));
-  if (view.parts == 1) return;
-  view.part_out = context.workspace.take<float>(view.parts * rows * view.dv);
-  view.part_state = context.workspace.take<float>(view.parts * rows * 2);
-}
-
 void launch_tiles(Context& context, const AttentionArgs& args, AttentionView& view) {
   const bool small = view.group <= 16 && (view.selects || one_token_each(*args.batch));
   const int rows = small ? 16 : 64;
   view.tile_heads = std::min(view.group, rows);
   view.pieces = (view.group + view.tile_heads - 1) / view.tile_heads;
   view.tile_tokens = view.selects ? 1 : std::max(1, rows / view.tile_heads);
-  for (const Sequence& sequence : args.batch->sequences) view.tiles += static_cast<int>(divide_up(sequence.tokens, view.tile_tokens));
+  view.tiles = tiles_of(*args.batch, view.tile_tokens);
   if (view.tiles == 0) return;
   const int chunks = static_cast<int>(divide_up(view.dv, kColumns));
   const int own = chunks <= 1 ? 1 : chunks <= 2 ? 2 : chunks <= 4 ? 4 : 8;
@@ -142,31 +125,29 @@ void launch_streams(Context& context, const AttentionArgs& args, AttentionView& 
   context.launched();
 }
 
-/// Whether this is latent attention of single tokens over a cache whose keys begin with the values.
-bool can_share_latents(const Context& context, const AttentionArgs& args, const AttentionView& view) {
-  if (view.selects || view.segment_count != 1 || view.kv_heads != 1 || view.group < 2 || !one_token_each(*args.batch)) return false;
-  const KvSegment& segment = args.segments[0];
-  const bool aligned = rows_aligned(segment.k, 16) && segment.k.dim(2) % 8 == 0 && view.width % 8 == 0 && (!segment.k_shared.defined() || rows_aligned(segment.k_shared, 16));
-  return aligned && segment.v.data == segment.k.data && segment.v.strides[0] == segment.k.strides[0] && view.dv <= segment.k.dim(2) && view.dv <= kMostLatentValues &&
-         view.width <= kMostLatentWidth && latent_bytes(view.width) + 4096 <= context.shared_bytes;
-}
-
-void launch_latents(Context& context, const AttentionArgs& args, AttentionView& view) {
-  const std::int64_t groups = divide_up(view.heads, kLatentHeads), blocks = static_cast<std::int64_t>(view.sequences) * groups;
-  cut_keys(context, args, view, blocks, 2 * static_cast<std::int64_t>(context.multiprocessors), kLeastLatents);
-  const dim3 grid(static_cast<unsigned>(view.sequences), static_cast<unsigned>(groups), static_cast<unsigned>(view.parts));
-  const std::size_t bytes = latent_bytes(view.width);
-  const auto launch = [&](auto* kernel) {
-    context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-    launch_early(context, kernel, grid, kLatentThreads, bytes, view);
-  };
-  if (view.segments[0].dtype == DType::f32) launch(&attend_latents<float>);
-  else if (view.segments[0].dtype == DType::bf16) launch(&attend_latents<__nv_bfloat16>);
-  else launch(&attend_latents<__half>);
-  context.launched();
-}
-
 }  // namespace
+
+bool one_token_each(const Batch& batch) {
+  for (const Sequence& sequence : batch.sequences)
+    if (sequence.tokens != 1) return false;
+  return true;
+}
+
+/// Cuts the keys so that about `wanted` blocks run, and takes the parts' room.
+void cut_keys(Context& context, const AttentionArgs& args, AttentionView& view, std::int64_t blocks, std::int64_t wanted, std::int64_t least_keys) {
+  const std::int64_t rows = static_cast<std::int64_t>(view.tokens) * view.heads;
+  const auto room = static_cast<std::int64_t>(context.workspace.left() / 2 / (static_cast<Bytes>(rows) * static_cast<Bytes>(view.dv + 2) * sizeof(float)));
+  view.parts = static_cast<int>(std::clamp<std::int64_t>(std::min({wanted / std::max<std::int64_t>(blocks, 1), most_keys(args) / least_keys, room}), 1, kMostParts));
+  if (view.parts == 1) return;
+  view.part_out = context.workspace.take<float>(view.parts * rows * view.dv);
+  view.part_state = context.workspace.take<float>(view.parts * rows * 2);
+}
+
+int tiles_of(const Batch& batch, int tile_tokens) {
+  std::int64_t tiles = 0;
+  for (const Sequence& sequence : batch.sequences) tiles += divide_up(sequence.tokens, tile_tokens);
+  return static_cast<int>(tiles);
+}
 
 void CudaOps::attention(const AttentionArgs& args) {
   flush();
@@ -176,9 +157,11 @@ void CudaOps::attention(const AttentionArgs& args) {
   AttentionView view = view_of_args(args);
   if (can_stream(args, view)) launch_streams(context_, args, view);
   else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);
+  else if (can_flash(context_, args, view)) launch_flash(context_, args, view);
   else launch_tiles(context_, args, view);
   if (view.parts > 1) {
     launch_early(context_, &join_parts, static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, view);
+    context_.launched();
   }
 }
 

@@ -1,8 +1,9 @@
 // Family experts: mixtures of experts. Tokens are gathered by expert on the device; then one kernel makes every hit's gated product, one its
-// product with the down matrix, and one adds them up for each token, experts ascending. Few hits an expert: a warp a row of
-// the weights, which is read once. Many: tiles through shared memory. Routing is in ops_route.cu.
+// product with the down matrix, and one adds them up for each token, experts ascending. Few hits an expert: the weights stream by and
+// are read once. Many: tiles through shared memory. 16-bit weights: tensor cores (ops_experts_mma.cu). Routing is in ops_route.cu.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/experts_few.cuh"
+#include "backends/cuda/experts_mma.h"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -47,22 +48,25 @@ MatrixOfExperts matrix_of(Context& context, std::span<const Weight> weights) {
   return matrix;
 }
 
-/// Whether rows of eight elements can be read at once.
-bool reads_vectors(std::span<const Weight> weights) {
-  for (const Weight& weight : weights)
-    if (weight.cols % 8 != 0 || reinterpret_cast<std::uintptr_t>(weight.data) % 16 != 0) return false;
-  return true;
+void launch_gather(Context& context, const GatherView& view) {
+  launch_early(context, &gather_hits, 1, kGatherThreads, 0, view);
+  context.launched();
+}
+void launch_combine(Context& context, const CombineView& view) {
+  const dim3 grid(static_cast<unsigned>(view.out.dims[0]), static_cast<unsigned>(divide_up(view.out.dims[1], kCombineColumns)));
+  launch_early(context, &combine_hits, grid, kCombineThreads, 0, view);
+  context.launched();
 }
 
 template <WeightFormat F, bool kVector, bool kGated>
 void launch_product(Context& context, const ProductView& view, std::int64_t runs) {
   const auto y = static_cast<unsigned>(runs);
   if (view.run == kTileHits) {
-    multiply_many<F, kVector, kGated><<<dim3(static_cast<unsigned>(divide_up(view.rows, kTileRows)), y), kProductThreads, 0, context.stream>>>(view);
+    launch_early(context, &multiply_many<F, kVector, kGated>, dim3(static_cast<unsigned>(divide_up(view.rows, kTileRows)), y), kProductThreads, 0, view);
   } else {
     const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kProductThreads / kWarp)), y);
-    if (view.run == 1) multiply_few<F, kVector, kGated, 1><<<grid, kProductThreads, 0, context.stream>>>(view);
-    else multiply_few<F, kVector, kGated, kFewHits><<<grid, kProductThreads, 0, context.stream>>>(view);
+    if (view.run == 1) launch_early(context, &multiply_few<F, kVector, kGated, 1>, grid, kProductThreads, 0, view);
+    else launch_early(context, &multiply_few<F, kVector, kGated, kFewHits>, grid, kProductThreads, 0, view);
   }
   context.launched();
 }
@@ -92,59 +96,58 @@ void check_shapes(const ExpertsArgs& args) {
   }
 }
 
-/// The matrices of all experts, the same for every chunk of tokens.
-struct Matrices { MatrixOfExperts gate, up, down; };
+/// Both products by f32 multiply-adds; the second's results. Runs are those of gather.
+float* multiply_plain(Context& context, const ExpertsArgs& args, const Matrices& matrices, const Tensor& x, const GatherView& gather) {
+  const std::int64_t inner = args.gate[0].rows, h = x.dim(1);
+  float* hidden = context.workspace.take<float>(gather.pairs * inner);
+  float* y = context.workspace.take<float>(gather.pairs * h);
+  ProductView in;
+  in.first = matrices.gate;
+  in.second = matrices.up;
+  in.format = args.gate[0].format;
+  in.rows = inner;
+  in.cols = h;
+  in.x = x.as<float>();
+  in.x_stride = x.strides[0];
+  in.token = gather.token;
+  in.y = hidden;
+  in.limit = static_cast<float>(args.limit);
+  in.runs = gather.runs;
+  in.run = gather.run;
+  launch_product<true>(context, in, gather.most_runs, reads_vectors(args.gate) && reads_vectors(args.up) && rows_aligned(args.x, 16));
+  ProductView out = in;
+  out.first = matrices.down;
+  out.format = args.down[0].format;
+  out.rows = h;
+  out.cols = inner;
+  out.x = hidden;
+  out.x_stride = inner;
+  out.token = nullptr;
+  out.y = y;
+  launch_product<false>(context, out, gather.most_runs, reads_vectors(args.down));
+  return y;
+}
 
 /// Some tokens, all of whose hits fit the workspace.
 void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matrices, std::int64_t first, std::int64_t count) {
   Workspace& workspace = context.workspace;
   const std::int64_t top_k = args.indices.dim(1), h = args.x.dim(1), pairs = count * top_k, here = std::ssize(args.gate);
   const Tensor x = args.x.rows(first, count), indices = args.indices.rows(first, count);
+  const bool mma = here > 0 && can_mma(args);
   GatherView gather;
   gather.indices = view_of<const std::int32_t>(indices);
   gather.pairs = static_cast<int>(pairs);
   gather.top_k = static_cast<int>(top_k);
   gather.first_expert = static_cast<int>(args.first_expert);
   gather.here = static_cast<int>(here);
-  gather.run = count == 1 ? 1 : pairs < kManyHits * here ? kFewHits : kTileHits;
-  gather.first_hit = workspace.take<std::int32_t>(here + 1);
-  gather.first_run = workspace.take<std::int32_t>(here + 1);
+  gather.run = mma ? mma_run(args, pairs) : count == 1 ? 1 : pairs < kManyHits * here ? kFewHits : kTileHits;
+  gather.most_runs = static_cast<int>(std::min(pairs, here + pairs / gather.run));
+  gather.runs = workspace.take<RunOfExpert>(gather.most_runs);
   gather.token = workspace.take<std::int32_t>(pairs);
   gather.hit = workspace.take<std::int32_t>(pairs);
-  gather_hits<<<1, kGatherThreads, 0, context.stream>>>(gather);
-  context.launched();
+  launch_gather(context, gather);
   float* y = nullptr;
-  if (here > 0) {
-    const std::int64_t inner = args.gate[0].rows, runs = std::min(pairs, here + pairs / gather.run);
-    float* hidden = workspace.take<float>(pairs * inner);
-    y = workspace.take<float>(pairs * h);
-    ProductView in;
-    in.first = matrices.gate;
-    in.second = matrices.up;
-    in.format = args.gate[0].format;
-    in.rows = inner;
-    in.cols = h;
-    in.x = x.as<float>();
-    in.x_stride = x.strides[0];
-    in.token = gather.token;
-    in.y = hidden;
-    in.limit = static_cast<float>(args.limit);
-    in.first_hit = gather.first_hit;
-    in.first_run = gather.first_run;
-    in.here = gather.here;
-    in.run = gather.run;
-    launch_product<true>(context, in, runs, reads_vectors(args.gate) && reads_vectors(args.up) && rows_aligned(args.x, 16));
-    ProductView out = in;
-    out.first = matrices.down;
-    out.format = args.down[0].format;
-    out.rows = h;
-    out.cols = inner;
-    out.x = hidden;
-    out.x_stride = inner;
-    out.token = nullptr;
-    out.y = y;
-    launch_product<false>(context, out, runs, reads_vectors(args.down));
-  }
+  if (here > 0) y = mma ? multiply_mma(context, args, matrices, x, gather) : multiply_plain(context, args, matrices, x, gather);
   CombineView combine;
   combine.indices = gather.indices;
   combine.weights = view_of<const float>(args.weights.rows(first, count));
@@ -153,8 +156,7 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   combine.out = view_of<float>(args.out.rows(first, count));
   combine.top_k = static_cast<int>(top_k);
   combine.accumulate = args.accumulate;
-  combine_hits<<<dim3(static_cast<unsigned>(count), static_cast<unsigned>(divide_up(h, kCombineColumns))), kCombineThreads, 0, context.stream>>>(combine);
-  context.launched();
+  launch_combine(context, combine);
 }
 
 constexpr std::int64_t kFewExpertTokens = 2;
@@ -196,8 +198,9 @@ void CudaOps::experts(const ExpertsArgs& args) {
   const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
   if (tokens <= kFewExpertTokens && vectors) return run_few(context_, args, matrices);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
-  const auto token_bytes = static_cast<Bytes>(top_k * (inner + h + 2) * static_cast<std::int64_t>(sizeof(float)));
-  const auto fixed = static_cast<Bytes>(2 * (here + 1) * 4 + 8 * 256);
+  const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : 4);
+  const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + 2 * h);
+  const auto fixed = static_cast<Bytes>(here) * sizeof(RunOfExpert) + 8 * 256;
   FATHOM_CHECK(start.left() >= fixed + token_bytes, "an expert is too large for the workspace");
   const std::int64_t chunk = std::min<std::int64_t>({tokens, static_cast<std::int64_t>((start.left() - fixed) / token_bytes), (std::int64_t{1} << 21) / top_k});  // runs are a grid.y
   for (std::int64_t first = 0; first < tokens; first += chunk) {

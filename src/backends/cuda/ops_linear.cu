@@ -69,9 +69,14 @@ void CudaOps::linear(const LinearArgs& args) {
                         .bias = args.bias.defined() ? args.bias.data : nullptr,
                         .bias_type = args.bias.dtype,
                         .accumulate = args.accumulate};
-  if (may_wait(product)) return waiting_->take(context_, product);
-  flush();
-  multiply_any(context_, product);
+  if (may_wait(product)) {
+    waiting_->take(context_, product);
+  } else {
+    launch_waiting();
+    multiply_any(context_, product);
+  }
+  const RoundedActivations& kept = context_.rounded;
+  if (kept.x != nullptr && product.out < kept.x + (kept.tokens - 1) * kept.stride + kept.groups * kept.step + kept.width && kept.x < product.out + (tokens - 1) * product.out_stride + n) context_.rounded = {};
 }
 
 void CudaOps::grouped_linear(const GroupedLinearArgs& args) {

@@ -1,6 +1,7 @@
 // Family norm: a warp a row where rows are short, a block a row where they are long. Rows are read twice; the second time they are in L1.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch.cuh"
+#include "backends/cuda/many_rows.h"
 #include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
@@ -156,6 +157,7 @@ void CudaOps::rms_norm(const RmsNormArgs& args) {
     return waiting_->take(context_, {.kind = TokenAction::Kind::kNorm, .x = rows, .out = normed, .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps)}, tokens);
   }
   flush();
+  if (norm_and_round(context_, args)) return;
   const NormArgs norm = arguments(args.x, args.weight, Tensor{}, args.eps, args.out);
   const std::int64_t n = norm.x.n;
   const bool vectors = n % 4 == 0 && n / 4 >= kLeastVectors && n / 4 <= kMostVectors && rows_aligned(args.x, 16) && rows_aligned(args.out, 16);

@@ -1,6 +1,7 @@
 // Families rows and experts (the elementwise part): embedding, gathering, copying, adding, gates.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch.cuh"
+#include "backends/cuda/many_rows.h"
 #include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
@@ -186,6 +187,7 @@ void CudaOps::expand_streams(const ExpandStreamsArgs& args) {
 void CudaOps::swiglu(const SwigluArgs& args) {
   if (waiting_->swiglu(context_, args)) return;
   flush();
+  if (gate_and_round(context_, args)) return;
   map_pairs(context_, args.gate, args.up, args.out, Gate{static_cast<float>(args.limit)});
 }
 

@@ -45,6 +45,7 @@ bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
   if (!is_out(args.out, p) || !is_out(first ? args.a : args.b, p) || other.dtype != DType::f32 || other.shape != args.out.shape) return false;
   const Span added{other.as<float>(), other.as<float>() + (p.tokens - 1) * other.strides[0] + p.rows};
   if (overlap(added, out_of(p)) || (norm_.from != nullptr && overlap(added, {norm_.x, norm_.x + norm_.n}))) return false;
+  context.rounded = {};
   p.added = added.begin;
   p.added_stride = other.strides[0];
   launch(context);
@@ -56,6 +57,7 @@ bool CudaOps::Waiting::swiglu(Context& context, const SwigluArgs& args) {
   const Product &gate = all_.products[0], &up = all_.products[1];
   if (gate.rows != up.rows || gate.accumulate || up.accumulate) return false;
   if (!is_out(args.gate, gate) || !is_out(args.up, up) || !is_out(args.out, gate)) return false;
+  context.rounded = {};
   all_.gated = true;
   all_.limit = static_cast<float>(args.limit);
   launch(context);
@@ -66,6 +68,7 @@ void CudaOps::Waiting::take(Context& context, const TokenAction& action, std::in
   const int4* sequences = batch != nullptr ? reinterpret_cast<const int4*>(batch->sequence_table.data) : nullptr;
   const bool other_batch = sequences != nullptr && program_.sequences != nullptr && sequences != program_.sequences;
   if (program_.count == TokenProgram::kMost || !has_program(tokens) || other_batch) launch(context);
+  context.rounded = {};
   program_.tokens = tokens;
   program_.actions[program_.count++] = action;
   if (sequences == nullptr) return;
@@ -94,6 +97,11 @@ CudaOps::CudaOps(Context& context, tensor::ActivationMemory& memory) : context_(
 CudaOps::~CudaOps() = default;
 
 void CudaOps::flush() {
+  launch_waiting();
+  context_.rounded = {};
+}
+
+void CudaOps::launch_waiting() {
   if (!waiting_->empty()) waiting_->launch(context_);
 }
 

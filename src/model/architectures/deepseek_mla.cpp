@@ -31,6 +31,16 @@ double attention_scale(const ModelSpec& spec) {
   return scale;
 }
 
+/// The type that activations may be rounded to for a product with such a weight.
+DType product_type(tensor::WeightFormat format) {
+  switch (format) {
+    case tensor::WeightFormat::f64:
+    case tensor::WeightFormat::f32: return DType::f32;
+    case tensor::WeightFormat::f16: return DType::f16;
+    default: return DType::bf16;
+  }
+}
+
 class DeepseekMla final : public Architecture {
  public:
   DeepseekMla(const ModelSpec& spec, const Sharding& sharding) : Architecture(spec, sharding) {
@@ -217,7 +227,7 @@ class DeepseekMla final : public Architecture {
     const Tensor heads = kv->split_last(spec_.qk_nope_dim + spec_.v_head_dim);         // [T, H, nope + v]
     const KvSegment segment{.kind = KvSegment::Kind::kFresh, .k = heads.columns(0, spec_.qk_nope_dim), .k_shared = k_rope,
                             .v = heads.columns(spec_.qk_nope_dim, spec_.v_head_dim), .selected = selected.tensor()};
-    return attention(pass.ops, q, std::span(&segment, 1), spec_.v_head_dim, attention_scale(spec_), {}, pass.batch);
+    return attention(pass.ops, q, std::span(&segment, 1), spec_.v_head_dim, attention_scale(spec_), {}, pass.batch, product_type(pass.weights[ids.kv_b].format));
   }
 
   // Queries carried into latent space, one shared key-value head there, and back out: [T, H, v].

@@ -1,0 +1,185 @@
+// Attention of single tokens whose few heads of a key head share each cache row as it streams by.
+#pragma once
+#include "backends/cuda/attention.cuh"
+
+namespace fathom::cuda {
+
+inline constexpr int kStreamThreads = 128;
+
+/// Eight consecutive elements of a cache row as they lie.
+template <class T>
+struct Eight { uint4 bits; };
+template <>
+struct Eight<float> { float4 low, high; };
+
+template <class T>
+__device__ inline void read_eight(const std::byte* data, std::int64_t at, Eight<T>& out) { out.bits = __ldg(reinterpret_cast<const uint4*>(reinterpret_cast<const T*>(data) + at)); }
+__device__ inline void read_eight(const std::byte* data, std::int64_t at, Eight<float>& out) {
+  const auto* from = reinterpret_cast<const float4*>(reinterpret_cast<const float*>(data) + at);
+  out.low = __ldg(from), out.high = __ldg(from + 1);
+}
+__device__ inline void widen_eight(const Eight<float>& in, float (&out)[8]) {
+  out[0] = in.low.x, out[1] = in.low.y, out[2] = in.low.z, out[3] = in.low.w;
+  out[4] = in.high.x, out[5] = in.high.y, out[6] = in.high.z, out[7] = in.high.w;
+}
+__device__ inline void widen_eight(const Eight<__nv_bfloat16>& in, float (&out)[8]) {
+  const unsigned words[4] = {in.bits.x, in.bits.y, in.bits.z, in.bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[2 * i] = __uint_as_float(words[i] << 16), out[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+}
+__device__ inline void widen_eight(const Eight<__half>& in, float (&out)[8]) {
+  const unsigned words[4] = {in.bits.x, in.bits.y, in.bits.z, in.bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = __half2float(__ushort_as_half(static_cast<unsigned short>(words[i] & 0xffffu)));
+    out[2 * i + 1] = __half2float(__ushort_as_half(static_cast<unsigned short>(words[i] >> 16)));
+  }
+}
+
+/// A stream is kWidth / 8 lanes that look at one key at a time with kHeads query heads; a lane has eight dimensions.
+template <int kHeads>
+struct StreamState {
+  float q[kHeads][8], acc[kHeads][8];
+  float largest[kHeads], total[kHeads];
+};
+
+/// Keys first + [from, to) of a segment, dealt out to the streams of the block.
+template <class T, int kWidth, int kHeads>
+__device__ inline void stream_keys(const SegmentView& segment, int head, std::int64_t base, std::int32_t first, int from, int to, StreamState<kHeads>& state) {
+  constexpr int kLanes = kWidth / 8, kStreams = kStreamThreads / kLanes, kAhead = kHeads > 4 ? 2 : 4;
+  const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes;
+  const std::int64_t k_offset = head * segment.k_head + 8 * lane, v_offset = head * segment.v_head + 8 * lane;
+#pragma unroll 1
+  for (int at = from; at < to; at += kAhead * kStreams) {
+    Eight<T> k[kAhead], v[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int key = at + u * kStreams + stream;
+      k[u] = v[u] = Eight<T>{};
+      if (key >= to) continue;
+      const std::int64_t row = row_of_name(segment, base, first + key);
+      read_eight(segment.k, row * segment.k_row + k_offset, k[u]);
+      read_eight(segment.v, row * segment.v_row + v_offset, v[u]);
+    }
+    float s[kAhead][kHeads];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      float wide[8];
+      widen_eight(k[u], wide);
+#pragma unroll
+      for (int g = 0; g < kHeads; ++g) {
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum += state.q[g][i] * wide[i];
+#pragma unroll
+        for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+        s[u][g] = sum;
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) {
+      float largest = state.largest[g];
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u)
+        if (at + u * kStreams + stream < to) largest = fmaxf(largest, s[u][g]);
+      const float shrink = relative(state.largest[g], largest);
+      state.largest[g] = largest;
+      state.total[g] *= shrink;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) state.acc[g][i] *= shrink;
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        s[u][g] = at + u * kStreams + stream < to ? relative(s[u][g], largest) : 0.0f;
+        state.total[g] += s[u][g];
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      float wide[8];
+      widen_eight(v[u], wide);
+#pragma unroll
+      for (int g = 0; g < kHeads; ++g)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) state.acc[g][i] += s[u][g] * wide[i];
+    }
+  }
+}
+
+/// Grid: sequences (of one token each), key heads, parts.
+template <int kWidth, int kHeads>
+__global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_constant__ AttentionView view) {
+  after_previous();
+  constexpr int kLanes = kWidth / 8, kStreams = kStreamThreads / kLanes;
+  __shared__ float sums[kStreams][kHeads][kWidth];
+  __shared__ float largest[kStreams][kHeads], total[kStreams][kHeads], shares[kStreams][kHeads];
+  const SequenceRow sequence = sequence_row(view.table, blockIdx.x);
+  if (sequence.tokens == 0) return;
+  const int kv_head = blockIdx.y, first_head = kv_head * view.group, part = blockIdx.z;
+  const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes;
+  const std::int64_t token = sequence.first_token;
+  StreamState<kHeads> state;
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    state.largest[g] = -INFINITY;
+    state.total[g] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      state.q[g][i] = g < view.group ? view.q.at(token, first_head + g)[8 * lane + i] * view.scale : 0.0f;
+      state.acc[g][i] = 0.0f;
+    }
+  }
+  std::int32_t all = 0;
+  for (int s = 0; s < view.segment_count; ++s) {
+    const NameRange names = visible_names(view.segments[s], sequence.past, sequence.past);
+    all += max(names.end - names.first, 0);
+  }
+  const int from = static_cast<int>(static_cast<std::int64_t>(all) * part / view.parts), to = static_cast<int>(static_cast<std::int64_t>(all) * (part + 1) / view.parts);
+  int before = 0;
+#pragma unroll 1
+  for (int s = 0; s < view.segment_count; ++s) {
+    const SegmentView& segment = view.segments[s];
+    const NameRange names = visible_names(segment, sequence.past, sequence.past);
+    const int count = max(names.end - names.first, 0), own = max(from - before, 0), end = min(to - before, count);
+    const std::int64_t base = base_row(segment, view.table, blockIdx.x, sequence);
+    before += count;
+    if (own >= end) continue;
+    if (segment.dtype == DType::f32) stream_keys<float, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
+    else if (segment.dtype == DType::bf16) stream_keys<__nv_bfloat16, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
+    else stream_keys<__half, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
+  }
+  // The streams of the block are joined in their order.
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    if (lane == 0) largest[stream][g] = state.largest[g], total[stream][g] = state.total[g];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sums[stream][g][8 * lane + i] = state.acc[g][i];
+  }
+  __syncthreads();
+  if (threadIdx.x < kStreams * kHeads) {
+    const int own = threadIdx.x / kHeads, g = threadIdx.x % kHeads;
+    float most = -INFINITY;
+    for (int i = 0; i < kStreams; ++i) most = fmaxf(most, largest[i][g]);
+    shares[own][g] = relative(largest[own][g], most);
+  }
+  __syncthreads();
+  for (int item = threadIdx.x; item < view.group * kWidth; item += kStreamThreads) {
+    const int g = item / kWidth, d = item % kWidth, head = first_head + g;
+    float most = -INFINITY, sum = 0.0f, value = 0.0f;
+    for (int i = 0; i < kStreams; ++i) {
+      most = fmaxf(most, largest[i][g]);
+      sum += total[i][g] * shares[i][g];
+      value += sums[i][g][d] * shares[i][g];
+    }
+    if (view.parts == 1) {
+      const Finish finish = finish_row(view, head, most, sum);
+      view.out.at(token, head)[d] = value * finish.factor;
+      if (d == 0 && view.lse.defined()) view.lse.at(token)[head] = finish.lse;
+    } else {
+      const std::int64_t at = (static_cast<std::int64_t>(part) * view.tokens + token) * view.heads + head;
+      view.part_out[at * view.dv + d] = value;
+      if (d == 0) view.part_state[2 * at] = most, view.part_state[2 * at + 1] = sum;
+    }
+  }
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,121 @@
+// Ops over many dense rows, rounded as they are made: see many_rows.h.
+#include "backends/cuda/many_rows.h"
+
+#include "backends/cuda/any_float.cuh"
+#include "backends/cuda/mma.cuh"
+
+namespace fathom::cuda {
+using namespace tensor;  // NOLINT: the vocabulary
+namespace {
+
+constexpr std::int64_t kManyTokens = 64;  // from where on rounding beside pays
+constexpr int kRowThreads = 256;
+
+/// Rows of any rank as [tokens, width] where they lie dense.
+std::int64_t width_of(const Tensor& x) {
+  std::int64_t width = 1;
+  for (int i = 1; i < x.shape.rank; ++i) width *= x.shape[i];
+  return width;
+}
+
+/// One block a row; a thread's kEights of eight elements stay in registers between the sum and the scaling.
+template <class T, int kEights>
+__global__ void __launch_bounds__(kRowThreads) norm_rows(const float* x, FloatVector weight, float eps, float* out, T* rounded, int width) {
+  __shared__ BlockRoom room;
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * width;
+  float4 kept[kEights][2];
+  float squares = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kEights; ++k) {
+    const int i = 8 * (static_cast<int>(threadIdx.x) + k * kRowThreads);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 v = kept[k][half] = i < width ? *reinterpret_cast<const float4*>(x + row + i + 4 * half) : make_float4(0, 0, 0, 0);
+      squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+  }
+  const float scale = 1.0f / sqrtf(block_sum(squares, room) / static_cast<float>(width) + eps);
+#pragma unroll
+  for (int k = 0; k < kEights; ++k) {
+    const int i = 8 * (static_cast<int>(threadIdx.x) + k * kRowThreads);
+    if (i >= width) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float4& v = kept[k][half];
+      const int at = i + 4 * half;
+      v = make_float4(v.x * scale * weight[at], v.y * scale * weight[at + 1], v.z * scale * weight[at + 2], v.w * scale * weight[at + 3]);
+      *reinterpret_cast<float4*>(out + row + at) = v;
+    }
+    *reinterpret_cast<uint4*>(rounded + row + i) = pack_eight<T>(kept[k][0], kept[k][1]);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kRowThreads) gate_rows(const float* gate, const float* up, float limit, float* out, T* rounded, std::int64_t eights) {
+  for_items(eights, [&](std::int64_t item) {
+    float4 made[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 g = reinterpret_cast<const float4*>(gate)[2 * item + half], u = reinterpret_cast<const float4*>(up)[2 * item + half];
+      made[half] = make_float4(gated(g.x, u.x, limit), gated(g.y, u.y, limit), gated(g.z, u.z, limit), gated(g.w, u.w, limit));
+      reinterpret_cast<float4*>(out)[2 * item + half] = made[half];
+    }
+    reinterpret_cast<uint4*>(rounded)[item] = pack_eight<T>(made[0], made[1]);
+  });
+}
+
+template <class T>
+void launch_norm(Context& context, const RmsNormArgs& args, std::byte* room) {
+  const auto rows = static_cast<unsigned>(args.x.dim(0));
+  const int width = static_cast<int>(width_of(args.x)), eights = static_cast<int>(divide_up(width, 8 * kRowThreads));
+  const auto launch = [&](auto count) {
+    norm_rows<T, decltype(count)::value><<<rows, kRowThreads, 0, context.stream>>>(args.x.as<float>(), vector_of(args.weight), static_cast<float>(args.eps), args.out.as<float>(),
+                                                                                    reinterpret_cast<T*>(room), width);
+    context.launched();
+  };
+  if (eights == 1) launch(std::integral_constant<int, 1>{});
+  else if (eights == 2) launch(std::integral_constant<int, 2>{});
+  else launch(std::integral_constant<int, 4>{});
+}
+
+template <class T>
+void launch_gate(Context& context, const SwigluArgs& args, std::byte* room) {
+  const std::int64_t eights = args.out.elements() / 8;
+  gate_rows<T><<<grid_for(context, eights, kRowThreads), kRowThreads, 0, context.stream>>>(args.gate.as<float>(), args.up.as<float>(), static_cast<float>(args.limit), args.out.as<float>(),
+                                                                                    reinterpret_cast<T*>(room), eights);
+  context.launched();
+}
+
+bool dense_f32(const Tensor& x) { return x.dtype == DType::f32 && x.contiguous() && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0; }
+
+}  // namespace
+
+std::byte* room_to_round(const Context& context, const Tensor& x) {
+  const bool fits = x.shape.rank >= 2 && x.dim(0) >= kManyTokens && width_of(x) % 8 == 0 && static_cast<Bytes>(x.elements()) * 2 <= kRoundedBytes;
+  return context.product_type != DType::f32 && fits && dense_f32(x) ? context.rounded_data : nullptr;
+}
+
+void keep_rounded(Context& context, const Tensor& x) {
+  const std::int64_t width = width_of(x);
+  context.rounded = {.x = x.as<float>(), .tokens = x.dim(0), .groups = 1, .width = width, .stride = width, .step = 0, .type = context.product_type};
+}
+
+bool norm_and_round(Context& context, const RmsNormArgs& args) {
+  std::byte* room = args.out.shape.rank == 2 && args.weight.defined() && args.out.dim(1) <= 32 * kRowThreads && dense_f32(args.x) && args.x.shape == args.out.shape ? room_to_round(context, args.out) : nullptr;
+  if (room == nullptr) return false;
+  if (context.product_type == DType::bf16) launch_norm<__nv_bfloat16>(context, args, room);
+  else launch_norm<__half>(context, args, room);
+  keep_rounded(context, args.out);
+  return true;
+}
+
+bool gate_and_round(Context& context, const SwigluArgs& args) {
+  std::byte* room = dense_f32(args.gate) && dense_f32(args.up) && args.gate.shape == args.out.shape && args.up.shape == args.out.shape ? room_to_round(context, args.out) : nullptr;
+  if (room == nullptr) return false;
+  if (context.product_type == DType::bf16) launch_gate<__nv_bfloat16>(context, args, room);
+  else launch_gate<__half>(context, args, room);
+  keep_rounded(context, args.out);
+  return true;
+}
+
+}  // namespace fathom::cuda
