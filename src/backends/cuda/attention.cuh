@@ -1,6 +1,7 @@
 // What the kernels of attention share; ops_attention.cu chooses among them. Scores, softmax and sums in f32.
 #pragma once
 #include "backends/cuda/any_float.cuh"
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/segments.cuh"
 
 namespace fathom::cuda {
@@ -64,6 +65,7 @@ inline constexpr int kMostParts = 64;
 /// One block a token and head. Every warp looks at all parts, two a lane; threads of the same four columns take parts in turn, and are
 /// added in a fixed order.
 static __global__ void __launch_bounds__(kJoinThreads) join_parts(const __grid_constant__ AttentionView view) {
+  after_previous();
   static_assert(kMostParts == 2 * kWarp);
   __shared__ float shares[kMostParts];
   __shared__ float4 room[kJoinThreads];

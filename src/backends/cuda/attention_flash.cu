@@ -35,7 +35,7 @@ void launch(Context& context, const AttentionView& view) {
   constexpr int bytes = kFlashBytes<kWidth, kValues>;
   const dim3 grid(static_cast<unsigned>(view.kv_heads * view.pieces), static_cast<unsigned>(view.tiles), static_cast<unsigned>(view.parts));
   context.note(cudaFuncSetAttribute(&attend_flash<T, kWidth, kValues>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  attend_flash<T, kWidth, kValues><<<grid, kFlashThreads, bytes, context.stream>>>(view);
+  launch_early(context, &attend_flash<T, kWidth, kValues>, grid, kFlashThreads, bytes, view);
   context.launched();
 }
 template <class T, int kWidth>

@@ -229,6 +229,7 @@ __device__ inline void write_rows(const AttentionView& view, const FlashTile& ti
 /// Grid: key heads × pieces of their heads, tiles (the later tokens first), parts.
 template <class T, int kWidth, int kValues>
 __global__ void __launch_bounds__(kFlashThreads) attend_flash(const __grid_constant__ AttentionView view) {
+  after_previous();
   extern __shared__ __align__(128) unsigned char flash_room[];
   const unsigned q_tile = shared_address(flash_room), k_tile = q_tile + kFlashRows * kWidth * 2, v_tile = k_tile + kFlashKeys * kWidth * 2;
   const SegmentView& segment = view.segments[0];

@@ -14,7 +14,7 @@ template <class T, int kWidth, int kValues>
 void launch_mma(Context& context, const AttentionView& view, dim3 grid) {
   constexpr int bytes = kSharedBytes<kWidth>;
   context.note(cudaFuncSetAttribute(&attend_latents_mma<T, kWidth, kValues>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  attend_latents_mma<T, kWidth, kValues><<<grid, kSharedThreads, bytes, context.stream>>>(view);
+  launch_early(context, &attend_latents_mma<T, kWidth, kValues>, grid, kSharedThreads, bytes, view);
   context.launched();
 }
 template <class T>
@@ -83,7 +83,7 @@ void launch_latents(Context& context, const AttentionArgs& args, AttentionView& 
   const std::size_t bytes = latent_bytes(view.width);
   const auto launch = [&](auto* kernel) {
     context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-    kernel<<<grid, kLatentThreads, bytes, context.stream>>>(view);
+    launch_early(context, kernel, grid, kLatentThreads, bytes, view);
   };
   if (type == DType::f32) launch(&attend_latents<float>);
   else if (type == DType::bf16) launch(&attend_latents<__nv_bfloat16>);

@@ -108,6 +108,7 @@ __device__ inline void stream_keys(const SegmentView& segment, int head, std::in
 /// Grid: sequences (of one token each), key heads, parts.
 template <int kWidth, int kHeads>
 __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_constant__ AttentionView view) {
+  after_previous();
   constexpr int kLanes = kWidth / 8, kStreams = kStreamThreads / kLanes;
   __shared__ float sums[kStreams][kHeads][kWidth];
   __shared__ float largest[kStreams][kHeads], total[kStreams][kHeads], shares[kStreams][kHeads];

@@ -268,6 +268,7 @@ __device__ inline void end_tile(const AttentionView& view, const TileTokens& til
 /// Grid: tiles (the later tokens first), key heads × pieces of their heads, parts × pieces of the columns.
 template <int kRows, int kChunks>
 __global__ void __launch_bounds__(kTileThreads) attend_tiles(const __grid_constant__ AttentionView view) {
+  after_previous();
   __shared__ TileRoom<kRows> room;
   TileTokens tile;
   const Piece piece = find_piece(view.table, view.sequences, view.tile_tokens, view.tiles - 1 - static_cast<int>(blockIdx.x));

@@ -62,7 +62,7 @@ class CudaOps final : public tensor::Ops {
   void launch_waiting();  // what flush launches; what was rounded stays
   Context& context_;
   tensor::ActivationMemory& memory_;
-  struct Waiting;
+  class Waiting;
   std::unique_ptr<Waiting> waiting_;
 };
 

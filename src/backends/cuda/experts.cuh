@@ -1,7 +1,7 @@
 // The kernels of mixtures of experts; ops_experts.cu chooses among them. A hit is a (token, expert) pair of an expert that is here; hits are
 // sorted by expert, then token, then slot. A run is some hits of one expert, one after the other.
 #pragma once
-#include "backends/cuda/device_math.cuh"
+#include "backends/cuda/launch.cuh"
 
 namespace fathom::cuda {
 
@@ -44,6 +44,7 @@ __device__ inline int2 block_scan(int2 value, int2 (&room)[kWarp]) {
 
 /// One block. Each warp has a stretch of the pairs: it counts them by expert, and when all counts are summed up it places them, in their order.
 static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __grid_constant__ GatherView view) {
+  after_previous();
   static_assert(kGatherThreads == kWarp * kWarp && kGatherThreads >= kMostExperts && kGatherRoom >= kMostExperts);
   __shared__ std::int32_t places[kGatherRoom], all_runs;  // [stretches, here]: counts, then where the stretch's next hit of the expert goes
   __shared__ int2 room[kWarp];
@@ -182,6 +183,7 @@ __device__ inline void read_x(const float* x, std::int64_t col, std::int64_t col
 /// Grid: rows in groups of 8, runs.
 template <tensor::WeightFormat F, bool kVector, bool kGated, int kHits>
 __global__ void __launch_bounds__(kProductThreads) multiply_few(const __grid_constant__ ProductView view) {
+  after_previous();
   const RunOfExpert run = view.runs[blockIdx.y];
   const int lane = threadIdx.x % kWarp;
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * (kProductThreads / kWarp) + threadIdx.x / kWarp;
@@ -232,6 +234,7 @@ struct ProductTile {
 /// (tx, ty) of 16 × 16 has hits ty + 16·i and rows tx + 16·j. Grid: blocks of rows, runs of 64 hits.
 template <tensor::WeightFormat F, bool kVector, bool kGated>
 __global__ void __launch_bounds__(kProductThreads) multiply_many(const __grid_constant__ ProductView view) {
+  after_previous();
   __shared__ __align__(16) ProductTile tile;
   const RunOfExpert run = view.runs[blockIdx.y];
   if (run.expert < 0) return;
@@ -315,6 +318,7 @@ inline constexpr int kCombineThreads = 256, kCombineColumns = 512;
 /// out[token] (+)= the sum of weight · y over its hits, experts ascending. Grid: tokens, blocks of columns.
 static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __grid_constant__ CombineView view) {
   static_assert(kMostChoices == 2 * kWarp);
+  after_previous();
   __shared__ std::int32_t hits[kMostChoices];
   __shared__ float weights[kMostChoices];
   const std::int64_t token = blockIdx.x;

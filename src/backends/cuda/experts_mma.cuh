@@ -40,6 +40,7 @@ __device__ inline uint4 stream_16(const void* from) {
 /// that both agree on which column is which. Runs have at most 8·kTiles hits. Grid: blocks of rows, runs.
 template <class T, class X, bool kGated, int kTiles>
 __global__ void __launch_bounds__(kMmaStreamThreads) stream_hits(const __grid_constant__ MmaView view) {
+  after_previous();
   __shared__ float room[kStreamWarps][2][kTiles][4][kWarp];
   const RunOfExpert run = view.runs[blockIdx.y];
   if (run.expert < 0) return;
@@ -129,6 +130,7 @@ inline constexpr int kGroupStage = (kGroupHits + kGroupRows) * kGroupDepth * 2, 
 /// shared memory; each of the four warps has 64 × 64. x is in the weights' type. Grid: blocks of rows, runs of 128 hits.
 template <class T, bool kGated>
 __global__ void __launch_bounds__(kGroupThreads) multiply_group(const __grid_constant__ MmaView view) {
+  after_previous();
   extern __shared__ __align__(128) unsigned char group_room[];
   constexpr int kEach = kGroupHits / (kGroupThreads / 8);  // chunks of 16 bytes of either operand that a thread copies
   const RunOfExpert run = view.runs[blockIdx.y];

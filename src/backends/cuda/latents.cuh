@@ -15,6 +15,7 @@ inline std::size_t latent_bytes(int width) { return static_cast<std::size_t>(kLa
 /// Grid: sequences, groups of heads, parts.
 template <class T>
 __global__ void __launch_bounds__(kLatentThreads) attend_latents(const __grid_constant__ AttentionView view) {
+  after_previous();
   extern __shared__ float4 latent_room[];
   __shared__ float p[kLatentKeys][kLatentHeads], shrink[kLatentHeads], largest_of[kLatentHeads], total_of[kLatentHeads];
   const SequenceRow sequence = sequence_row(view.table, blockIdx.x);

@@ -70,6 +70,7 @@ __device__ inline void mix_latents(unsigned weights, unsigned tile, LatentState<
 /// Grid: sequences (of one token each), groups of 16 heads, parts.
 template <class T, int kWidth, int kValues>
 __global__ void __launch_bounds__(kSharedThreads) attend_latents_mma(const __grid_constant__ AttentionView view) {
+  after_previous();
   extern __shared__ __align__(128) unsigned char latent_tiles[];
   __shared__ float most[kSharedWarps][kSharedHeads];
   const SequenceRow sequence = sequence_row(view.table, blockIdx.x);

@@ -101,10 +101,10 @@ void launch_tiles(Context& context, const AttentionArgs& args, AttentionView& vi
   const dim3 grid(static_cast<unsigned>(view.tiles), static_cast<unsigned>(view.kv_heads * view.pieces), static_cast<unsigned>(view.parts * view.column_pieces));
   const auto launch = [&](auto rows_a_thread) {
     constexpr int kRows = decltype(rows_a_thread)::value;
-    if (own == 1) attend_tiles<kRows, 1><<<grid, kTileThreads, 0, context.stream>>>(view);
-    else if (own == 2) attend_tiles<kRows, 2><<<grid, kTileThreads, 0, context.stream>>>(view);
-    else if (own == 4) attend_tiles<kRows, 4><<<grid, kTileThreads, 0, context.stream>>>(view);
-    else attend_tiles<kRows, 8><<<grid, kTileThreads, 0, context.stream>>>(view);
+    if (own == 1) launch_early(context, &attend_tiles<kRows, 1>, grid, kTileThreads, 0, view);
+    else if (own == 2) launch_early(context, &attend_tiles<kRows, 2>, grid, kTileThreads, 0, view);
+    else if (own == 4) launch_early(context, &attend_tiles<kRows, 4>, grid, kTileThreads, 0, view);
+    else launch_early(context, &attend_tiles<kRows, 8>, grid, kTileThreads, 0, view);
   };
   if (small) launch(std::integral_constant<int, 1>{});
   else launch(std::integral_constant<int, 4>{});
@@ -117,10 +117,10 @@ void launch_streams(Context& context, const AttentionArgs& args, AttentionView& 
   const dim3 grid(static_cast<unsigned>(view.sequences), static_cast<unsigned>(view.kv_heads), static_cast<unsigned>(view.parts));
   const auto launch = [&](auto width) {
     constexpr int kWidth = decltype(width)::value;
-    if (view.group == 1) attend_streams<kWidth, 1><<<grid, kStreamThreads, 0, context.stream>>>(view);
-    else if (view.group == 2) attend_streams<kWidth, 2><<<grid, kStreamThreads, 0, context.stream>>>(view);
-    else if (view.group <= 4) attend_streams<kWidth, 4><<<grid, kStreamThreads, 0, context.stream>>>(view);
-    else attend_streams<kWidth, 8><<<grid, kStreamThreads, 0, context.stream>>>(view);
+    if (view.group == 1) launch_early(context, &attend_streams<kWidth, 1>, grid, kStreamThreads, 0, view);
+    else if (view.group == 2) launch_early(context, &attend_streams<kWidth, 2>, grid, kStreamThreads, 0, view);
+    else if (view.group <= 4) launch_early(context, &attend_streams<kWidth, 4>, grid, kStreamThreads, 0, view);
+    else launch_early(context, &attend_streams<kWidth, 8>, grid, kStreamThreads, 0, view);
   };
   if (view.dv == 64) launch(std::integral_constant<int, 64>{});
   else launch(std::integral_constant<int, 128>{});
@@ -163,7 +163,7 @@ void CudaOps::attention(const AttentionArgs& args) {
   else if (can_flash(context_, args, view)) launch_flash(context_, args, view);
   else launch_tiles(context_, args, view);
   if (view.parts > 1) {
-    join_parts<<<static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, context_.stream>>>(view);
+    launch_early(context_, &join_parts, static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, view);
     context_.launched();
   }
   if (view.rounded_out != nullptr) keep_rounded(context_, args.out);

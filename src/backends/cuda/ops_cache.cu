@@ -1,7 +1,8 @@
 // Families rope and attention (caches): rotary tables, rotations in place, rows written to caches. Which sequence a token belongs to is
 // read from the batch's table on the device, so that the same launch serves any batch of the same shape.
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/device_math.cuh"
+#include "backends/cuda/launch.cuh"
+#include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -10,6 +11,7 @@ namespace {
 constexpr int kThreads = 256;
 
 __global__ void rotary_kernel(const std::int32_t* positions, const float* frequency, float scale, View<float> cosines, View<float> sines) {
+  after_previous();
   const std::int64_t half = cosines.dims[1];
   for_items(cosines.dims[0] * half, [&](std::int64_t item) {
     const std::int64_t t = item / half, i = item % half;
@@ -27,6 +29,7 @@ struct RopeView {
 };
 
 __global__ void __launch_bounds__(kThreads) rope_kernel(RopeView args) {
+  after_previous();
   const int pairs = static_cast<int>(args.x.dims[1]) * args.half;
   for (std::int64_t t = blockIdx.y; t < args.x.dims[0]; t += gridDim.y)
     for (int item = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); item < pairs; item += static_cast<int>(gridDim.x * blockDim.x)) {
@@ -48,6 +51,7 @@ struct CacheRows {
   int sequence_count;
   std::int64_t inner, rows_per_slot, ratio;
   RowsOf rows;
+  bool fours;                  // a token's elements lie one after the other on both sides, at multiples of four
 };
 
 /// Where row `i` of src goes; -1: nowhere.
@@ -62,20 +66,29 @@ __device__ std::int64_t place_of(const CacheRows& args, std::int64_t i, const in
   return position >= end - args.rows_per_slot ? slot * args.rows_per_slot + position % args.rows_per_slot : -1;
 }
 
-template <class From, class To>
+template <class To>
 __device__ void write_rows(const CacheRows& args, std::int64_t from, std::int64_t to) {
-  const int n = static_cast<int>(args.src.n), elements = static_cast<int>(args.inner) * n;
-  for (int e = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x); e < elements; e += static_cast<int>(gridDim.y * blockDim.x)) {
+  const int n = static_cast<int>(args.src.n), elements = static_cast<int>(args.inner) * n, step = static_cast<int>(gridDim.y * blockDim.x);
+  const int first = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
+  if (args.fours) {  // all of a token in one piece
+    const auto* src = args.src.row<const float4>(from * args.inner);
+    To* cache = args.cache.row<To>(to * args.inner);
+    for (int e = first; e < elements / 4; e += step) {
+      const float4 v = src[e];
+      struct alignas(4 * sizeof(To)) Four { To of[4]; };
+      reinterpret_cast<Four*>(cache)[e] = {{from_float<To>(v.x), from_float<To>(v.y), from_float<To>(v.z), from_float<To>(v.w)}};
+    }
+    return;
+  }
+  for (int e = first; e < elements; e += step) {
     const int j = e / n, i = e % n;
-    const From* src = args.src.row<const From>(from * args.inner + j);
-    To* cache = args.cache.row<To>(to * args.inner + j);
-    if constexpr (std::is_same_v<From, To>) cache[i] = src[i];
-    else cache[i] = from_float<To>(to_float(src[i]));
+    args.cache.row<To>(to * args.inner + j)[i] = from_float<To>(args.src.row<const float>(from * args.inner + j)[i]);
   }
 }
 
 __global__ void __launch_bounds__(kThreads) cache_write_kernel(CacheRows args, std::int64_t count) {
   __shared__ std::int64_t place;
+  after_previous();
   for (std::int64_t i = blockIdx.x; i < count; i += gridDim.x) {
     __syncthreads();  // the last place has been read
     if (threadIdx.x == 0) place = -1;
@@ -97,9 +110,9 @@ __global__ void __launch_bounds__(kThreads) cache_write_kernel(CacheRows args, s
     }
     __syncthreads();
     if (place < 0) continue;
-    if (args.cache.dtype == DType::f32) write_rows<float, float>(args, i, place);
-    else if (args.cache.dtype == DType::f16) write_rows<float, __half>(args, i, place);
-    else write_rows<float, __nv_bfloat16>(args, i, place);
+    if (args.cache.dtype == DType::f32) write_rows<float>(args, i, place);
+    else if (args.cache.dtype == DType::f16) write_rows<__half>(args, i, place);
+    else write_rows<__nv_bfloat16>(args, i, place);
   }
 }
 
@@ -110,6 +123,16 @@ std::int64_t inner_rows(const Tensor& x) {
   return inner;
 }
 
+/// Whether the elements of each outer row lie one after the other and can be had four at a time.
+bool one_piece(const Tensor& x) {
+  std::int64_t elements = x.dim(x.shape.rank - 1);
+  for (int i = x.shape.rank - 2; i > 0; --i) {
+    if (x.strides[static_cast<std::size_t>(i)] != elements) return false;
+    elements *= x.shape[i];
+  }
+  return elements % 4 == 0 && rows_aligned(x, 4 * dtype_bytes(x.dtype));
+}
+
 }  // namespace
 
 void CudaOps::rotary(const RotaryArgs& args) {
@@ -118,26 +141,27 @@ void CudaOps::rotary(const RotaryArgs& args) {
   FATHOM_CHECK(args.cos.shape == (Shape{n, half}) && args.sin.shape == args.cos.shape);
   FATHOM_CHECK(args.positions.dtype == DType::i32 && args.inverse_frequency.dtype == DType::f32);
   if (n == 0 || half == 0) return;
-  rotary_kernel<<<grid_for(context_, n * half, kThreads), kThreads, 0, context_.stream>>>(args.positions.as<std::int32_t>(), args.inverse_frequency.as<float>(),
-                                                                                      static_cast<float>(args.scale), view_of<float>(args.cos), view_of<float>(args.sin));
-  context_.launched();
+  launch_early(context_, &rotary_kernel, grid_for(context_, n * half, kThreads), kThreads, 0, args.positions.as<std::int32_t>(), args.inverse_frequency.as<float>(),
+               static_cast<float>(args.scale), view_of<float>(args.cos), view_of<float>(args.sin));
 }
 
 void CudaOps::rope(const RopeArgs& args) {
-  flush();
   const std::int64_t n = args.x.dim(0), heads = args.x.dim(1), half = args.cos.dim(1);
   FATHOM_CHECK(args.x.shape.rank == 3 && args.cos.dim(0) == n && args.sin.shape == args.cos.shape);
   FATHOM_CHECK(args.first_dim >= 0 && args.first_dim + 2 * half <= args.x.dim(2) && heads * half < (1 << 24));
   if (n == 0 || heads == 0 || half == 0) return;
+  const TokenRows rows = token_rows(args.x);
+  if (n <= TokenProgram::kMostTokens && rows.n > 0 && rows.dtype == DType::f32 && args.cos.strides[0] == args.sin.strides[0])
+    return waiting_->take(context_, {.kind = TokenAction::Kind::kRope, .x = rows, .cosines = args.cos.as<float>(), .sines = args.sin.as<float>(), .angle_stride = args.cos.strides[0],
+                                     .half = static_cast<int>(half), .first_dim = static_cast<int>(args.first_dim), .interleaved = args.interleaved, .inverse = args.inverse}, n);
+  flush();
   const RopeView view{view_of<float>(args.x), view_of<const float>(args.cos), view_of<const float>(args.sin),
                       static_cast<int>(half), static_cast<int>(args.first_dim), args.interleaved, args.inverse};
   const dim3 grid(static_cast<unsigned>(divide_up(heads * half, kThreads)), static_cast<unsigned>(std::min<std::int64_t>(n, 32768)));
-  rope_kernel<<<grid, kThreads, 0, context_.stream>>>(view);
-  context_.launched();
+  launch_early(context_, &rope_kernel, grid, kThreads, 0, view);
 }
 
 void CudaOps::cache_write(const CacheWriteArgs& args) {
-  flush();
   const Batch& batch = *args.batch;
   const std::int64_t count = args.src.dim(0);
   FATHOM_CHECK(args.src.dtype == DType::f32, "activations are f32");
@@ -147,6 +171,10 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
     FATHOM_CHECK(args.rows == RowsOf::kRing || end / (args.rows == RowsOf::kEntry ? args.ratio : 1) <= args.rows_per_slot, "a cache is too small");
   }
   if (count == 0 || batch.sequences.empty()) return;
+  const TokenRows src = token_rows(args.src), cache = token_rows(args.cache);
+  if (args.rows != RowsOf::kEntry && count <= TokenProgram::kMostTokens && src.n > 0 && src.n == cache.n && src.inner == cache.inner)
+    return waiting_->take(context_, {.kind = TokenAction::Kind::kWrite, .x = src, .out = cache, .ring = args.rows == RowsOf::kRing, .rows_per_slot = args.rows_per_slot}, count, &batch);
+  flush();
   const CacheRows rows{.src = rows_of(args.src),
                        .cache = rows_of(args.cache),
                        .sequences = reinterpret_cast<const int4*>(batch.sequence_table.data),
@@ -154,11 +182,12 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
                        .inner = inner_rows(args.src),
                        .rows_per_slot = args.rows_per_slot,
                        .ratio = args.ratio,
-                       .rows = args.rows};
+                       .rows = args.rows,
+                       .fours = one_piece(args.src) && one_piece(args.cache)};
   FATHOM_CHECK(rows.inner == inner_rows(args.cache) && rows.src.n == rows.cache.n && rows.inner * rows.src.n < (std::int64_t{1} << 31));
-  const dim3 grid(grid_for(context_, count, 1), static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(rows.inner * rows.src.n, kThreads), 1, 64)));
-  cache_write_kernel<<<grid, kThreads, 0, context_.stream>>>(rows, count);
-  context_.launched();
+  const std::int64_t items = rows.inner * rows.src.n / (rows.fours ? 4 : 1);
+  const dim3 grid(grid_for(context_, count, 1), static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(items, kThreads), 1, 64)));
+  launch_early(context_, &cache_write_kernel, grid, kThreads, 0, rows, count);
 }
 
 }  // namespace fathom::cuda

@@ -2,6 +2,7 @@
 // product with the down matrix, and one adds them up for each token, experts ascending. Few hits an expert: the weights stream by and
 // are read once. Many: tiles through shared memory. 16-bit weights: tensor cores (ops_experts_mma.cu). Routing is in ops_route.cu.
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/experts_few.cuh"
 #include "backends/cuda/experts_mma.h"
 
 namespace fathom::cuda {
@@ -48,12 +49,12 @@ MatrixOfExperts matrix_of(Context& context, std::span<const Weight> weights) {
 }
 
 void launch_gather(Context& context, const GatherView& view) {
-  gather_hits<<<1, kGatherThreads, 0, context.stream>>>(view);
+  launch_early(context, &gather_hits, 1, kGatherThreads, 0, view);
   context.launched();
 }
 void launch_combine(Context& context, const CombineView& view) {
   const dim3 grid(static_cast<unsigned>(view.out.dims[0]), static_cast<unsigned>(divide_up(view.out.dims[1], kCombineColumns)));
-  combine_hits<<<grid, kCombineThreads, 0, context.stream>>>(view);
+  launch_early(context, &combine_hits, grid, kCombineThreads, 0, view);
   context.launched();
 }
 
@@ -61,11 +62,11 @@ template <WeightFormat F, bool kVector, bool kGated>
 void launch_product(Context& context, const ProductView& view, std::int64_t runs) {
   const auto y = static_cast<unsigned>(runs);
   if (view.run == kTileHits) {
-    multiply_many<F, kVector, kGated><<<dim3(static_cast<unsigned>(divide_up(view.rows, kTileRows)), y), kProductThreads, 0, context.stream>>>(view);
+    launch_early(context, &multiply_many<F, kVector, kGated>, dim3(static_cast<unsigned>(divide_up(view.rows, kTileRows)), y), kProductThreads, 0, view);
   } else {
     const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kProductThreads / kWarp)), y);
-    if (view.run == 1) multiply_few<F, kVector, kGated, 1><<<grid, kProductThreads, 0, context.stream>>>(view);
-    else multiply_few<F, kVector, kGated, kFewHits><<<grid, kProductThreads, 0, context.stream>>>(view);
+    if (view.run == 1) launch_early(context, &multiply_few<F, kVector, kGated, 1>, grid, kProductThreads, 0, view);
+    else launch_early(context, &multiply_few<F, kVector, kGated, kFewHits>, grid, kProductThreads, 0, view);
   }
   context.launched();
 }
@@ -158,6 +159,31 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   launch_combine(context, combine);
 }
 
+constexpr std::int64_t kFewExpertTokens = 2;
+void run_few(Context& context, const ExpertsArgs& args, const Matrices& matrices) {
+  const std::int64_t tokens = args.x.dim(0), top_k = args.indices.dim(1), inner = args.gate[0].rows;
+  FewExperts view;
+  view.gate = matrices.gate;
+  view.up = matrices.up;
+  view.down = matrices.down;
+  view.format = args.gate[0].format;
+  view.down_format = args.down[0].format;
+  view.inner = inner;
+  view.h = args.x.dim(1);
+  view.indices = view_of<const std::int32_t>(args.indices);
+  view.weights = view_of<const float>(args.weights);
+  view.x = args.x.as<float>();
+  view.x_stride = args.x.strides[0];
+  view.hidden = context.workspace.take<float>(tokens * top_k * inner);
+  view.out = view_of<float>(args.out);
+  view.top_k = static_cast<int>(top_k);
+  view.first_expert = static_cast<int>(args.first_expert);
+  view.here = static_cast<int>(args.gate.size());
+  view.limit = static_cast<float>(args.limit);
+  view.accumulate = args.accumulate;
+  launch_few_experts(context, view, tokens);
+}
+
 }  // namespace
 
 void CudaOps::experts(const ExpertsArgs& args) {
@@ -169,6 +195,8 @@ void CudaOps::experts(const ExpertsArgs& args) {
   context_.workspace.reset();
   Matrices matrices;
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
+  const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
+  if (tokens <= kFewExpertTokens && vectors) return run_few(context_, args, matrices);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
   const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : 4);
   const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + 2 * h);

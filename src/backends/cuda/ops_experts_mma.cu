@@ -11,7 +11,7 @@ namespace {
 template <class T, class X, bool kGated, int kTiles>
 void launch_stream(Context& context, const MmaView& view, std::int64_t runs) {
   const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kGated ? 16 : 32)), static_cast<unsigned>(runs));
-  stream_hits<T, X, kGated, kTiles><<<grid, kMmaStreamThreads, 0, context.stream>>>(view);
+  launch_early(context, &stream_hits<T, X, kGated, kTiles>, grid, kMmaStreamThreads, 0, view);
   context.launched();
 }
 template <class T, bool kGated>
@@ -29,7 +29,7 @@ void launch_group(Context& context, const MmaView& view, std::int64_t runs) {
 #endif
   const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kGated ? kGroupRows / 2 : kGroupRows)), static_cast<unsigned>(runs));
   context.note(cudaFuncSetAttribute(&multiply_group<T, kGated>, cudaFuncAttributeMaxDynamicSharedMemorySize, kGroupBytes));
-  multiply_group<T, kGated><<<grid, kGroupThreads, kGroupBytes, context.stream>>>(view);
+  launch_early(context, &multiply_group<T, kGated>, grid, kGroupThreads, kGroupBytes, view);
   context.launched();
 }
 

@@ -1,7 +1,8 @@
 // Family norm: a warp a row where rows are short, a block a row where they are long. Rows are read twice; the second time they are in L1.
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/device_math.cuh"
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/many_rows.h"
+#include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -69,6 +70,7 @@ __device__ void layer_row(const NormArgs& args, std::int64_t row, const Team<kLo
 template <bool kLong, bool kLayer>
 __global__ void norm_kernel(NormArgs args) {
   __shared__ BlockRoom room;
+  after_previous();
   const int teams = kLong ? 1 : blockDim.x / kWarp;
   const Team<kLong> team{kLong ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x % kWarp), kLong ? static_cast<int>(blockDim.x) : kWarp, &room};
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * teams + (kLong ? 0 : threadIdx.x / kWarp);
@@ -78,10 +80,12 @@ __global__ void norm_kernel(NormArgs args) {
   }
 }
 
-/// RMS norm of long aligned rows with an f32 weight or none: four elements a load, the row kept in registers.
+/// RMS norm of aligned rows: four elements a load, the row kept in registers.
 constexpr int kKept = 4;  // vectors of four that a thread keeps
+constexpr std::int64_t kLeastVectors = 64, kMostVectors = 1024 * kKept;  // of a row
 __global__ void __launch_bounds__(1024) rms_vector_kernel(NormArgs args) {
   __shared__ BlockRoom room;
+  after_previous();
   const int vectors = static_cast<int>(args.x.n / 4);
   for (std::int64_t row = blockIdx.x; row < args.x.count; row += gridDim.x) {
     const auto* x = args.x.row<const float4>(row);
@@ -111,12 +115,16 @@ template <bool kLayer>
 void launch(Context& context, const NormArgs& args) {
   if (args.x.count == 0 || args.x.n == 0) return;
   if (args.x.n <= kShortRow) {
-    norm_kernel<false, kLayer><<<grid_for(context, args.x.count, kShortThreads / kWarp), kShortThreads, 0, context.stream>>>(args);
+    launch_early(context, &norm_kernel<false, kLayer>, grid_for(context, args.x.count, kShortThreads / kWarp), kShortThreads, 0, args);
   } else {
     const int threads = args.x.n >= 4096 ? 1024 : 256;
-    norm_kernel<true, kLayer><<<grid_for(context, args.x.count, 1), threads, 0, context.stream>>>(args);
+    launch_early(context, &norm_kernel<true, kLayer>, grid_for(context, args.x.count, 1), threads, 0, args);
   }
-  context.launched();
+}
+
+void launch_vectors(Context& context, const NormArgs& args) {
+  const auto threads = static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(args.x.n / 4, kWarp) * kWarp, 64, 1024));
+  launch_early(context, &rms_vector_kernel, grid_for(context, args.x.count, 1), threads, 0, args);
 }
 
 NormArgs arguments(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, const Tensor& out) {
@@ -127,19 +135,44 @@ NormArgs arguments(const Tensor& x, const Tensor& weight, const Tensor& bias, do
 
 }  // namespace
 
+void launch_norm(Context& context, const NormedX& norm) {
+  NormArgs args;
+  args.x.data = reinterpret_cast<std::byte*>(const_cast<float*>(norm.from));
+  args.out.data = reinterpret_cast<std::byte*>(norm.x);
+  args.x.count = args.out.count = 1;
+  args.x.n = args.out.n = norm.n;
+  args.weight = {norm.weight, norm.weight_type};
+  args.bias = {nullptr, DType::f32};
+  args.eps = norm.eps;
+  launch_vectors(context, args);
+}
+
 void CudaOps::rms_norm(const RmsNormArgs& args) {
+  const std::int64_t tokens = args.x.dim(0);
+  const TokenRows rows = token_rows(args.x), normed = token_rows(args.out);
+  const bool heads = args.x.shape.rank == 3 && rows.n <= kShortRow && tokens <= TokenProgram::kMostTokens;  // rotations follow
+  if ((heads || waiting_->has_program(tokens)) && tokens > 0 && rows.n > 0 && rows.dtype == DType::f32 && normed.dtype == DType::f32) {
+    FATHOM_CHECK(args.x.shape == args.out.shape);
+    const Vector weight = vector_of(args.weight, rows.n);
+    return waiting_->take(context_, {.kind = TokenAction::Kind::kNorm, .x = rows, .out = normed, .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps)}, tokens);
+  }
   flush();
   if (norm_and_round(context_, args)) return;
   const NormArgs norm = arguments(args.x, args.weight, Tensor{}, args.eps, args.out);
   const std::int64_t n = norm.x.n;
-  const bool vectors = n > kShortRow && n % 4 == 0 && n <= 1024 * 4 * kKept && rows_aligned(args.x, 16) && rows_aligned(args.out, 16);
+  const bool vectors = n % 4 == 0 && n / 4 >= kLeastVectors && n / 4 <= kMostVectors && rows_aligned(args.x, 16) && rows_aligned(args.out, 16);
   if (!vectors || norm.x.count == 0) return launch<false>(context_, norm);
-  const auto threads = static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(n / 4, kWarp) * kWarp, 128, 1024));
-  rms_vector_kernel<<<grid_for(context_, norm.x.count, 1), threads, 0, context_.stream>>>(norm);
-  context_.launched();
+  const auto *from = args.x.as<float>(), *x = args.out.as<float>();
+  const bool apart = from + n <= x || x + n <= from;
+  const bool eights = n % 8 == 0 && reinterpret_cast<std::uintptr_t>(norm.weight.data) % 16 == 0;
+  if (norm.x.count == 1 && eights && apart)
+    return waiting_->take({.from = from, .x = args.out.as<float>(), .weight = norm.weight.data, .weight_type = norm.weight.dtype, .eps = norm.eps, .n = n});
+  launch_vectors(context_, norm);
 }
 
 void CudaOps::layer_norm(const LayerNormArgs& args) {
-  flush(); launch<true>(context_, arguments(args.x, args.weight, args.bias, args.eps, args.out)); }
+  flush();
+  launch<true>(context_, arguments(args.x, args.weight, args.bias, args.eps, args.out));
+}
 
 }  // namespace fathom::cuda

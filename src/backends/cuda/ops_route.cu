@@ -2,6 +2,7 @@
 // choices are the same; what is stored is rounded once.
 #include "backends/cuda/any_float.cuh"
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/launch.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -111,6 +112,7 @@ __device__ void keep_best_groups(const RouteView& view, double* choice, double* 
 /// Shared: scores [experts], choice [experts], ranks [groups] f64, taken [max(experts, groups)].
 __global__ void __launch_bounds__(kWarp) route_tokens(const __grid_constant__ RouteView view) {
   extern __shared__ double shared[];
+  after_previous();
   double *scores = shared, *choice = scores + view.experts, *ranks = choice + view.experts;
   bool* taken = reinterpret_cast<bool*>(ranks + view.groups);
   const int lane = threadIdx.x;
@@ -168,8 +170,7 @@ void CudaOps::route(const RouteArgs& args) {
   view.scaling = routing.scaling;
   const std::size_t shared = static_cast<std::size_t>(2 * view.experts + view.groups) * sizeof(double) + static_cast<std::size_t>(std::max(view.experts, view.groups));
   FATHOM_CHECK(shared <= 48 * 1024, "more experts than a router's shared memory holds");
-  route_tokens<<<static_cast<unsigned>(tokens), kWarp, shared, context_.stream>>>(view);
-  context_.launched();
+  launch_early(context_, &route_tokens, static_cast<unsigned>(tokens), kWarp, shared, view);
 }
 
 }  // namespace fathom::cuda

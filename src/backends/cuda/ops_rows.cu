@@ -1,7 +1,8 @@
 // Families rows and experts (the elementwise part): embedding, gathering, copying, adding, gates.
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/device_math.cuh"
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/many_rows.h"
+#include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -12,6 +13,7 @@ constexpr int kThreads = 256;
 /// map(row, column) for every column that is a multiple of `step`; a block covers threadIdx.y rows at a time.
 template <class Map>
 __global__ void __launch_bounds__(kThreads) over_rows(Map map, std::int64_t rows, std::int64_t n, int step) {
+  after_previous();
   const std::int64_t row_step = static_cast<std::int64_t>(gridDim.y) * blockDim.y, column_step = static_cast<std::int64_t>(gridDim.x) * blockDim.x * step;
   for (std::int64_t row = static_cast<std::int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < rows; row += row_step) {
     const auto use = map.row(row);
@@ -28,8 +30,7 @@ void launch(Context& context, const Map& map, std::int64_t rows, std::int64_t n,
   const dim3 block(wide, kThreads / wide);
   const auto across = static_cast<unsigned>(std::min<std::int64_t>(divide_up(items, wide), 1024));
   const auto down = static_cast<unsigned>(std::min<std::int64_t>(divide_up(rows, block.y), 32768));
-  over_rows<<<dim3(across, down), block, 0, context.stream>>>(map, rows, n, step);
-  context.launched();
+  launch_early(context, &over_rows<Map>, dim3(across, down), block, 0, map, rows, n, step);
 }
 
 __device__ float read_any(const std::byte* row, DType dtype, std::int64_t i) {
@@ -158,8 +159,11 @@ void CudaOps::gather_rows(const GatherRowsArgs& args) {
 }
 
 void CudaOps::copy(const CopyArgs& args) {
-  flush();
   FATHOM_CHECK(args.x.shape == args.out.shape);
+  if (args.x.shape.rank > 0 && waiting_->has_program(args.x.dim(0)))
+    if (const TokenRows rows = token_rows(args.x), out = token_rows(args.out); rows.n > 0 && rows.dtype == DType::f32 && out.n > 0)
+      return waiting_->take(context_, {.kind = TokenAction::Kind::kCopy, .x = rows, .out = out}, args.x.dim(0));
+  flush();
   const RowsView x = rows_of(args.x), out = rows_of(args.out);
   if (x.dtype == out.dtype && dtype_bytes(x.dtype) == 4) return launch(context_, CopyWordsMap{x, out}, x.count, x.n, 1);
   check_float(args.x), check_float(args.out);
@@ -167,7 +171,10 @@ void CudaOps::copy(const CopyArgs& args) {
 }
 
 void CudaOps::add(const AddArgs& args) {
-  flush(); map_pairs(context_, args.a, args.b, args.out, Sum{}); }
+  if (waiting_->add(context_, args)) return;
+  flush();
+  map_pairs(context_, args.a, args.b, args.out, Sum{});
+}
 
 void CudaOps::expand_streams(const ExpandStreamsArgs& args) {
   flush();
@@ -178,12 +185,15 @@ void CudaOps::expand_streams(const ExpandStreamsArgs& args) {
 }
 
 void CudaOps::swiglu(const SwigluArgs& args) {
+  if (waiting_->swiglu(context_, args)) return;
   flush();
   if (gate_and_round(context_, args)) return;
   map_pairs(context_, args.gate, args.up, args.out, Gate{static_cast<float>(args.limit)});
 }
 
 void CudaOps::gelu(const GeluArgs& args) {
-  flush(); map_pairs(context_, args.x, args.x, args.out, Gelu{}); }
+  flush();
+  map_pairs(context_, args.x, args.x, args.out, Gelu{});
+}
 
 }  // namespace fathom::cuda

@@ -236,8 +236,8 @@ class DeepseekMla final : public Architecture {
     const std::int64_t nope = spec_.qk_nope_dim, rope = spec_.qk_rope_dim, r = spec_.kv_lora_rank, v = spec_.v_head_dim;
     const tensor::Weight& kv_b = pass.weights[ids.kv_b];
     Value qa = allocate(ops, {q.dim(0), q.dim(1), r + rope});
-    ops.grouped_linear({.x = q.columns(0, nope), .weight = kv_b, .group_rows = nope + v, .row_offset = 0, .rows = nope, .transposed = true, .out = qa->columns(0, r)});
     ops.copy({.x = q.columns(nope, rope), .out = qa->columns(r, rope)});
+    ops.grouped_linear({.x = q.columns(0, nope), .weight = kv_b, .group_rows = nope + v, .row_offset = 0, .rows = nope, .transposed = true, .out = qa->columns(0, r)});
     const Tensor& cache = pass.cache->tensors[static_cast<std::size_t>(ids.cache)];
     const Tensor keys = cache.columns(0, r).split_last(r);  // [rows, 1, r]
     const KvSegment segment{.kind = KvSegment::Kind::kCache, .k = keys, .k_shared = cache.columns(r, rope), .v = keys,

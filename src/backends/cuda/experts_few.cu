@@ -1,0 +1,31 @@
+// Launches of mixtures of experts for one or two tokens, by weight format.
+#include "backends/cuda/experts_few.cuh"
+
+namespace fathom::cuda {
+namespace {
+
+template <class Use>
+void with_format(tensor::WeightFormat format, Use use) {
+  using tensor::WeightFormat;
+  switch (read_as(format)) {
+    case WeightFormat::f32: return use(std::integral_constant<WeightFormat, WeightFormat::f32>{});
+    case WeightFormat::f16: return use(std::integral_constant<WeightFormat, WeightFormat::f16>{});
+    case WeightFormat::bf16: return use(std::integral_constant<WeightFormat, WeightFormat::bf16>{});
+    case WeightFormat::fp8_block128: return use(std::integral_constant<WeightFormat, WeightFormat::fp8_block128>{});
+    case WeightFormat::mxfp4: return use(std::integral_constant<WeightFormat, WeightFormat::mxfp4>{});
+    default: FATHOM_CHECK(false, "not a format that the cuda backend multiplies with");
+  }
+}
+
+}  // namespace
+
+void launch_few_experts(Context& context, const FewExperts& view, std::int64_t tokens) {
+  constexpr unsigned kThreads = kWarpsABlock * kWarp;
+  const auto count = static_cast<unsigned>(tokens);
+  const dim3 in(static_cast<unsigned>(divide_up(view.inner, kWarpsABlock * kRowsAWarp / 2)), static_cast<unsigned>(view.top_k), count);
+  const dim3 out(static_cast<unsigned>(divide_up(view.h, kRowsAWarp)), count);
+  with_format(view.format, [&](auto format) { launch_early(context, &few_experts_in<format()>, in, kThreads, 0, view); });
+  with_format(view.down_format, [&](auto format) { launch_early(context, &few_experts_out<format()>, out, kThreads, 0, view); });
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,65 @@
+// Launches of products of few tokens, by weight format.
+#include "backends/cuda/linear_few.cuh"
+
+namespace fathom::cuda {
+using namespace tensor;  // NOLINT: the vocabulary
+namespace {
+
+constexpr unsigned kThreads = kWarpsABlock * kWarp;
+
+/// Calls use(format) with the format that elements of `format` are read as: scales apart, all e4m3 formats are one.
+template <class Use>
+void with_format(WeightFormat format, Use use) {
+  switch (format) {
+    case WeightFormat::f32: return use(std::integral_constant<WeightFormat, WeightFormat::f32>{});
+    case WeightFormat::f16: return use(std::integral_constant<WeightFormat, WeightFormat::f16>{});
+    case WeightFormat::bf16: return use(std::integral_constant<WeightFormat, WeightFormat::bf16>{});
+    case WeightFormat::mxfp4: return use(std::integral_constant<WeightFormat, WeightFormat::mxfp4>{});
+    default: return use(std::integral_constant<WeightFormat, WeightFormat::fp8_block128>{});
+  }
+}
+
+/// All of one shape but for their rows.
+template <WeightFormat F>
+void launch_rows(Context& context, Together all) {
+  const Product& p = all.products[0];
+  const std::int64_t wanted = static_cast<std::int64_t>(context.multiprocessors) * 16;
+  const int own = all.gated ? kRowsAWarp / 2 : kRowsAWarp, parts = all.gated ? 1 : all.count;
+  std::int64_t row_groups = 0;
+  for (int i = 0; i < parts; ++i) row_groups += divide_up(all.products[i].rows, own);
+  int splits = 1;
+  while (splits < kWarpsABlock && row_groups * p.groups * splits < wanted && p.weight.cols > splits * kWarp * 8) splits *= 2;
+  unsigned blocks = 0;
+  for (int i = 0; i < parts; ++i) {
+    all.first_block[i] = blocks;
+    blocks += static_cast<unsigned>(divide_up(divide_up(all.products[i].rows, own), kWarpsABlock / splits));
+  }
+  const dim3 grid(blocks, static_cast<unsigned>(p.groups));
+  const auto launch = [&](auto tokens, auto normed, auto gate) {
+    launch_early(context, &few_kernel<F, tokens(), normed(), gate()>, grid, kThreads, 0, all, splits);
+  };
+  const auto by_tokens = [&](auto gate) {
+    constexpr std::false_type kThere{};
+    if (all.norm.from != nullptr) launch(std::integral_constant<int, 1>{}, std::true_type{}, gate);
+    else if (p.tokens == 1) launch(std::integral_constant<int, 1>{}, kThere, gate);
+    else if (p.tokens == 2) launch(std::integral_constant<int, 2>{}, kThere, gate);
+    else if (p.tokens <= 4) launch(std::integral_constant<int, 4>{}, kThere, gate);
+    else launch(std::integral_constant<int, 8>{}, kThere, gate);
+  };
+  if (all.gated) by_tokens(std::true_type{});
+  else by_tokens(std::false_type{});
+}
+
+}  // namespace
+
+void launch_together(Context& context, const Together& all) {
+  with_format(all.products[0].weight.format, [&](auto format) { launch_rows<format()>(context, all); });
+}
+
+void launch_few(Context& context, const Product& p) {
+  if (!p.by_column) return launch_together(context, {.products = {p}, .count = 1});
+  const dim3 grid(static_cast<unsigned>(divide_up(p.weight.cols, kColumnsABlock)), static_cast<unsigned>(p.groups), static_cast<unsigned>(p.tokens));
+  with_format(p.weight.format, [&](auto format) { launch_early(context, &few_columns_kernel<format()>, grid, kThreads, 0, p); });
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,252 @@
+// The kernels of few tokens: a weight is read once, 16 bytes or eight elements a load, dequantized in registers, summed in f32 with f32
+// activations. Weights begin to come before the launches that make x have finished; linear_few.cu launches.
+#pragma once
+#include "backends/cuda/launch.cuh"
+#include "backends/cuda/product.cuh"
+
+namespace fathom::cuda {
+
+inline constexpr int kRowsAWarp = 4, kWarpsABlock = 8;
+/// Loads of eight elements a row that a lane has in flight.
+template <tensor::WeightFormat F>
+inline constexpr int kAhead = F == tensor::WeightFormat::f32 ? 1 : F == tensor::WeightFormat::f16 || F == tensor::WeightFormat::bf16 ? 2 : 4;
+template <tensor::WeightFormat F>
+inline constexpr bool kScaled = F == tensor::WeightFormat::fp8_block128 || F == tensor::WeightFormat::mxfp4;
+template <tensor::WeightFormat F>
+inline constexpr int kBytesOfEight = F == tensor::WeightFormat::f32 ? 32 : F == tensor::WeightFormat::mxfp4 ? 4 : F == tensor::WeightFormat::fp8_block128 ? 8 : 16;
+
+__device__ inline void fetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
+/// The weight rows of a warp: a row of a product each, or, of gated products, half of them gates and half their ups.
+struct WarpRows {
+  const WeightView* weight[kRowsAWarp];
+  std::int64_t row[kRowsAWarp];
+};
+
+/// What of the rows is on its way, from column `col` on, every `step` columns.
+template <tensor::WeightFormat F>
+struct OnTheWay {
+  EightOf<F> eight[kAhead<F>][kRowsAWarp];
+  __device__ void read(const WarpRows& rows, std::int64_t cols, std::int64_t col, std::int64_t step) {
+#pragma unroll
+    for (int a = 0; a < kAhead<F>; ++a)
+#pragma unroll
+      for (int r = 0; r < kRowsAWarp; ++r)
+        if (col + a * step < cols) eight[a][r].read(rows.weight[r]->data, rows.row[r] * cols + col + a * step);
+  }
+  /// Asks the L2 cache for the same: a lane in every 128 bytes.
+  static __device__ void ask(const WarpRows& rows, std::int64_t cols, std::int64_t col, std::int64_t step) {
+    if (static_cast<int>(threadIdx.x % kWarp) * kBytesOfEight<F> % 128 != 0) return;
+#pragma unroll
+    for (int a = 0; a < kAhead<F>; ++a)
+#pragma unroll
+      for (int r = 0; r < kRowsAWarp; ++r)
+        if (col + a * step < cols) fetch_to_l2(rows.weight[r]->data + (rows.row[r] * cols + col + a * step) / 8 * kBytesOfEight<F>);
+  }
+};
+
+__device__ inline void read_eight_floats(const float* from, float (&out)[8]) {
+  const auto* vectors = reinterpret_cast<const float4*>(from);
+  const float4 low = vectors[0], high = vectors[1];
+  out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w, out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+}
+/// Eight elements of a vector at a multiple of 16 bytes; ones where there is none.
+__device__ inline void read_eight_of(const std::byte* vector, DType type, std::int64_t at, float (&out)[8]) {
+  if (vector == nullptr) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] = 1.0f;
+  } else if (type == DType::f32) {
+    read_eight_floats(reinterpret_cast<const float*>(vector) + at, out);
+  } else {
+    const uint4 bits = *reinterpret_cast<const uint4*>(vector + 2 * at);
+    if (type == DType::bf16) EightOf<tensor::WeightFormat::bf16>{bits}.widen(out);
+    else EightOf<tensor::WeightFormat::f16>{bits}.widen(out);
+  }
+}
+
+/// Rows of x, eight columns at a time: as they lie in memory; or, where x is a norm that nobody has made yet, from · weight, with the squares of
+/// `from` added up on the way: sums of products want the norm's factor once, at their end.
+template <bool kNormed>
+struct RowsOfX {
+  const float* x;
+  std::int64_t stride, last;  // last: token
+  const NormedX* norm;
+  float squares;
+  __device__ void read(int token, std::int64_t col, float (&out)[8]) {
+    if constexpr (kNormed) {
+      float weight[8];
+      read_eight_floats(norm->from + col, out);
+      read_eight_of(norm->weight, norm->weight_type, col, weight);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) squares += out[i] * out[i], out[i] *= weight[i];
+    } else {
+      read_eight_floats(x + min(static_cast<std::int64_t>(token), last) * stride + col, out);
+    }
+  }
+};
+
+/// x = from · weight · factor, by all threads of a block.
+__device__ inline void write_normed(const NormedX& norm, float factor) {
+  for (std::int64_t at = threadIdx.x * 8; at < norm.n; at += blockDim.x * 8) {
+    float x[8], weight[8];
+    read_eight_floats(norm.from + at, x);
+    read_eight_of(norm.weight, norm.weight_type, at, weight);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) norm.x[at + i] = x[i] * factor * weight[i];
+  }
+}
+
+/// acc[row][token] += the products of eight columns from `col` on.
+template <tensor::WeightFormat F, int kTokens, bool kNormed>
+__device__ void multiply_eight(const EightOf<F> (&eight)[kRowsAWarp], const WarpRows& rows, std::int64_t cols, std::int64_t col, RowsOfX<kNormed>& x,
+                               float (&acc)[kRowsAWarp][kTokens]) {
+  float w[kRowsAWarp][8];
+#pragma unroll
+  for (int r = 0; r < kRowsAWarp; ++r) {
+    eight[r].widen(w[r]);
+    if constexpr (kScaled<F>) {
+      const float scale = weight_scale(rows.weight[r]->format, rows.weight[r]->scales, rows.row[r], col, cols);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) w[r][i] *= scale;
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t) {
+    float v[8];
+    x.read(t, col, v);
+#pragma unroll
+    for (int r = 0; r < kRowsAWarp; ++r)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) acc[r][t] += w[r][i] * v[i];
+  }
+}
+
+/// A warp has kRowsAWarp rows and every `splits`-th stretch of 256 columns of them; the warps that share rows are in one block and
+/// add up in a fixed order.
+template <tensor::WeightFormat F, int kTokens, bool kNormed, bool kGated>
+__global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) few_kernel(const __grid_constant__ Together all, int splits) {
+  static_assert(kRowsAWarp * kTokens <= kWarp && (!kNormed || kTokens == 1));
+  constexpr int kOwn = kGated ? kRowsAWarp / 2 : kRowsAWarp;  // outputs of a warp
+  constexpr int kSums = kRowsAWarp * kTokens;
+  __shared__ float room[kWarpsABlock][kSums], squares[kWarpsABlock];
+  let_next_start();
+  int which = 0;
+  if constexpr (!kGated)
+    while (which + 1 < all.count && blockIdx.x >= all.first_block[which + 1]) ++which;
+  const Product& p = all.products[which];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, split = warp % splits;
+  const std::int64_t g = blockIdx.y, first = (static_cast<std::int64_t>(blockIdx.x - all.first_block[which]) * (kWarpsABlock / splits) + warp / splits) * kOwn;
+  const std::int64_t cols = p.weight.cols, step = static_cast<std::int64_t>(splits) * kWarp * 8;
+  WarpRows rows;
+#pragma unroll
+  for (int r = 0; r < kRowsAWarp; ++r) {
+    const Product& own = kGated && r >= kOwn ? all.products[1] : p;
+    rows.weight[r] = &own.weight;
+    rows.row[r] = own.first_row + g * own.row_step + min(first + r % kOwn, own.rows - 1);
+  }
+  std::int64_t col = split * kWarp * 8 + lane * 8;
+  OnTheWay<F> next;
+  next.read(rows, cols, col, step);
+  OnTheWay<F>::ask(rows, cols, col + kAhead<F> * step, step);
+  if constexpr (kNormed)
+    if (all.norm.weight != nullptr && threadIdx.x * 128 < all.norm.n * 2) fetch_to_l2(all.norm.weight + threadIdx.x * 128);
+  wait_for_previous();
+  RowsOfX<kNormed> x{p.x + g * p.x_step, p.x_stride, p.tokens - 1, &all.norm, 0.0f};
+  float acc[kRowsAWarp][kTokens] = {};
+  for (; col < cols; col += kAhead<F> * step) {
+#pragma unroll
+    for (int a = 0; a < kAhead<F>; ++a)
+      if (col + a * step < cols) multiply_eight<F, kTokens, kNormed>(next.eight[a], rows, cols, col + a * step, x, acc);
+    next.read(rows, cols, col + kAhead<F> * step, step);
+  }
+  float mine = 0.0f;  // lane t · kRowsAWarp + r keeps the sum of row r and token t
+#pragma unroll
+  for (int t = 0; t < kTokens; ++t)
+#pragma unroll
+    for (int r = 0; r < kRowsAWarp; ++r) {
+      const float sum = warp_sum(acc[r][t]);
+      if (lane == t * kRowsAWarp + r) mine = sum;
+    }
+  float square = kNormed ? warp_sum(x.squares) : 0.0f;
+  if (splits > 1) {
+    if (lane < kSums) room[warp][lane] = mine;
+    if (kNormed && lane == 0) squares[warp] = square;
+    __syncthreads();
+    if (kNormed) {
+      square = 0.0f;
+      for (int s = 0; s < splits; ++s) square += squares[warp - split + s];
+    }
+  }
+  float factor = 1.0f;
+  if constexpr (kNormed) {
+    factor = 1.0f / sqrtf(square / static_cast<float>(cols) + all.norm.eps);
+    if (blockIdx.x == 0 && blockIdx.y == 0) write_normed(all.norm, factor);
+  }
+  if (split != 0) return;
+  if (splits > 1 && lane < kSums)
+    for (int s = 1; s < splits; ++s) mine += room[warp + s][lane];
+  mine *= factor;
+  const int t = lane / kRowsAWarp;
+  const std::int64_t row = first + lane % kOwn;
+  const bool here = t < min(static_cast<std::int64_t>(kTokens), p.tokens) && row < p.rows;
+  if constexpr (kGated) {
+    const bool up = lane % kRowsAWarp >= kOwn;
+    const float value = here ? finished(all.products[up ? 1 : 0], t, g, row, mine) : 0.0f, other = __shfl_down_sync(kAllLanes, value, kOwn);
+    if (here && up) all.products[1].out[t * all.products[1].out_stride + row] = value;
+    else if (here) p.out[t * p.out_stride + row] = gated(value, other, all.limit);
+  } else if (here) {
+    store(p, t, g, row, mine);
+  }
+}
+
+/// An output a column: eight lanes have eight columns each, and the lanes and warps of a block share the rows and add up in a fixed order.
+/// One token at a time. Grid: blocks of 64 columns, groups, tokens.
+inline constexpr int kColumnsABlock = 64;
+template <tensor::WeightFormat F>
+__global__ void __launch_bounds__(kWarpsABlock * kWarp) few_columns_kernel(const __grid_constant__ Product p) {
+  constexpr int kLanes = kColumnsABlock / 8, kApart = kWarpsABlock * kWarp / kLanes, kRows = 4;  // kRows: that a lane has on the way, kApart rows apart
+  __shared__ float room[kWarpsABlock][kColumnsABlock];
+  let_next_start();
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const std::int64_t g = blockIdx.y, t = blockIdx.z, cols = p.weight.cols, col = static_cast<std::int64_t>(blockIdx.x) * kColumnsABlock + lane % kLanes * 8;
+  const std::int64_t first = p.first_row + g * p.row_step, rows = col < cols ? p.rows : 0;
+  const float* x = p.x + t * p.x_stride + g * p.x_step;
+  float acc[8] = {};
+  EightOf<F> next[kRows];
+  const auto read = [&](std::int64_t from) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      if (from + i * kApart < rows) next[i].read(p.weight.data, (first + from + i * kApart) * cols + col);
+  };
+  std::int64_t r = threadIdx.x / kLanes;
+  read(r);
+  wait_for_previous();
+  for (; r < rows; r += kRows * kApart) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const std::int64_t row = r + i * kApart;
+      if (row >= rows) break;
+      float w[8];
+      next[i].widen(w);
+      float v = x[row];
+      if constexpr (kScaled<F>) v *= weight_scale(p.weight.format, p.weight.scales, first + row, col, cols);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) acc[j] += v * w[j];
+    }
+    read(r + kRows * kApart);
+  }
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+#pragma unroll
+    for (int apart = kLanes; apart < kWarp; apart *= 2) acc[j] += __shfl_xor_sync(kAllLanes, acc[j], apart);
+    if (lane < kLanes) room[warp][lane * 8 + j] = acc[j];
+  }
+  __syncthreads();
+  if (threadIdx.x >= kColumnsABlock) return;
+  float sum = 0.0f;
+  for (int w = 0; w < kWarpsABlock; ++w) sum += room[w][threadIdx.x];
+  const std::int64_t output = static_cast<std::int64_t>(blockIdx.x) * kColumnsABlock + threadIdx.x;
+  if (output < cols) store(p, t, g, output, sum);
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,82 @@
+// Products of family linear as kernels see them, and who launches them: few tokens (linear_few.cu), many (linear_many.cu). ops_linear.cu chooses.
+#pragma once
+#include "backends/cuda/device_math.cuh"
+
+namespace fathom::cuda {
+
+inline constexpr int kFewTokens = 8;
+
+/// G products out[t, g, :] = x[t, g, :] · W_g, where W_g is rows [first_row + g · row_step, + rows) of the weight: transposed (an output a row)
+/// or as it lies (an output a column).
+struct Product {
+  WeightView weight;
+  std::int64_t tokens = 0, groups = 1, rows = 0, first_row = 0, row_step = 0;
+  bool by_column = false;
+  const float* x = nullptr;
+  float* out = nullptr;
+  std::int64_t x_stride = 0, x_step = 0, out_stride = 0, out_step = 0;  // a token, a group
+  const std::byte* bias = nullptr;                                      // [outputs], of one group only
+  DType bias_type = DType::f32;
+  bool accumulate = false;
+  const float* added = nullptr;  // [tokens, outputs] that is added too; few tokens and one group only
+  std::int64_t added_stride = 0;
+
+  __host__ __device__ std::int64_t outputs() const { return by_column ? weight.cols : rows; }
+  __host__ __device__ std::int64_t inputs() const { return by_column ? rows : weight.cols; }
+};
+
+/// The RMS norm of one row whose result is the x of some products: they make it themselves, and one of them writes it.
+struct NormedX {
+  const float* from = nullptr;  // null: x is there already
+  float* x = nullptr;
+  const std::byte* weight = nullptr;
+  DType weight_type = DType::f32;
+  float eps = 0;
+  std::int64_t n = 0;
+};
+
+/// Products of one x that are launched as one: a third of q, k and v alone does not keep the memory busy.
+struct Together {
+  static constexpr int kMost = 4;
+  Product products[kMost];
+  unsigned first_block[kMost] = {};
+  int count = 0;
+  NormedX norm;
+  bool gated = false;  // two products, a gate and its up: the first's out becomes gated(gate, up); the second's is its own
+  float limit = 0;     // of the gate
+};
+
+/// value [index] of a vector of any float type; 0 where there is none.
+__device__ inline float element_of(const std::byte* vector, DType type, std::int64_t index) {
+  if (vector == nullptr) return 0.0f;
+  if (type == DType::f32) return reinterpret_cast<const float*>(vector)[index];
+  return type == DType::f16 ? to_float(reinterpret_cast<const __half*>(vector)[index]) : to_float(reinterpret_cast<const __nv_bfloat16*>(vector)[index]);
+}
+/// What becomes output (t, g, i) when its sum is known.
+__device__ inline float finished(const Product& p, std::int64_t t, std::int64_t g, std::int64_t i, float sum) {
+  float value = sum + element_of(p.bias, p.bias_type, i);
+  if (p.added != nullptr) value += p.added[t * p.added_stride + i];
+  if (p.accumulate) value += p.out[t * p.out_stride + g * p.out_step + i];
+  return value;
+}
+__device__ inline void store(const Product& p, std::int64_t t, std::int64_t g, std::int64_t i, float sum) {
+  p.out[t * p.out_stride + g * p.out_step + i] = finished(p, t, g, i, sum);
+}
+
+inline bool is_plain(tensor::WeightFormat format) {
+  using tensor::WeightFormat;
+  return format == WeightFormat::f32 || format == WeightFormat::f16 || format == WeightFormat::bf16;
+}
+
+/// At most kFewTokens tokens, an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can be read in eights.
+void launch_together(Context& context, const Together& all);
+/// At most kFewTokens tokens, any number of groups, an output a row or a column.
+void launch_few(Context& context, const Product& p);
+/// Any shape, format and address.
+void launch_tiled(Context& context, Product p);
+/// By cuBLASLt where it knows a way; operands at multiples of 16 bytes, no bias.
+void multiply_many(Context& context, const Product& p);
+/// out[t, i] = bias[i], or that is added.
+void launch_bias(Context& context, const Product& p);
+
+}  // namespace fathom::cuda

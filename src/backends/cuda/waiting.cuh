@@ -1,0 +1,37 @@
+// What CudaOps has been told and has not launched yet: a norm of one row and products of few tokens of one x, or short ops on single tokens.
+// They are launched as one with what turns out to go with them. Each op's result is written as its contract says, whatever it was launched with.
+#pragma once
+#include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/product.cuh"
+#include "backends/cuda/token_program.cuh"
+
+namespace fathom::cuda {
+
+class CudaOps::Waiting {
+ public:
+  bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0; }
+  /// A norm of one row that products may follow. Nothing else waits.
+  void take(const NormedX& norm) { norm_ = norm; }
+  /// A product of few tokens, one group, an output a row. What does not go with it is launched first.
+  void take(Context& context, const Product& product);
+  /// out = a + b, where one product waits whose out is `out` and one of the two. False: it has to be done apart, after launch().
+  bool add(Context& context, const tensor::AddArgs& args);
+  /// The gate of two products that wait; as above.
+  bool swiglu(Context& context, const tensor::SwigluArgs& args);
+  /// A short op on the rows of each of `tokens` tokens; what else waits is launched first. `batch`: where rows are written to caches.
+  void take(Context& context, const TokenAction& action, std::int64_t tokens, const tensor::Batch* batch = nullptr);
+  /// Whether short ops on as many tokens wait.
+  bool has_program(std::int64_t tokens) const { return program_.count > 0 && program_.tokens == tokens; }
+  void launch(Context& context);
+
+ private:
+  bool goes_with_all(const Product& product) const;
+  NormedX norm_;
+  Together all_;
+  TokenProgram program_;
+};
+
+/// Launches a norm that waited in vain.
+void launch_norm(Context& context, const NormedX& norm);
+
+}  // namespace fathom::cuda
