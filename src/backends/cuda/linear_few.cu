@@ -1,5 +1,5 @@
 // Launches of products of few tokens, by weight format.
-#include "backends/cuda/linear_few.cuh"
+#include "backends/cuda/linear_mma.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -53,6 +53,7 @@ void launch_rows(Context& context, Together all) {
 }  // namespace
 
 void launch_together(Context& context, const Together& all) {
+  if (can_use_mma(context, all)) return launch_few_mma(context, all);
   with_format(all.products[0].weight.format, [&](auto format) { launch_rows<format()>(context, all); });
 }
 
