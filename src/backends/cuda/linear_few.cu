@@ -53,7 +53,9 @@ void launch_rows(Context& context, Together all) {
 }  // namespace
 
 void launch_together(Context& context, const Together& all) {
-  if (can_use_mma(context, all)) return launch_few_mma(context, all);
+  // One token's products wait for memory alone, unless their warps also norm x and gate.
+  const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr);
+  if (busy && can_use_mma(context, all)) return launch_few_mma(context, all);
   with_format(all.products[0].weight.format, [&](auto format) { launch_rows<format()>(context, all); });
 }
 
