@@ -8,9 +8,11 @@
 #include <string_view>
 
 #include "base/units.h"
+#include "tensor/collectives.h"
 #include "tensor/grad_ops.h"
 #include "tensor/memory.h"
 #include "tensor/ops.h"
+#include "tensor/transport.h"
 
 namespace fathom::tensor {
 
@@ -30,6 +32,7 @@ enum class Placement : std::uint8_t { kDevice, kShared };
 struct BackendOptions {
   int threads = 0;                        // 0: as many as this process may use
   DType activation_dtype = DType::f32;    // f64 on reference only
+  int device = 0;                         // cuda: number of the GPU, among those that CUDA_VISIBLE_DEVICES leaves
   std::string isa;                        // cpu: "scalar", "avx2", "avx512", "avx512_bf16", "amx"; "": the best here, or FATHOM_ISA
 };
 
@@ -69,6 +72,9 @@ class Backend {
     pass();
     return true;
   }
+  /// What this backend's ranks say to each other on its memory; all ranks of the run make it together. `transport` is how their hosts talk.
+  /// Collectives are launched in order with ops, and live no longer than the backend.
+  virtual Result<std::unique_ptr<Collectives>> make_collectives(std::shared_ptr<Transport> transport, const GroupMembers& members);
   /// Waits for everything that was launched. A device that failed: kEnvironment, what it says of it.
   virtual Status synchronize() = 0;
 };

@@ -26,6 +26,7 @@ class Names {
     const Sharding& s = make_.sharding();
     return named(make_.vector(prefix_ + tail, cls, layer_, size, format, split, s.tp, s.tp_rank), converted.empty() ? tail : converted);
   }
+  const WeightTable& table() const { return make_.table(); }
   WeightId experts(const std::string& tail, std::int64_t count, std::int64_t rows, std::int64_t cols, WeightFormat format, Split within) {
     return named(make_.experts(prefix_ + tail, layer_, count, rows, cols, format, within), tail);
   }
@@ -97,6 +98,7 @@ V4LayerIds add_v4_block(EntryMaker& make, const V4BlockOptions& options) {
   ids.moe.gate = names.experts("ffn.experts.{e}.w1.weight", options.experts, I, h, spec.expert_format, Split::kRows);
   ids.moe.up = names.experts("ffn.experts.{e}.w3.weight", options.experts, I, h, spec.expert_format, Split::kRows);
   ids.moe.down = names.experts("ffn.experts.{e}.w2.weight", options.experts, h, I, spec.expert_format, Split::kColumns);
+  ids.moe.first_expert = names.table()[ids.moe.gate].first_expert;
   if (S > 0) {
     const auto shared = WeightClass::kSharedExpert;
     ids.moe.shared = {.gate = names.matrix("ffn.shared_experts.w1.weight", shared, S * I, h, linear, Split::kRows),
