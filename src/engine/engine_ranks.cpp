@@ -45,6 +45,7 @@ Status Engine::join_ranks(Status mine) {
   auto comm = backend_->make_collectives(seat_.transport, groups_of(seat_.spread, seat_.rank));
   FATHOM_TRY_VOID(tensor::agree(transport, comm ? Status() : Status(tl::unexpected<Error>(comm.error()))));
   comm_ = std::move(*comm);
+  plan_.memory.workspace = backend_->workspace_bytes();  // with what the collectives take
   const RankMemory memory{planned(), allocated()};
   static_assert(std::is_trivially_copyable_v<RankMemory>);
   std::vector<std::byte> bytes;

@@ -67,12 +67,18 @@ Result<engine::Spread> plan_spread(const RankWishes& w, const model::ModelSpec& 
   return engine::Spread{.tp = best.tp, .pp = best.pp, .dp = best.dp_attention, .ep = best.ep};
 }
 
-Result<engine::Spread> spread_of(const RankWishes& w, const model::ModelSpec& spec, const SpreadWork& work, int count) {
+Result<engine::Spread> any_spread(const RankWishes& w, const model::ModelSpec& spec, const SpreadWork& work, int count) {
   const bool experts = spec.routing.experts > 0;
   // Everything that matters was said.
   if (product(w) == count && (w.ep || !experts || count == w.pp.value_or(1))) return engine::Spread{.tp = w.tp.value_or(1), .pp = w.pp.value_or(1), .dp = w.dp.value_or(1), .ep = w.ep.value_or(1)};
   if (count % product(w) != 0 || (w.tp && w.pp && w.dp)) return product_error(w, count);
   return plan_spread(w, spec, work, count);
+}
+
+Result<engine::Spread> spread_of(const RankWishes& w, const model::ModelSpec& spec, const SpreadWork& work, int count) {
+  FATHOM_TRY(const engine::Spread spread, any_spread(w, spec, work, count));
+  FATHOM_TRY_VOID(engine::check_spread(spec, spread));
+  return spread;
 }
 
 }  // namespace
@@ -104,7 +110,6 @@ Result<engine::Spread> choose_spread(const Launch& launch, const RankWishes& wis
     FATHOM_TRY_VOID(tensor::broadcast(*launch.process, bytes));
     std::memcpy(&spread, bytes.data(), sizeof spread);
   }
-  FATHOM_TRY_VOID(engine::check_spread(spec, spread));
   return spread;
 }
 

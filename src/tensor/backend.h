@@ -36,6 +36,18 @@ struct BackendOptions {
   std::string isa;                        // cpu: "scalar", "avx2", "avx512", "avx512_bf16", "amx"; "": the best here, or FATHOM_ISA
 };
 
+/// Random numbers for a synthetic weight, as weights/random.h counts them: elements [first + r · pitch, … + cols) of a stream for each row r.
+/// Numbers are mean + factor · (sum of four 16-bit draws - 131070), rounded to f32 after each step and then to `dtype`; with `codes`, a draw of
+/// sixteen bits is an index of it, and what stands there is a byte (dtype u8: one a byte of the row).
+struct RandomFill {
+  std::byte* out = nullptr;              // [rows, cols] dense, of `dtype`
+  DType dtype = DType::bf16;             // f32, f16, bf16; u8 with codes
+  std::int64_t rows = 0, cols = 0;
+  std::uint64_t key = 0, first = 0, pitch = 0;
+  float mean = 0, factor = 1;
+  std::span<const std::uint8_t> codes;   // 65536, the same memory each time; empty: numbers
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -59,6 +71,11 @@ class Backend {
   virtual Status download(std::span<std::byte> to, const std::byte* from) {
     std::memcpy(to.data(), from, to.size());
     return {};
+  }
+  /// Launches this, bit for bit what weights::RandomStream gives. False: not here; it is then made on the host.
+  virtual bool fill_random(const RandomFill& fill) {
+    static_cast<void>(fill);
+    return false;
   }
   /// Bytes of workspace that the backend keeps for kernels, given the widest shapes it was told of; part of every plan.
   virtual Bytes workspace_bytes() const = 0;

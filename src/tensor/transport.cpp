@@ -94,8 +94,10 @@ Status agree(Transport& transport, const Status& mine) {
     break;
   }
   FATHOM_TRY_VOID(broadcast(transport, verdict));
-  if (!verdict.empty()) return tl::unexpected<Error>(unpack_error(verdict));
-  return {};
+  if (verdict.empty()) return {};
+  Error error = unpack_error(verdict);
+  if (transport.rank() == 0) return tl::unexpected<Error>(std::move(error));
+  return fail("ranks.told", {{"cause", error_text(error)}}, error.kind);
 }
 
 }  // namespace fathom::tensor

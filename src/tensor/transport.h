@@ -54,7 +54,7 @@ class Transport {
 Status broadcast(Transport& transport, std::vector<std::byte>& bytes);
 /// Rank 0 gets everyone's bytes, by rank; the others get nothing.
 Result<std::vector<std::vector<std::byte>>> gather(Transport& transport, std::vector<std::byte> bytes);
-/// Whether all ranks got here well: the first one's error, the same on all ranks, if not.
+/// Whether all ranks got here well. If not, rank 0 gets the first one's error, and the others "ranks.told": one sentence is enough.
 Status agree(Transport& transport, const Status& mine);
 
 /// An error as bytes and back.

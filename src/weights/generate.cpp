@@ -94,6 +94,15 @@ void WeightGenerator::data(std::uint64_t first, std::span<std::byte> out) const 
   }
 }
 
+std::optional<tensor::RandomFill> WeightGenerator::fill(std::int64_t first_row, std::int64_t first_col, std::int64_t rows, std::int64_t cols) const {
+  if (format_ == WeightFormat::i64) return std::nullopt;
+  const std::int64_t packed = block_.rows > 0 && format_ == WeightFormat::mxfp4 ? 2 : 1;
+  tensor::RandomFill fill{.dtype = block_.rows > 0 ? DType::u8 : tensor::weight_dtype(format_), .rows = rows, .cols = cols / packed, .key = values_.key(),
+                          .first = static_cast<std::uint64_t>((first_row * cols_ + first_col) / packed), .pitch = static_cast<std::uint64_t>(cols_ / packed), .mean = mean_, .factor = RandomStream::factor(deviation_)};
+  if (block_.rows > 0) fill.codes = codes_of(format_ == WeightFormat::mxfp4);
+  return fill;
+}
+
 // One draw a byte.
 void WeightGenerator::codes(std::uint64_t first, std::span<std::byte> out) const {
   const bool fp4 = format_ == WeightFormat::mxfp4;

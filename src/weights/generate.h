@@ -1,11 +1,13 @@
 // What stands in a synthetic weight: numbers with the statistics of a trained model's, so that neither logits nor routing degenerate.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "model/weight_table.h"
+#include "tensor/backend.h"
 #include "weights/random.h"
 #include "weights/resolve.h"
 
@@ -27,6 +29,9 @@ class WeightGenerator {
 
   /// Elements [first, first + n) of the whole tensor, row after row, for n that fills `out`. For mxfp4 `first` is even.
   void data(std::uint64_t first, std::span<std::byte> out) const;
+  /// The same for rows [first_row, first_row + rows) and columns [first_col, first_col + cols) of the whole tensor, as a device may draw them
+  /// where they lie; `out` is left open. Nothing for what only the host can make.
+  std::optional<tensor::RandomFill> fill(std::int64_t first_row, std::int64_t first_col, std::int64_t rows, std::int64_t cols) const;
   /// Scales [first, first + n) of the whole, row after row.
   void scales(std::uint64_t first, std::span<std::byte> out) const;
 
