@@ -41,6 +41,27 @@ Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& 
   return *parsed;
 }
 
+/// All that a session is, but for its engine.
+Status look_up(const SessionOptions& options, Session& session, weights::StoragePolicy& storage, engine::EngineOptions& engine_options) {
+  session.name = options.model;
+  std::error_code ignored;
+  const bool folder = std::filesystem::is_directory(options.model, ignored);
+  FATHOM_TRY(session.spec, weights::find_model_spec(options.model));
+  session.synthetic = options.random_weights || options.model == weights::kDefaultModel;
+  if (!folder && !session.synthetic) return fail("measure.no_checkpoint", {{"model", printable(options.model)}});
+  FATHOM_TRY(storage, weights::parse_storage_policy(options.weights));
+  if (!session.synthetic && options.layers) return fail("measure.layers_need_random");
+  if (session.synthetic) {
+    FATHOM_TRY(session.spec, weights::synthetic_spec(session.spec, options.layers, {}));
+  }
+  engine_options = options.engine;
+  if (engine_options.context == 0) engine_options.context = std::min<std::int64_t>(session.spec.max_context, 4096);
+  engine_options.prefill_chunk = std::max(std::min(engine_options.prefill_chunk, engine_options.context * engine_options.slots), engine_options.slots);
+  FATHOM_TRY(engine_options.cache_dtype, cache_type(options, session.spec));
+  if (!session.synthetic) session.folder = options.model;
+  return {};
+}
+
 }  // namespace
 
 Bytes resident_bytes() { return status_field("VmRSS:"); }
@@ -49,22 +70,11 @@ Bytes peak_resident_bytes() { return status_field("VmHWM:"); }
 Result<Session> open_session(const SessionOptions& options, const Launch& launch) {
   const double started = now();
   Session session;
-  session.name = options.model;
-  std::error_code ignored;
-  const bool folder = std::filesystem::is_directory(options.model, ignored);
-  FATHOM_TRY(session.spec, weights::find_model_spec(options.model));
-  session.synthetic = options.random_weights || options.model == weights::kDefaultModel;
-  if (!folder && !session.synthetic) return fail("measure.no_checkpoint", {{"model", printable(options.model)}});
-  FATHOM_TRY(const auto storage, weights::parse_storage_policy(options.weights));
-  if (!session.synthetic && options.layers) return fail("measure.layers_need_random");
-  if (session.synthetic) {
-    FATHOM_TRY(session.spec, weights::synthetic_spec(session.spec, options.layers, {}));
-  }
-  engine::EngineOptions engine_options = options.engine;
-  if (engine_options.context == 0) engine_options.context = std::min<std::int64_t>(session.spec.max_context, 4096);
-  engine_options.prefill_chunk = std::max(std::min(engine_options.prefill_chunk, engine_options.context * engine_options.slots), engine_options.slots);
-  FATHOM_TRY(engine_options.cache_dtype, cache_type(options, session.spec));
-  if (!session.synthetic) session.folder = options.model;
+  weights::StoragePolicy storage;
+  engine::EngineOptions engine_options;
+  const Status early = look_up(options, session, storage, engine_options);
+  if (launch.process != nullptr) FATHOM_TRY_VOID(tensor::agree(*launch.process, early));
+  FATHOM_TRY_VOID(early);
   FATHOM_TRY(session.spread, choose_spread(launch, options.ranks, session.spec, {.device = options.device, .weights = options.weights, .batch = engine_options.slots}));
   const auto make = [&options, &session, &storage, engine_options](const engine::Seat& seat) -> Result<engine::EngineParts> {
     engine::EngineParts parts{.options = engine_options};

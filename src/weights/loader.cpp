@@ -28,7 +28,7 @@ Result<LoadedWeights> load_copied(const model::WeightTable& table, WeightPlan pl
     Bytes most = 1;
     for (const TransferPiece& piece : transfer.pieces) most = std::max(most, place_of(transfer.jobs[piece.job], piece).bytes);
     for (ReadTask& task : transfer.tasks) task.into = nullptr;  // nothing is read straight to its place
-    FATHOM_TRY(stager, Stager::make(backend, usable_threads(options.read.threads, transfer.tasks.size()), most));
+    FATHOM_TRY(stager, Stager::make(backend, std::min(kMostStaged, usable_threads(options.read.threads, transfer.tasks.size())), most));
   }
   const auto consume = [&](std::size_t task, std::span<const std::byte> data, std::span<const std::byte> scales) -> Status {
     const TransferPiece& piece = transfer.pieces[task];

@@ -2,9 +2,9 @@
 
 namespace fathom::weights {
 
-Result<std::unique_ptr<Stager>> Stager::make(tensor::Backend& backend, int threads, Bytes piece_bytes) {
+Result<std::unique_ptr<Stager>> Stager::make(tensor::Backend& backend, int pieces, Bytes piece_bytes) {
   std::unique_ptr<Stager> stager(new Stager(backend));
-  for (int i = 0; i < threads; ++i) {
+  for (int i = 0; i < pieces; ++i) {
     FATHOM_TRY(auto buffer, backend.allocate_buffer(piece_bytes, tensor::Placement::kShared));
     stager->free_.push_back(buffer.get());
     stager->buffers_.push_back(std::move(buffer));

@@ -11,10 +11,12 @@
 
 namespace fathom::weights {
 
+inline constexpr int kMostStaged = 16;  // pieces at once that are worth their pinned memory
+
 class Stager {
  public:
-  /// Room for `threads` pieces of up to `piece_bytes` at once. Errors: those of allocate_buffer (pinned memory).
-  static Result<std::unique_ptr<Stager>> make(tensor::Backend& backend, int threads, Bytes piece_bytes);
+  /// Room for `pieces` pieces of up to `piece_bytes` at once. Errors: those of allocate_buffer (pinned memory).
+  static Result<std::unique_ptr<Stager>> make(tensor::Backend& backend, int pieces, Bytes piece_bytes);
   /// `fill` writes the piece; it then lies at `to`. From any thread: pieces are filled side by side and copied one after the other.
   Status put(std::byte* to, Bytes bytes, const std::function<Status(std::span<std::byte> piece)>& fill);
 

@@ -64,7 +64,7 @@ class Filler {
     std::erase_if(pieces, [&](const Piece& piece) { return piece.entry < launched_.size() && launched_[piece.entry] && !(has_scales(piece) && piece.first == 0); });
     const int threads = usable_threads(options_.threads, pieces.size());
     if (!backend_.host_addressable()) {
-      FATHOM_TRY(stager_, Stager::make(backend_, threads, std::max<Bytes>(most(pieces), 1)));
+      FATHOM_TRY(stager_, Stager::make(backend_, std::min(threads, kMostStaged), std::max<Bytes>(most(pieces), 1)));
     }
     const auto work = [&](WorkQueue& queue) -> Status {
       while (const auto number = queue.next()) {

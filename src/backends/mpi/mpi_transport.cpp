@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <list>
 #include <thread>
 
@@ -42,6 +43,7 @@ class MpiTransport final : public tensor::Transport {
   MpiTransport(const MpiTransport&) = delete;
   MpiTransport& operator=(const MpiTransport&) = delete;
   ~MpiTransport() override {
+    if (std::uncaught_exceptions() > 0) library_->abort(2);  // the others would wait for what never comes
     for (Posted& posted : posted_) {
       bool done = false;
       while (!done && library_->test(posted.request, done)) ::sched_yield();
