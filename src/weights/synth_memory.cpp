@@ -38,13 +38,18 @@ void fill_rows(const WeightGenerator& generator, const WeightEntry& entry, Bytes
     generator.data(static_cast<std::uint64_t>((entry.first_row + r) * entry.full_cols + entry.first_col), {out + static_cast<Bytes>(r) * row, row});
 }
 
-// All scales of a weight at once: they are few.
+// All scales and zero points of a weight at once: they are few.
 void fill_scales(const WeightGenerator& generator, const WeightEntry& entry, tensor::WeightFormat format, std::byte* out) {
-  const ScaleBlock block = scale_block(format);
-  const std::int64_t rows = (entry.rows + block.rows - 1) / block.rows;
-  const Bytes row = scale_bytes(format, 1, entry.cols);
-  for (std::int64_t r = 0; r < rows; ++r)
-    generator.scales(static_cast<std::uint64_t>((entry.first_row / block.rows + r) * generator.scale_cols() + entry.first_col / block.cols), {out + static_cast<Bytes>(r) * row, row});
+  const tensor::WeightLayout layout = tensor::weight_layout(format);
+  const auto up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  const std::int64_t cols = up(entry.cols, layout.cols), first_col = entry.first_col / layout.cols;
+  const Bytes row = static_cast<Bytes>(cols) * static_cast<Bytes>(dtype_bytes(layout.scale));
+  for (std::int64_t r = 0; r < up(entry.rows, layout.rows); ++r)
+    generator.scales(static_cast<std::uint64_t>((entry.first_row / layout.rows + r) * generator.scale_cols() + first_col), {out + static_cast<Bytes>(r) * row, row});
+  if (!layout.zeros) return;
+  std::byte* zeros = out + tensor::zeros_offset(format, entry.rows, entry.cols);
+  for (std::int64_t r = 0; r < up(entry.rows, 8); ++r)
+    generator.zeros(static_cast<std::uint64_t>((entry.first_row / 8 + r) * generator.scale_cols() + first_col), {zeros + static_cast<Bytes>(r * cols) * 4, static_cast<Bytes>(cols) * 4});
 }
 
 }  // namespace
@@ -65,7 +70,7 @@ Result<LoadedWeights> synthesize_in_memory(const model::WeightTable& table, tens
       const tensor::WeightFormat format = made.plan.formats[piece.entry];
       const TensorOffsets& offsets = made.plan.tensors[static_cast<std::size_t>(entry.first_parameter + piece.expert)];
       const WeightGenerator generator(entry, piece.expert, format, options.seed, experts_beside(table, entry));
-      const Bytes row = tensor::weight_bytes(format, 1, entry.cols) - scale_bytes(format, 1, entry.cols);
+      const Bytes row = tensor::weight_row_bytes(format, entry.cols);
       fill_rows(generator, entry, row, piece.first, piece.count, arena + offsets.data);
       if (offsets.scales != kNotInArena && piece.first == 0) fill_scales(generator, entry, format, arena + offsets.scales);
       queue.add_done(static_cast<Bytes>(piece.count) * row);
