@@ -66,7 +66,7 @@ class Rows {
     for (int r = 0; r < std::max(options_.repetitions, 1); ++r) {
       std::optional<plan::KernelRates> kernels;
       if (meter_ != nullptr) kernels = meter_->measure({.tokens = prompt, .batch = batch, .context = prompt + options_.generate / 2});
-      FATHOM_TRY(const auto plan, predict(machine_, session.spec, session_.weights, {batch, prompt, options_.generate}, session_.device != "cuda", kernels));
+      FATHOM_TRY(const auto plan, predict(machine_, session.spec, session.spec.quantization.empty() ? session_.weights : "native", {batch, prompt, options_.generate}, session_.device != "cuda", kernels));
       if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(*plan.best.time.prefill_tokens_per_second);
       if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(*plan.best.time.decode_tokens_per_second);
       FATHOM_TRY(const Timing timing, run_once(engine, batch, prompt, options_.generate));

@@ -6,6 +6,7 @@
 
 #include "backends/backends.h"
 #include "base/strings.h"
+#include "weights/quantize.h"
 #include "weights/synth.h"
 
 namespace fathom::measure {
@@ -55,10 +56,17 @@ Result<Session> open_session(const SessionOptions& options) {
   FATHOM_TRY(session.spec, weights::find_model_spec(options.model));
   session.synthetic = options.random_weights || options.model == weights::kDefaultModel;
   if (!folder && !session.synthetic) return fail("measure.no_checkpoint", {{"model", printable(options.model)}});
-  FATHOM_TRY(const auto storage, weights::parse_storage_policy(options.weights));
+  const bool quantized = options.weights == "fp8" || options.weights == "int8" || options.weights == "int4";
+  if (quantized && !session.synthetic) return fail("measure.quantized_weights", {{"model", printable(options.model)}, {"name", options.weights}});
+  FATHOM_TRY(const auto storage, weights::parse_storage_policy(quantized ? "native" : options.weights));
   if (!session.synthetic && options.layers) return fail("measure.layers_need_random");
   if (session.synthetic) {
-    FATHOM_TRY(session.spec, weights::synthetic_spec(session.spec, options.layers, {}));
+    if (quantized) {
+      FATHOM_TRY(const auto to, weights::parse_quantize_target(options.weights));
+      FATHOM_TRY(session.spec, weights::quantized_spec(session.spec, options.layers, to));
+    } else {
+      FATHOM_TRY(session.spec, weights::synthetic_spec(session.spec, options.layers, {}));
+    }
   }
   engine::EngineOptions engine_options = options.engine;
   if (engine_options.context == 0) engine_options.context = std::min<std::int64_t>(session.spec.max_context, 4096);

@@ -53,14 +53,14 @@ struct LayerNormArgs { Tensor x; Tensor weight; Tensor bias; double eps = 0; Ten
 // ---------------------------------------------------------------- matrix products (family: linear)
 
 /// Products with 8-bit activations (W8A8). When weight.activations is kPerToken, its format is fp8_row or int8_row, and the op has more
-/// than kFewTokens tokens, every row of x is rounded first, by itself: a = max |x|, scale = a / 448 (fp8) or a / 127 (int8) in f32,
+/// than kWeightOnlyTokens tokens, every row of x is rounded first, by itself: a = max |x|, scale = a / 448 (fp8) or a / 127 (int8) in f32,
 /// 1 where a is 0; code = x / scale (divided in f32), to the nearest e4m3 or whole number, ties to even, within ±448 or ±127. Codes are
 /// multiplied with the weight's codes exactly and summed in f32 (fp8) or as integers (int8); the sum times both scales is the product.
-/// A row that holds NaN or infinity gives NaN. With up to kFewTokens tokens (decoding: the weight's bytes decide) x stays as it is, and
+/// A row that holds NaN or infinity gives NaN. With up to kWeightOnlyTokens tokens (decoding: the weight's bytes decide) x stays as it is, and
 /// so it does in grouped_linear, hyper_mix and hyper_head always. Backward treats the rounding as the identity.
-inline constexpr std::int64_t kFewTokens = 16;
+inline constexpr std::int64_t kWeightOnlyTokens = 16;
 constexpr bool rounds_activations(const Weight& weight, std::int64_t tokens) {
-  return weight.activations == Activations::kPerToken && tokens > kFewTokens &&
+  return weight.activations == Activations::kPerToken && tokens > kWeightOnlyTokens &&
          (weight.format == WeightFormat::fp8_row || weight.format == WeightFormat::int8_row);
 }
 

@@ -7,6 +7,7 @@
 
 #include "base/files.h"
 #include "base/units.h"
+#include "model/spec.h"
 #include "tensor/weight.h"
 #include "weights/workers.h"
 
@@ -24,6 +25,9 @@ struct QuantizeOptions {
 };
 /// "fp8", "int8", "int4".
 Result<tensor::WeightCode> parse_quantize_target(std::string_view name);
+
+/// The spec of what quantize_checkpoint makes of a model.
+Result<model::ModelSpec> quantization_target(const model::ModelSpec& spec, const QuantizeOptions& options);
 
 struct QuantizeReport {
   Path folder;

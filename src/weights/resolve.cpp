@@ -185,7 +185,7 @@ class Resolver {
     const tensor::WeightLayout layout = tensor::weight_layout(wanted);
     const bool same_code = source.encoding == encoding_of(layout.code);
     if (!same_code || !(source.block == block) || !keeps_scales(*source.scales.tensor->dtype, layout.scale)) {
-      return fail_unsupported("weights.cannot_quantize", {{"name", printable(source.data.tensor->name)}, {"file", file_of(source.data)}, {"found", source.data.tensor->type + " / " + source.scales.tensor->type}, {"wanted", std::string(wanted_name)}});
+      return fail_unsupported("weights.cannot_quantize", {{"name", printable(source.data.tensor->name)}, {"file", file_of(source.data)}, {"found", source.data.tensor->type + (source.scales ? " / " + source.scales.tensor->type : "")}, {"wanted", std::string(wanted_name)}});
     }
     const auto cuts = [](std::int64_t first, std::int64_t count, std::int64_t full, std::int64_t step) { return first % step != 0 || (count % step != 0 && first + count != full); };
     const std::int64_t row_step = layout.zeros ? 8 : block.rows;

@@ -1,4 +1,4 @@
-// Activations rounded to eight bits a token (tensor/ops.h, kFewTokens): what W8A8 products read.
+// Activations rounded to eight bits a token (tensor/ops.h, kWeightOnlyTokens): what W8A8 products read.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// Activations rounded to eight bits a token (tensor/ops.h, kFewTokens), written plainly.
+// Activations rounded to eight bits a token (tensor/ops.h, kWeightOnlyTokens), written plainly.
 #pragma once
 #include "backends/reference/elements.h"
 #include "tensor/ops.h"
