@@ -80,6 +80,10 @@ void launch_product(Context& context, const ProductView& view, std::int64_t runs
     case WeightFormat::bf16: return launch_product<WeightFormat::bf16, true, kGated>(context, view, runs);
     case WeightFormat::fp8_block128: return launch_product<WeightFormat::fp8_block128, true, kGated>(context, view, runs);
     case WeightFormat::mxfp4: return launch_product<WeightFormat::mxfp4, true, kGated>(context, view, runs);
+    case WeightFormat::int8_row: return launch_product<WeightFormat::int8_row, true, kGated>(context, view, runs);
+    case WeightFormat::int4_group128: return launch_product<WeightFormat::int4_group128, true, kGated>(context, view, runs);
+    case WeightFormat::int4_group128_zero:
+    case WeightFormat::int4_group128_zero_f16: return launch_product<WeightFormat::f32, false, kGated>(context, view, runs);  // reads any format
     default: FATHOM_CHECK(false, "not a format that the cuda backend multiplies with");
   }
 }
