@@ -37,7 +37,11 @@ Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& 
     const bool wide = options.weights == "f32" || (options.weights == "native" && spec.plain_format == tensor::WeightFormat::f32);
     return wide ? DType::f32 : DType::bf16;
   }
-  const auto parsed = parse_dtype(options.kv);
+  const auto parsed = options.kv == "fp8" ? DType::f8e4m3 : parse_dtype(options.kv);
+  if (parsed == DType::f8e4m3) {
+    if (options.device == "cuda") return fail_unsupported("measure.kv_device", {{"name", options.kv}, {"device", options.device}});
+    return DType::f8e4m3;
+  }
   if (!parsed || (*parsed != DType::f32 && *parsed != DType::f16 && *parsed != DType::bf16)) return fail("measure.kv_type", {{"name", printable(options.kv)}});
   return *parsed;
 }

@@ -107,7 +107,9 @@ enum class RowsOf : std::uint8_t {
 };
 
 /// Copies rows of src into a cache, converting to its dtype. src [T, w…] (kPosition, kRing) or [max_entries, w…] (kEntry, with
-/// `ratio`; rows whose entry did not close in this batch are skipped). cache [slots · rows_per_slot, w…]. No gradient.
+/// `ratio`; rows whose entry did not close in this batch are skipped). cache [slots · rows_per_slot, w…]. No gradient. An FP8 cache (f8e4m3)
+/// has no scales, which is vLLM's default too: keys, values and latents of these models lie well within ±448, where they are cut,
+/// and e4m3 keeps its precision down to 2^-6, so that a scale could win nothing but for rows that are all small.
 struct CacheWriteArgs {
   Tensor src;
   Tensor cache;

@@ -14,11 +14,13 @@ namespace fathom::cpu {
 /// 16-bit elements as they lie in memory.
 struct F16 { std::uint16_t bits; };
 struct Bf16 { std::uint16_t bits; };
+/// OCP e4m3fn: rows of caches.
+struct E4m3 { std::uint8_t bits; };
 
-/// The element types that kernels read and write.
-enum class Element : std::uint8_t { kF32, kF16, kBf16 };
-constexpr std::int64_t element_bytes(Element element) { return element == Element::kF32 ? 4 : 2; }
-/// FATHOM_CHECKs that the type is one of the three.
+/// The element types that kernels read and write. stream_rows reads no kE4m3.
+enum class Element : std::uint8_t { kF32, kF16, kBf16, kE4m3 };
+constexpr std::int64_t element_bytes(Element element) { return element == Element::kF32 ? 4 : element == Element::kE4m3 ? 1 : 2; }
+/// FATHOM_CHECKs that the type is one of the four.
 Element element_of(DType dtype);
 
 using Row = const std::byte*;

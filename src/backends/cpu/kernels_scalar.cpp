@@ -23,7 +23,8 @@ Element element_of(DType dtype) {
     case DType::f32: return Element::kF32;
     case DType::f16: return Element::kF16;
     case DType::bf16: return Element::kBf16;
-    default: FATHOM_CHECK(false, "the cpu backend computes with f32, f16 and bf16");
+    case DType::f8e4m3: return Element::kE4m3;
+    default: FATHOM_CHECK(false, "the cpu backend computes with f32, f16, bf16 and e4m3");
   }
 }
 
