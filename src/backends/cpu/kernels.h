@@ -110,6 +110,22 @@ struct PanelProduct {
   bool accumulate = false;
 };
 
+/// out[m · out_stride + r] = the sum over k of (x[m · x_stride + i] - 128) · rows[r · k + i]: codes of activations, plus 128, by codes of weights from -127
+/// to 127. Exact, for up to kMostCodes columns.
+struct DotCodes {
+  const std::int8_t* rows = nullptr;
+  std::int64_t row_count = 0, k = 0;
+  const std::uint8_t* x = nullptr;
+  std::int64_t x_stride = 0, m_count = 0;
+  std::int32_t* out = nullptr;
+  std::int64_t out_stride = 0;
+};
+inline constexpr std::int64_t kMostCodes = 65536;  // 255 · 127 each
+void dot_codes_plain(const DotCodes& args);
+void dot_codes_avx2(const DotCodes& args);
+void dot_codes_avx512(const DotCodes& args);  // F, BW, VL
+void dot_codes_vnni(const DotCodes& args);    // and VNNI
+
 struct NormRow {
   const float* x = nullptr;
   Row weight = nullptr, bias = nullptr;  // null: none
@@ -169,6 +185,7 @@ struct Kernels {
   void (*pack_transposed)(const PackRows& args) = nullptr;
   void (*pack_straight)(const PackRows& args) = nullptr;
   void (*panel_product)(const PanelProduct& args) = nullptr;
+  void (*dot_codes)(const DotCodes& args) = nullptr;
   void (*rms_norm)(const NormRow& args) = nullptr;
   void (*layer_norm)(const NormRow& args) = nullptr;
   void (*rotate)(const RotateRow& args) = nullptr;

@@ -4,6 +4,7 @@
 #include "base/result.h"
 
 #define FATHOM_PACKED_KERNELS nullptr
+#define FATHOM_DOT_CODES dot_codes_plain
 
 namespace fathom::cpu {
 namespace scalar {

@@ -31,6 +31,7 @@ void CpuOps::linear(const LinearArgs& args) {
   Product product{.weight = &args.weight, .first_row = 0, .rows = n, .x = token_rows(shared, args.x, 0), .m_count = tokens, .out = args.out.as<float>(),
                   .out_stride = args.out.strides[0], .bias = bias, .accumulate = args.accumulate};
   if (!rounds_activations(args.weight, tokens)) return multiply(context_, {&product, 1});
+  if (args.weight.format == WeightFormat::int8_row && k <= kMostCodes) return multiply_codes(context_, product);
   // As many tokens at a time as half of the workspace holds.
   const std::size_t mark = shared.used();
   const std::int64_t most = std::max<std::int64_t>(1, static_cast<std::int64_t>(shared.left() / 2 / rounded_bytes(1, k)));

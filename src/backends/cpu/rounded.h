@@ -14,4 +14,7 @@ const float** round_rows(const Context& context, Scratch& shared, tensor::Weight
 /// Bytes of workspace that it takes.
 std::size_t rounded_bytes(std::int64_t count, std::int64_t k);
 
+/// A product with an int8_row weight: codes by codes, exactly, then the scales. Takes from the shared workspace and gives it back.
+void multiply_codes(const Context& context, const Product& product);
+
 }  // namespace fathom::cpu
