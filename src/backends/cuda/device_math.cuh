@@ -210,6 +210,14 @@ struct EightOf<tensor::WeightFormat::mxfp4> {
   }
 };
 
+/// Eight codes less eight become codes less the zero point that they share.
+__device__ inline void add_zero(const WeightView& weight, std::int64_t row, std::int64_t col, float (&eight)[8]) {
+  if (!has_zeros(weight.format)) return;
+  const auto shift = static_cast<float>(8 - weight_zero(weight.format, weight.scales, row, col, weight.rows, weight.cols));
+#pragma unroll
+  for (int i = 0; i < 8; ++i) eight[i] += shift;
+}
+
 // ---------------------------------------------------------------- sums over lanes and threads, the same in all of them
 
 __device__ inline float warp_sum(float value) {
