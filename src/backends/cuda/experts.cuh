@@ -1,6 +1,7 @@
 // The kernels of mixtures of experts; ops_experts.cu chooses among them. A hit is a (token, expert) pair of an expert that is here; hits are
 // sorted by expert, then token, then slot. A run is some hits of one expert, one after the other.
 #pragma once
+#include "backends/cuda/device_math.cuh"
 #include "backends/cuda/launch.cuh"
 
 namespace fathom::cuda {
