@@ -83,7 +83,7 @@ void setup_bench(CLI::App& app) {
   app.add_option("--repeat", flags.bench.repetitions, tr("cli.bench.repeat"))->check(CLI::Range(1, 1000));
   app.add_option("--device", flags.session.device, tr("cli.bench.device"));
   app.add_option("--dtype", flags.session.weights, tr("cli.bench.dtype"));
-  app.add_option("--kv", flags.session.kv, tr("cli.bench.kv"));
+  app.add_option("--kv,--cache-dtype", flags.session.kv, tr("cli.bench.kv"));
   app.add_option("--threads", flags.session.threads, tr("cli.bench.threads"))->check(CLI::Range(1, 4096));
   app.add_option("--layers", flags.session.layers, tr("cli.bench.layers"));
   app.add_option("--seed", flags.session.seed, tr("cli.bench.seed"));

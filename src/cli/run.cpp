@@ -95,7 +95,7 @@ void setup_run(CLI::App& app) {
   app.add_option("--stop", flags.generate.stop_strings, tr("cli.run.stop"));
   app.add_option("--device", flags.session.device, tr("cli.run.device"));
   app.add_option("--dtype", flags.session.weights, tr("cli.run.dtype"));
-  app.add_option("--kv", flags.session.kv, tr("cli.run.kv"));
+  app.add_option("--kv,--cache-dtype", flags.session.kv, tr("cli.run.kv"));
   app.add_option("--threads", flags.session.threads, tr("cli.run.threads"))->check(CLI::Range(1, 4096));
   app.add_flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
   app.add_flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));

@@ -68,7 +68,7 @@ class Rows {
       if (meter_ != nullptr) kernels = meter_->measure({.tokens = prompt, .batch = batch, .context = prompt + options_.generate / 2});
       // Ranks on one CPU share what a plan gives to one: there is nothing to predict them by.
       if (session.spread.ranks() == 1 || session_.device == "cuda") {
-        FATHOM_TRY(const auto plan, predict(machine_, session.spec, session_.weights, {batch, prompt, options_.generate}, session_.device != "cuda", kernels, layout_of(session.spread)));
+        FATHOM_TRY(const auto plan, predict(machine_, session.spec, session.spec.quantization.empty() ? session_.weights : "native", {batch, prompt, options_.generate}, session_.device != "cuda", kernels, layout_of(session.spread)));
         if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(*plan.best.time.prefill_tokens_per_second);
         if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(*plan.best.time.decode_tokens_per_second);
       }

@@ -6,6 +6,7 @@
 
 #include "backends/backends.h"
 #include "base/strings.h"
+#include "weights/quantize.h"
 #include "weights/synth.h"
 
 namespace fathom::measure {
@@ -36,7 +37,11 @@ Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& 
     const bool wide = options.weights == "f32" || (options.weights == "native" && spec.plain_format == tensor::WeightFormat::f32);
     return wide ? DType::f32 : DType::bf16;
   }
-  const auto parsed = parse_dtype(options.kv);
+  const auto parsed = options.kv == "fp8" ? DType::f8e4m3 : parse_dtype(options.kv);
+  if (parsed == DType::f8e4m3) {
+    if (options.device == "cuda") return fail_unsupported("measure.kv_device", {{"name", options.kv}, {"device", options.device}});
+    return DType::f8e4m3;
+  }
   if (!parsed || (*parsed != DType::f32 && *parsed != DType::f16 && *parsed != DType::bf16)) return fail("measure.kv_type", {{"name", printable(options.kv)}});
   return *parsed;
 }
@@ -49,10 +54,17 @@ Status look_up(const SessionOptions& options, Session& session, weights::Storage
   FATHOM_TRY(session.spec, weights::find_model_spec(options.model));
   session.synthetic = options.random_weights || options.model == weights::kDefaultModel;
   if (!folder && !session.synthetic) return fail("measure.no_checkpoint", {{"model", printable(options.model)}});
-  FATHOM_TRY(storage, weights::parse_storage_policy(options.weights));
+  const bool quantized = options.weights == "fp8" || options.weights == "int8" || options.weights == "int4";
+  if (quantized && !session.synthetic) return fail("measure.quantized_weights", {{"model", printable(options.model)}, {"name", options.weights}});
+  FATHOM_TRY(storage, weights::parse_storage_policy(quantized ? "native" : options.weights));
   if (!session.synthetic && options.layers) return fail("measure.layers_need_random");
   if (session.synthetic) {
-    FATHOM_TRY(session.spec, weights::synthetic_spec(session.spec, options.layers, {}));
+    if (quantized) {
+      FATHOM_TRY(const auto to, weights::parse_quantize_target(options.weights));
+      FATHOM_TRY(session.spec, weights::quantized_spec(session.spec, options.layers, to));
+    } else {
+      FATHOM_TRY(session.spec, weights::synthetic_spec(session.spec, options.layers, {}));
+    }
   }
   engine_options = options.engine;
   if (engine_options.context == 0) engine_options.context = std::min<std::int64_t>(session.spec.max_context, 4096);

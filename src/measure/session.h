@@ -13,7 +13,7 @@ namespace fathom::measure {
 struct SessionOptions {
   std::string model = "default";    // "default", a folder, a config.json, or an id or short name of the catalog
   std::string device = "cpu";
-  std::string weights = "native";   // native, bf16, f16, f32
+  std::string weights = "native";   // native, bf16, f16, f32; synthetic ones also fp8, int8, int4
   std::string kv = "auto";          // f32, f16, bf16; auto: bf16, or f32 with f32 weights
   std::string isa;
   int threads = 0;

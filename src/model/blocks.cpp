@@ -11,6 +11,15 @@ using tensor::WeightFormat;
 
 // ---------------------------------------------------------------- entries
 
+void EntryMaker::apply_quantization(WeightEntry& entry) const {
+  if (spec_.quantization.empty() || (entry.native != spec_.linear_format && entry.native != spec_.expert_format)) return;
+  std::string module = entry.name();  // experts are stored alike: the first stands for all
+  if (module.ends_with(".weight")) module.resize(module.size() - 7);
+  const QuantizationGroup* group = entry.part == WeightPart::kMain ? spec_.quantization.group_of(module) : nullptr;
+  entry.native = group == nullptr ? spec_.plain_format : group->format;
+  if (group != nullptr) entry.activations = group->activations;
+}
+
 WeightId EntryMaker::matrix(const std::string& name, WeightClass cls, int layer, std::int64_t rows, std::int64_t cols, WeightFormat native, Split split, int parts, int part) {
   WeightEntry entry{.pattern = name, .cls = cls, .part = part_, .layer = layer, .rows = rows, .cols = cols, .full_rows = rows, .full_cols = cols, .native = native};
   if (parts > 1 && split == Split::kRows) {
@@ -22,6 +31,7 @@ WeightId EntryMaker::matrix(const std::string& name, WeightClass cls, int layer,
     entry.first_col = entry.cols * part;
     entry.split = split;
   }
+  apply_quantization(entry);
   return table_.add(std::move(entry));
 }
 
@@ -49,6 +59,7 @@ WeightId EntryMaker::experts(const std::string& name, int layer, std::int64_t ex
   entry.first_expert = entry.experts * s.ep_rank;
   entry.per_expert = true;
   entry.split = s.ep > 1 ? Split::kExperts : s.expert_tp > 1 ? within : Split::kNone;
+  apply_quantization(entry);
   return table_.add(std::move(entry));
 }
 

@@ -24,6 +24,8 @@ class EntryMaker {
   WeightTable& table() { return table_; }
 
  private:
+  // Stored as the checkpoint's quantization_config says of the module.
+  void apply_quantization(WeightEntry& entry) const;
   WeightTable& table_;
   const ModelSpec& spec_;
   const Sharding& sharding_;

@@ -39,13 +39,18 @@ void fill_rows(const WeightGenerator& generator, const WeightEntry& entry, Bytes
     generator.data(static_cast<std::uint64_t>((entry.first_row + r) * entry.full_cols + entry.first_col), {out + static_cast<Bytes>(r) * row, row});
 }
 
-// All scales of a weight at once: they are few.
+// All scales and zero points of a weight at once: they are few.
 void fill_scales(const WeightGenerator& generator, const WeightEntry& entry, tensor::WeightFormat format, std::byte* out) {
-  const ScaleBlock block = scale_block(format);
-  const std::int64_t rows = (entry.rows + block.rows - 1) / block.rows;
-  const Bytes row = scale_bytes(format, 1, entry.cols);
-  for (std::int64_t r = 0; r < rows; ++r)
-    generator.scales(static_cast<std::uint64_t>((entry.first_row / block.rows + r) * generator.scale_cols() + entry.first_col / block.cols), {out + static_cast<Bytes>(r) * row, row});
+  const tensor::WeightLayout layout = tensor::weight_layout(format);
+  const auto up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  const std::int64_t cols = up(entry.cols, layout.cols), first_col = entry.first_col / layout.cols;
+  const Bytes row = static_cast<Bytes>(cols) * static_cast<Bytes>(dtype_bytes(layout.scale));
+  for (std::int64_t r = 0; r < up(entry.rows, layout.rows); ++r)
+    generator.scales(static_cast<std::uint64_t>((entry.first_row / layout.rows + r) * generator.scale_cols() + first_col), {out + static_cast<Bytes>(r) * row, row});
+  if (!layout.zeros) return;
+  std::byte* zeros = out + tensor::zeros_offset(format, entry.rows, entry.cols);
+  for (std::int64_t r = 0; r < up(entry.rows, 8); ++r)
+    generator.zeros(static_cast<std::uint64_t>((entry.first_row / 8 + r) * generator.scale_cols() + first_col), {zeros + static_cast<Bytes>(r * cols) * 4, static_cast<Bytes>(cols) * 4});
 }
 
 }  // namespace
@@ -86,8 +91,7 @@ class Filler {
   bool has_scales(const Piece& piece) const { return offsets_of(piece).scales != kNotInArena; }
   bool on_device(const Piece& piece) const { return piece.entry < launched_.size() && launched_[piece.entry]; }
   Bytes row_bytes(const Piece& piece) const {
-    const tensor::WeightFormat format = plan_.formats[piece.entry];
-    return tensor::weight_bytes(format, 1, entry_of(piece).cols) - scale_bytes(format, 1, entry_of(piece).cols);
+    return tensor::weight_row_bytes(plan_.formats[piece.entry], entry_of(piece).cols);
   }
   Bytes scales_of(const Piece& piece) const { return scale_bytes(plan_.formats[piece.entry], entry_of(piece).rows, entry_of(piece).cols); }
   Bytes bytes_of(const Piece& piece) const { return on_device(piece) ? scales_of(piece) : static_cast<Bytes>(piece.count) * row_bytes(piece); }

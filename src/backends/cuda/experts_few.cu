@@ -13,6 +13,8 @@ void with_format(tensor::WeightFormat format, Use use) {
     case WeightFormat::bf16: return use(std::integral_constant<WeightFormat, WeightFormat::bf16>{});
     case WeightFormat::fp8_block128: return use(std::integral_constant<WeightFormat, WeightFormat::fp8_block128>{});
     case WeightFormat::mxfp4: return use(std::integral_constant<WeightFormat, WeightFormat::mxfp4>{});
+    case WeightFormat::int8_row: return use(std::integral_constant<WeightFormat, WeightFormat::int8_row>{});
+    case WeightFormat::int4_group128: return use(std::integral_constant<WeightFormat, WeightFormat::int4_group128>{});
     default: FATHOM_CHECK(false, "not a format that the cuda backend multiplies with");
   }
 }

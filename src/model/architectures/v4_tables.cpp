@@ -356,8 +356,7 @@ void parse_deepseek_v4(ConfigReader& reader, ModelSpec& spec) {
     reader.require(spec.dspark.targets > 0, "model.config_missing", {{"what", reader.what()}, {"key", "dspark_target_layer_ids"}});
     reader.ignore({"dspark_noise_token_id"});
   }
-  const bool quantized = reader.has("quantization_config");
-  read_quantization(reader, spec);
+  const bool quantized = read_quantization(reader, spec);
   reader.expect("expert_dtype", {"fp4", "fp8"});
   const std::string experts = reader.string_or("expert_dtype", "");
   if (quantized && experts == "fp4") {
