@@ -104,7 +104,9 @@ TEST_P(Collectives, MessagesKeepTheirOrder) {
       if (rank > 0) token += 1000;
       comm.send(Group::kTensor, (rank + 1) % ranks, x);
       if (rank == 0) comm.receive(Group::kTensor, ranks - 1, x);
-      if (rank == 0) ASSERT_EQ(token, static_cast<float>(round + 1000 * (ranks - 1)));
+      if (rank == 0) {
+        ASSERT_EQ(token, static_cast<float>(round + 1000 * (ranks - 1)));
+      }
     }
   });
 }

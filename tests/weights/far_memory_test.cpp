@@ -65,7 +65,9 @@ void expect_same(const LoadedWeights& near, const LoadedWeights& far) {
     if (!a.defined() || a.data == nullptr) continue;
     const Bytes scales = scale_bytes(a.format, a.rows, a.cols), data = tensor::weight_bytes(a.format, a.rows, a.cols) - scales;
     EXPECT_EQ(std::memcmp(a.data, FarBackend::far(const_cast<std::byte*>(b.data)), data), 0) << i;
-    if (scales > 0) EXPECT_EQ(std::memcmp(a.scales, FarBackend::far(const_cast<std::byte*>(b.scales)), scales), 0) << i;
+    if (scales > 0) {
+      EXPECT_EQ(std::memcmp(a.scales, FarBackend::far(const_cast<std::byte*>(b.scales)), scales), 0) << i;
+    }
   }
 }
 
