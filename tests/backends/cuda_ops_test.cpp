@@ -68,7 +68,10 @@ constexpr Tolerance kRoundedAttention{1e-2, 4e-3, 2e-3};
 TEST_F(CudaDevice, AgreesWithReference) {
   CheckOptions options;
   options.memory = memory_.get();
-  options.wanted = [](const OpCase& c) { return c.format != WeightFormat::f64; };
+  options.wanted = [](const OpCase& c) {
+    const bool cached = c.op == "attention" || c.op == "cache_write" || c.op == "index_select";
+    return c.format != WeightFormat::f64 && !(cached && c.format == WeightFormat::fp8_row);  // no FP8 caches on this backend yet
+  };
   options.tolerance = [](const OpCase& c) {
     if (c.exact) return Tolerance{};
     if (c.op == "attention" && (c.format == WeightFormat::f16 || c.format == WeightFormat::bf16)) return kRoundedAttention;

@@ -236,6 +236,83 @@ TEST(Load, QuantizedAsStoredAndDequantized) {
   }
 }
 
+// What compressed-tensors writes, decoded here by hand: int4 with zero points from words of eight columns and of eight rows.
+TEST(Load, CompressedTensorsLayouts) {
+  constexpr std::int64_t kRows = 24, kCols = 256;
+  for (const auto& [format, scale_type] : {std::pair{WeightFormat::int4_group128_zero, DType::bf16}, std::pair{WeightFormat::int4_group128_zero_f16, DType::f16}}) {
+    const Folder folder;
+    const Stored packed = codes("x.weight_packed", DType::i32, {kRows, kCols / 8}, 4), zeros = codes("x.weight_zero_point", DType::i32, {kRows / 8, 2}, 6);
+    const Stored scales = plain("x.weight_scale", scale_type, {kRows, 2}, 5), shape = codes("x.weight_shape", DType::i64, {2}, 7);
+    save(folder / "m", {packed, scales, zeros, shape});
+    WeightTable table;
+    table.add(matrix("x.weight", kRows, kCols, format));
+    const auto word = [](const Stored& stored, std::int64_t i) {
+      std::uint32_t value = 0;
+      std::memcpy(&value, stored.data.data() + i * 4, 4);
+      return value;
+    };
+    const auto value = [&](std::int64_t r, std::int64_t c) {
+      std::uint16_t half = 0;
+      std::memcpy(&half, scales.data.data() + (r * 2 + c / 128) * 2, 2);
+      const int code = static_cast<int>(word(packed, r * kCols / 8 + c / 8) >> (c % 8 * 4) & 15u), zero = static_cast<int>(word(zeros, r / 8 * 2 + c / 128) >> (r % 8 * 4) & 15u);
+      return static_cast<float>(code - zero) * (scale_type == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half));
+    };
+    const auto wide = load(table, folder / "m", {.storage = {.dtype = DType::f32}});
+    ASSERT_TRUE(wide) << error_text(wide.error());
+    const std::vector<float> values = values_of(wide->set[0]);
+    for (std::int64_t i = 0; i < kRows * kCols; ++i) ASSERT_EQ(values[static_cast<std::size_t>(i)], value(i / kCols, i % kCols)) << i;
+    // As stored, and a slice of rows and of columns: the same bytes.
+    const auto kept = load(table, folder / "m");
+    ASSERT_TRUE(kept) << error_text(kept.error());
+    EXPECT_EQ(kept->plan.tensor_bytes, tensor::weight_bytes(format, kRows, kCols));
+    EXPECT_EQ(std::memcmp(kept->set[0].data, packed.data.data(), packed.data.size()), 0);
+    EXPECT_EQ(std::memcmp(kept->set[0].scales, scales.data.data(), scales.data.size()), 0);
+    EXPECT_EQ(std::memcmp(kept->set[0].scales + tensor::zeros_offset(format, kRows, kCols), zeros.data.data(), zeros.data.size()), 0);
+    WeightEntry part = table[0];
+    part.rows = 8, part.first_row = 16, part.cols = 128, part.first_col = 128;
+    WeightTable parts;
+    parts.add(part);
+    const auto slice = load(parts, folder / "m");
+    ASSERT_TRUE(slice) << error_text(slice.error());
+    EXPECT_EQ(std::memcmp(slice->set[0].data + 3 * 64, packed.data.data() + 19 * 128 + 64, 64), 0);
+    EXPECT_EQ(std::memcmp(slice->set[0].scales + 3 * 2, scales.data.data() + (19 * 2 + 1) * 2, 2), 0);
+    EXPECT_EQ(std::memcmp(slice->set[0].scales + tensor::zeros_offset(format, 8, 128), zeros.data.data() + (2 * 2 + 1) * 4, 4), 0);
+    part.rows = 4;
+    WeightTable cut;
+    cut.add(part);
+    EXPECT_EQ(outcome(load(cut, folder / "m")), "weights.cuts_block");
+    WeightTable without;
+    without.add(matrix("x.weight", kRows, kCols, format == WeightFormat::int4_group128_zero ? WeightFormat::int4_group128 : WeightFormat::int4_group128_f16));
+    EXPECT_EQ(outcome(load(without, folder / "m")), "weights.zero_points");
+  }
+}
+
+// One scale a row in three shapes and types, or one for all.
+TEST(Load, ScalesOfRows) {
+  for (const WeightFormat format : {WeightFormat::fp8_row, WeightFormat::int8_row})
+    for (const auto& shape : {std::vector<std::int64_t>{5, 1}, {5}, {1}, {}})
+      for (const DType type : {DType::f32, DType::bf16, DType::f16}) {
+        const Folder folder;
+        const Stored data = codes("x.weight", format == WeightFormat::fp8_row ? DType::f8e4m3 : DType::i8, {5, 12}, 4), scales = plain("x.weight_scale", type, shape, 5);
+        save(folder / "m", {data, scales});
+        WeightTable table;
+        table.add(matrix("x.weight", 5, 12, format));
+        std::vector<float> wanted(shape.size() < 2 && (shape.empty() || shape[0] == 1) ? 1 : 5);
+        convert(type, std::as_bytes(std::span(scales.data)), DType::f32, std::as_writable_bytes(std::span(wanted)));
+        wanted.resize(5, wanted[0]);
+        const auto kept = load(table, folder / "m");
+        ASSERT_TRUE(kept) << error_text(kept.error());
+        EXPECT_EQ(std::memcmp(kept->set[0].scales, wanted.data(), 20), 0);
+        const auto wide = load(table, folder / "m", {.storage = {.dtype = DType::f32}});
+        ASSERT_TRUE(wide) << error_text(wide.error());
+        const std::vector<float> values = values_of(wide->set[0]);
+        for (std::size_t i = 0; i < 60; ++i) {
+          const auto code = static_cast<std::uint8_t>(data.data[i]);
+          ASSERT_EQ(values[i], (format == WeightFormat::fp8_row ? f8e4m3_to_f32(code) : static_cast<float>(static_cast<std::int8_t>(code))) * wanted[i / 12]);
+        }
+      }
+}
+
 TEST(Load, SlicesEqualTheWhole) {
   for (const Layout& layout : kLayouts) {
     const Folder folder;
