@@ -54,9 +54,9 @@ __device__ __forceinline__ bool get(const Line* from, std::uint32_t flag, const 
 
 // The number of this call, 0 when a wait failed before; at its end the next one's is set by the last block to get through.
 __device__ __forceinline__ std::uint32_t begin_call(const PeerTable& table) {
-  std::uint32_t calls, through, failed, unused;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(calls), "=r"(through), "=r"(failed), "=r"(unused) : "l"(table.state));
-  return failed != 0 ? 0 : calls + 1;
+  std::uint32_t state[4];  // as PeerTable says
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(state[0]), "=r"(state[1]), "=r"(state[2]), "=r"(state[3]) : "l"(table.state));
+  return state[2] != 0 ? 0 : state[0] + 1;
 }
 __device__ void end_call(const PeerTable& table, std::uint32_t call) {
   __syncthreads();
