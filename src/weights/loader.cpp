@@ -14,6 +14,7 @@ namespace {
 /// Where a finished piece lies among its job's bytes: dense, since pieces are rows or stretches of elements.
 struct PlaceOfPiece { Bytes offset = 0, bytes = 0; };
 PlaceOfPiece place_of(const TransferJob& job, const TransferPiece& piece) {
+  if (job.repeats) return {0, static_cast<Bytes>(job.rows * job.cols) * static_cast<Bytes>(dtype_bytes(job.to))};
   const bool flat = job.contiguous() && !job.dequantizes();
   const Bytes unit = static_cast<Bytes>(flat ? 1 : job.cols) * static_cast<Bytes>(dtype_bytes(job.to));
   return {static_cast<Bytes>(piece.first) * unit, static_cast<Bytes>(piece.count) * unit};

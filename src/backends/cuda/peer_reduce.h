@@ -15,8 +15,8 @@ inline constexpr int kMostPeers = 8;
 struct PeerTable {
   int ranks = 0, rank = 0;
   std::array<std::byte*, kMostPeers> inbox{};  // of each rank, as this GPU reaches it
-  std::uint32_t* state = nullptr;              // [0] calls so far, [1] blocks that are through; on this GPU
-  std::uint32_t* fault = nullptr;              // pinned host memory: not 0 once a wait took too long; kernels then leave at once
+  std::uint32_t* state = nullptr;              // [0] calls so far, [1] blocks that are through, [2] not 0: a wait failed; on this GPU
+  std::uint32_t* fault = nullptr;              // pinned host memory, for those that wait long alone: not 0 once a wait took too long, here or for the host
   std::uint64_t patience_ns = 0;
 };
 

@@ -1,6 +1,7 @@
 #include "backends/mpi/mpi_transport.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -52,11 +53,27 @@ class MpiTransport final : public tensor::Transport {
     library_->finalize();
   }
 
+  /// Ranks whose host has our name are beside us.
+  Status look_for_neighbours() {
+    std::vector<std::byte> name(64), all;
+    ::gethostname(reinterpret_cast<char*>(name.data()), name.size() - 1);
+    FATHOM_TRY(const auto names, tensor::gather(*this, name));
+    for (const auto& one : names) all.insert(all.end(), one.begin(), one.end());
+    FATHOM_TRY_VOID(tensor::broadcast(*this, all));
+    local_rank_ = local_size_ = 0;
+    for (int r = 0; r < size(); ++r) {
+      if (!std::equal(name.begin(), name.end(), all.begin() + static_cast<std::ptrdiff_t>(name.size()) * r)) continue;
+      local_rank_ += r < rank() ? 1 : 0;
+      ++local_size_;
+    }
+    return {};
+  }
+
   std::string_view name() const override { return "mpi"; }
   int size() const override { return library_->size(); }
   int rank() const override { return library_->rank(); }
-  int local_rank() const override { return environment_number({"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}, rank()); }
-  int local_size() const override { return std::max(1, environment_number({"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE"}, size())); }
+  int local_rank() const override { return local_rank_; }
+  int local_size() const override { return local_size_; }
   bool same_process(int other) const override { return other == rank(); }
 
   void beat() override {
@@ -182,6 +199,7 @@ class MpiTransport final : public tensor::Transport {
   std::list<Posted> posted_;
   std::vector<Waiting> waiting_;
   std::optional<Error> failure_;
+  int local_rank_ = 0, local_size_ = 1;
   Clock::time_point last_beat_;
 };
 
@@ -198,7 +216,9 @@ Result<std::shared_ptr<tensor::Transport>> make_mpi_transport() {
     library->finalize();
     return fail_environment("mpi.alone");
   }
-  return std::shared_ptr<tensor::Transport>(std::make_shared<MpiTransport>(std::move(library)));
+  auto transport = std::make_shared<MpiTransport>(std::move(library));
+  FATHOM_TRY_VOID(transport->look_for_neighbours());
+  return std::shared_ptr<tensor::Transport>(std::move(transport));
 }
 
 }  // namespace fathom::mpi
