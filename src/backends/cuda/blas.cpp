@@ -72,8 +72,8 @@ class LtBlas final : public Blas {
     if (found == prepared_.end()) found = prepared_.emplace(key_of(product), prepare(product)).first;
     const Prepared& p = found->second;
     if (!p.possible) return false;
-    const float one = 1.0f, beta = product.accumulate ? 1.0f : 0.0f;
-    const cublasStatus_t status = api_.matmul(handle_, p.description, &one, product.w, p.w, product.x, p.x, &beta, product.out, p.out, product.out, p.out,
+    const float one = 1.0f, beta = product.accumulate || product.added != nullptr ? 1.0f : 0.0f;
+    const cublasStatus_t status = api_.matmul(handle_, p.description, &one, product.w, p.w, product.x, p.x, &beta, product.added != nullptr ? product.added : product.out, p.out, product.out, p.out,
                                               &p.algorithm, workspace, kWorkspaceBytes, context.stream);
     context.launched();
     return status == CUBLAS_STATUS_SUCCESS;
