@@ -45,7 +45,8 @@ __device__ inline void store_hopper_queries(const AttentionView& view, const Fla
     const int item = i * kGroupOfWarps + thread, row = first_row + item / kChunks, chunk = item % kChunks;
     float4 low = make_float4(0, 0, 0, 0), high = low;
     if (position_of(view, tile, row) >= 0 && 8 * chunk < view.width) {
-      const auto* from = reinterpret_cast<const float4*>(view.q.at(tile.tokens.sequence.first_token + tile.tokens.first + row / view.tile_heads, tile.first_head + row % view.tile_heads) + 8 * chunk);
+      const std::int64_t token = tile.tokens.sequence.first_token + tile.tokens.first + row / view.tile_heads;
+      const auto* from = reinterpret_cast<const float4*>(view.q.at(token, tile.first_head + row % view.tile_heads) + 8 * chunk);
       low = from[0], high = from[1];
       low.x *= scale, low.y *= scale, low.z *= scale, low.w *= scale;
       high.x *= scale, high.y *= scale, high.z *= scale, high.w *= scale;
@@ -136,7 +137,8 @@ __device__ inline void mix_hopper(unsigned values, const unsigned (&p)[8][4], fl
 }
 
 /// Scores become weights where they are; keep: what sums up to now are multiplied with.
-__device__ inline void soften_hopper(const AttentionView& view, const FlashTile& tile, std::int32_t first, bool whole, float (&s)[64], float (&largest_of)[2], float (&total)[2], float (&keep)[2]) {
+__device__ inline void soften_hopper(const AttentionView& view, const FlashTile& tile, std::int32_t first, bool whole, float (&s)[64], float (&largest_of)[2],
+                                     float (&total)[2], float (&keep)[2]) {
   const int lane = threadIdx.x % kWarp, first_row = static_cast<int>(threadIdx.x) / kWarp * 16 + lane / 4;
   if (!whole) {
 #pragma unroll

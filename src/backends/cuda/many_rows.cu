@@ -122,7 +122,8 @@ void keep_rounded(Context& context, const Tensor& x) {
 }
 
 bool norm_and_round(Context& context, const RmsNormArgs& args) {
-  std::byte* room = args.out.shape.rank == 2 && args.weight.defined() && args.out.dim(1) <= 32 * kRowThreads && dense_f32(args.x) && args.x.shape == args.out.shape ? room_to_round(context, args.out) : nullptr;
+  const bool fits = args.out.shape.rank == 2 && args.weight.defined() && args.out.dim(1) <= 32 * kRowThreads && dense_f32(args.x) && args.x.shape == args.out.shape;
+  std::byte* room = fits ? room_to_round(context, args.out) : nullptr;
   if (room == nullptr) return false;
   if (context.product_type == DType::bf16) launch_norm<__nv_bfloat16>(context, args, room);
   else launch_norm<__half>(context, args, room);
