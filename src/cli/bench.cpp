@@ -9,7 +9,9 @@
 
 #include "base/i18n.h"
 #include "base/json.h"
+#include "base/strings.h"
 #include "base/terminal.h"
+#include "cli/rank_flags.h"
 #include "cli/verbs.h"
 
 namespace fathom::cli {
@@ -33,7 +35,10 @@ void print_json(const measure::BenchReport& r) {
     rows.push_back({{"batch", row.batch}, {"prompt", row.prompt}, {"generate", row.generate}, {"prefill_tokens_per_second", beside_json(row.prefill_tokens_per_second)},
                     {"decode_tokens_per_second", beside_json(row.decode_tokens_per_second)}, {"decode_step_ms", {{"mean", row.mean_ms}, {"p50", row.p50_ms}, {"p99", row.p99_ms}}},
                     {"memory_bytes", beside_json(row.memory_bytes)}});
-  const Json json = {{"model", r.model}, {"device", r.device}, {"synthetic_weights", r.synthetic}, {"parameters", r.parameters}, {"load_seconds", r.load_seconds}, {"planned_bytes", memory_json(r.planned)},
+  Json ranks = Json::array();
+  for (const auto& rank : r.ranks) ranks.push_back({{"planned_bytes", memory_json(rank.planned)}, {"allocated_bytes", memory_json(rank.allocated)}});
+  const Json layout = {{"tp", r.spread.tp}, {"pp", r.spread.pp}, {"dp_attention", r.spread.dp}, {"ep", r.spread.ep}};
+  const Json json = {{"model", r.model}, {"device", r.device}, {"layout", layout}, {"ranks", ranks}, {"synthetic_weights", r.synthetic}, {"parameters", r.parameters}, {"load_seconds", r.load_seconds}, {"planned_bytes", memory_json(r.planned)},
                      {"allocated_bytes", memory_json(r.allocated)}, {"weight_read_gb_per_second", r.weight_read_gb_per_second > 0 ? Json(r.weight_read_gb_per_second) : Json()},
                      {"best_read_gb_per_second", r.best_read_gb_per_second ? Json(*r.best_read_gb_per_second) : Json()}, {"rows", rows}};
   std::puts(dump_json(json, 2).c_str());
@@ -49,6 +54,11 @@ void print_text(const measure::BenchReport& r) {
   std::puts(tr("cli.bench.title", {{"model", r.model}, {"parameters", format_count(static_cast<double>(r.parameters))}, {"device", r.device}}).c_str());
   if (r.synthetic) std::puts(tr("cli.bench.synthetic").c_str());
   std::puts(tr("cli.bench.memory", {{"weights", format_bytes(r.allocated.weights_arena)}, {"kv", format_bytes(r.allocated.cache)}, {"activations", format_bytes(r.allocated.activations)}, {"workspace", format_bytes(r.allocated.workspace)}, {"total", format_bytes(r.allocated.total())}, {"planned", format_bytes(r.planned.total())}}).c_str());
+  if (!r.ranks.empty()) {
+    std::vector<std::string> memory;
+    for (const auto& rank : r.ranks) memory.push_back(format_bytes(rank.allocated.total()));
+    std::puts(tr("cli.bench.ranks", {{"ranks", std::to_string(r.ranks.size())}, {"spread", measure::spread_text(r.spread)}, {"memory", join(memory)}}).c_str());
+  }
   std::puts(tr("cli.bench.beside").c_str());
   const auto right = Align::kRight;
   Table table({{tr("cli.bench.col_batch"), right}, {tr("cli.bench.col_prompt"), right}, {tr("cli.bench.col_prefill"), right}, {tr("cli.bench.col_decode"), right}, {tr("cli.bench.col_mean"), right}, {"p50", right}, {"p99 ms", right}, {tr("cli.bench.col_memory"), right}});
@@ -73,13 +83,14 @@ void setup_bench(CLI::App& app) {
   app.add_option("--repeat", flags.bench.repetitions, tr("cli.bench.repeat"))->check(CLI::Range(1, 1000));
   app.add_option("--device", flags.session.device, tr("cli.bench.device"));
   app.add_option("--dtype", flags.session.weights, tr("cli.bench.dtype"));
-  app.add_option("--kv", flags.session.kv, tr("cli.bench.kv"));
+  app.add_option("--kv,--cache-dtype", flags.session.kv, tr("cli.bench.kv"));
   app.add_option("--threads", flags.session.threads, tr("cli.bench.threads"))->check(CLI::Range(1, 4096));
   app.add_option("--layers", flags.session.layers, tr("cli.bench.layers"));
   app.add_option("--seed", flags.session.seed, tr("cli.bench.seed"));
   app.add_option("--chunk", flags.session.engine.prefill_chunk, tr("cli.bench.chunk"))->check(CLI::Range(1, 1 << 20));
   app.add_flag("--random-weights", flags.session.random_weights, tr("cli.bench.random"));
   app.add_flag("--mmap", flags.session.mmap, tr("cli.bench.mmap"));
+  add_rank_flags(app, flags.session.ranks);
 }
 
 Result<int> run_bench(const Common& common) {
@@ -92,6 +103,7 @@ Result<int> run_bench(const Common& common) {
   };
   FATHOM_TRY(const measure::BenchReport report, measure::bench(flags.session, flags.bench, machine));
   bar.reset();
+  if (report.followed) return kExitOk;
   if (common.json) print_json(report);
   else print_text(report);
   return kExitOk;

@@ -10,6 +10,7 @@
 #include "base/i18n.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "cli/rank_flags.h"
 #include "cli/verbs.h"
 #include "engine/generate.h"
 #include "measure/session.h"
@@ -94,16 +95,22 @@ void setup_run(CLI::App& app) {
   app.add_option("--stop", flags.generate.stop_strings, tr("cli.run.stop"));
   app.add_option("--device", flags.session.device, tr("cli.run.device"));
   app.add_option("--dtype", flags.session.weights, tr("cli.run.dtype"));
-  app.add_option("--kv", flags.session.kv, tr("cli.run.kv"));
+  app.add_option("--kv,--cache-dtype", flags.session.kv, tr("cli.run.kv"));
   app.add_option("--threads", flags.session.threads, tr("cli.run.threads"))->check(CLI::Range(1, 4096));
   app.add_flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
   app.add_flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));
+  add_rank_flags(app, flags.session.ranks);
 }
 
 Result<int> run_run(const Common& common) {
   FATHOM_TRY_VOID(engine::check_sampling(flags.generate.sampling));
+  FATHOM_TRY(const measure::Launch launch, measure::find_launch(flags.session.ranks, flags.session.device));
   std::string prompt = flags.prompt;
+  if (launch.follows()) prompt = "-";  // rank 0 has the prompt
   if (prompt.empty() && ::isatty(STDIN_FILENO) == 0) prompt = read_standard_input();
+  if (launch.process != nullptr) {
+    FATHOM_TRY_VOID(tensor::agree(*launch.process, prompt.empty() ? Status(fail("engine.empty_prompt")) : Status()));
+  }
   if (prompt.empty()) return fail("engine.empty_prompt");
   std::unique_ptr<Progress> bar;
   flags.session.progress = [&](Bytes done, Bytes total) {
@@ -111,8 +118,9 @@ Result<int> run_run(const Common& common) {
     bar->update(done);
     return true;
   };
-  FATHOM_TRY(measure::Session session, measure::open_session(flags.session));
+  FATHOM_TRY(measure::Session session, measure::open_session(flags.session, launch));
   bar.reset();
+  if (session.engine == nullptr) return kExitOk;
   FATHOM_TRY(const Prepared prepared, prepare(session, prompt));
   if (session.synthetic) std::fprintf(stderr, "%s\n", tr("cli.run.synthetic").c_str());
   for (const std::int64_t id : session.spec.eos_ids) flags.generate.stop_ids.push_back(static_cast<std::int32_t>(id));

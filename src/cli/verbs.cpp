@@ -101,7 +101,7 @@ int run(int argc, char** argv) {
       Result<int> code = verb.run(common);
       if (code) return *code;
       std::fflush(stdout);
-      say_error(error_text(code.error()));
+      if (code.error().key != "ranks.told") say_error(error_text(code.error()));
     } catch (const std::bad_alloc&) {
       say_error(tr("cli.no_memory"));
     }

@@ -2,161 +2,56 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 
-#include "backends/meta/meta_ops.h"
 #include "backends/self/self_collectives.h"
+#include "engine/engine_parts.h"
+#include "engine/fault.h"
 
 namespace fathom::engine {
-namespace {
 using tensor::Batch;
 using tensor::make_tensor;
 using tensor::Sequence;
 using tensor::Tensor;
 
-Bytes aligned(Bytes bytes) { return (bytes + tensor::kArenaAlignment - 1) / tensor::kArenaAlignment * tensor::kArenaAlignment; }
-std::int64_t logit_rows(const EngineOptions& options) { return options.logit_rows > 0 ? options.logit_rows : options.slots; }
-
-// Where each cache tensor begins in one block, and how long the block is.
-struct CacheLayout { std::vector<Bytes> offsets; Bytes total = 0, exact = 0; };
-DType cache_type(const model::CacheTensor& t, const EngineOptions& options) {
-  return t.state && options.cache_dtype != DType::f64 ? DType::f32 : options.cache_dtype;
-}
-CacheLayout lay_out_cache(const model::CacheSpec& spec, const EngineOptions& options) {
-  CacheLayout layout;
-  for (const model::CacheTensor& t : spec.tensors) {
-    const Bytes bytes = static_cast<Bytes>(options.slots * t.rows_for(options.context) * t.width) * static_cast<Bytes>(dtype_bytes(cache_type(t, options)));
-    layout.offsets.push_back(layout.total);
-    layout.exact += bytes;
-    layout.total += aligned(bytes);
-  }
-  return layout;
+Engine::~Engine() {
+  if (!seat_.alone() && seat_.rank == 0 && seat_.transport != nullptr) let_go(*seat_.transport);
 }
 
-model::CacheSet view_cache(const model::CacheSpec& spec, const EngineOptions& options, const CacheLayout& layout, std::byte* base) {
-  model::CacheSet set{.spec = &spec, .tensors = {}, .rows_per_slot = {}};
-  for (std::size_t i = 0; i < spec.tensors.size(); ++i) {
-    const model::CacheTensor& t = spec.tensors[i];
-    const std::int64_t rows = t.rows_for(options.context);
-    set.rows_per_slot.push_back(rows);
-    set.tensors.push_back(make_tensor(base + layout.offsets[i], cache_type(t, options), {options.slots * rows, t.width}));
-  }
-  return set;
-}
-
-// Sizes of the small tables that every pass fills in: ids, positions, wanted rows, sequences.
-Bytes table_bytes(const EngineOptions& o) {
-  const auto i32 = [](std::int64_t n) { return aligned(static_cast<Bytes>(n) * 4); };
-  return i32(o.prefill_chunk) * 2 + i32(logit_rows(o)) + i32(4 * o.slots);
-}
-
-// The pass of each kind with the most tokens, run on meta: its buffers' lives become offsets.
-tensor::ArenaPlan trace_pass(model::Architecture& architecture, const model::WeightSet& weights, const EngineOptions& options, DType activations, PassKind kind, const CacheLayout& layout) {
-  std::vector<Sequence> sequences;
-  std::int64_t tokens = 0;
-  if (kind == PassKind::kDecode) {
-    for (std::int64_t s = 0; s < options.slots; ++s) sequences.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(s), 1, 1});
-    tokens = options.slots;
-  } else {
-    // Many sequences in one pass need a row more of some tables than one long one: entries are rounded up for each.
-    const std::int64_t count = std::min(options.slots, options.prefill_chunk);
-    for (std::int64_t s = 0; s < count; ++s) {
-      const std::int64_t share = (options.prefill_chunk - tokens) / (count - s);
-      sequences.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(share), kind == PassKind::kContinue ? 1 : 0});
-      tokens += share;
-    }
-  }
-  meta::MetaOptions meta_options;
-  meta_options.activations = activations;
-  meta::MetaOps ops(meta_options);
-  const auto comm = self::make_self_collectives();
-  std::byte* const nowhere = nullptr;
-  const model::CacheSet cache = view_cache(architecture.cache(), options, layout, nowhere);
-  Batch batch{.tokens = tokens, .sequences = sequences, .sequence_table = {}, .ids = make_tensor(nowhere, DType::i32, {tokens}), .positions = make_tensor(nowhere, DType::i32, {tokens}),
-              .output_rows = make_tensor(nowhere, DType::i32, {std::min(tokens, logit_rows(options))})};
-  model::Pass pass{.ops = ops, .comm = *comm, .weights = weights, .cache = &cache, .batch = batch};
-  { const tensor::Value logits = architecture.forward(pass); }
-  pass.rotary.clear();
-  pass.shared.clear();
-  const meta::Trace trace = ops.take();
-  std::vector<tensor::Lifetime> lives;
-  std::vector<std::int64_t> index(trace.buffers.size(), -1);
-  std::uint32_t clock = 0;
-  for (const meta::MemoryEvent& event : trace.events) {
-    if (event.allocate) {
-      index[event.buffer] = static_cast<std::int64_t>(lives.size());
-      lives.push_back({.bytes = aligned(static_cast<Bytes>(trace.buffers[event.buffer].bytes.fixed)), .first = clock, .last = clock});
-    } else {
-      lives[static_cast<std::size_t>(index[event.buffer])].last = clock;
-    }
-    ++clock;
-  }
-  return tensor::plan_arena(lives);
-}
-
-std::vector<Tensor> place_constants(const model::Architecture& architecture, std::byte* base, Bytes& used) {
-  std::vector<Tensor> tensors;
-  for (const std::vector<float>& values : architecture.constants()) {
-    if (base != nullptr) std::memcpy(base + used, values.data(), values.size() * sizeof(float));
-    tensors.push_back(make_tensor(base == nullptr ? nullptr : base + used, DType::f32, {static_cast<std::int64_t>(values.size())}));
-    used += aligned(values.size() * sizeof(float));
-  }
-  return tensors;
-}
-
-Status check_options(const model::Architecture& architecture, const EngineOptions& options) {
-  if (!architecture.runnable()) return fail_unsupported("model.v41_not_runnable");
-  if (options.context < 1 || options.context > architecture.spec().max_context)
-    return fail("engine.context_range", {{"context", std::to_string(options.context)}, {"max", std::to_string(architecture.spec().max_context)}});
-  FATHOM_CHECK(options.slots >= 1 && options.prefill_chunk >= options.slots);
-  return {};
-}
-
-}  // namespace
-
-Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights, const EngineOptions& options, DType activation_dtype) {
-  FATHOM_TRY_VOID(check_options(architecture, options));
-  EnginePlan plan;
-  Bytes constants = 0;
-  architecture.bind_constants(place_constants(architecture, nullptr, constants));
-  const model::WeightSet shapes(architecture.weights());
-  const CacheLayout layout = lay_out_cache(architecture.cache(), options);
-  for (const PassKind kind : {PassKind::kPrefill, PassKind::kContinue, PassKind::kDecode}) {
-    tensor::ArenaPlan& arena = plan.arenas[static_cast<std::size_t>(kind)];
-    arena = trace_pass(architecture, shapes, options, activation_dtype, kind, layout);
-    plan.memory.activations = std::max(plan.memory.activations, arena.total);
-    plan.memory.activations_peak = std::max(plan.memory.activations_peak, arena.live_peak);
-  }
-  plan.memory.weights = weights.tensor_bytes;
-  plan.memory.weights_arena = weights.arena_bytes;
-  plan.memory.cache = layout.total;
-  plan.memory.constants = constants + table_bytes(options);
-  return plan;
-}
-
-Engine::~Engine() = default;
-
-Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend, weights::LoadedWeights weights, const EngineOptions& options) {
+Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend, weights::LoadedWeights weights, const EngineOptions& options, Seat seat) {
   std::unique_ptr<Engine> engine(new Engine());
   engine->options_ = options;
+  engine->local_ = local_options(options, seat.spread);
+  engine->seat_ = std::move(seat);
   engine->architecture_ = std::move(architecture);
   engine->backend_ = std::move(backend);
   engine->weights_ = std::move(weights);
-  FATHOM_TRY(engine->plan_, plan_engine(*engine->architecture_, engine->weights_.plan, options, engine->backend_->ops().activation_dtype()));
-  FATHOM_TRY_VOID(engine->allocate());
+  if (engine->seat_.alone()) {
+    engine->comm_ = self::make_self_collectives();
+    FATHOM_TRY_VOID(engine->prepare());
+  } else {
+    FATHOM_TRY_VOID(engine->join_ranks(engine->prepare()));
+  }
   return engine;
 }
 
+Status Engine::prepare() {
+  FATHOM_TRY_VOID(inject_fault_at_start(seat_.rank));
+  FATHOM_TRY(plan_, plan_engine(*architecture_, weights_.plan, options_, backend_->ops().activation_dtype(), seat_.spread, seat_.rank));
+  return allocate();
+}
+
 Status Engine::allocate() {
-  const CacheLayout layout = lay_out_cache(architecture_->cache(), options_);
+  const CacheLayout layout = lay_out_cache(architecture_->cache(), local_);
   FATHOM_TRY(cache_memory_, backend_->allocate_buffer(std::max<Bytes>(layout.total, 1)));
   FATHOM_TRY(arena_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.activations, 1)));
   FATHOM_TRY(constants_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1)));
   if (!backend_->host_addressable()) {
     FATHOM_TRY(staging_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1), tensor::Placement::kShared));
-    FATHOM_TRY(logits_, backend_->allocate_buffer(static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float), tensor::Placement::kShared));
+    if (seat_.rank == 0) {
+      FATHOM_TRY(logits_, backend_->allocate_buffer(static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float), tensor::Placement::kShared));
+    }
   }
-  cache_ = view_cache(architecture_->cache(), options_, layout, cache_memory_->data());
+  cache_ = view_cache(architecture_->cache(), local_, layout, cache_memory_->data());
   Bytes used = 0;
   std::vector<Tensor> constants = place_constants(*architecture_, staged(), used);
   if (staging_ != nullptr) FATHOM_TRY_VOID(backend_->upload(constants_->data(), {staging_->data(), used}));
@@ -170,11 +65,11 @@ Status Engine::allocate() {
   };
   ids_ = table(options_.prefill_chunk);
   positions_ = table(options_.prefill_chunk);
-  rows_ = table(logit_rows(options_));
-  table_ = table(4 * options_.slots);
+  rows_ = table(logit_rows(local_));
+  table_ = table(4 * local_.slots);
   tables_bytes_ = used - tables_;
   lengths_.assign(static_cast<std::size_t>(options_.slots), 0);
-  sequences_.reserve(static_cast<std::size_t>(options_.slots));
+  sequences_.reserve(static_cast<std::size_t>(local_.slots));
   plan_.memory.workspace = backend_->workspace_bytes();
   return {};
 }
@@ -207,56 +102,107 @@ Result<std::int64_t> Engine::check_tokens(std::span<const SlotTokens> tokens) co
 
 Result<std::span<const float>> Engine::step(std::span<const SlotTokens> tokens, Logits logits) {
   FATHOM_TRY(const std::int64_t total, check_tokens(tokens));
-  sequences_.clear();
-  std::int32_t at = 0, outputs = 0;
+  static_cast<void>(total);
+  if (!seat_.alone()) FATHOM_TRY_VOID(command(tokens, logits));
+  return pass(tokens, logits);
+}
+
+// What falls to this rank: the tokens of its replica's slots. The counts of all replicas are known to each.
+struct Engine::Share {
+  std::vector<std::int64_t> tokens, rows;  // by replica
+  std::vector<std::int64_t> order;         // of the caller's rows of logits: which row it is, replica after replica
+  std::int64_t own_tokens = 0, own_rows = 0, all_rows = 0;
+  PassKind kind = PassKind::kDecode;
   bool fresh = true;
+  std::uint64_t key = 0;
+};
+
+Engine::Share Engine::take_share(std::span<const SlotTokens> tokens, Logits logits) {
+  const auto replicas = static_cast<std::size_t>(seat_.spread.dp), mine = static_cast<std::size_t>(seat_.spread.replica(seat_.rank));
+  Share share{.tokens = std::vector<std::int64_t>(replicas), .rows = std::vector<std::int64_t>(replicas), .order = {}};
+  std::vector<std::pair<std::size_t, std::int64_t>> places;  // replica, row there
+  bool all_decode = true;
+  sequences_.clear();
   for (const SlotTokens& part : tokens) {
-    const auto n = static_cast<std::int32_t>(part.ids.size());
-    const auto past = static_cast<std::int32_t>(length(part.slot));
-    sequences_.push_back({static_cast<std::int32_t>(part.slot), at, n, past});
-    fresh = fresh && past == 0;
-    for (std::int32_t i = 0; i < n; ++i) {
-      ids_.as<std::int32_t>()[at + i] = part.ids[static_cast<std::size_t>(i)];
-      positions_.as<std::int32_t>()[at + i] = past + i;
-      if (logits == Logits::kAll || (logits == Logits::kLast && i == n - 1)) {
-        FATHOM_CHECK(outputs < rows_.dim(0), "more rows of logits than the engine was made for");
-        rows_.as<std::int32_t>()[outputs++] = at + i;
+    const auto replica = static_cast<std::size_t>(part.slot) % replicas;
+    const auto n = static_cast<std::int32_t>(part.ids.size()), past = static_cast<std::int32_t>(length(part.slot)), at = static_cast<std::int32_t>(share.tokens[replica]);
+    const std::int32_t wanted = logits == Logits::kAll ? n : logits == Logits::kLast ? 1 : 0;
+    all_decode = all_decode && n == 1;
+    if (replicas > 1)
+      for (std::int32_t i = 0; i < wanted; ++i) places.emplace_back(replica, share.rows[replica] + i);
+    if (replica == mine) {
+      sequences_.push_back({static_cast<std::int32_t>(static_cast<std::size_t>(part.slot) / replicas), at, n, past});
+      share.fresh = share.fresh && past == 0;
+      for (std::int32_t i = 0; i < n; ++i) {
+        ids_.as<std::int32_t>()[at + i] = part.ids[static_cast<std::size_t>(i)];
+        positions_.as<std::int32_t>()[at + i] = past + i;
+      }
+      for (std::int32_t i = n - wanted; i < n; ++i) {
+        FATHOM_CHECK(share.own_rows < rows_.dim(0), "more rows of logits than the engine was made for");
+        rows_.as<std::int32_t>()[share.own_rows++] = at + i;
       }
     }
-    at += n;
+    share.tokens[replica] += n;
+    share.rows[replica] += wanted;
   }
-  std::memcpy(table_.data, sequences_.data(), sequences_.size() * sizeof(Sequence));
+  share.own_tokens = share.tokens[mine];
+  std::vector<std::int64_t> first(replicas);
+  for (std::size_t r = 0; r < replicas; ++r) {
+    first[r] = share.all_rows;
+    share.all_rows += share.rows[r];
+  }
+  for (const auto& [replica, row] : places) share.order.push_back(first[replica] + row);
   const auto count = static_cast<std::int64_t>(sequences_.size());
-  const PassKind kind = total == count ? PassKind::kDecode : fresh ? PassKind::kPrefill : PassKind::kContinue;
-  backend_->activations().use_plan(&plan_.arenas[static_cast<std::size_t>(kind)], arena_->data());
-  const auto seen = [&](const Tensor& table, tensor::Shape shape) { return make_tensor(on_device(table.data), DType::i32, shape); };
-  const Batch batch{.tokens = total, .sequences = sequences_, .sequence_table = seen(table_, {count, 4}), .ids = seen(ids_, {total}), .positions = seen(positions_, {total}),
-                    .output_rows = seen(rows_, {outputs}), .topk_horizon = topk_horizon_};
-  const auto comm = self::make_self_collectives();
-  model::Pass pass{.ops = backend_->ops(), .comm = *comm, .weights = weights_.set, .cache = &cache_, .batch = batch};
-  std::span<const float> answer;
+  // What is decoded beside another replica's prompt has that one's tokens among its experts': the arena for many tokens is laid out alike.
+  share.kind = share.own_tokens == count ? (all_decode ? PassKind::kDecode : PassKind::kContinue) : share.fresh ? PassKind::kPrefill : PassKind::kContinue;
   // A step of decoding launches the same for as many sequences, wherever they are.
-  const std::uint64_t key = kind == PassKind::kDecode && topk_horizon_ == 0 ? (static_cast<std::uint64_t>(count) << 32 | static_cast<std::uint64_t>(outputs) << 1 | (fresh ? 1 : 0)) : 0;
-  {
-    const std::byte* out_data = nullptr;
-    FATHOM_TRY(const bool called, backend_->run_pass(key, [&] {
-      if (staging_ != nullptr) backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
-      const tensor::Value out = architecture_->forward(pass);
-      FATHOM_CHECK(out->dtype == DType::f32 || outputs == 0, "logits are f32");
-      out_data = out->data;
-    }));
-    if (key != 0 && called) outputs_of_[key] = out_data;
-    if (!called) out_data = outputs_of_.at(key);
-    const auto floats = static_cast<std::size_t>(outputs * spec().vocabulary);
-    if (logits_ == nullptr) {
-      FATHOM_TRY_VOID(backend_->synchronize());
-      answer = {reinterpret_cast<const float*>(out_data), floats};  // the arena's bytes stay until the next pass
-    } else {
-      FATHOM_TRY_VOID(backend_->download({logits_->data(), floats * sizeof(float)}, out_data));
-      answer = {reinterpret_cast<const float*>(logits_->data()), floats};
-    }
+  const bool even = std::all_of(share.tokens.begin(), share.tokens.end(), [&](std::int64_t n) { return n == share.own_tokens; }) && std::all_of(share.rows.begin(), share.rows.end(), [&](std::int64_t n) { return n == share.own_rows; });
+  if (share.kind == PassKind::kDecode && topk_horizon_ == 0 && even)
+    share.key = static_cast<std::uint64_t>(count) << 32 | static_cast<std::uint64_t>(share.own_rows) << 1 | (share.fresh ? 1 : 0);
+  return share;
+}
+
+Result<std::span<const float>> Engine::pass(std::span<const SlotTokens> tokens, Logits logits) {
+  const Share share = take_share(tokens, logits);
+  auto answer = inject_fault(seat_, passes_++);
+  Result<std::span<const float>> result = answer ? launch(share) : tl::unexpected<Error>(answer.error());
+  if (!result) {
+    if (seat_.alone()) return result;
+    // The others hear of it, and all of them say the same.
+    seat_.transport->fail(result.error());
+    return tl::unexpected<Error>(*seat_.transport->failure());
   }
   for (const SlotTokens& part : tokens) lengths_[static_cast<std::size_t>(part.slot)] += static_cast<std::int64_t>(part.ids.size());
+  return in_order(*result, share.order);
+}
+
+Result<std::span<const float>> Engine::launch(const Share& share) {
+  std::memcpy(table_.data, sequences_.data(), sequences_.size() * sizeof(Sequence));
+  const auto count = static_cast<std::int64_t>(sequences_.size());
+  backend_->activations().use_plan(&plan_.arenas[static_cast<std::size_t>(share.kind)], arena_->data());
+  const auto seen = [&](const Tensor& table, tensor::Shape shape) { return make_tensor(on_device(table.data), DType::i32, shape); };
+  const Batch batch{.tokens = share.own_tokens, .sequences = sequences_, .sequence_table = seen(table_, {count, 4}), .ids = seen(ids_, {share.own_tokens}), .positions = seen(positions_, {share.own_tokens}),
+                    .output_rows = seen(rows_, {share.own_rows}), .topk_horizon = topk_horizon_};
+  model::Pass pass{.ops = backend_->ops(), .comm = *comm_, .weights = weights_.set, .cache = &cache_, .batch = batch, .replica_tokens = share.tokens};
+  const std::byte* out_data = nullptr;
+  FATHOM_TRY(const bool called, backend_->run_pass(share.key, [&] {
+    if (staging_ != nullptr) backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
+    const tensor::Value out = collect_logits(pass, architecture_->forward(pass), spec().vocabulary, share.rows);
+    FATHOM_CHECK(!out.defined() || out->dtype == DType::f32 || share.all_rows == 0, "logits are f32");
+    out_data = out->data;
+  }));
+  if (share.key != 0 && called) outputs_of_[share.key] = out_data;
+  if (!called) out_data = outputs_of_.at(share.key);
+  const auto floats = static_cast<std::size_t>(seat_.rank == 0 ? share.all_rows * spec().vocabulary : 0);
+  std::span<const float> answer;
+  if (logits_ == nullptr || floats == 0) {
+    FATHOM_TRY_VOID(backend_->synchronize());
+    answer = {reinterpret_cast<const float*>(out_data), floats};  // the arena's bytes stay until the next pass
+  } else {
+    FATHOM_TRY_VOID(backend_->download({logits_->data(), floats * sizeof(float)}, out_data));
+    answer = {reinterpret_cast<const float*>(logits_->data()), floats};
+  }
+  FATHOM_TRY_VOID(comm_->status());
   return answer;
 }
 

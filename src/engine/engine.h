@@ -1,5 +1,6 @@
 // Engine: a model, its weights, caches and activations in memory, ready to step. Everything is allocated in create(), exactly as
-// planned by running the same model on meta; a step allocates nothing.
+// planned by running the same model on meta; a step allocates nothing. Of a model that is spread over ranks each has an engine with its
+// share: rank 0's is stepped, and has the others, which follow(), make the same pass.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -8,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/spread.h"
 #include "model/architecture.h"
 #include "tensor/backend.h"
 #include "weights/loader.h"
@@ -42,7 +44,8 @@ struct EnginePlan {
   std::array<tensor::ArenaPlan, 3> arenas;  // by PassKind
 };
 /// What an engine of these options will allocate, without allocating it. Errors: kUnsupported when the architecture can only be planned.
-Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights, const EngineOptions& options, DType activation_dtype);
+/// `options` are those of the whole run, `spread` and `rank` say whose share `architecture` is.
+Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights, const EngineOptions& options, DType activation_dtype, const Spread& spread = {}, int rank = 0);
 
 /// Tokens to append to a sequence.
 struct SlotTokens {
@@ -53,10 +56,14 @@ enum class Logits : std::uint8_t { kNone, kLast, kAll };
 
 class Engine {
  public:
-  /// Takes over all three. `architecture` must be unsplit or sharded as `weights` are.
+  /// Takes over all three. `architecture` must be unsplit or sharded as `weights` are. With other ranks beside it all of them call this at
+  /// once (crew.h does), and share what went wrong: an error of one is the error of all.
   static Result<std::unique_ptr<Engine>> create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend,
-                                                weights::LoadedWeights weights, const EngineOptions& options);
+                                                weights::LoadedWeights weights, const EngineOptions& options, Seat seat = {});
+  /// Rank 0's lets the others go.
   ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
 
   const model::ModelSpec& spec() const { return architecture_->spec(); }
   const EngineOptions& options() const { return options_; }
@@ -64,6 +71,10 @@ class Engine {
   const EngineMemory& planned() const { return plan_.memory; }
   /// Read back from the buffers themselves and the peak that was seen.
   EngineMemory allocated() const;
+  const Spread& spread() const { return seat_.spread; }
+  /// What every rank planned and took when it was made, by rank; rank 0 knows.
+  struct RankMemory { EngineMemory planned, allocated; };
+  const std::vector<RankMemory>& ranks() const { return ranks_; }
 
   /// Tokens that the slot's sequence has so far.
   std::int64_t length(std::int64_t slot) const { return lengths_[static_cast<std::size_t>(slot)]; }
@@ -71,22 +82,41 @@ class Engine {
 
   /// One pass over the given tokens (at most prefill_chunk in total, each slot at most once), appended to their sequences. Answers logits
   /// [rows, vocabulary] f32: none, one row a slot (its last token), or one a token; valid until the next call.
-  /// Errors: engine.context_full (naming the limit), engine.bad_token.
+  /// Errors: engine.context_full (naming the limit), engine.bad_token; those of the device, and "ranks.failed" and "ranks.silent" when
+  /// another rank is at fault: afterwards this run of ranks is over and every step answers the same.
   Result<std::span<const float>> step(std::span<const SlotTokens> tokens, Logits logits);
   /// For comparing with a reference that computed `tokens` tokens at once (tensor/topk_horizon.h); 0, the default: not.
   void set_topk_horizon(std::int64_t tokens) { topk_horizon_ = tokens; }
   /// Appends a prompt of any length in chunks; answers the logits of its last token.
   Result<std::span<const float>> prefill(std::int64_t slot, std::span<const std::int32_t> ids);
 
+  /// Ranks other than 0: passes as rank 0 asks for them, until it lets this one go.
+  Status follow();
+  /// Keeps `company` (the threads of the other ranks) until after they were let go.
+  void keep(std::shared_ptr<void> company) { company_ = std::move(company); }
+
  private:
   Engine() = default;
+  Status prepare();
   Status allocate();
+  Status join_ranks(Status mine);
   Result<std::int64_t> check_tokens(std::span<const SlotTokens> tokens) const;
+  Status command(std::span<const SlotTokens> tokens, Logits logits);
+  Result<std::span<const float>> pass(std::span<const SlotTokens> tokens, Logits logits);
+  struct Share;  // of a pass: what falls to this rank
+  Share take_share(std::span<const SlotTokens> tokens, Logits logits);
+  Result<std::span<const float>> launch(const Share& share);
+  std::span<const float> in_order(std::span<const float> logits, const std::vector<std::int64_t>& order);
 
-  EngineOptions options_;
+  std::shared_ptr<void> company_;  // destroyed last
+  EngineOptions options_;          // of the run
+  EngineOptions local_;            // of this rank: its replica's slots
+  Seat seat_;
+  std::vector<RankMemory> ranks_;
   EnginePlan plan_;
   std::unique_ptr<model::Architecture> architecture_;
   std::unique_ptr<tensor::Backend> backend_;
+  std::unique_ptr<tensor::Collectives> comm_;  // on the backend's memory
   weights::LoadedWeights weights_;
   std::unique_ptr<tensor::Buffer> cache_memory_, arena_, constants_;
   std::map<std::uint64_t, const std::byte*> outputs_of_;  // where a pass that may be replayed leaves its logits
@@ -94,6 +124,8 @@ class Engine {
   model::CacheSet cache_;
   std::vector<std::int64_t> lengths_;
   std::int64_t topk_horizon_ = 0;
+  std::int64_t passes_ = 0;
+  std::vector<float> ordered_;                     // logits of several replicas, in the order of the caller's tokens
   std::vector<tensor::Sequence> sequences_;
   tensor::Tensor ids_, positions_, rows_, table_;  // where the host fills them in
   std::unique_ptr<tensor::Buffer> staging_;        // constants_ as the host sees it, copied when a pass begins; null when it sees constants_

@@ -66,9 +66,12 @@ class Rows {
     for (int r = 0; r < std::max(options_.repetitions, 1); ++r) {
       std::optional<plan::KernelRates> kernels;
       if (meter_ != nullptr) kernels = meter_->measure({.tokens = prompt, .batch = batch, .context = prompt + options_.generate / 2});
-      FATHOM_TRY(const auto plan, predict(machine_, session.spec, session_.weights, {batch, prompt, options_.generate}, session_.device != "cuda", kernels));
-      if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(*plan.best.time.prefill_tokens_per_second);
-      if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(*plan.best.time.decode_tokens_per_second);
+      // Ranks on one CPU share what a plan gives to one: there is nothing to predict them by.
+      if (session.spread.ranks() == 1 || session_.device == "cuda") {
+        FATHOM_TRY(const auto plan, predict(machine_, session.spec, session.spec.quantization.empty() ? session_.weights : "native", {batch, prompt, options_.generate}, session_.device != "cuda", kernels, layout_of(session.spread)));
+        if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(*plan.best.time.prefill_tokens_per_second);
+        if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(*plan.best.time.decode_tokens_per_second);
+      }
       FATHOM_TRY(const Timing timing, run_once(engine, batch, prompt, options_.generate));
       prefill.push_back(timing.prefill_seconds);
       steps.insert(steps.end(), timing.steps.begin(), timing.steps.end());
@@ -115,14 +118,25 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
   const std::int64_t longest = *std::max_element(options.prompts.begin(), options.prompts.end());
   session_options.engine.slots = *std::max_element(options.batches.begin(), options.batches.end());
   session_options.engine.context = longest + options.generate;
-  FATHOM_TRY(std::optional<KernelMeter> meter, meter_for(session_options));
+  FATHOM_TRY(const Launch launch, find_launch(session_options.ranks, session_options.device));
+  std::optional<KernelMeter> meter;
+  if (launch.count == 1) {
+    FATHOM_TRY(meter, meter_for(session_options));
+  }
   const Bytes before = resident_bytes();
-  FATHOM_TRY(Session session, open_session(session_options));
+  FATHOM_TRY(Session session, open_session(session_options, launch));
+  if (session.engine == nullptr) return BenchReport{.followed = true};
   engine::Engine& engine = *session.engine;
   BenchReport report{.model = session.name, .device = engine.backend().description(), .synthetic = session.synthetic, .planned = engine.planned(), .allocated = {}, .best_read_gb_per_second = {}, .rows = {}};
   report.load_seconds = session.load_seconds;
   FATHOM_TRY(const auto sized, model::size_model(session.spec));
   report.parameters = sized.sizes.parameters_main;
+  report.spread = session.spread;
+  report.ranks = engine.ranks();
+  // What the process holds is that of its ranks: of all, when they are its threads.
+  Bytes planned = 0;
+  for (const auto& rank : report.ranks) planned += rank.planned.total();
+  if (report.ranks.empty() || launch.process != nullptr) planned = report.planned.total();
   Rows rows(machine, session_options, options, meter ? &*meter : nullptr);
   double fastest_step = 0;
   for (const std::int64_t batch : options.batches)
@@ -130,13 +144,13 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
       FATHOM_TRY(BenchRow row, rows.measure(session, batch, prompt));
       // On a device of its own memory what was taken there counts, on the host what the process has.
       const bool own_memory = !engine.backend().host_addressable();
-      row.memory_bytes = {static_cast<double>(own_memory ? engine.allocated().total() : resident_bytes()), static_cast<double>((own_memory ? 0 : before) + report.planned.total())};
+      row.memory_bytes = {static_cast<double>(own_memory ? engine.allocated().total() : resident_bytes()), static_cast<double>((own_memory ? 0 : before) + (own_memory ? report.planned.total() : planned))};
       if (batch == 1 && (fastest_step == 0 || row.p50_ms < fastest_step)) fastest_step = row.p50_ms;
       report.rows.push_back(row);
     }
   report.allocated = engine.allocated();
   if (machine.read_bandwidth() && engine.backend().host_addressable()) report.best_read_gb_per_second = *machine.read_bandwidth() / kGB;
-  if (fastest_step > 0 && session.spec.routing.experts == 0) {
+  if (fastest_step > 0 && session.spec.routing.experts == 0 && launch.count == 1) {
     // An embedding row is one read; everything else is read whole every step.
     const double embedding = static_cast<double>(sized.sizes.parameters_embedding) / static_cast<double>(sized.sizes.parameters_main);
     const bool tied = session.spec.tied_embeddings;

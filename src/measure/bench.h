@@ -35,7 +35,10 @@ struct BenchReport {
   bool synthetic = false;
   std::uint64_t parameters = 0;
   double load_seconds = 0;
-  engine::EngineMemory planned, allocated;
+  engine::Spread spread;
+  bool followed = false;                       // this process followed another's rank 0, which has the report
+  engine::EngineMemory planned, allocated;     // of rank 0
+  std::vector<engine::Engine::RankMemory> ranks;  // of all, when there are several
   double weight_read_gb_per_second = 0;        // of the fastest decode at batch 1: weights read a second; 0 with routed experts
   std::optional<double> best_read_gb_per_second;  // of this machine, as probed
   std::vector<BenchRow> rows;

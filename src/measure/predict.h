@@ -11,10 +11,10 @@ namespace fathom::measure {
 
 struct Workload { std::int64_t batch = 1, prompt = 512, generate = 128; };
 
-/// One device (the host's CPU when cpu_only), engine fathom, task chat. `weights`: native, bf16, f16, f32 as the engine holds them.
+/// As many devices as `layout` spreads the model over (the host's CPU when cpu_only), engine fathom, task chat. `weights`: native, bf16, f16, f32 as the engine holds them.
 /// `kernels`: timed on that device; without them what the catalog and the probe say of it.
 Result<plan::PlanAnswer> predict(const hardware::Machine& machine, const model::ModelSpec& spec, const std::string& weights, const Workload& work, bool cpu_only,
-                                 const std::optional<plan::KernelRates>& kernels = {});
+                                 const std::optional<plan::KernelRates>& kernels = {}, const plan::Layout& layout = {});
 
 /// This machine: the stored profile when it is of this machine and was measured, else a quick look now.
 Result<hardware::Machine> known_machine();

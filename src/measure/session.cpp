@@ -6,6 +6,7 @@
 
 #include "backends/backends.h"
 #include "base/strings.h"
+#include "weights/quantize.h"
 #include "weights/synth.h"
 
 namespace fathom::measure {
@@ -36,9 +37,41 @@ Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& 
     const bool wide = options.weights == "f32" || (options.weights == "native" && spec.plain_format == tensor::WeightFormat::f32);
     return wide ? DType::f32 : DType::bf16;
   }
-  const auto parsed = parse_dtype(options.kv);
+  const auto parsed = options.kv == "fp8" ? DType::f8e4m3 : parse_dtype(options.kv);
+  if (parsed == DType::f8e4m3) {
+    if (options.device == "cuda") return fail_unsupported("measure.kv_device", {{"name", options.kv}, {"device", options.device}});
+    return DType::f8e4m3;
+  }
   if (!parsed || (*parsed != DType::f32 && *parsed != DType::f16 && *parsed != DType::bf16)) return fail("measure.kv_type", {{"name", printable(options.kv)}});
   return *parsed;
+}
+
+/// All that a session is, but for its engine.
+Status look_up(const SessionOptions& options, Session& session, weights::StoragePolicy& storage, engine::EngineOptions& engine_options) {
+  session.name = options.model;
+  std::error_code ignored;
+  const bool folder = std::filesystem::is_directory(options.model, ignored);
+  FATHOM_TRY(session.spec, weights::find_model_spec(options.model));
+  session.synthetic = options.random_weights || options.model == weights::kDefaultModel;
+  if (!folder && !session.synthetic) return fail("measure.no_checkpoint", {{"model", printable(options.model)}});
+  const bool quantized = options.weights == "fp8" || options.weights == "int8" || options.weights == "int4";
+  if (quantized && !session.synthetic) return fail("measure.quantized_weights", {{"model", printable(options.model)}, {"name", options.weights}});
+  FATHOM_TRY(storage, weights::parse_storage_policy(quantized ? "native" : options.weights));
+  if (!session.synthetic && options.layers) return fail("measure.layers_need_random");
+  if (session.synthetic) {
+    if (quantized) {
+      FATHOM_TRY(const auto to, weights::parse_quantize_target(options.weights));
+      FATHOM_TRY(session.spec, weights::quantized_spec(session.spec, options.layers, to));
+    } else {
+      FATHOM_TRY(session.spec, weights::synthetic_spec(session.spec, options.layers, {}));
+    }
+  }
+  engine_options = options.engine;
+  if (engine_options.context == 0) engine_options.context = std::min<std::int64_t>(session.spec.max_context, 4096);
+  engine_options.prefill_chunk = std::max(std::min(engine_options.prefill_chunk, engine_options.context * engine_options.slots), engine_options.slots);
+  FATHOM_TRY(engine_options.cache_dtype, cache_type(options, session.spec));
+  if (!session.synthetic) session.folder = options.model;
+  return {};
 }
 
 }  // namespace
@@ -46,39 +79,41 @@ Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& 
 Bytes resident_bytes() { return status_field("VmRSS:"); }
 Bytes peak_resident_bytes() { return status_field("VmHWM:"); }
 
-Result<Session> open_session(const SessionOptions& options) {
+Result<Session> open_session(const SessionOptions& options, const Launch& launch) {
   const double started = now();
   Session session;
-  session.name = options.model;
-  std::error_code ignored;
-  const bool folder = std::filesystem::is_directory(options.model, ignored);
-  FATHOM_TRY(session.spec, weights::find_model_spec(options.model));
-  session.synthetic = options.random_weights || options.model == weights::kDefaultModel;
-  if (!folder && !session.synthetic) return fail("measure.no_checkpoint", {{"model", printable(options.model)}});
-  FATHOM_TRY(const auto storage, weights::parse_storage_policy(options.weights));
-  if (!session.synthetic && options.layers) return fail("measure.layers_need_random");
-  if (session.synthetic) {
-    FATHOM_TRY(session.spec, weights::synthetic_spec(session.spec, options.layers, {}));
-  }
-  engine::EngineOptions engine_options = options.engine;
-  if (engine_options.context == 0) engine_options.context = std::min<std::int64_t>(session.spec.max_context, 4096);
-  engine_options.prefill_chunk = std::max(std::min(engine_options.prefill_chunk, engine_options.context * engine_options.slots), engine_options.slots);
-  FATHOM_TRY(engine_options.cache_dtype, cache_type(options, session.spec));
-  FATHOM_TRY(auto architecture, model::make_architecture(session.spec));
-  if (!architecture->runnable()) return fail_unsupported("model.v41_not_runnable");
-  FATHOM_TRY(auto backend, backends::make_backend(options.device, {.threads = options.threads, .activation_dtype = DType::f32, .isa = options.isa}));
-  weights::LoadedWeights loaded;
-  if (session.synthetic) {
-    FATHOM_TRY(loaded, weights::synthesize_in_memory(architecture->weights(), *backend, {.storage = storage, .seed = options.seed, .threads = options.threads, .progress = options.progress}));
-  } else {
-    session.folder = options.model;
-    weights::LoadOptions load{.storage = storage, .mmap = options.mmap};
-    load.read.progress = options.progress;
-    FATHOM_TRY(loaded, weights::load_weights(*architecture, options.model, *backend, load));
-  }
-  FATHOM_TRY(session.engine, engine::Engine::create(std::move(architecture), std::move(backend), std::move(loaded), engine_options));
+  weights::StoragePolicy storage;
+  engine::EngineOptions engine_options;
+  const Status early = look_up(options, session, storage, engine_options);
+  if (launch.process != nullptr) FATHOM_TRY_VOID(tensor::agree(*launch.process, early));
+  FATHOM_TRY_VOID(early);
+  FATHOM_TRY(session.spread, choose_spread(launch, options.ranks, session.spec, {.device = options.device, .weights = options.weights, .batch = engine_options.slots}));
+  const auto make = [&options, &session, &storage, engine_options](const engine::Seat& seat) -> Result<engine::EngineParts> {
+    engine::EngineParts parts{.options = engine_options};
+    FATHOM_TRY(parts.architecture, model::make_architecture(session.spec, sharding_of(session.spec, seat)));
+    if (!parts.architecture->runnable()) return fail_unsupported("model.v41_not_runnable");
+    const tensor::BackendOptions backend = backend_options(seat, options.threads, options.isa);
+    FATHOM_TRY(parts.backend, backends::make_backend(options.device, backend));
+    const auto progress = seat.rank == 0 ? options.progress : nullptr;
+    const int threads = seat.alone() ? options.threads : backend.threads;
+    if (session.synthetic) {
+      FATHOM_TRY(parts.weights, weights::synthesize_in_memory(parts.architecture->weights(), *parts.backend, {.storage = storage, .seed = options.seed, .threads = threads, .progress = progress}));
+    } else {
+      weights::LoadOptions load{.storage = storage, .mmap = options.mmap};
+      load.read.progress = progress;
+      if (!seat.alone()) load.read.threads = threads;
+      FATHOM_TRY(parts.weights, weights::load_weights(*parts.architecture, *session.folder, *parts.backend, load));
+    }
+    return parts;
+  };
+  FATHOM_TRY(session.engine, start_engine(launch, session.spread, make));
   session.load_seconds = now() - started;
   return session;
+}
+
+Result<Session> open_session(const SessionOptions& options) {
+  FATHOM_TRY(const Launch launch, find_launch(options.ranks, options.device));
+  return open_session(options, launch);
 }
 
 }  // namespace fathom::measure

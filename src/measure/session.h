@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/engine.h"
+#include "measure/ranks.h"
 #include "text/tokenizer.h"
 
 namespace fathom::measure {
@@ -12,7 +13,7 @@ namespace fathom::measure {
 struct SessionOptions {
   std::string model = "default";    // "default", a folder, a config.json, or an id or short name of the catalog
   std::string device = "cpu";
-  std::string weights = "native";   // native, bf16, f16, f32
+  std::string weights = "native";   // native, bf16, f16, f32; synthetic ones also fp8, int8, int4
   std::string kv = "auto";          // f32, f16, bf16; auto: bf16, or f32 with f32 weights
   std::string isa;
   int threads = 0;
@@ -21,6 +22,7 @@ struct SessionOptions {
   std::optional<std::int64_t> layers;  // synthetic weights only: a model of so many layers
   std::uint64_t seed = 0;
   engine::EngineOptions engine;     // context 0: the model's own, at most 4096
+  RankWishes ranks;
   std::function<bool(Bytes, Bytes)> progress;
 };
 
@@ -28,13 +30,16 @@ struct Session {
   std::string name;
   bool synthetic = false;
   model::ModelSpec spec;
-  std::unique_ptr<engine::Engine> engine;
+  engine::Spread spread;
+  std::unique_ptr<engine::Engine> engine;  // null: this process followed another's rank 0, and is done
   std::optional<Path> folder;       // of the checkpoint
   double load_seconds = 0;
 };
 
 /// Errors: those of finding, loading and Engine::create; a catalog name without random_weights has no checkpoint to load: the sentence
-/// says how to get one.
+/// says how to get one. `launch`: from find_launch.
+Result<Session> open_session(const SessionOptions& options, const Launch& launch);
+/// With ranks found and joined on the way.
 Result<Session> open_session(const SessionOptions& options);
 
 /// Resident memory of this process now, and its highest value since start or the last reset, from /proc/self/status; 0 when unreadable.

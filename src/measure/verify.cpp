@@ -81,25 +81,25 @@ void compare(std::span<const float> ours, std::span<const float> reference, std:
 }
 
 // One pass after another over `ids` from nothing; logits of chunks go to `visit`, those of the last token come back.
-Result<std::span<const float>> run_chunks(engine::Engine& engine, std::span<const std::int32_t> ids, std::int64_t chunk, const std::function<void(std::int64_t, std::span<const float>)>& visit) {
-  engine.reset(0);
+Result<std::span<const float>> run_chunks(engine::Engine& engine, std::int64_t slot, std::span<const std::int32_t> ids, std::int64_t chunk, const std::function<void(std::int64_t, std::span<const float>)>& visit) {
+  engine.reset(slot);
   std::span<const float> logits;
   const auto total = static_cast<std::int64_t>(ids.size());
   for (std::int64_t at = 0; at < total; at += chunk) {
-    const engine::SlotTokens part{0, ids.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(std::min(chunk, total - at)))};
+    const engine::SlotTokens part{slot, ids.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(std::min(chunk, total - at)))};
     FATHOM_TRY(logits, engine.step(std::span(&part, 1), visit ? engine::Logits::kAll : engine::Logits::kLast));
     if (visit) visit(at, logits);
   }
   return logits.last(static_cast<std::size_t>(engine.spec().vocabulary));
 }
 
-Status run_case(engine::Engine& engine, const Prompt& prompt, std::int64_t chunk, VerifyCase& result) {
+Status run_case(engine::Engine& engine, std::int64_t slot, const Prompt& prompt, std::int64_t chunk, VerifyCase& result) {
   const std::int64_t vocabulary = engine.spec().vocabulary;
   // The reference computed every answer token from the whole text anew. Where an indexer chooses, an exact tie may fall differently
   // with every length, so there we do the same; elsewhere the caches go on.
   const bool chooses = engine.spec().index_top_k > 0;
   engine.set_topk_horizon(chooses ? static_cast<std::int64_t>(prompt.ids.size()) : 0);
-  FATHOM_TRY(std::span<const float> logits, run_chunks(engine, prompt.ids, chunk, [&](std::int64_t at, std::span<const float> ours) {
+  FATHOM_TRY(std::span<const float> logits, run_chunks(engine, slot, prompt.ids, chunk, [&](std::int64_t at, std::span<const float> ours) {
     compare(ours, std::span(prompt.logits).subspan(static_cast<std::size_t>(at * vocabulary), ours.size()), at, vocabulary, result);
   }));
   engine::Sampler sampler({}, vocabulary);
@@ -116,11 +116,11 @@ Status run_case(engine::Engine& engine, const Prompt& prompt, std::int64_t chunk
       engine.set_topk_horizon(static_cast<std::int64_t>(text.size()));
       // All but the newest token in chunks of a size that does not take forever; the newest through the cache.
       const std::int64_t pace = std::min(std::max<std::int64_t>(chunk, 16), static_cast<std::int64_t>(prompt.ids.size()));
-      FATHOM_TRY(logits, run_chunks(engine, std::span(text).first(text.size() - 1), pace, {}));
-      const engine::SlotTokens newest{0, std::span(&text.back(), 1)};
+      FATHOM_TRY(logits, run_chunks(engine, slot, std::span(text).first(text.size() - 1), pace, {}));
+      const engine::SlotTokens newest{slot, std::span(&text.back(), 1)};
       FATHOM_TRY(logits, engine.step(std::span(&newest, 1), engine::Logits::kLast));
     } else {
-      const engine::SlotTokens part{0, std::span(&text.back(), 1)};
+      const engine::SlotTokens part{slot, std::span(&text.back(), 1)};
       FATHOM_TRY(logits, engine.step(std::span(&part, 1), engine::Logits::kLast));
     }
   }
@@ -132,25 +132,40 @@ Status run_case(engine::Engine& engine, const Prompt& prompt, std::int64_t chunk
 Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
   FATHOM_TRY(const model::ModelSpec spec, model::load_config(folder));
   FATHOM_TRY(const std::vector<Prompt> prompts, read_reference(folder / "reference.safetensors", spec.vocabulary));
-  FATHOM_TRY(auto architecture, model::make_architecture(spec));
   const auto activations = parse_dtype(options.activations);
   if (!activations || *activations != DType::f32) return fail("measure.activations", {{"type", printable(options.activations)}});
-  FATHOM_TRY(auto backend, backends::make_backend(options.device, {.threads = options.threads, .activation_dtype = *activations, .isa = options.isa}));
   FATHOM_TRY(const auto storage, weights::parse_storage_policy(options.weights));
-  FATHOM_TRY(auto loaded, weights::load_weights(*architecture, folder, *backend, {.storage = storage, .mmap = false, .check_finite = false, .allow_extra = false, .read = {}}));
   std::int64_t longest = 1, needed = 1;
   for (const Prompt& prompt : prompts) {
     longest = std::max(longest, static_cast<std::int64_t>(prompt.ids.size()));
     needed = std::max(needed, static_cast<std::int64_t>(prompt.ids.size() + prompt.greedy.size()));
   }
-  VerifyReport report{.device = backend->description(), .cases = {}, .worst = 0, .passed = true};
-  FATHOM_TRY(auto engine, engine::Engine::create(std::move(architecture), std::move(backend), std::move(loaded),
-                                                 {.slots = 1, .context = std::min(needed, spec.max_context), .prefill_chunk = longest, .logit_rows = longest, .cache_dtype = DType::f32}));
+  FATHOM_TRY(const Launch launch, find_launch(options.ranks, options.device));
+  VerifyReport report{.passed = true};
+  FATHOM_TRY(report.spread, choose_spread(launch, options.ranks, spec, {.device = options.device, .weights = options.weights}));
+  // Replicas take the prompts in turns.
+  const engine::EngineOptions engine_options{.slots = report.spread.dp, .context = std::min(needed, spec.max_context), .prefill_chunk = std::max<std::int64_t>(longest, report.spread.dp), .logit_rows = longest, .cache_dtype = DType::f32};
+  const auto make = [&](const engine::Seat& seat) -> Result<engine::EngineParts> {
+    engine::EngineParts parts{.options = engine_options};
+    FATHOM_TRY(parts.architecture, model::make_architecture(spec, sharding_of(spec, seat)));
+    const tensor::BackendOptions backend = backend_options(seat, options.threads, options.isa);
+    FATHOM_TRY(parts.backend, backends::make_backend(options.device, backend));
+    weights::LoadOptions load{.storage = storage};
+    if (!seat.alone()) load.read.threads = backend.threads;
+    FATHOM_TRY(parts.weights, weights::load_weights(*parts.architecture, folder, *parts.backend, load));
+    return parts;
+  };
+  FATHOM_TRY(const auto engine, start_engine(launch, report.spread, make));
+  if (engine == nullptr) {
+    report.followed = true;
+    return report;
+  }
+  report.device = engine->backend().description();
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     const auto total = static_cast<std::int64_t>(prompts[p].ids.size());
     for (const auto& [way, chunk] : {std::pair<const char*, std::int64_t>{"whole", total}, {"chunks", options.chunk}, {"tokens", 1}}) {
       VerifyCase result{.prompt = static_cast<std::int64_t>(p), .way = way, .tokens = total};
-      FATHOM_TRY_VOID(run_case(*engine, prompts[p], chunk, result));
+      FATHOM_TRY_VOID(run_case(*engine, static_cast<std::int64_t>(p) % report.spread.dp, prompts[p], chunk, result));
       result.passed = result.worst <= options.atol && result.greedy_differs_at < 0;
       report.passed = report.passed && result.passed;
       if (!(result.worst <= report.worst)) report.worst = std::isnan(report.worst) ? report.worst : result.worst;

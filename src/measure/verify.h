@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/files.h"
-#include "tensor/backend.h"
+#include "measure/ranks.h"
 
 namespace fathom::measure {
 
@@ -18,6 +18,7 @@ struct VerifyOptions {
   std::int64_t chunk = 16;            // tokens a pass when prompts are computed in chunks
   std::string isa;                    // cpu only
   int threads = 0;
+  RankWishes ranks;
 };
 
 /// One prompt computed in one way.
@@ -34,6 +35,8 @@ struct VerifyCase {
 
 struct VerifyReport {
   std::string device;                 // description of the backend
+  engine::Spread spread;
+  bool followed = false;              // this process followed another's rank 0, which has the report
   std::vector<VerifyCase> cases;
   double worst = 0;                   // over all; NaN counts as the worst
   bool passed = false;

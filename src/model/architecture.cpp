@@ -85,12 +85,23 @@ void Architecture::begin(Pass& pass) const {
 }
 
 tensor::Value Architecture::forward(Pass& pass) const {
-  begin(pass);
-  tensor::Value hidden = embed(pass);
   const std::int64_t last = sharding_.last_layer < 0 ? spec_.layers : sharding_.last_layer;
-  for (std::int64_t i = sharding_.first_layer; i < last; ++i)
+  const int stage = pass.comm.rank(tensor::Group::kPipeline);
+  begin(pass);
+  tensor::Value hidden;
+  if (sharding_.first_layer == 0) {
+    hidden = embed(pass);
+  } else {
+    hidden = spec_.hyper_streams > 0 ? allocate(pass.ops, {pass.batch.tokens, spec_.hyper_streams, spec_.hidden}) : allocate(pass.ops, {pass.batch.tokens, spec_.hidden});
+    pass.comm.receive(tensor::Group::kPipeline, stage - 1, hidden);
+  }
+  for (std::int64_t i = sharding_.first_layer; i < last; ++i) {
     hidden = pass.ops.block(hidden, [this, &pass, i](const tensor::Tensor& input) { return layer(pass, i, input); });  // a tape may run it again later
-  return head(pass, hidden);
+    pass.comm.beat();
+  }
+  if (last == spec_.layers) return head(pass, hidden);
+  pass.comm.send(tensor::Group::kPipeline, stage + 1, hidden);
+  return {};
 }
 
 }  // namespace fathom::model

@@ -29,6 +29,7 @@ struct Pass {
   const tensor::Batch& batch;
   std::vector<tensor::RotaryPair> rotary = {};  // filled by Architecture::begin, held to the end of the pass
   std::vector<tensor::Value> shared = {};       // what a later layer reads of an earlier one (V4.1's choice of entries)
+  std::span<const std::int64_t> replica_tokens = {};  // tokens of this pass on each member of Group::kAttention; empty: one replica
 };
 
 class Architecture {
@@ -56,7 +57,8 @@ class Architecture {
   /// Logits [outputs, vocabulary share] in the activation type; `outputs` as Batch::output_rows says.
   virtual tensor::Value head(Pass& pass, const tensor::Tensor& hidden) const = 0;
 
-  /// All of it: logits. Layers run as blocks, so that a tape may checkpoint them.
+  /// All of it: logits. Layers run as blocks, so that a tape may checkpoint them. A stage of a pipeline begins with what the stage
+  /// before it sent, and all but the last send on and answer nothing.
   tensor::Value forward(Pass& pass) const;
 
  protected:

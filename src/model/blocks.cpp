@@ -11,6 +11,15 @@ using tensor::WeightFormat;
 
 // ---------------------------------------------------------------- entries
 
+void EntryMaker::apply_quantization(WeightEntry& entry) const {
+  if (spec_.quantization.empty() || (entry.native != spec_.linear_format && entry.native != spec_.expert_format)) return;
+  std::string module = entry.name();  // experts are stored alike: the first stands for all
+  if (module.ends_with(".weight")) module.resize(module.size() - 7);
+  const QuantizationGroup* group = entry.part == WeightPart::kMain ? spec_.quantization.group_of(module) : nullptr;
+  entry.native = group == nullptr ? spec_.plain_format : group->format;
+  if (group != nullptr) entry.activations = group->activations;
+}
+
 WeightId EntryMaker::matrix(const std::string& name, WeightClass cls, int layer, std::int64_t rows, std::int64_t cols, WeightFormat native, Split split, int parts, int part) {
   WeightEntry entry{.pattern = name, .cls = cls, .part = part_, .layer = layer, .rows = rows, .cols = cols, .full_rows = rows, .full_cols = cols, .native = native};
   if (parts > 1 && split == Split::kRows) {
@@ -22,6 +31,7 @@ WeightId EntryMaker::matrix(const std::string& name, WeightClass cls, int layer,
     entry.first_col = entry.cols * part;
     entry.split = split;
   }
+  apply_quantization(entry);
   return table_.add(std::move(entry));
 }
 
@@ -49,6 +59,7 @@ WeightId EntryMaker::experts(const std::string& name, int layer, std::int64_t ex
   entry.first_expert = entry.experts * s.ep_rank;
   entry.per_expert = true;
   entry.split = s.ep > 1 ? Split::kExperts : s.expert_tp > 1 ? within : Split::kNone;
+  apply_quantization(entry);
   return table_.add(std::move(entry));
 }
 
@@ -186,7 +197,53 @@ Value run_ffn(Pass& pass, const ModelSpec& spec, const FfnIds& ids, const Tensor
   return linear(ops, gate, pass.weights[ids.down], pass.comm.rank(tensor::Group::kTensor) == 0 ? weight_or_none(pass, ids.down_bias) : tensor::Weight{});
 }
 
+namespace {
+
+// out [T, h] (+)= what this rank's experts make of each token.
+void run_experts(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor& x, const tensor::Routed& routed, const Tensor& out, bool accumulate) {
+  pass.ops.experts({.x = x, .indices = routed.indices, .weights = routed.weights, .gate = pass.weights.experts(ids.gate), .up = pass.weights.experts(ids.up), .down = pass.weights.experts(ids.down),
+                    .first_expert = ids.first_expert, .total_experts = spec.routing.experts, .limit = spec.swiglu_limit, .out = out, .accumulate = accumulate});
+}
+
+// The tokens of all replicas [all, h] go through the experts of this rank; the sum over the ranks holds every replica's own.
+Value run_moe_of_replicas(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor& x) {
+  tensor::Ops& ops = pass.ops;
+  const auto group = tensor::Group::kAttention;
+  const auto counts = pass.replica_tokens;
+  const int me = pass.comm.rank(group);
+  std::int64_t all = 0, first = 0;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    if (static_cast<int>(i) == me) first = all;
+    all += counts[i];
+  }
+  Value together = allocate(ops, {all, x.dim(1)}), sum = allocate(ops, {all, x.dim(1)});
+  pass.comm.all_gather_rows(group, x, counts, together);
+  Value tokens;
+  if (ids.table >= 0) {  // the hash table goes by token
+    tokens = allocate(ops, DType::i32, {all});
+    pass.comm.all_gather_rows(group, pass.batch.ids, counts, tokens);
+  }
+  {
+    Value logits = linear(ops, together, pass.weights[ids.router]);
+    const tensor::Routed routed = route(ops, logits, spec.routing, weight_or_none(pass, ids.bias), weight_or_none(pass, ids.table), tokens.tensor());
+    logits.reset();
+    run_experts(pass, spec, ids, together, routed, sum, false);
+  }
+  together.reset();
+  if (ids.has_shared) {
+    Value shared = run_ffn(pass, spec, ids.shared, x);
+    add_into(ops, sum->rows(first, x.dim(0)), shared);
+  }
+  pass.comm.all_reduce(tensor::Group::kExpert, sum);
+  Value out = allocate(ops, x.shape);
+  ops.copy({.x = sum->rows(first, x.dim(0)), .out = out});
+  return out;
+}
+
+}  // namespace
+
 Value run_moe(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor& x) {
+  if (pass.comm.size(tensor::Group::kAttention) > 1) return run_moe_of_replicas(pass, spec, ids, x);
   tensor::Ops& ops = pass.ops;
   Value logits = linear(ops, x, pass.weights[ids.router]);  // [T, E]
   tensor::Routed routed = route(ops, logits, spec.routing, weight_or_none(pass, ids.bias), weight_or_none(pass, ids.table), pass.batch.ids);
@@ -197,10 +254,7 @@ Value run_moe(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor
   } else {
     out = allocate(ops, x.shape);
   }
-  const auto gate = pass.weights.experts(ids.gate);
-  ops.experts({.x = x, .indices = routed.indices, .weights = routed.weights, .gate = gate, .up = pass.weights.experts(ids.up), .down = pass.weights.experts(ids.down),
-               .first_expert = pass.comm.rank(tensor::Group::kExpert) * static_cast<std::int64_t>(gate.size()), .total_experts = spec.routing.experts,
-               .limit = spec.swiglu_limit, .out = out, .accumulate = ids.has_shared});
+  run_experts(pass, spec, ids, x, routed, out, ids.has_shared);
   pass.comm.all_reduce(tensor::Group::kExpert, out);
   return out;
 }

@@ -24,6 +24,8 @@ class EntryMaker {
   WeightTable& table() { return table_; }
 
  private:
+  // Stored as the checkpoint's quantization_config says of the module.
+  void apply_quantization(WeightEntry& entry) const;
   WeightTable& table_;
   const ModelSpec& spec_;
   const Sharding& sharding_;
@@ -43,8 +45,8 @@ FfnIds add_ffn(EntryMaker& make, const std::string& gate, const std::string& up,
 tensor::Value run_ffn(Pass& pass, const ModelSpec& spec, const FfnIds& ids, const tensor::Tensor& x);
 
 /// Routed experts beside shared ones.
-struct MoeIds { WeightId router, bias = -1, table = -1, gate, up, down; FfnIds shared; bool has_shared = false; };
-/// x [T, h] -> [T, h], summed over the tensor and expert groups.
+struct MoeIds { WeightId router, bias = -1, table = -1, gate, up, down; FfnIds shared; bool has_shared = false; std::int64_t first_expert = 0; };
+/// x [T, h] -> [T, h], summed over the tensor and expert groups. Replicas of attention bring their tokens to the experts that they share.
 tensor::Value run_moe(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const tensor::Tensor& x);
 
 /// The weight of an id, or an undefined one for -1.

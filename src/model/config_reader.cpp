@@ -222,9 +222,19 @@ RopeSpec read_rope(ConfigReader& reader, std::int64_t dims, double default_theta
   return read_rope_object(reader, parameters != nullptr ? *parameters : scaling != nullptr ? *scaling : kEmpty, dims, theta);
 }
 
-void read_quantization(ConfigReader& reader, ModelSpec& spec) {
+bool read_quantization(ConfigReader& reader, ModelSpec& spec) {
   const Json* object = reader.object_or_null("quantization_config");
-  if (object == nullptr) return;
+  if (object == nullptr) return false;
+  if (object->value("quant_method", Json()) == "compressed-tensors") {
+    auto quantization = read_compressed_tensors(*object, spec.plain_format, reader.what() + ": quantization_config");
+    if (!quantization) {
+      reader.problem(quantization.error());
+      return false;
+    }
+    spec.quantization = std::move(*quantization);
+    spec.linear_format = spec.expert_format = spec.quantization.groups[0].format;
+    return false;
+  }
   ConfigReader quantization(*object, reader.what() + ": quantization_config");
   const std::string method = quantization.string_or("quant_method", "");
   const std::vector<std::int64_t> block = quantization.integers_or_empty("weight_block_size", 1, 1 << 20);
@@ -236,6 +246,7 @@ void read_quantization(ConfigReader& reader, ModelSpec& spec) {
   if (auto status = quantization.finish(); !status) reader.problem(status.error());
   spec.linear_format = block.size() == 2 && block[0] == 32 ? tensor::WeightFormat::fp8_block32_e8m0 : tensor::WeightFormat::fp8_block128;
   spec.expert_format = spec.linear_format;
+  return true;
 }
 
 void read_common(ConfigReader& reader, ModelSpec& spec) {

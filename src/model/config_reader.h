@@ -52,8 +52,9 @@ class ConfigReader {
 RopeSpec read_rope(ConfigReader& reader, std::int64_t dims, double default_theta);
 /// The inside of rope_scaling / rope_parameters.
 RopeSpec read_rope_object(ConfigReader& reader, const Json& object, std::int64_t dims, double theta);
-/// quantization_config of DeepSeek's FP8 releases -> formats of linears; anything else is an error naming the method.
-void read_quantization(ConfigReader& reader, ModelSpec& spec);
+/// quantization_config -> formats of linears: DeepSeek's FP8 releases, or compressed-tensors (spec.quantization then says which modules);
+/// anything else is an error naming the method. After read_common. True: DeepSeek's own FP8.
+bool read_quantization(ConfigReader& reader, ModelSpec& spec);
 /// Keys every architecture has: sizes, eps, ids; the harmless ones are ignored.
 void read_common(ConfigReader& reader, ModelSpec& spec);
 /// The routed experts' keys shared by DeepSeek's generations.

@@ -10,6 +10,7 @@ MoeIds add_moe(EntryMaker& make, const std::string& prefix, int layer) {
   ids.gate = make.experts(p + "experts.{e}.gate_proj.weight", layer, spec.routing.experts, inner, spec.hidden, spec.expert_format, Split::kRows);
   ids.up = make.experts(p + "experts.{e}.up_proj.weight", layer, spec.routing.experts, inner, spec.hidden, spec.expert_format, Split::kRows);
   ids.down = make.experts(p + "experts.{e}.down_proj.weight", layer, spec.routing.experts, spec.hidden, inner, spec.expert_format, Split::kColumns);
+  ids.first_expert = make.table()[ids.gate].first_expert;
   if (spec.shared_experts > 0) {
     ids.shared = add_ffn(make, p + "shared_experts.gate_proj", p + "shared_experts.up_proj", p + "shared_experts.down_proj", WeightClass::kSharedExpert, layer, inner * spec.shared_experts, false);
     ids.has_shared = true;

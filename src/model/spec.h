@@ -8,6 +8,7 @@
 
 #include "base/files.h"
 #include "base/result.h"
+#include "model/quantization.h"
 #include "tensor/ops.h"
 #include "tensor/weight.h"
 
@@ -87,6 +88,7 @@ struct ModelSpec {
   tensor::WeightFormat linear_format = tensor::WeightFormat::bf16;    // linears of attention and feed-forward
   tensor::WeightFormat expert_format = tensor::WeightFormat::bf16;    // routed experts
   tensor::WeightFormat plain_format = tensor::WeightFormat::bf16;     // embedding, head, norms, router
+  Quantization quantization;            // compressed-tensors: which modules of those two formats are quantized, and how; empty: all alike
   std::vector<std::int64_t> bos_ids, eos_ids;
 };
 

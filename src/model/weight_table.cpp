@@ -36,6 +36,7 @@ WeightSet::WeightSet(const WeightTable& table) : weights_(static_cast<std::size_
     for (std::int64_t e = 0; e < entry.experts; ++e) {
       tensor::Weight& weight = weights_[static_cast<std::size_t>(entry.first_parameter + e)];
       weight.format = entry.native;
+      weight.activations = entry.activations;
       weight.rows = entry.rows;
       weight.cols = entry.cols;
       weight.parameter = entry.first_parameter + static_cast<std::int32_t>(e);
@@ -53,6 +54,15 @@ std::span<tensor::Weight> WeightSet::experts(WeightId id) {
   return std::span(weights_).subspan(static_cast<std::size_t>(first_[i]), static_cast<std::size_t>(count_[i]));
 }
 
+namespace {
+// In a file: elements, scales, and of int4 its shape and zero points.
+std::uint64_t tensors_stored(tensor::WeightFormat format) {
+  const tensor::WeightLayout layout = tensor::weight_layout(format);
+  if (layout.code == tensor::WeightCode::kPlain) return 1;
+  return layout.code != tensor::WeightCode::kUint4 ? 2 : layout.zeros ? 4 : 3;
+}
+}  // namespace
+
 ModelSizes model_sizes(const WeightTable& table, std::int64_t experts_per_token) {
   ModelSizes sizes;
   for (const WeightEntry& entry : table.entries()) {
@@ -62,7 +72,7 @@ ModelSizes model_sizes(const WeightTable& table, std::int64_t experts_per_token)
     const Bytes bytes = tensor::weight_bytes(entry.native, entry.rows, entry.cols) * tensors;
     sizes.parameters_total += n;
     sizes.checkpoint_bytes += bytes;
-    sizes.tensors += tensors * (tensor::weight_scale_count(entry.native, entry.rows, entry.cols) > 0 ? 2 : 1);
+    sizes.tensors += tensors * tensors_stored(entry.native);
     if (entry.part == WeightPart::kMtp) {
       sizes.checkpoint_bytes_mtp += bytes;
       continue;

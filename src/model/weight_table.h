@@ -46,6 +46,7 @@ struct WeightEntry {
   bool per_expert = false;
   Split split = Split::kNone;
   tensor::WeightFormat native = tensor::WeightFormat::bf16;  // in the released checkpoint
+  tensor::Activations activations = tensor::Activations::kAsTheyAre;  // of products with it, when it is kept in its native format
   int tied_to = -1;                  // the entry whose memory this one uses (tied head); it has no tensor of its own
   std::int32_t first_parameter = -1; // parameter number of its first tensor
 

@@ -8,9 +8,11 @@
 #include <string_view>
 
 #include "base/units.h"
+#include "tensor/collectives.h"
 #include "tensor/grad_ops.h"
 #include "tensor/memory.h"
 #include "tensor/ops.h"
+#include "tensor/transport.h"
 
 namespace fathom::tensor {
 
@@ -30,7 +32,20 @@ enum class Placement : std::uint8_t { kDevice, kShared };
 struct BackendOptions {
   int threads = 0;                        // 0: as many as this process may use
   DType activation_dtype = DType::f32;    // f64 on reference only
+  int device = 0;                         // cuda: number of the GPU, among those that CUDA_VISIBLE_DEVICES leaves
   std::string isa;                        // cpu: "scalar", "avx2", "avx512", "avx512_bf16", "amx"; "": the best here, or FATHOM_ISA
+};
+
+/// Random numbers for a synthetic weight, as weights/random.h counts them: elements [first + r · pitch, … + cols) of a stream for each row r.
+/// Numbers are mean + factor · (sum of four 16-bit draws - 131070), rounded to f32 after each step and then to `dtype`; with `codes`, a draw of
+/// sixteen bits is an index of it, and what stands there is a byte (dtype u8: one a byte of the row).
+struct RandomFill {
+  std::byte* out = nullptr;              // [rows, cols] dense, of `dtype`
+  DType dtype = DType::bf16;             // f32, f16, bf16; u8 with codes
+  std::int64_t rows = 0, cols = 0;
+  std::uint64_t key = 0, first = 0, pitch = 0;
+  float mean = 0, factor = 1;
+  std::span<const std::uint8_t> codes;   // 65536, the same memory each time; empty: numbers
 };
 
 class Backend {
@@ -57,6 +72,11 @@ class Backend {
     std::memcpy(to.data(), from, to.size());
     return {};
   }
+  /// Launches this, bit for bit what weights::RandomStream gives. False: not here; it is then made on the host.
+  virtual bool fill_random(const RandomFill& fill) {
+    static_cast<void>(fill);
+    return false;
+  }
   /// Bytes of workspace that the backend keeps for kernels, given the widest shapes it was told of; part of every plan.
   virtual Bytes workspace_bytes() const = 0;
   /// Launches a copy from kShared to kDevice memory, in order with ops. What is read is what lies there when the copy runs.
@@ -69,6 +89,9 @@ class Backend {
     pass();
     return true;
   }
+  /// What this backend's ranks say to each other on its memory; all ranks of the run make it together. `transport` is how their hosts talk.
+  /// Collectives are launched in order with ops, and live no longer than the backend.
+  virtual Result<std::unique_ptr<Collectives>> make_collectives(std::shared_ptr<Transport> transport, const GroupMembers& members);
   /// Waits for everything that was launched. A device that failed: kEnvironment, what it says of it.
   virtual Status synchronize() = 0;
 };

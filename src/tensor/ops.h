@@ -52,6 +52,18 @@ struct LayerNormArgs { Tensor x; Tensor weight; Tensor bias; double eps = 0; Ten
 
 // ---------------------------------------------------------------- matrix products (family: linear)
 
+/// Products with 8-bit activations (W8A8). When weight.activations is kPerToken, its format is fp8_row or int8_row, and the op has more
+/// than kWeightOnlyTokens tokens, every row of x is rounded first, by itself: a = max |x|, scale = a / 448 (fp8) or a / 127 (int8) in f32,
+/// 1 where a is 0; code = x / scale (divided in f32), to the nearest e4m3 or whole number, ties to even, within ±448 or ±127. Codes are
+/// multiplied with the weight's codes exactly and summed in f32 (fp8) or as integers (int8); the sum times both scales is the product.
+/// A row that holds NaN or infinity gives NaN. With up to kWeightOnlyTokens tokens (decoding: the weight's bytes decide) x stays as it is, and
+/// so it does in grouped_linear, hyper_mix and hyper_head always. Backward treats the rounding as the identity.
+inline constexpr std::int64_t kWeightOnlyTokens = 16;
+constexpr bool rounds_activations(const Weight& weight, std::int64_t tokens) {
+  return weight.activations == Activations::kPerToken && tokens > kWeightOnlyTokens &&
+         (weight.format == WeightFormat::fp8_row || weight.format == WeightFormat::int8_row);
+}
+
 /// out [T, n] (+)= x [T, k] · weightᵀ [n, k] (+ bias [n]). Price: 2·T·n·k FLOPs; weight, x, out once.
 /// Backward: dx += dout · weight, dweight += doutᵀ · x, dbias += sum over T of dout.
 struct LinearArgs {
@@ -95,7 +107,9 @@ enum class RowsOf : std::uint8_t {
 };
 
 /// Copies rows of src into a cache, converting to its dtype. src [T, w…] (kPosition, kRing) or [max_entries, w…] (kEntry, with
-/// `ratio`; rows whose entry did not close in this batch are skipped). cache [slots · rows_per_slot, w…]. No gradient.
+/// `ratio`; rows whose entry did not close in this batch are skipped). cache [slots · rows_per_slot, w…]. No gradient. An FP8 cache (f8e4m3)
+/// has no scales, which is vLLM's default too: keys, values and latents of these models lie well within ±448, where they are cut,
+/// and e4m3 keeps its precision down to 2^-6, so that a scale could win nothing but for rows that are all small.
 struct CacheWriteArgs {
   Tensor src;
   Tensor cache;
@@ -191,7 +205,8 @@ struct Routing {
 struct RouteArgs { Tensor logits; Tensor bias; Weight table; Tensor ids; Routing routing; Tensor indices; Tensor weights; };
 
 /// out[t] (+)= sum over the chosen experts e of weights[t, j] · down_e(swiglu(gate_e x, up_e x)). gate, up [I, h], down [h, I] an
-/// expert; only experts [first_expert, first_expert + gate.size()) are here, others are skipped (their rank adds them).
+/// expert; only experts [first_expert, first_expert + gate.size()) are here, others are skipped (their rank adds them). With 8-bit
+/// activations (see above; T counts) x is rounded a token, and swiglu's result a (token, expert).
 /// Price: 6·h·I FLOPs a (token, expert); the weights of the experts that are hit, once. Workspace is the backend's own.
 struct ExpertsArgs {
   Tensor x;

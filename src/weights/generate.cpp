@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 
 #include "weights/conversion.h"
@@ -10,6 +11,7 @@
 namespace fathom::weights {
 using model::WeightClass;
 using model::WeightEntry;
+using tensor::WeightCode;
 using tensor::WeightFormat;
 
 namespace {
@@ -50,18 +52,34 @@ double quantile(std::size_t i, std::size_t n) {
   return i < n / 2 ? low : -low;
 }
 
-// The byte of every sixteen-bit draw: one e4m3 code, or two e2m1 codes that eight bits each decide.
-std::vector<std::uint8_t> code_table(bool fp4) {
+constexpr double kInt8Unit = 30;   // 127 is 4.2 deviations
+constexpr double kInt4Unit = 2.5;  // seven is 2.8 deviations
+
+double unit_of(WeightCode code) {
+  return code == WeightCode::kE2m1 ? kFp4Unit : code == WeightCode::kInt8 ? kInt8Unit : code == WeightCode::kUint4 ? kInt4Unit : kFp8Unit;
+}
+std::uint8_t nibble_of(WeightCode code, double value) {
+  if (code == WeightCode::kE2m1) return nearest_e2m1(value * kFp4Unit);
+  return static_cast<std::uint8_t>(8 + std::clamp<long>(std::lround(value * kInt4Unit), -8, 7));
+}
+std::uint8_t byte_of(WeightCode code, double value) {
+  if (code == WeightCode::kE4m3) return f32_to_f8e4m3(static_cast<float>(value * kFp8Unit));
+  return static_cast<std::uint8_t>(static_cast<std::int8_t>(std::clamp<long>(std::lround(value * kInt8Unit), -127, 127)));
+}
+
+// The byte of every sixteen-bit draw: one code of eight bits, or two of four that eight bits each decide.
+std::vector<std::uint8_t> code_table(WeightCode code) {
+  const bool halves = code == WeightCode::kE2m1 || code == WeightCode::kUint4;
   std::vector<std::uint8_t> table(65536), nibbles(256);
-  for (std::size_t i = 0; i < nibbles.size(); ++i) nibbles[i] = nearest_e2m1(quantile(i, nibbles.size()) * kFp4Unit);
+  for (std::size_t i = 0; i < nibbles.size(); ++i) nibbles[i] = nibble_of(code, quantile(i, nibbles.size()));
   for (std::size_t i = 0; i < table.size(); ++i)
-    table[i] = fp4 ? static_cast<std::uint8_t>(nibbles[i & 255] | nibbles[i >> 8] << 4) : f32_to_f8e4m3(static_cast<float>(quantile(i, table.size()) * kFp8Unit));
+    table[i] = halves ? static_cast<std::uint8_t>(nibbles[i & 255] | nibbles[i >> 8] << 4) : byte_of(code, quantile(i, table.size()));
   return table;
 }
 
-const std::vector<std::uint8_t>& codes_of(bool fp4) {
-  static const std::vector<std::uint8_t> fp8_codes = code_table(false), fp4_codes = code_table(true);
-  return fp4 ? fp4_codes : fp8_codes;
+const std::vector<std::uint8_t>& codes_of(WeightCode code) {
+  static const std::array<std::vector<std::uint8_t>, 4> tables = {code_table(WeightCode::kE4m3), code_table(WeightCode::kE2m1), code_table(WeightCode::kInt8), code_table(WeightCode::kUint4)};
+  return tables[static_cast<std::size_t>(code) - 1];
 }
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -69,15 +87,15 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 }  // namespace
 
 WeightGenerator::WeightGenerator(const WeightEntry& entry, std::int64_t expert, WeightFormat format, std::uint64_t seed, std::int64_t experts)
-    : format_(format), block_(scale_block(format)), rows_(entry.full_rows), cols_(entry.full_cols), experts_(experts),
+    : format_(format), layout_(tensor::weight_layout(format)), block_(scale_block(format)), rows_(entry.full_rows), cols_(entry.full_cols), experts_(experts),
       values_(seed, entry.name(expert)), scale_stream_(~seed, entry.name(expert)) {
   const Statistics statistics = statistics_of(entry);
   mean_ = static_cast<float>(statistics.mean);
   deviation_ = static_cast<float>(statistics.deviation);
 }
 
-Bytes WeightGenerator::row_bytes() const { return tensor::weight_bytes(format_, 1, cols_) - scale_bytes(format_, 1, cols_); }
-Bytes WeightGenerator::scale_row_bytes() const { return scale_bytes(format_, 1, cols_); }
+Bytes WeightGenerator::row_bytes() const { return tensor::weight_row_bytes(format_, cols_); }
+Bytes WeightGenerator::scale_row_bytes() const { return tensor::weight_scale_count(format_, 1, cols_) * static_cast<Bytes>(dtype_bytes(layout_.scale)); }
 std::int64_t WeightGenerator::scale_rows() const { return block_.rows == 0 ? 0 : ceil_div(rows_, block_.rows); }
 std::int64_t WeightGenerator::scale_cols() const { return block_.rows == 0 ? 0 : ceil_div(cols_, block_.cols); }
 
@@ -94,25 +112,40 @@ void WeightGenerator::data(std::uint64_t first, std::span<std::byte> out) const 
   }
 }
 
+std::optional<tensor::RandomFill> WeightGenerator::fill(std::int64_t first_row, std::int64_t first_col, std::int64_t rows, std::int64_t cols) const {
+  if (format_ == WeightFormat::i64) return std::nullopt;
+  tensor::RandomFill fill{.dtype = DType::u8, .rows = rows, .cols = cols, .key = values_.key(), .first = static_cast<std::uint64_t>(first_row * cols_ + first_col), .pitch = static_cast<std::uint64_t>(cols_), .mean = mean_, .factor = RandomStream::factor(deviation_)};
+  if (layout_.code == tensor::WeightCode::kPlain) {
+    fill.dtype = tensor::weight_dtype(format_);
+  } else {  // one draw a byte
+    fill.cols = static_cast<std::int64_t>(tensor::weight_row_bytes(format_, cols));
+    fill.pitch = row_bytes();
+    fill.first = static_cast<std::uint64_t>(first_row) * row_bytes() + static_cast<std::uint64_t>(first_col) * row_bytes() / static_cast<std::uint64_t>(cols_);
+    fill.codes = codes_of(layout_.code);
+  }
+  return fill;
+}
+
 // One draw a byte.
 void WeightGenerator::codes(std::uint64_t first, std::span<std::byte> out) const {
-  const bool fp4 = format_ == WeightFormat::mxfp4;
-  const std::uint8_t* table = codes_of(fp4).data();
+  const std::uint8_t* table = codes_of(layout_.code).data();
+  const auto cols = static_cast<std::uint64_t>(cols_);
+  const std::uint64_t first_byte = first / cols * row_bytes() + first % cols * row_bytes() / cols;
   std::array<std::uint16_t, 4096> draws;
   for (std::size_t done = 0; done < out.size(); done += draws.size()) {
     const std::span part(draws.data(), std::min(draws.size(), out.size() - done));
     auto* bytes = reinterpret_cast<std::uint8_t*>(out.data()) + done;
-    values_.bits16((fp4 ? first / 2 : first) + done, part);
+    values_.bits16(first_byte + done, part);
     for (std::size_t i = 0; i < part.size(); ++i) bytes[i] = table[part[i]];
   }
 }
 
-// f32 scales vary by a fifth; powers of two are drawn from the two around the wanted one so that the variance comes out.
+// Wide scales vary by a fifth; powers of two are drawn from the two around the wanted one so that the variance comes out.
 void WeightGenerator::scales(std::uint64_t first, std::span<std::byte> out) const {
-  const double wanted = static_cast<double>(deviation_) / (format_ == WeightFormat::mxfp4 ? kFp4Unit : kFp8Unit);
+  const double wanted = static_cast<double>(deviation_) / unit_of(layout_.code);
   std::array<std::uint16_t, 1024> draws;
-  const bool wide = format_ == WeightFormat::fp8_block128;
-  const std::size_t n = out.size() / (wide ? sizeof(float) : 1);
+  const auto size = static_cast<std::size_t>(dtype_bytes(layout_.scale));
+  const std::size_t n = out.size() / size;
   int exponent = 0;
   const double ratio = 2 * std::frexp(wanted, &exponent);  // wanted = ratio · 2^(exponent - 1), 1 <= ratio < 2
   const double upper = (ratio * ratio - 1) / 3 * 65536;
@@ -120,9 +153,23 @@ void WeightGenerator::scales(std::uint64_t first, std::span<std::byte> out) cons
     const std::span part(draws.data(), std::min(draws.size(), n - done));
     scale_stream_.bits16(first + done, part);
     for (std::size_t i = 0; i < part.size(); ++i) {
-      if (wide) reinterpret_cast<float*>(out.data())[done + i] = static_cast<float>(wanted * (0.8 + 0.4 / 65536 * part[i]));
-      else out[done + i] = static_cast<std::byte>(std::clamp(126 + exponent + (part[i] < upper ? 1 : 0), 1, 254));
+      std::byte* at = out.data() + (done + i) * size;
+      const auto wide = static_cast<float>(wanted * (0.8 + 0.4 / 65536 * part[i]));
+      if (layout_.scale == DType::f32) std::memcpy(at, &wide, sizeof wide);
+      else if (layout_.scale == DType::e8m0) *at = static_cast<std::byte>(std::clamp(126 + exponent + (part[i] < upper ? 1 : 0), 1, 254));
+      else convert(DType::f32, std::as_bytes(std::span(&wide, 1)), layout_.scale, {at, size});
     }
+  }
+}
+
+// Seven, eight and nine, alike likely: codes are drawn around eight.
+void WeightGenerator::zeros(std::uint64_t first, std::span<std::byte> out) const {
+  std::array<std::uint16_t, 8> draws;
+  for (std::size_t i = 0; i < out.size() / 4; ++i) {
+    scale_stream_.bits16((std::uint64_t{1} << 40) + (first + i) * 8, draws);
+    std::uint32_t word = 0;
+    for (std::size_t j = 0; j < 8; ++j) word |= (7u + draws[j] % 3u) << (4 * j);
+    std::memcpy(out.data() + i * 4, &word, 4);
   }
 }
 

@@ -1,28 +1,47 @@
 #include "weights/loader.h"
 
-#include <new>
+#include <algorithm>
 
-#include "base/strings.h"
 #include "weights/mapped.h"
 #include "weights/resolve.h"
+#include "weights/stager.h"
 #include "weights/transfer.h"
+#include "weights/workers.h"
 
 namespace fathom::weights {
 namespace {
 
+/// Where a finished piece lies among its job's bytes: dense, since pieces are rows or stretches of elements.
+struct PlaceOfPiece { Bytes offset = 0, bytes = 0; };
+PlaceOfPiece place_of(const TransferJob& job, const TransferPiece& piece) {
+  const bool flat = job.contiguous() && !job.dequantizes();
+  const Bytes unit = static_cast<Bytes>(flat ? 1 : job.cols) * static_cast<Bytes>(dtype_bytes(job.to));
+  return {static_cast<Bytes>(piece.first) * unit, static_cast<Bytes>(piece.count) * unit};
+}
+
 Result<LoadedWeights> load_copied(const model::WeightTable& table, WeightPlan plan, std::span<const TensorSource> sources, tensor::Backend& backend, const LoadOptions& options) {
   LoadedWeights loaded;
   FATHOM_TRY(loaded.arena, backend.allocate_buffer(plan.arena_bytes));
-  // Memory that the host cannot write gets everything at once from a copy in host memory.
-  const std::unique_ptr<std::byte[]> staging(backend.host_addressable() ? nullptr : new (std::nothrow) std::byte[plan.arena_bytes]);
-  if (!backend.host_addressable() && staging == nullptr) return fail_environment("weights.no_staging", {{"bytes", format_bytes(plan.arena_bytes)}});
-  const TransferPlan transfer = plan_transfer(make_jobs(table, options.storage, plan, sources, staging ? staging.get() : loaded.arena->data()));
-  const auto consume = [&](std::size_t task, std::span<const std::byte> data, std::span<const std::byte> scales) {
+  TransferPlan transfer = plan_transfer(make_jobs(table, options.storage, plan, sources, loaded.arena->data()));
+  std::unique_ptr<Stager> stager;
+  if (!backend.host_addressable()) {
+    Bytes most = 1;
+    for (const TransferPiece& piece : transfer.pieces) most = std::max(most, place_of(transfer.jobs[piece.job], piece).bytes);
+    for (ReadTask& task : transfer.tasks) task.into = nullptr;  // nothing is read straight to its place
+    FATHOM_TRY(stager, Stager::make(backend, std::min(kMostStaged, usable_threads(options.read.threads, transfer.tasks.size())), most));
+  }
+  const auto consume = [&](std::size_t task, std::span<const std::byte> data, std::span<const std::byte> scales) -> Status {
     const TransferPiece& piece = transfer.pieces[task];
-    return finish_piece(transfer.jobs[piece.job], piece, data, scales, options.check_finite);
+    const TransferJob& job = transfer.jobs[piece.job];
+    if (stager == nullptr) return finish_piece(job, piece, data, scales, options.check_finite);
+    const PlaceOfPiece place = place_of(job, piece);
+    return stager->put(job.out + place.offset, place.bytes, [&](std::span<std::byte> out) {
+      TransferJob staged = job;
+      staged.out = reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(out.data()) - place.offset);  // so that the piece begins where `out` does
+      return finish_piece(staged, piece, data, scales, options.check_finite);
+    });
   };
   FATHOM_TRY(loaded.stats, read_all(transfer.files, transfer.tasks, options.read, consume));
-  if (staging) FATHOM_TRY_VOID(backend.upload(loaded.arena->data(), {staging.get(), plan.arena_bytes}));
   loaded.set = bind_weights(table, options.storage, plan, loaded.arena->data());
   loaded.plan = std::move(plan);
   return loaded;

@@ -55,8 +55,11 @@ int advice_for(const WeightEntry& entry) {
 }
 
 bool stored_as_planned(const TensorSource& source, WeightFormat format) {
-  if (scale_block(format).rows == 0) return source.encoding == Encoding::kPlain && source.data.tensor->dtype == tensor::weight_dtype(format);
-  return source.encoding != Encoding::kPlain && (source.scales.tensor->dtype == DType::f32) == (format == WeightFormat::fp8_block128);
+  const tensor::WeightLayout layout = tensor::weight_layout(format);
+  if (layout.code == tensor::WeightCode::kPlain) return source.encoding == Encoding::kPlain && source.data.tensor->dtype == tensor::weight_dtype(format);
+  if (source.encoding != encoding_of(layout.code) || layout.zeros || source.one_scale) return false;  // zero points lie behind the scales in memory
+  const DType scales = *source.scales.tensor->dtype;
+  return (scales == DType::u8 ? DType::e8m0 : scales) == layout.scale;
 }
 
 Status check_values(const TensorSource& source, WeightFormat format, const std::byte* data, Bytes bytes) {
@@ -71,7 +74,7 @@ Status map_weight(Mapper& mapper, const WeightEntry& entry, WeightFormat format,
   if (cut || !stored_as_planned(source, format)) return Mapper::needs_copy(source.data, "weights.mmap_needs_copy");
   const ScaleBlock block = scale_block(format);
   const Bytes bytes = tensor::weight_bytes(format, entry.rows, entry.cols), scales = scale_bytes(format, entry.rows, entry.cols);
-  const Bytes row = (tensor::weight_bytes(format, 1, entry.full_cols) - scale_bytes(format, 1, entry.full_cols));
+  const Bytes row = tensor::weight_row_bytes(format, entry.full_cols);
   const Bytes column = block.rows == 0 ? static_cast<Bytes>(entry.first_col) * static_cast<Bytes>(dtype_bytes(tensor::weight_dtype(format))) : 0;
   const int alignment = block.rows == 0 ? dtype_bytes(tensor::weight_dtype(format)) : 1;
   FATHOM_TRY(weight.data, mapper.bytes_of(source.data, static_cast<Bytes>(entry.first_row) * row + column, alignment));
@@ -79,7 +82,7 @@ Status map_weight(Mapper& mapper, const WeightEntry& entry, WeightFormat format,
   weight.format = format;
   if (block.rows > 0) {
     const Bytes first = static_cast<Bytes>(entry.first_row / block.rows) * scale_bytes(format, 1, entry.full_cols);
-    FATHOM_TRY(weight.scales, mapper.bytes_of(source.scales, first, format == WeightFormat::fp8_block128 ? 4 : 1));
+    FATHOM_TRY(weight.scales, mapper.bytes_of(source.scales, first, dtype_bytes(tensor::weight_layout(format).scale)));
   }
   return check_finite ? check_values(source, format, weight.data, bytes - scales) : Status{};
 }

@@ -64,10 +64,12 @@ RandomStream::RandomStream(std::uint64_t seed, std::string_view name) : key_(mix
   for (const char c : name) key_ = mix64(key_ ^ static_cast<unsigned char>(c));
 }
 
+float RandomStream::factor(float deviation) { return deviation * kFourUniforms; }
+
 void RandomStream::normals(std::uint64_t first, float mean, float deviation, std::span<float> out) const {
-  const float factor = deviation * kFourUniforms;
+  const float scale = factor(deviation);
   each_run(key_, first, out.size(), [&](std::size_t at, std::uint32_t inside, std::uint64_t key, std::size_t count) {
-    dispatch<Loops::normals>(inside, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), factor, out.data() + at, static_cast<std::uint32_t>(count));
+    dispatch<Loops::normals>(inside, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), scale, out.data() + at, static_cast<std::uint32_t>(count));
   });
   if (mean != 0)
     for (float& x : out) x += mean;

@@ -17,6 +17,10 @@ class RandomStream {
   /// Sixteen even bits an element.
   void bits16(std::uint64_t first, std::span<std::uint16_t> out) const;
 
+  // What a device needs to draw the same: elements lie in runs, run r of which has the key mix64(key() + r).
+  std::uint64_t key() const { return key_; }
+  static float factor(float deviation);
+
  private:
   std::uint64_t key_;
 };

@@ -26,7 +26,17 @@ bool same_shape(const FileTensor& tensor, std::span<const std::int64_t> shape) {
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 bool is_plain_float(const std::optional<DType>& dtype) { return dtype && *dtype <= DType::bf16; }
-bool is_scale_type(const std::optional<DType>& dtype) { return dtype == DType::f32 || dtype == DType::e8m0 || dtype == DType::u8; }
+bool is_scale_type(const std::optional<DType>& dtype) { return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::e8m0 || dtype == DType::u8; }
+// Whether scales of type `from` can be kept as `to` without changing them.
+bool keeps_scales(DType from, DType to) {
+  if (from == DType::u8) from = DType::e8m0;
+  return from == to || (to == DType::f32);
+}
+std::string stem_of(std::string_view name) {
+  for (const std::string_view ending : {".weight_packed", ".weight"})
+    if (name.ends_with(ending)) return std::string(name.substr(0, name.size() - ending.size()));
+  return std::string(name);
+}
 
 std::string file_of(const TensorPlace& place) { return place.file->path().string(); }
 
@@ -62,17 +72,19 @@ class Resolver {
     for (const WeightEntry& entry : table_.entries()) most = std::max(most, entry.aliases.size());
     std::vector<std::size_t> hits(most + 1, 0);
     for (const WeightEntry& entry : table_.entries())
-      for (std::size_t n = 0; n <= entry.aliases.size(); ++n) hits[n] += checkpoint_.find(entry.name(0, static_cast<int>(n))) ? 1 : 0;
+      for (std::size_t n = 0; n <= entry.aliases.size(); ++n) hits[n] += checkpoint_.find(entry.name(0, static_cast<int>(n))) || checkpoint_.find(stem_of(entry.name(0, static_cast<int>(n))) + ".weight_packed") ? 1 : 0;
     return static_cast<int>(std::max_element(hits.begin(), hits.end()) - hits.begin());
   }
 
   TensorPlace find(const WeightEntry& entry, std::int64_t expert) const {
+    const bool packed = tensor::weight_layout(entry.native).code == tensor::WeightCode::kUint4;
+    const auto look_up = [&](int naming) { return checkpoint_.find(packed ? stem_of(entry.name(expert, naming)) + ".weight_packed" : entry.name(expert, naming)); };
     const int names = 1 + static_cast<int>(entry.aliases.size());
     if (naming_ < names)
-      if (const TensorPlace place = checkpoint_.find(entry.name(expert, naming_))) return place;
+      if (const TensorPlace place = look_up(naming_)) return place;
     for (int n = 0; n < names; ++n)
       if (n != naming_)
-        if (const TensorPlace place = checkpoint_.find(entry.name(expert, n))) return place;
+        if (const TensorPlace place = look_up(n)) return place;
     return {};
   }
 
@@ -93,7 +105,15 @@ class Resolver {
     const FileTensor& tensor = *place.tensor;
     std::vector<std::int64_t> shape = expected_shape(entry);
     TensorSource source{.data = place};
-    if ((tensor.dtype == DType::i8 || tensor.dtype == DType::u8) && entry.native != WeightFormat::i64 && !entry.vector && entry.full_cols % 2 == 0) {
+    const tensor::WeightCode code = tensor::weight_layout(entry.native).code;
+    if (code == tensor::WeightCode::kUint4) {
+      if (tensor.dtype != DType::i32) return wrong_type(place, "I32");
+      source.encoding = Encoding::kInt4;
+      shape.back() = ceil_div(shape.back(), 8);
+    } else if (code == tensor::WeightCode::kInt8) {
+      if (tensor.dtype != DType::i8) return wrong_type(place, "I8");
+      source.encoding = Encoding::kInt8;
+    } else if ((tensor.dtype == DType::i8 || tensor.dtype == DType::u8) && entry.native != WeightFormat::i64 && !entry.vector && entry.full_cols % 2 == 0) {
       source.encoding = Encoding::kFp4;
       shape.back() /= 2;
     } else if (tensor.dtype == DType::f8e4m3) {
@@ -109,15 +129,19 @@ class Resolver {
 
   Status find_scales(const WeightEntry& entry, TensorSource& source) const {
     const std::string& name = source.data.tensor->name;
-    const std::string stem = name.ends_with(".weight") ? name.substr(0, name.size() - 7) : name;
+    const std::string stem = stem_of(name);
     for (const std::string_view ending : kScaleEndings)
       if (!source.scales) source.scales = checkpoint_.find(stem + std::string(ending));
     if (!source.scales) source.scales = checkpoint_.find(name + "_scale_inv");
     if (!source.scales) return fail("weights.missing_scales", {{"name", printable(name)}, {"file", file_of(source.data)}, {"scales", printable(stem + std::string(kScaleEndings[0]))}, {"other", printable(stem + std::string(kScaleEndings[1]))}});
     if (!is_scale_type(source.scales.tensor->dtype)) return wrong_type(source.scales, "F32, F8_E8M0");
+    if (source.encoding == Encoding::kInt4) FATHOM_TRY_VOID(find_int4_parts(entry, stem, source));
+    const ScaleBlock own = scale_block(entry.native);
+    if (own.cols == tensor::kWholeRow && source.scales.tensor->dims().size() < 2) return find_row_scales(entry, source);
     std::vector<ScaleBlock> blocks = {{128, 128}, {32, 32}, {1, 32}};
     if (source.encoding == Encoding::kFp4) blocks = {{1, 32}};
-    else if (const ScaleBlock own = scale_block(entry.native); own.rows > 0) blocks.insert(blocks.begin(), own);
+    else if (own.cols == tensor::kWholeRow || source.encoding == Encoding::kInt4) blocks = {own};
+    else if (own.rows > 0) blocks.insert(blocks.begin(), own);
     for (const ScaleBlock& block : blocks) {
       const std::array<std::int64_t, 2> shape = {ceil_div(entry.full_rows, block.rows), ceil_div(entry.full_cols, block.cols)};
       if (!same_shape(*source.scales.tensor, shape)) continue;
@@ -128,6 +152,29 @@ class Resolver {
     return misshapen(source.scales, first);
   }
 
+  // Scales of rows as a vector, or one for all.
+  static Status find_row_scales(const WeightEntry& entry, TensorSource& source) {
+    source.block = scale_block(entry.native);
+    const std::array<std::int64_t, 1> rows = {entry.full_rows}, one = {1};
+    source.one_scale = same_shape(*source.scales.tensor, std::span<const std::int64_t>()) || (same_shape(*source.scales.tensor, one) && entry.full_rows != 1);
+    if (source.one_scale || same_shape(*source.scales.tensor, rows)) return {};
+    return misshapen(source.scales, rows);
+  }
+
+  // The shape that the file states, and zero points.
+  Status find_int4_parts(const WeightEntry& entry, const std::string& stem, TensorSource& source) const {
+    const TensorPlace shape = checkpoint_.find(stem + ".weight_shape");
+    const std::array<std::int64_t, 1> two = {2};
+    if (shape && !same_shape(*shape.tensor, two)) return misshapen(shape, two);
+    source.zeros = checkpoint_.find(stem + ".weight_zero_point");
+    const bool wanted = tensor::weight_layout(entry.native).zeros;
+    if (wanted != static_cast<bool>(source.zeros)) return fail("weights.zero_points", {{"name", printable(source.data.tensor->name)}, {"file", file_of(source.data)}, {"format", std::string(tensor::weight_format_name(entry.native))}});
+    if (!wanted) return {};
+    if (source.zeros.tensor->dtype != DType::i32) return wrong_type(source.zeros, "I32");
+    const std::array<std::int64_t, 2> zeros = {ceil_div(entry.full_rows, 8), ceil_div(entry.full_cols, scale_block(entry.native).cols)};
+    return same_shape(*source.zeros.tensor, zeros) ? Status{} : misshapen(source.zeros, zeros);
+  }
+
   static Status check_conversion(const WeightEntry& entry, WeightFormat wanted, const TensorSource& source) {
     const ScaleBlock block = scale_block(wanted);
     const std::string_view wanted_name = tensor::weight_format_name(wanted);
@@ -135,13 +182,15 @@ class Resolver {
       if ((source.data.tensor->dtype == DType::i64) != (wanted == WeightFormat::i64)) return wrong_type(source.data, wanted_name);
       return {};
     }
-    const bool same_code = source.encoding == (wanted == WeightFormat::mxfp4 ? Encoding::kFp4 : Encoding::kFp8);
-    const bool wide_scales = wanted == WeightFormat::fp8_block128;
-    if (!same_code || !(source.block == block) || (!wide_scales && source.scales.tensor->dtype == DType::f32)) {
-      return fail_unsupported("weights.cannot_quantize", {{"name", printable(source.data.tensor->name)}, {"file", file_of(source.data)}, {"found", source.data.tensor->type}, {"wanted", std::string(wanted_name)}});
+    const tensor::WeightLayout layout = tensor::weight_layout(wanted);
+    const bool same_code = source.encoding == encoding_of(layout.code);
+    if (!same_code || !(source.block == block) || !keeps_scales(*source.scales.tensor->dtype, layout.scale)) {
+      return fail_unsupported("weights.cannot_quantize", {{"name", printable(source.data.tensor->name)}, {"file", file_of(source.data)}, {"found", source.data.tensor->type + (source.scales ? " / " + source.scales.tensor->type : "")}, {"wanted", std::string(wanted_name)}});
     }
     const auto cuts = [](std::int64_t first, std::int64_t count, std::int64_t full, std::int64_t step) { return first % step != 0 || (count % step != 0 && first + count != full); };
-    if (cuts(entry.first_row, entry.rows, entry.full_rows, block.rows) || cuts(entry.first_col, entry.cols, entry.full_cols, block.cols))
+    const std::int64_t row_step = layout.zeros ? 8 : block.rows;
+    const bool cuts_columns = block.cols != tensor::kWholeRow && cuts(entry.first_col, entry.cols, entry.full_cols, block.cols);
+    if (cuts(entry.first_row, entry.rows, entry.full_rows, row_step) || cuts_columns)
       return fail_unsupported("weights.cuts_block", {{"name", printable(source.data.tensor->name)}, {"format", std::string(wanted_name)}});
     return {};
   }
@@ -180,8 +229,10 @@ void add_names(std::vector<std::string>& known, const WeightEntry& entry) {
     for (std::int64_t e = 0; e < entry.experts; ++e) {
       std::string name = entry.name(e, naming);
       if (!entry.vector) {
-        const std::string stem = name.ends_with(".weight") ? name.substr(0, name.size() - 7) : name;
+        const std::string stem = stem_of(name);
         for (const std::string_view ending : kScaleEndings) known.push_back(stem + std::string(ending));
+        if (tensor::weight_layout(entry.native).code == tensor::WeightCode::kUint4)
+          for (const std::string_view ending : {".weight_packed", ".weight_shape", ".weight_zero_point"}) known.push_back(stem + std::string(ending));
         known.push_back(name + "_scale_inv");
       }
       known.push_back(std::move(name));
@@ -192,14 +243,19 @@ void add_names(std::vector<std::string>& known, const WeightEntry& entry) {
 }  // namespace
 
 ScaleBlock scale_block(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::fp8_block128:
-    case WeightFormat::fp8_block128_e8m0: return {128, 128};
-    case WeightFormat::fp8_block32_e8m0: return {32, 32};
-    case WeightFormat::fp8_row32_e8m0:
-    case WeightFormat::mxfp4: return {1, 32};
-    default: return {};
+  const tensor::WeightLayout layout = tensor::weight_layout(format);
+  return {layout.rows, layout.cols};
+}
+
+Encoding encoding_of(tensor::WeightCode code) {
+  switch (code) {
+    case tensor::WeightCode::kPlain: return Encoding::kPlain;
+    case tensor::WeightCode::kE4m3: return Encoding::kFp8;
+    case tensor::WeightCode::kE2m1: return Encoding::kFp4;
+    case tensor::WeightCode::kInt8: return Encoding::kInt8;
+    case tensor::WeightCode::kUint4: return Encoding::kInt4;
   }
+  FATHOM_CHECK(false);
 }
 
 Result<std::vector<TensorSource>> resolve_tensors(const WeightTable& table, const StoragePolicy& policy, const WeightPlan& plan, const Checkpoint& checkpoint) {

@@ -48,7 +48,7 @@ Result<StoragePolicy> parse_storage_policy(std::string_view name) {
 }
 
 Bytes scale_bytes(WeightFormat format, std::int64_t rows, std::int64_t cols) {
-  return tensor::weight_scale_count(format, rows, cols) * (format == WeightFormat::fp8_block128 ? 4 : 1);
+  return tensor::weight_scale_bytes(format, rows, cols);
 }
 
 Result<WeightPlan> plan_weights(const model::WeightTable& table, const StoragePolicy& policy) {

@@ -43,7 +43,7 @@ struct WeightPlan {
 /// Errors: a sum that does not fit 64 bits.
 Result<WeightPlan> plan_weights(const model::WeightTable& table, const StoragePolicy& policy);
 
-/// The part of `bytes` that is scales, for a weight of this format.
+/// The part of `bytes` that is scales (and zero points), for a weight of this format.
 Bytes scale_bytes(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols);
 
 }  // namespace fathom::weights

@@ -8,6 +8,7 @@
 #include "model/catalog.h"
 #include "weights/checkpoint_writer.h"
 #include "weights/generate.h"
+#include "weights/quantize.h"
 
 namespace fathom::weights {
 using model::ModelSpec;
@@ -166,8 +167,14 @@ Result<ModelSpec> synthetic_spec(const ModelSpec& spec, std::optional<std::int64
   return model::parse_config(dump_json(config), sized.model_type);
 }
 
+Result<ModelSpec> quantized_spec(const ModelSpec& spec, std::optional<std::int64_t> layers, tensor::WeightCode to) {
+  FATHOM_TRY(const ModelSpec plain, synthetic_spec(spec, layers, tensor::weight_dtype(spec.plain_format)));
+  return quantization_target(plain, {.to = to});
+}
+
 Result<SynthReport> synthesize_checkpoint(const ModelSpec& spec, const Path& folder, const SynthOptions& options) {
   const auto started = std::chrono::steady_clock::now();
+  if (!spec.quantization.empty()) return fail_unsupported("weights.synth_quantized", {{"format", std::string(tensor::weight_format_name(spec.linear_format))}});
   FATHOM_TRY(const auto architecture, model::make_architecture(spec));
   const model::WeightTable& table = architecture->weights();
   Inventory stock;

@@ -21,6 +21,8 @@ Result<model::ModelSpec> find_model_spec(std::string_view model);
 /// The spec as a synthetic checkpoint states it: with `layers` layers when given; all plain weights in `dtype` when given, else the
 /// published formats; without MTP, DSpark and vision parts, which the main model does not run.
 Result<model::ModelSpec> synthetic_spec(const model::ModelSpec& spec, std::optional<std::int64_t> layers, std::optional<DType> dtype);
+/// The same with linears as `fathom quantize --to` would store them, of a spec whose plain weights are bf16 or f16.
+Result<model::ModelSpec> quantized_spec(const model::ModelSpec& spec, std::optional<std::int64_t> layers, tensor::WeightCode to);
 
 struct SynthOptions {
   std::uint64_t seed = 0;

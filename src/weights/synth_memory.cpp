@@ -1,7 +1,8 @@
+#include <algorithm>
 #include <memory>
-#include <new>
 
 #include "weights/generate.h"
+#include "weights/stager.h"
 #include "weights/synth.h"
 
 namespace fathom::weights {
@@ -38,14 +39,128 @@ void fill_rows(const WeightGenerator& generator, const WeightEntry& entry, Bytes
     generator.data(static_cast<std::uint64_t>((entry.first_row + r) * entry.full_cols + entry.first_col), {out + static_cast<Bytes>(r) * row, row});
 }
 
-// All scales of a weight at once: they are few.
+// All scales and zero points of a weight at once: they are few.
 void fill_scales(const WeightGenerator& generator, const WeightEntry& entry, tensor::WeightFormat format, std::byte* out) {
-  const ScaleBlock block = scale_block(format);
-  const std::int64_t rows = (entry.rows + block.rows - 1) / block.rows;
-  const Bytes row = scale_bytes(format, 1, entry.cols);
-  for (std::int64_t r = 0; r < rows; ++r)
-    generator.scales(static_cast<std::uint64_t>((entry.first_row / block.rows + r) * generator.scale_cols() + entry.first_col / block.cols), {out + static_cast<Bytes>(r) * row, row});
+  const tensor::WeightLayout layout = tensor::weight_layout(format);
+  const auto up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  const std::int64_t cols = up(entry.cols, layout.cols), first_col = entry.first_col / layout.cols;
+  const Bytes row = static_cast<Bytes>(cols) * static_cast<Bytes>(dtype_bytes(layout.scale));
+  for (std::int64_t r = 0; r < up(entry.rows, layout.rows); ++r)
+    generator.scales(static_cast<std::uint64_t>((entry.first_row / layout.rows + r) * generator.scale_cols() + first_col), {out + static_cast<Bytes>(r) * row, row});
+  if (!layout.zeros) return;
+  std::byte* zeros = out + tensor::zeros_offset(format, entry.rows, entry.cols);
+  for (std::int64_t r = 0; r < up(entry.rows, 8); ++r)
+    generator.zeros(static_cast<std::uint64_t>((entry.first_row / 8 + r) * generator.scale_cols() + first_col), {zeros + static_cast<Bytes>(r * cols) * 4, static_cast<Bytes>(cols) * 4});
 }
+
+}  // namespace
+
+namespace {
+
+/// Fills one rank's weights where they lie: on the device where that can draw them, else on the host, straight or through a stager.
+class Filler {
+ public:
+  Filler(const model::WeightTable& table, tensor::Backend& backend, const MemorySynthOptions& options, const WeightPlan& plan, std::byte* arena)
+      : table_(table), backend_(backend), options_(options), plan_(plan), arena_(arena) {}
+
+  Result<int> run() {
+    if (!backend_.host_addressable()) FATHOM_TRY_VOID(launch());
+    std::vector<Piece> pieces = cut(table_, options_.storage);
+    std::erase_if(pieces, [&](const Piece& piece) { return piece.entry < launched_.size() && launched_[piece.entry] && !(has_scales(piece) && piece.first == 0); });
+    const int threads = usable_threads(options_.threads, pieces.size());
+    if (!backend_.host_addressable()) {
+      FATHOM_TRY(stager_, Stager::make(backend_, std::min(threads, kMostStaged), std::max<Bytes>(most(pieces), 1)));
+    }
+    const auto work = [&](WorkQueue& queue) -> Status {
+      while (const auto number = queue.next()) {
+        FATHOM_TRY_VOID(finish(pieces[*number]));
+        queue.add_done(bytes_of(pieces[*number]));
+      }
+      return {};
+    };
+    Bytes total = 0;
+    for (const Piece& piece : pieces) total += bytes_of(piece);
+    FATHOM_TRY_VOID(run_workers(pieces.size(), total, threads, options_.progress, work));
+    FATHOM_TRY_VOID(backend_.synchronize());
+    return threads;
+  }
+
+ private:
+  const WeightEntry& entry_of(const Piece& piece) const { return table_.entries()[piece.entry]; }
+  const TensorOffsets& offsets_of(const Piece& piece) const { return plan_.tensors[static_cast<std::size_t>(entry_of(piece).first_parameter + piece.expert)]; }
+  bool has_scales(const Piece& piece) const { return offsets_of(piece).scales != kNotInArena; }
+  bool on_device(const Piece& piece) const { return piece.entry < launched_.size() && launched_[piece.entry]; }
+  Bytes row_bytes(const Piece& piece) const {
+    return tensor::weight_row_bytes(plan_.formats[piece.entry], entry_of(piece).cols);
+  }
+  Bytes scales_of(const Piece& piece) const { return scale_bytes(plan_.formats[piece.entry], entry_of(piece).rows, entry_of(piece).cols); }
+  Bytes bytes_of(const Piece& piece) const { return on_device(piece) ? scales_of(piece) : static_cast<Bytes>(piece.count) * row_bytes(piece); }
+  Bytes most(const std::vector<Piece>& pieces) const {
+    Bytes bytes = 0;
+    for (const Piece& piece : pieces) bytes = std::max({bytes, bytes_of(piece), has_scales(piece) ? scales_of(piece) : 0});
+    return bytes;
+  }
+  WeightGenerator generator(const Piece& piece) const {
+    return WeightGenerator(entry_of(piece), piece.expert, plan_.formats[piece.entry], options_.seed, experts_beside(table_, entry_of(piece)));
+  }
+
+  // What the device can draw by itself, entry after entry.
+  Status launch() {
+    launched_.assign(table_.entries().size(), false);
+    for (std::size_t i = 0; i < table_.entries().size(); ++i) {
+      const WeightEntry& entry = table_.entries()[i];
+      if (entry.tied_to >= 0 || !options_.storage.wants(entry)) continue;
+      bool all = true;
+      for (std::int64_t e = 0; e < entry.experts && all; ++e) {
+        const Piece whole{static_cast<std::uint32_t>(i), e, 0, entry.rows};
+        auto fill = generator(whole).fill(entry.first_row, entry.first_col, entry.rows, entry.cols);
+        if (!fill) {
+          all = false;
+          break;
+        }
+        fill->out = arena_ + offsets_of(whole).data;
+        all = backend_.fill_random(*fill);
+      }
+      launched_[i] = all;
+    }
+    return backend_.synchronize();
+  }
+
+  Status finish(const Piece& piece) {
+    const WeightGenerator made = generator(piece);
+    const WeightEntry& entry = entry_of(piece);
+    const Bytes row = row_bytes(piece);
+    if (!on_device(piece)) {
+      const Bytes first = static_cast<Bytes>(piece.first) * row;
+      FATHOM_TRY_VOID(put(arena_ + offsets_of(piece).data + first, static_cast<Bytes>(piece.count) * row, [&](std::byte* out) {
+        WeightEntry rows = entry;  // that begin where the piece does
+        rows.first_row += piece.first;
+        fill_rows(made, rows, row, 0, piece.count, out);
+      }));
+    }
+    if (!has_scales(piece) || piece.first != 0) return {};
+    return put(arena_ + offsets_of(piece).scales, scales_of(piece), [&](std::byte* out) { fill_scales(made, entry, plan_.formats[piece.entry], out); });
+  }
+
+  template <class Fill>
+  Status put(std::byte* to, Bytes bytes, const Fill& fill) {
+    if (stager_ != nullptr)
+      return stager_->put(to, bytes, [&](std::span<std::byte> piece) -> Status {
+        fill(piece.data());
+        return {};
+      });
+    fill(to);
+    return {};
+  }
+
+  const model::WeightTable& table_;
+  tensor::Backend& backend_;
+  const MemorySynthOptions& options_;
+  const WeightPlan& plan_;
+  std::byte* arena_;
+  std::unique_ptr<Stager> stager_;
+  std::vector<bool> launched_;  // by entry
+};
 
 }  // namespace
 
@@ -53,27 +168,7 @@ Result<LoadedWeights> synthesize_in_memory(const model::WeightTable& table, tens
   LoadedWeights made;
   FATHOM_TRY(made.plan, plan_weights(table, options.storage));
   FATHOM_TRY(made.arena, backend.allocate_buffer(made.plan.arena_bytes));
-  const std::unique_ptr<std::byte[]> staging(backend.host_addressable() ? nullptr : new (std::nothrow) std::byte[made.plan.arena_bytes]);
-  if (!backend.host_addressable() && staging == nullptr) return fail_environment("weights.no_staging", {{"bytes", format_bytes(made.plan.arena_bytes)}});
-  std::byte* arena = staging ? staging.get() : made.arena->data();
-  const std::vector<Piece> pieces = cut(table, options.storage);
-  const int threads = usable_threads(options.threads, pieces.size());
-  const auto work = [&](WorkQueue& queue) -> Status {
-    while (const auto number = queue.next()) {
-      const Piece& piece = pieces[*number];
-      const WeightEntry& entry = table.entries()[piece.entry];
-      const tensor::WeightFormat format = made.plan.formats[piece.entry];
-      const TensorOffsets& offsets = made.plan.tensors[static_cast<std::size_t>(entry.first_parameter + piece.expert)];
-      const WeightGenerator generator(entry, piece.expert, format, options.seed, experts_beside(table, entry));
-      const Bytes row = tensor::weight_bytes(format, 1, entry.cols) - scale_bytes(format, 1, entry.cols);
-      fill_rows(generator, entry, row, piece.first, piece.count, arena + offsets.data);
-      if (offsets.scales != kNotInArena && piece.first == 0) fill_scales(generator, entry, format, arena + offsets.scales);
-      queue.add_done(static_cast<Bytes>(piece.count) * row);
-    }
-    return {};
-  };
-  FATHOM_TRY_VOID(run_workers(pieces.size(), made.plan.tensor_bytes, threads, options.progress, work));
-  if (staging) FATHOM_TRY_VOID(backend.upload(made.arena->data(), {staging.get(), made.plan.arena_bytes}));
+  FATHOM_TRY(const int threads, Filler(table, backend, options, made.plan, made.arena->data()).run());
   made.set = bind_weights(table, options.storage, made.plan, made.arena->data());
   made.stats = {.threads = threads};
   return made;

@@ -15,6 +15,8 @@ namespace fathom::weights {
 /// scales that are kept as they are count as matrices of bytes or of scales.
 struct TransferJob {
   TensorPlace data, scales;  // scales: when dequantizing
+  TensorPlace zeros;         // the same, of int4 with zero points: read when a piece is finished, they are few
+  bool repeats = false;      // the file has one element, which all of the window gets
   Encoding encoding = Encoding::kPlain;
   ScaleBlock block;
   DType from = DType::f32, to = DType::f32;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "backends/held.h"
 #include "backends/self/self_collectives.h"
@@ -86,6 +87,57 @@ TEST(Dequantize, SquareBlocksOfFp8WithTails) {
   EXPECT_EQ(row_of(weight, 7)[32], 2.0);
   EXPECT_EQ(row_of(weight, 7)[31], 1.0);
   EXPECT_EQ(row_of(weight, 8)[32], 1.0);
+}
+
+TEST(Dequantize, RowsOfEightBits) {
+  const std::vector<std::uint8_t> fp8 = {0x38, 0xb8, 0x7e, 0x01}, int8 = {0x7f, 0x81, 0xff, 0x00};  // 127, -127, -1, 0
+  const std::vector<float> scales = {2, 0.5f};
+  Weight weight{.format = WeightFormat::fp8_row,
+                .rows = 2,
+                .cols = 2,
+                .data = reinterpret_cast<const std::byte*>(fp8.data()),
+                .scales = reinterpret_cast<const std::byte*>(scales.data())};
+  EXPECT_THAT(row_of(weight, 0), ElementsAre(2, -2));
+  EXPECT_THAT(row_of(weight, 1), ElementsAre(224, 0x1p-10));
+  weight.format = WeightFormat::int8_row;
+  weight.data = reinterpret_cast<const std::byte*>(int8.data());
+  EXPECT_THAT(row_of(weight, 0), ElementsAre(254, -254));
+  EXPECT_THAT(row_of(weight, 1), ElementsAre(-0.5, 0));
+}
+
+TEST(Dequantize, GroupsOfFourBitsWithAndWithoutZeroPoints) {
+  constexpr std::int64_t kRows = 10, kCols = 132;  // rows of 17 words; two groups, the second of four columns
+  ASSERT_EQ(tensor::weight_row_bytes(WeightFormat::int4_group128, kCols), 68u);
+  std::vector<std::uint8_t> data(kRows * 68, 0x88);
+  data[0] = 0xf0;             // columns 0, 1: codes 0 and 15
+  data[68 * 9 + 64] = 0x19;   // row 9, columns 128, 129: 9 and 1
+  for (const auto& [format, zero_format] :
+       {std::pair{WeightFormat::int4_group128, WeightFormat::int4_group128_zero},
+        std::pair{WeightFormat::int4_group128_f16, WeightFormat::int4_group128_zero_f16}}) {
+    const std::uint16_t one = format == WeightFormat::int4_group128 ? f32_to_bf16(1) : f32_to_f16(1),
+                        quarter = format == WeightFormat::int4_group128 ? f32_to_bf16(.25f) : f32_to_f16(.25f);
+    std::vector<std::uint16_t> scales(64 / 2 + 8, one);  // 20 scales, zero points from byte 64 on: 2 × 2 words
+    ASSERT_EQ(tensor::zeros_offset(zero_format, kRows, kCols), 64u);
+    ASSERT_EQ(tensor::weight_scale_bytes(zero_format, kRows, kCols), 80u);
+    scales[9 * 2 + 1] = quarter;
+    const std::vector<std::uint32_t> zeros = {0x88888883, 0x88888888, 0x88888888, 0x888888a8};  // row 0: 3; row 9's second: 10
+    std::memcpy(scales.data() + 32, zeros.data(), 16);
+    Weight weight{.format = format,
+                  .rows = kRows,
+                  .cols = kCols,
+                  .data = reinterpret_cast<const std::byte*>(data.data()),
+                  .scales = reinterpret_cast<const std::byte*>(scales.data())};
+    EXPECT_EQ(row_of(weight, 0)[0], -8);
+    EXPECT_EQ(row_of(weight, 0)[1], 7);
+    EXPECT_EQ(row_of(weight, 9)[128], 0.25);
+    EXPECT_EQ(row_of(weight, 9)[129], -1.75);
+    weight.format = zero_format;
+    EXPECT_EQ(row_of(weight, 0)[0], -3);
+    EXPECT_EQ(row_of(weight, 0)[1], 12);
+    EXPECT_EQ(row_of(weight, 0)[128], 0);
+    EXPECT_EQ(row_of(weight, 9)[128], -0.25);
+    EXPECT_EQ(row_of(weight, 9)[129], -2.25);
+  }
 }
 
 TEST(SelfCollectives, AreCopies) {

@@ -23,6 +23,8 @@ inline void put_element(std::byte* at, DType dtype, double value) {
       return put(f32_to_f16(static_cast<float>(value)));
     case DType::bf16:
       return put(f32_to_bf16(static_cast<float>(value)));
+    case DType::f8e4m3:
+      return put(f32_to_f8e4m3(static_cast<float>(value)));
     case DType::i64:
       return put(static_cast<std::int64_t>(value));
     case DType::i32:
@@ -46,6 +48,8 @@ inline double get_element(const std::byte* at, DType dtype) {
       return static_cast<double>(f16_to_f32(get(std::uint16_t{})));
     case DType::bf16:
       return static_cast<double>(bf16_to_f32(get(std::uint16_t{})));
+    case DType::f8e4m3:
+      return static_cast<double>(f8e4m3_to_f32(get(std::uint8_t{})));
     case DType::i64:
       return static_cast<double>(get(std::int64_t{}));
     case DType::i32:

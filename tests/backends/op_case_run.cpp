@@ -149,26 +149,32 @@ Weight CaseRun::weight(WeightFormat format, std::int64_t rows, std::int64_t cols
 }
 
 Weight CaseRun::weight(WeightFormat format, std::int64_t rows, std::int64_t cols, double scale) {
-  const std::uint64_t scale_count = tensor::weight_scale_count(format, rows, cols);
-  if (scale_count == 0) return weight(format, rows, cols, normal(scale));
-  const bool four_bits = format == WeightFormat::mxfp4;
+  using tensor::WeightCode;
+  const tensor::WeightLayout layout = tensor::weight_layout(format);
+  if (layout.code == WeightCode::kPlain) return weight(format, rows, cols, normal(scale));
+  const bool four_bits = layout.code == WeightCode::kE2m1 || layout.code == WeightCode::kUint4;
   std::vector<std::uint8_t> data, scales;
-  for (std::int64_t i = 0; i < rows * cols; ++i) {
-    if (four_bits && i % 2 == 0) data.push_back(static_cast<std::uint8_t>(random.next()));
-    if (!four_bits) data.push_back(f32_to_f8e4m3(static_cast<float>(8.0 * random.normal())));
+  const std::uint64_t data_bytes = tensor::weight_row_bytes(format, cols) * static_cast<std::uint64_t>(rows);
+  while (data.size() < data_bytes) {
+    if (four_bits) data.push_back(static_cast<std::uint8_t>(random.next()));
+    else if (layout.code == WeightCode::kInt8) data.push_back(static_cast<std::uint8_t>(random.below(255) - 127));
+    else data.push_back(f32_to_f8e4m3(static_cast<float>(8.0 * random.normal())));
   }
-  const double element_size = four_bits ? 2.8 : 8.0;  // root mean square of an element before its scale
-  for (std::uint64_t i = 0; i < scale_count; ++i) {
+  // Root mean square of an element before its scale.
+  const double element_size = layout.code == WeightCode::kE2m1 ? 2.8 : layout.code == WeightCode::kUint4 ? 4.6 : layout.code == WeightCode::kInt8 ? 73 : 8.0;
+  const auto append = [&](const auto& value) {
+    const auto* raw = reinterpret_cast<const std::uint8_t*>(&value);
+    scales.insert(scales.end(), raw, raw + sizeof value);
+  };
+  for (std::uint64_t i = 0; i < tensor::weight_scale_count(format, rows, cols); ++i) {
     const double wanted = scale / element_size * std::exp2(random.uniform() * 2 - 1);
-    if (format == WeightFormat::fp8_block128) {
-      const auto value = static_cast<float>(wanted);
-      std::uint8_t raw[4];
-      std::memcpy(raw, &value, 4);
-      scales.insert(scales.end(), raw, raw + 4);
-    } else {
-      scales.push_back(static_cast<std::uint8_t>(127 + std::lround(std::log2(wanted))));
-    }
+    if (layout.scale == DType::f32) append(static_cast<float>(wanted));
+    else if (layout.scale == DType::bf16) append(f32_to_bf16(static_cast<float>(wanted)));
+    else if (layout.scale == DType::f16) append(f32_to_f16(static_cast<float>(wanted)));
+    else scales.push_back(static_cast<std::uint8_t>(127 + std::lround(std::log2(wanted))));
   }
+  if (layout.zeros) scales.resize(static_cast<std::size_t>(tensor::zeros_offset(format, rows, cols)), 0xff);
+  while (scales.size() < tensor::weight_scale_bytes(format, rows, cols)) scales.push_back(static_cast<std::uint8_t>(random.next()));
   return {
       .format = format, .rows = rows, .cols = cols, .data = bytes(std::move(data)), .scales = bytes(std::move(scales))};
 }

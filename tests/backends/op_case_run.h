@@ -106,6 +106,11 @@ class CaseRun {
 };
 
 // One list a family; op_cases() joins them.
+/// OpCase::format of a case whose cache is of this type: fp8_row for f8e4m3.
+inline tensor::WeightFormat cache_format(DType cache) {
+  return cache == DType::f8e4m3 ? tensor::WeightFormat::fp8_row : tensor::plain_weight_format(cache);
+}
+
 std::vector<OpCase> rows_cases();
 std::vector<OpCase> norm_cases();
 std::vector<OpCase> linear_cases();

@@ -12,7 +12,7 @@ namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 using Kind = KvSegment::Kind;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f64};
+constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::f64};
 
 struct AttentionSpec {
   std::string name;
@@ -30,7 +30,7 @@ OpCase attention_case(const AttentionSpec& spec, DType cache) {
   return {.op = "attention",
           .name = fmt::format("attention/{}{}/{}", dtype_name(cache),
                               spec.rounds_to != DType::f32 ? fmt::format("_to_{}", dtype_name(spec.rounds_to)) : "", spec.name),
-          .format = plain_weight_format(spec.rounds_to != DType::f32 ? spec.rounds_to : cache),
+          .format = cache_format(spec.rounds_to != DType::f32 ? spec.rounds_to : cache),
           .exact = false,
           .magnitude = spec.magnitude,
           .body = [=](CaseRun& run) {

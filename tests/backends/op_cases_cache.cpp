@@ -12,7 +12,7 @@ namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 using Kind = KvSegment::Kind;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f64};
+constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::f64};
 
 OpCase cache_case(DType dtype, RowsOf rows, const std::string& name, const Chunks& sequences,
                   std::int64_t rows_per_slot, std::int64_t ratio, Shape row_shape, Layout layout) {
@@ -20,7 +20,7 @@ OpCase cache_case(DType dtype, RowsOf rows, const std::string& name, const Chunk
   return {.op = "cache_write",
           .name = fmt::format("cache_write/{}/{}/{}{}", dtype_name(dtype), kind, name,
                               layout == Layout::kDense ? "" : "_strided"),
-          .format = plain_weight_format(dtype),
+          .format = cache_format(dtype),
           .exact = true,
           .body = [=](CaseRun& run) {
             const Batch& batch = run.batch(sequences);
@@ -44,7 +44,7 @@ OpCase index_case(DType cache, const std::string& name, const Chunks& sequences,
                   std::int64_t heads, std::int64_t width, std::int64_t count, bool exact, Fill fill = normal()) {
   return {.op = "index_select",
           .name = fmt::format("index_select/{}/{}", dtype_name(cache), name),
-          .format = plain_weight_format(cache),
+          .format = cache_format(cache),
           .exact = exact,
           .body = [=](CaseRun& run) {
             const Batch& batch = run.batch(sequences);

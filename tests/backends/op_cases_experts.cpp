@@ -58,6 +58,7 @@ struct ExpertsSpec {
   Layout layout = Layout::kDense;
   bool one_for_all = false;  // every token goes to the same experts
   Fill x = normal();
+  bool rounded = false;  // activations a token
 };
 
 OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
@@ -84,6 +85,9 @@ OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
           up.push_back(run.weight(format, spec.inner, spec.hidden, 1.0 / std::sqrt(static_cast<double>(spec.hidden))));
           down.push_back(run.weight(format, spec.hidden, spec.inner, 1.0 / std::sqrt(static_cast<double>(spec.inner))));
         }
+        if (spec.rounded)
+          for (std::vector<Weight>* list : {&gate, &up, &down})
+            for (Weight& weight : *list) weight.activations = Activations::kPerToken;
         const Tensor out =
             spec.accumulate ? run.in_place("out", run.activation(), {spec.tokens, spec.hidden}, normal(), spec.layout)
                             : run.output("out", {spec.tokens, spec.hidden}, spec.layout);
@@ -239,6 +243,18 @@ std::vector<OpCase> expert_cases() {
   for (int f = 0; f < kWeightFormatCount; ++f)
     if (static_cast<WeightFormat>(f) != WeightFormat::i64)
       for (const ExpertsSpec& spec : specs) cases.push_back(experts_case(static_cast<WeightFormat>(f), spec));
+  const std::vector<ExpertsSpec> rounded = {
+      {"rounded_few", 16, 64, 48, 16, 0, 16, 6},
+      {"rounded_t33", 33, 64, 48, 16, 0, 16, 6, 0, true},
+      {"rounded_part", 19, 32, 18, 16, 5, 4, 4, 0.5, false, Layout::kStrided},
+      {"rounded_all_to_one", 40, 48, 32, 8, 2, 3, 2, 0, false, Layout::kDense, true},
+      {"rounded_nan", 18, 16, 8, 4, 0, 2, 1, 0, false, Layout::kDense, false, with(normal(), {{35, kNaN}})},
+  };
+  for (const WeightFormat format : {WeightFormat::fp8_row, WeightFormat::int8_row})
+    for (ExpertsSpec spec : rounded) {
+      spec.rounded = true;
+      cases.push_back(experts_case(format, spec));
+    }
   return cases;
 }
 

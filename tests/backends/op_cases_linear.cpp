@@ -20,6 +20,7 @@ struct LinearSpec {
   Fill fill = normal();
   bool exact = false;  // small whole numbers in x and weight
   double magnitude = 1;
+  bool rounded = false;  // activations a token
 };
 
 OpCase linear_case(WeightFormat format, const LinearSpec& spec) {
@@ -31,9 +32,10 @@ OpCase linear_case(WeightFormat format, const LinearSpec& spec) {
           .magnitude = spec.magnitude,
           .body = [=](CaseRun& run) {
             const Tensor x = run.input({spec.tokens, spec.k}, spec.exact ? integers(7) : spec.fill, spec.layout);
-            const Weight weight =
-                spec.exact ? run.weight(format, spec.n, spec.k, integers(5))
-                           : run.weight(format, spec.n, spec.k, 1.0 / std::sqrt(static_cast<double>(spec.k)));
+            Weight weight = spec.exact
+                                ? run.weight(format, spec.n, spec.k, integers(5))
+                                : run.weight(format, spec.n, spec.k, 1.0 / std::sqrt(static_cast<double>(spec.k)));
+            if (spec.rounded) weight.activations = Activations::kPerToken;
             const DType small = weight_scale_count(format, 1, 1) == 0 ? weight_dtype(format) : DType::f32;
             const Tensor bias = spec.bias ? run.input(small, {spec.n}, spec.exact ? integers(9) : normal()) : Tensor{};
             const Tensor out = spec.accumulate ? run.in_place("out", run.activation(), {spec.tokens, spec.n},
@@ -114,8 +116,26 @@ std::vector<OpCase> linear_cases() {
     if (weight_scale_count(format, 1, 1) == 0)
       for (const LinearSpec& spec : plain_only) cases.push_back(linear_case(format, spec));
   }
-  for (const WeightFormat format : {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64,
-                                    WeightFormat::fp8_block128, WeightFormat::fp8_block128_e8m0})
+  // Eight-bit activations: from 17 tokens on; rows of zeros, tiny and huge ones, NaN and infinity.
+  const std::vector<LinearSpec> rounded = {
+      {"rounded", 16, 33, 64},
+      {"rounded", 17, 48, 96, false, false, Layout::kMisaligned},
+      {"rounded_bias_accumulate", 33, 130, 258, true, true, Layout::kStrided},
+      {"rounded", 40, 64, 1024},
+      {"rounded_zero", 18, 20, 64, true, false, Layout::kDense, constant(0.0)},
+      {"rounded_large", 18, 20, 64, false, false, Layout::kDense, normal(1e15), false, 1e15},
+      {"rounded_nan_row", 18, 9, 24, false, false, Layout::kDense, with(normal(), {{24 + 5, kNaN}})},
+      {"rounded_infinity_row", 18, 9, 24, false, false, Layout::kDense, with(normal(), {{48 + 5, kInf}})},
+  };
+  for (const WeightFormat format : {WeightFormat::fp8_row, WeightFormat::int8_row})
+    for (LinearSpec spec : rounded) {
+      spec.rounded = true;
+      cases.push_back(linear_case(format, spec));
+    }
+  for (const WeightFormat format :
+       {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64, WeightFormat::fp8_block128,
+        WeightFormat::fp8_block128_e8m0, WeightFormat::fp8_row, WeightFormat::int8_row, WeightFormat::int4_group128,
+        WeightFormat::int4_group128_zero_f16})
     for (const bool transposed : {false, true})
       for (const auto& sizes : {std::array<std::int64_t, 6>{1, 4, 24, 0, 16, 32},
                                 {1, 4, 24, 16, 8, 32},

@@ -49,6 +49,33 @@ TEST(Help, OfEveryVerbHasExamplesInBothLanguages) {
     }
 }
 
+TEST(Quantize, WritesACheckpointThatRunsAndPlans) {
+  const Folder folder;
+  for (const char* file : {"config.json", "model.safetensors"}) fs::copy_file(fs::path(kGolden) / file, folder / file);
+  spit(folder / "tokenizer_config.json", "{}");
+  for (const std::string to : {"fp8", "int8", "int4"}) {
+    const Folder other;
+    const std::string out = (other / to).string();
+    const Outcome made = run({"quantize", folder.path().string(), "--to", to, "-o", out, "--json"});
+    ASSERT_EQ(made.code, 0) << made.err;
+    const auto report = parse_json(made.out, "report");
+    ASSERT_TRUE(report) << made.out;
+    EXPECT_GT((*report)["quantized_tensors"], 10);
+    EXPECT_LT((*report)["bytes"], (*report)["bytes_before"]);
+    EXPECT_TRUE(fs::exists(fs::path(out) / "tokenizer_config.json"));
+    EXPECT_EQ(std::distance(fs::directory_iterator(other.path()), fs::directory_iterator()), 1) << "nothing else is left beside it";
+    const Outcome again = run({"quantize", folder.path().string(), "--to", to, "-o", out});
+    EXPECT_EQ(again.code, 2);
+    EXPECT_NE(again.err.find("--force"), std::string::npos) << again.err;
+    const Outcome benched = run({"bench", out, "--prompt", "20", "--generate", "2", "--batch", "1", "--kv", "fp8", "--json"});
+    EXPECT_EQ(benched.code, 0) << benched.err;
+    const Outcome planned = run({"plan", out, "--json"});
+    EXPECT_EQ(planned.code, 0) << planned.err;
+  }
+  EXPECT_EQ(run({"quantize", folder.path().string(), "--to", "int3", "-o", (folder / "x").string()}).code, 2);
+  EXPECT_EQ(run({"quantize", folder.path().string(), "--to", "int4", "--group", "64", "-o", (folder / "x").string()}).code, 2);
+}
+
 TEST(Help, OfTheProgramNamesEveryVerb) {
   const Outcome o = run({"--help"});
   EXPECT_EQ(o.code, 0);

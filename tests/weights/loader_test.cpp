@@ -370,7 +370,7 @@ TEST(LoadErrors, NameWhatIsWrong) {
   EXPECT_EQ(trouble({plain("w", DType::f32, {4, 6}, 1)}, matrix("w", 4, 6, WeightFormat::i64)), "weights.wrong_type");
   EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1)}, w), "weights.missing_scales");
   EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), plain("w_scale_inv", DType::f32, {2, 2}, 1)}, w), "weights.wrong_shape");
-  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), plain("w_scale_inv", DType::f16, {1, 1}, 1)}, w), "weights.wrong_type");
+  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), codes("w_scale_inv", DType::i32, {1, 1}, 1)}, w), "weights.wrong_type");
   EXPECT_EQ(trouble({plain("w", DType::bf16, {4, 6}, 1)}, matrix("w", 4, 6, WeightFormat::fp8_block128)), "weights.cannot_quantize");
   EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), plain("w.scale", DType::f32, {1, 1}, 1)}, matrix("w", 4, 6, WeightFormat::fp8_block128_e8m0)), "weights.cannot_quantize");
   EXPECT_EQ(trouble({plain("w", DType::bf16, {4, 6}, 1), plain("lora_A", DType::bf16, {1}, 1)}, w), "weights.extra_tensor");

@@ -1,4 +1,5 @@
 // Weight rows as kernels want them: pointers into plain weights, f32 copies of quantized ones.
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -21,45 +22,61 @@ const Table& fp8_table() {
 
 constexpr float kFp4[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
-struct Blocks {
-  std::int64_t rows = 1, cols = 1;  // of one scale
-  bool f32 = false;                 // scales are f32, else e8m0
-};
-Blocks blocks_of(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::fp8_block128: return {128, 128, true};
-    case WeightFormat::fp8_block128_e8m0: return {128, 128, false};
-    case WeightFormat::fp8_block32_e8m0: return {32, 32, false};
-    case WeightFormat::fp8_row32_e8m0:
-    case WeightFormat::mxfp4: return {1, 32, false};
-    default: FATHOM_CHECK(false, "the cpu backend cannot multiply with this format");
-  }
+float scale_at(const Weight& weight, DType type, std::int64_t index) {
+  if (type == DType::e8m0) return e8m0_to_f32(static_cast<std::uint8_t>(weight.scales[index]));
+  std::uint16_t half = 0;
+  float scale = 0;
+  if (type == DType::f32) return std::memcpy(&scale, weight.scales + index * 4, 4), scale;
+  std::memcpy(&half, weight.scales + index * 2, 2);
+  return type == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half);
 }
 
-float scale_at(const Weight& weight, const Blocks& blocks, std::int64_t index) {
-  if (!blocks.f32) return e8m0_to_f32(static_cast<std::uint8_t>(weight.scales[index]));
-  float scale = 0;
-  std::memcpy(&scale, weight.scales + index * 4, 4);
-  return scale;
+/// The zero point of a group of a row; `groups` a row.
+int zero_at(const Weight& weight, std::int64_t row, std::int64_t group, std::int64_t groups) {
+  std::uint32_t word = 0;
+  std::memcpy(&word, weight.scales + tensor::zeros_offset(weight.format, weight.rows, weight.cols) + (row / 8 * groups + group) * 4, 4);
+  return static_cast<int>(word >> (row % 8 * 4) & 15u);
+}
+
+/// Elements [c, end) of a row of four-bit codes, times scale.
+void widen_int4(const std::uint8_t* codes, std::int64_t c, std::int64_t end, int zero, float scale, float* out) {
+  float values[16];
+  for (int i = 0; i < 16; ++i) values[i] = static_cast<float>(i - zero) * scale;
+  if (c < end && c % 2 != 0) *out++ = values[codes[c++ / 2] >> 4];
+  for (; c + 2 <= end; c += 2) {
+    const std::uint8_t pair = codes[c / 2];
+    *out++ = values[pair & 15];
+    *out++ = values[pair >> 4];
+  }
+  if (c < end) *out = values[codes[c / 2] & 15];
 }
 
 /// Columns [column, column + width) of a quantized row.
 void widen_row(const Weight& weight, std::int64_t row, std::int64_t column, std::int64_t width, float* out) {
-  const Blocks blocks = blocks_of(weight.format);
-  const std::int64_t first_scale = row / blocks.rows * ((weight.cols + blocks.cols - 1) / blocks.cols);
-  const auto* bytes = reinterpret_cast<const std::uint8_t*>(weight.data);
+  const tensor::WeightLayout layout = tensor::weight_layout(weight.format);
+  const std::int64_t groups = (weight.cols + layout.cols - 1) / layout.cols, first_scale = row / layout.rows * groups;
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(weight.data) + row * static_cast<std::int64_t>(tensor::weight_row_bytes(weight.format, weight.cols));
   const float* fp8 = fp8_table().data();
   for (std::int64_t c = column; c < column + width;) {
-    const std::int64_t end = std::min(column + width, (c / blocks.cols + 1) * blocks.cols);
-    const float scale = scale_at(weight, blocks, first_scale + c / blocks.cols);
-    if (weight.format == WeightFormat::mxfp4) {
-      for (; c < end; ++c) {
-        const std::int64_t element = row * weight.cols + c;
-        *out++ = kFp4[bytes[element / 2] >> (element % 2 * 4) & 15] * scale;
-      }
-    } else {
-      for (; c < end; ++c) *out++ = fp8[bytes[row * weight.cols + c]] * scale;
+    const std::int64_t end = std::min(column + width, (c / layout.cols + 1) * layout.cols), count = end - c;
+    const float scale = scale_at(weight, layout.scale, first_scale + c / layout.cols);
+    switch (layout.code) {
+      case tensor::WeightCode::kE4m3:
+        for (std::int64_t i = 0; i < count; ++i) out[i] = fp8[bytes[c + i]] * scale;
+        break;
+      case tensor::WeightCode::kE2m1:
+        for (std::int64_t i = 0; i < count; ++i) out[i] = kFp4[bytes[(c + i) / 2] >> ((c + i) % 2 * 4) & 15] * scale;
+        break;
+      case tensor::WeightCode::kInt8:
+        for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(static_cast<std::int8_t>(bytes[c + i])) * scale;
+        break;
+      case tensor::WeightCode::kUint4:
+        widen_int4(bytes, c, end, layout.zeros ? zero_at(weight, row, c / layout.cols, groups) : 8, scale, out);
+        break;
+      case tensor::WeightCode::kPlain: FATHOM_CHECK(false, "the cpu backend cannot multiply with this format");
     }
+    out += count;
+    c = end;
   }
 }
 }  // namespace

@@ -12,8 +12,8 @@ using hardware::Isa;
 
 constexpr Isa kAvx2[] = {Isa::avx2, Isa::fma, Isa::f16c};
 constexpr Isa kAvx512[] = {Isa::avx512f, Isa::avx512bw, Isa::avx512dq, Isa::avx512vl, Isa::avx2, Isa::fma, Isa::f16c};
-constexpr Isa kAvx512Bf16[] = {Isa::avx512_bf16, Isa::avx512f, Isa::avx512bw, Isa::avx512dq, Isa::avx512vl, Isa::avx2, Isa::fma, Isa::f16c};
-constexpr Isa kAmx[] = {Isa::amx_bf16, Isa::amx_tile, Isa::avx512_bf16, Isa::avx512f, Isa::avx512bw, Isa::avx512dq, Isa::avx512vl,
+constexpr Isa kAvx512Bf16[] = {Isa::avx512_bf16, Isa::avx512_vnni, Isa::avx512f, Isa::avx512bw, Isa::avx512dq, Isa::avx512vl, Isa::avx2, Isa::fma, Isa::f16c};
+constexpr Isa kAmx[] = {Isa::amx_bf16, Isa::amx_tile, Isa::avx512_bf16, Isa::avx512_vnni, Isa::avx512f, Isa::avx512bw, Isa::avx512dq, Isa::avx512vl,
                         Isa::avx2, Isa::fma, Isa::f16c};
 
 constexpr Implementation kImplementations[] = {

@@ -14,11 +14,13 @@ namespace fathom::cpu {
 /// 16-bit elements as they lie in memory.
 struct F16 { std::uint16_t bits; };
 struct Bf16 { std::uint16_t bits; };
+/// OCP e4m3fn: rows of caches.
+struct E4m3 { std::uint8_t bits; };
 
-/// The element types that kernels read and write.
-enum class Element : std::uint8_t { kF32, kF16, kBf16 };
-constexpr std::int64_t element_bytes(Element element) { return element == Element::kF32 ? 4 : 2; }
-/// FATHOM_CHECKs that the type is one of the three.
+/// The element types that kernels read and write. stream_rows reads no kE4m3.
+enum class Element : std::uint8_t { kF32, kF16, kBf16, kE4m3 };
+constexpr std::int64_t element_bytes(Element element) { return element == Element::kF32 ? 4 : element == Element::kE4m3 ? 1 : 2; }
+/// FATHOM_CHECKs that the type is one of the four.
 Element element_of(DType dtype);
 
 using Row = const std::byte*;
@@ -108,6 +110,22 @@ struct PanelProduct {
   bool accumulate = false;
 };
 
+/// out[m · out_stride + r] = the sum over k of (x[m · x_stride + i] - 128) · rows[r · k + i]: codes of activations, plus 128, by codes of weights from -127
+/// to 127. Exact, for up to kMostCodes columns.
+struct DotCodes {
+  const std::int8_t* rows = nullptr;
+  std::int64_t row_count = 0, k = 0;
+  const std::uint8_t* x = nullptr;
+  std::int64_t x_stride = 0, m_count = 0;
+  std::int32_t* out = nullptr;
+  std::int64_t out_stride = 0;
+};
+inline constexpr std::int64_t kMostCodes = 65536;  // 255 · 127 each
+void dot_codes_plain(const DotCodes& args);
+void dot_codes_avx2(const DotCodes& args);
+void dot_codes_avx512(const DotCodes& args);  // F, BW, VL
+void dot_codes_vnni(const DotCodes& args);    // and VNNI
+
 struct NormRow {
   const float* x = nullptr;
   Row weight = nullptr, bias = nullptr;  // null: none
@@ -167,6 +185,7 @@ struct Kernels {
   void (*pack_transposed)(const PackRows& args) = nullptr;
   void (*pack_straight)(const PackRows& args) = nullptr;
   void (*panel_product)(const PanelProduct& args) = nullptr;
+  void (*dot_codes)(const DotCodes& args) = nullptr;
   void (*rms_norm)(const NormRow& args) = nullptr;
   void (*layer_norm)(const NormRow& args) = nullptr;
   void (*rotate)(const RotateRow& args) = nullptr;

@@ -221,6 +221,7 @@ const Kernels* amx_kernels() {
   static const Kernels table = [] {
     Kernels kernels = *avx512_kernels();
     kernels.packed = &amx::kPacked;
+    kernels.dot_codes = dot_codes_vnni;
     return kernels;
   }();
   return &table;

@@ -6,6 +6,7 @@
 #include <immintrin.h>
 
 #define FATHOM_PACKED_KERNELS nullptr
+#define FATHOM_DOT_CODES dot_codes_avx2
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

@@ -10,6 +10,7 @@
 #include <immintrin.h>
 
 #define FATHOM_PACKED_KERNELS nullptr
+#define FATHOM_DOT_CODES dot_codes_avx512
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)

@@ -141,6 +141,7 @@ const Kernels* avx512_bf16_kernels() {
   static const Kernels table = [] {
     Kernels kernels = *avx512_kernels();
     kernels.packed = &avx512_bf16::kPacked;
+    kernels.dot_codes = dot_codes_vnni;
     return kernels;
   }();
   return &table;

@@ -4,6 +4,7 @@
 #include "base/result.h"
 
 #define FATHOM_PACKED_KERNELS nullptr
+#define FATHOM_DOT_CODES dot_codes_plain
 
 namespace fathom::cpu {
 namespace scalar {
@@ -23,7 +24,8 @@ Element element_of(DType dtype) {
     case DType::f32: return Element::kF32;
     case DType::f16: return Element::kF16;
     case DType::bf16: return Element::kBf16;
-    default: FATHOM_CHECK(false, "the cpu backend computes with f32, f16 and bf16");
+    case DType::f8e4m3: return Element::kE4m3;
+    default: FATHOM_CHECK(false, "the cpu backend computes with f32, f16, bf16 and e4m3");
   }
 }
 

@@ -2,6 +2,7 @@
 // all gate and up products, and after them all down products, are cut into blocks for threads. A thread owns its columns of
 // the output, and adds experts in ascending order, so nothing depends on who was faster.
 #include "backends/cpu/cpu_ops.h"
+#include "backends/cpu/rounded.h"
 #include "backends/cpu/rows.h"
 
 namespace fathom::cpu {
@@ -45,6 +46,7 @@ struct Run {
   std::int64_t first_hit = 0, count = 0;
   Product gate, up, down;
   float* hidden = nullptr;        // [count, I]
+  float* rounded_x = nullptr;     // [count, h]: eight-bit activations
   std::byte* packed_x = nullptr;  // null: not packed
   std::byte* packed_hidden = nullptr;
 };
@@ -52,7 +54,8 @@ struct Run {
 class Waves {
  public:
   Waves(const Context& context, const ExpertsArgs& args, Scratch& shared, const Hits& hits)
-      : context_(context), args_(args), shared_(shared), hits_(hits), h_(args.x.dim(1)), inner_(args.gate[0].rows), mark_(shared.used()) {}
+      : context_(context), args_(args), shared_(shared), hits_(hits), h_(args.x.dim(1)), inner_(args.gate[0].rows), mark_(shared.used()),
+        rounds_x_(rounds_activations(args.gate[0], args.x.dim(0))), rounds_hidden_(rounds_activations(args.down[0], args.x.dim(0))) {}
 
   void run() {
     const auto experts = static_cast<std::int64_t>(args_.gate.size());
@@ -82,6 +85,7 @@ class Waves {
   bool packs(const Weight& weight, std::int64_t count) const { return wants_packing(context_.kernels, product(weight, nullptr, count)); }
   std::size_t cost(std::int64_t e, std::int64_t count) const {
     std::size_t bytes = static_cast<std::size_t>(count * (inner_ * 4 + 16)) + 1024;
+    if (rounds_x_) bytes += static_cast<std::size_t>(count * h_ * 4) + 64;
     if (packs(args_.gate[static_cast<std::size_t>(e)], count)) bytes += packed_bytes(context_.kernels, count, h_);
     if (packs(args_.down[static_cast<std::size_t>(e)], count)) bytes += packed_bytes(context_.kernels, count, inner_);
     return bytes;
@@ -102,8 +106,9 @@ class Waves {
     const float** x = shared_.take<const float*>(count);
     const float** hidden_rows = shared_.take<const float*>(count);
     run.hidden = shared_.take<float>(count * inner_);
+    if (rounds_x_) run.rounded_x = shared_.take<float>(count * h_);
     for (std::int64_t i = 0; i < count; ++i) {
-      x[i] = args_.x.as<float>() + hits_.token[first_hit + i] * args_.x.strides[0];
+      x[i] = rounds_x_ ? run.rounded_x + i * h_ : token_of(first_hit + i);
       hidden_rows[i] = run.hidden + i * inner_;
     }
     run.gate = product(gate, x, count);
@@ -113,14 +118,34 @@ class Waves {
     if (wants_packing(context_.kernels, run.down)) run.down.packed = run.packed_hidden = take_packed(count, inner_);
     largest_ = std::max(largest_, count);
   }
+  const float* token_of(std::int64_t hit) const { return args_.x.as<float>() + hits_.token[hit] * args_.x.strides[0]; }
+
+  /// Rows of x, or of what came out of the first products, to eight bits each.
+  void round_x() {
+    context_.pool.for_each(runs_count_, [&](std::int64_t r, int) {
+      const Run& run = runs_[r];
+      for (std::int64_t i = 0; i < run.count; ++i)
+        round_activations(context_.kernels, run.gate.weight->format, token_of(run.first_hit + i), h_, run.rounded_x + i * h_);
+    });
+  }
+  void round_hidden() {
+    context_.pool.for_each(runs_count_, [&](std::int64_t r, int) {
+      const Run& run = runs_[r];
+      for (std::int64_t i = 0; i < run.count; ++i)
+        round_activations(context_.kernels, run.down.weight->format, run.hidden + i * inner_, inner_, run.hidden + i * inner_);
+    });
+  }
+
   std::byte* take_packed(std::int64_t count, std::int64_t k) {
     return shared_.take<std::byte>(static_cast<std::int64_t>(packed_bytes(context_.kernels, count, k)));
   }
 
   void flush() {
     if (runs_count_ > 0) {
+      if (rounds_x_) round_x();
       pack(&Run::packed_x, &Run::gate);
       multiply_in();
+      if (rounds_hidden_) round_hidden();
       pack(&Run::packed_hidden, &Run::down);
       multiply_out();
     }
@@ -198,6 +223,7 @@ class Waves {
   const Hits& hits_;
   const std::int64_t h_, inner_;
   const std::size_t mark_;
+  const bool rounds_x_, rounds_hidden_;
   Run* runs_ = nullptr;
   std::int64_t runs_count_ = 0, largest_ = 0;
 };

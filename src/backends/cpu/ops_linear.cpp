@@ -1,5 +1,6 @@
 // Family linear: products with weights of any format.
 #include "backends/cpu/cpu_ops.h"
+#include "backends/cpu/rounded.h"
 #include "backends/cpu/rows.h"
 
 namespace fathom::cpu {
@@ -29,7 +30,19 @@ void CpuOps::linear(const LinearArgs& args) {
   }
   Product product{.weight = &args.weight, .first_row = 0, .rows = n, .x = token_rows(shared, args.x, 0), .m_count = tokens, .out = args.out.as<float>(),
                   .out_stride = args.out.strides[0], .bias = bias, .accumulate = args.accumulate};
-  multiply(context_, {&product, 1});
+  if (!rounds_activations(args.weight, tokens)) return multiply(context_, {&product, 1});
+  if (args.weight.format == WeightFormat::int8_row && k <= kMostCodes) return multiply_codes(context_, product);
+  // As many tokens at a time as half of the workspace holds.
+  const std::size_t mark = shared.used();
+  const std::int64_t most = std::max<std::int64_t>(1, static_cast<std::int64_t>(shared.left() / 2 / rounded_bytes(1, k)));
+  for (std::int64_t t = 0; t < tokens; t += most) {
+    Product part = product;
+    part.m_count = std::min(most, tokens - t);
+    part.x = round_rows(context_, shared, args.weight.format, product.x + t, part.m_count, k);
+    part.out = product.out + t * product.out_stride;
+    multiply(context_, {&part, 1});
+    shared.rewind(mark);
+  }
 }
 
 void CpuOps::grouped_linear(const GroupedLinearArgs& args) {

@@ -72,8 +72,12 @@ class LtBlas final : public Blas {
     if (found == prepared_.end()) found = prepared_.emplace(key_of(product), prepare(product)).first;
     const Prepared& p = found->second;
     if (!p.possible) return false;
-    const float one = 1.0f, beta = product.accumulate || product.added != nullptr ? 1.0f : 0.0f;
-    const cublasStatus_t status = api_.matmul(handle_, p.description, &one, product.w, p.w, product.x, p.x, &beta, product.added != nullptr ? product.added : product.out, p.out, product.out, p.out,
+    const bool adds = product.accumulate || product.added != nullptr, whole = product.type == BlasType::i8;
+    const float one = 1.0f, beta = adds ? 1.0f : 0.0f;
+    const std::int32_t whole_one = 1, whole_beta = adds ? 1 : 0;
+    const void *alpha_at = whole ? static_cast<const void*>(&whole_one) : &one, *beta_at = whole ? static_cast<const void*>(&whole_beta) : &beta;
+    const auto* added = product.added != nullptr ? product.added : product.out;
+    const cublasStatus_t status = api_.matmul(handle_, p.description, alpha_at, product.w, p.w, product.x, p.x, beta_at, added, p.out, product.out, p.out,
                                               &p.algorithm, workspace, kWorkspaceBytes, context.stream);
     context.launched();
     return status == CUBLAS_STATUS_SUCCESS;
@@ -97,14 +101,18 @@ class LtBlas final : public Blas {
   /// Row-major out = x · wᵀ is column-major outᵀ = w · xᵀ: cuBLASLt's A is the weight, its B is x.
   Prepared prepare(const BlasProduct& product) const {
     Prepared p;
-    const cudaDataType_t type = product.type == BlasType::f32 ? CUDA_R_32F : product.type == BlasType::f16 ? CUDA_R_16F : CUDA_R_16BF;
+    static constexpr cudaDataType_t types[] = {CUDA_R_32F, CUDA_R_16F, CUDA_R_16BF, CUDA_R_8F_E4M3, CUDA_R_8I};
+    const cudaDataType_t type = types[static_cast<int>(product.type)];
+    const bool whole = product.type == BlasType::i8;
+    const cublasComputeType_t compute = whole ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F;
+    const cudaDataType_t sums = whole ? CUDA_R_32I : CUDA_R_32F;
     const cublasOperation_t a = product.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     const std::int64_t w_rows = product.transposed ? product.k : product.n, w_columns = product.transposed ? product.n : product.k;
-    p.possible = api_.description_create(&p.description, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
+    p.possible = api_.description_create(&p.description, compute, sums) == CUBLAS_STATUS_SUCCESS &&
                  api_.description_set(p.description, CUBLASLT_MATMUL_DESC_TRANSA, &a, sizeof a) == CUBLAS_STATUS_SUCCESS &&
                  layout(p.w, type, w_rows, w_columns, product.w_stride, product.batch, product.w_step) &&
                  layout(p.x, type, product.k, product.tokens, product.x_stride, product.batch, product.x_step) &&
-                 layout(p.out, CUDA_R_32F, product.n, product.tokens, product.out_stride, product.batch, product.out_step);
+                 layout(p.out, sums, product.n, product.tokens, product.out_stride, product.batch, product.out_step);
     p.possible = p.possible && choose(p);
     return p;
   }

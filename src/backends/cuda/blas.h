@@ -6,8 +6,9 @@
 
 namespace fathom::cuda {
 
-/// Element types of a product's operands. Sums and the output are f32.
-enum class BlasType : std::uint8_t { f32, f16, bf16 };
+/// Element types of a product's operands. Sums and the output are f32; of i8 they are i32. e4m3 and i8 want k and n in multiples of 16 and
+/// `transposed`.
+enum class BlasType : std::uint8_t { f32, f16, bf16, e4m3, i8 };
 
 /// out [T, n] (+)= x [T, k] · w, row-major, for `batch` independent products whose operands lie `…_step` elements apart.
 /// w is weight [n, k] used transposed, or [k, n] as it lies when `transposed` is false. Rows of x, w and out lie `…_stride` elements
@@ -18,7 +19,7 @@ struct BlasProduct {
   bool transposed = true;
   const void* x = nullptr;
   const void* w = nullptr;
-  float* out = nullptr;
+  void* out = nullptr;
   std::int64_t x_stride = 0, w_stride = 0, out_stride = 0;
   std::int64_t x_step = 0, w_step = 0, out_step = 0;
   bool accumulate = false;

@@ -1,5 +1,6 @@
 #include "backends/cuda/cuda_backend.h"
 
+#include <chrono>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -8,7 +9,9 @@
 
 #include "backends/cuda/blas.h"
 #include "backends/cuda/context.h"
+#include "backends/cuda/cuda_collectives.h"
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/fill.h"
 
 namespace fathom::cuda {
 namespace {
@@ -151,11 +154,12 @@ class Recordings {
 
 class CudaBackend final : public tensor::Backend {
  public:
-  CudaBackend() = default;
+  explicit CudaBackend(int device) { context_.device = device; }
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
   ~CudaBackend() override {
     if (context_.stream != nullptr) {
+      cudaSetDevice(context_.device);
       cudaStreamSynchronize(context_.stream);
       recordings_.clear();
       cudaStreamDestroy(context_.stream);
@@ -163,6 +167,9 @@ class CudaBackend final : public tensor::Backend {
   }
 
   Status start() {
+    int devices = 0;
+    if (const cudaError_t error = cudaGetDeviceCount(&devices); error != cudaSuccess) return device_failed(error);
+    if (context_.device >= devices) return fail_environment("cuda.no_such_device", {{"device", std::to_string(context_.device)}, {"count", std::to_string(devices)}});
     if (const cudaError_t error = cudaSetDevice(context_.device); error != cudaSuccess) return device_failed(error);
     cudaDeviceProp properties{};
     if (const cudaError_t error = cudaGetDeviceProperties(&properties, context_.device); error != cudaSuccess) return device_failed(error);
@@ -200,7 +207,30 @@ class CudaBackend final : public tensor::Backend {
     ops_.flush();
     context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context_.stream));
   }
-  Bytes workspace_bytes() const override { return kWorkspaceBytes; }
+  bool fill_random(const tensor::RandomFill& fill) override {
+    std::byte* codes = nullptr;
+    if (!fill.codes.empty()) {
+      std::unique_ptr<CudaBuffer>& table = tables_[fill.codes.data()];
+      if (table == nullptr) {
+        auto made = CudaBuffer::make(fill.codes.size(), Memory::kDevice);
+        if (!made || !upload((*made)->data(), std::as_bytes(fill.codes))) return false;
+        table = std::move(*made);
+      }
+      codes = table->data();
+    }
+    return launch_fill(context_, fill, reinterpret_cast<const std::uint8_t*>(codes));
+  }
+  Bytes workspace_bytes() const override { return kWorkspaceBytes + collectives_bytes_; }
+  Result<std::unique_ptr<tensor::Collectives>> make_collectives(std::shared_ptr<tensor::Transport> transport, const tensor::GroupMembers& members) override {
+    FATHOM_TRY(auto made, CudaCollectives::make(context_, ops_, std::move(transport), members));
+    collectives_ = made.get();
+    made->before_end = [this] {
+      recordings_.clear();
+      collectives_ = nullptr;
+    };
+    collectives_bytes_ = made->bytes();
+    return std::unique_ptr<tensor::Collectives>(std::move(made));
+  }
   Result<bool> run_pass(std::uint64_t key, const std::function<void()>& pass) override {
     const auto whole = [&] {
       pass();
@@ -218,6 +248,7 @@ class CudaBackend final : public tensor::Backend {
   }
   Status synchronize() override {
     ops_.flush();
+    if (collectives_ != nullptr) FATHOM_TRY_VOID(await_ranks());
     context_.note(cudaStreamSynchronize(context_.stream));
     context_.note(cudaGetLastError());
     if (context_.error != cudaSuccess) return device_failed(context_.error);
@@ -225,8 +256,22 @@ class CudaBackend final : public tensor::Backend {
   }
 
  private:
+  /// Until the stream is empty, or will never be: other ranks may be gone.
+  Status await_ranks() {
+    using Clock = std::chrono::steady_clock;
+    const auto begun = Clock::now();
+    auto looked = begun;
+    while (cudaStreamQuery(context_.stream) == cudaErrorNotReady) {
+      const auto now = Clock::now();
+      if (now - looked < std::chrono::milliseconds(2)) continue;
+      looked = now;
+      if (!collectives_->hopeful(std::chrono::duration<double>(now - begun).count())) return collectives_->status();
+    }
+    return collectives_->status();
+  }
   /// Which way is told by the addresses: unified addressing knows where each lies.
   Status transfer(void* to, const void* from, std::size_t bytes) {
+    cudaSetDevice(context_.device);  // the caller may be any thread
     ops_.flush();
     if (bytes > 0) context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, context_.stream));
     return synchronize();
@@ -238,7 +283,10 @@ class CudaBackend final : public tensor::Backend {
   tensor::ActivationMemory activations_;
   std::unique_ptr<CudaBuffer> workspace_;
   std::unique_ptr<Blas> blas_;
+  std::map<const std::uint8_t*, std::unique_ptr<CudaBuffer>> tables_;  // of codes to draw from
   Recordings recordings_;
+  CudaCollectives* collectives_ = nullptr;  // the engine's, gone before this backend
+  Bytes collectives_bytes_ = 0;
   CudaOps ops_{context_, activations_};
 };
 
@@ -271,7 +319,7 @@ Result<std::unique_ptr<tensor::Backend>> make_cuda_backend(const tensor::Backend
   if (options.activation_dtype != DType::f32)
     return fail_unsupported("cuda.activation_dtype", {{"dtype", std::string(dtype_name(options.activation_dtype))}});
   if (std::optional<Error> fault = find_fault()) return tl::unexpected<Error>(std::move(*fault));
-  auto backend = std::make_unique<CudaBackend>();
+  auto backend = std::make_unique<CudaBackend>(options.device);
   FATHOM_TRY_VOID(backend->start());
   return backend;
 }

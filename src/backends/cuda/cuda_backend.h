@@ -1,4 +1,4 @@
-// Backend `cuda`: one NVIDIA GPU, one stream.
+// Backend `cuda`: one NVIDIA GPU, one stream. Ranks on several GPUs have one each (cuda_collectives.h).
 #pragma once
 #include <memory>
 #include <string>
@@ -11,10 +11,10 @@ namespace fathom::cuda {
 /// one that is too old, or no device.
 std::string why_unavailable();
 
-/// The first device that CUDA_VISIBLE_DEVICES leaves. Activations are f32 (anything else: kUnsupported "cuda.activation_dtype"). Device
+/// Device number options.device of those that CUDA_VISIBLE_DEVICES leaves, made current for the calling thread, which is the one to use it. Activations are f32 (anything else: kUnsupported "cuda.activation_dtype"). Device
 /// buffers are zeroed and the host cannot touch them; shared ones are pinned host memory that the device reads through its address.
 /// Activations of a planned pass lie where the plan says; others are shared memory, so that tests can look at them.
-/// Errors: "cuda.not_built", "cuda.no_driver", "cuda.no_device", "cuda.too_old", "cuda.no_cublas", "cuda.no_memory",
+/// Errors: "cuda.not_built", "cuda.no_driver", "cuda.no_device", "cuda.no_such_device", "cuda.too_old", "cuda.no_cublas", "cuda.no_memory",
 /// "cuda.device_failed" (everything after a failure of the device says so).
 Result<std::unique_ptr<tensor::Backend>> make_cuda_backend(const tensor::BackendOptions& options);
 

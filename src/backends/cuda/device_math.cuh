@@ -74,13 +74,30 @@ __device__ inline float weight_scale(tensor::WeightFormat format, const std::byt
     case WeightFormat::fp8_block32_e8m0: return e8m0_to_float(static_cast<std::uint8_t>(scales[row / 32 * divide_up(cols, 32) + col / 32]));
     case WeightFormat::fp8_row32_e8m0:
     case WeightFormat::mxfp4: return e8m0_to_float(static_cast<std::uint8_t>(scales[row * divide_up(cols, 32) + col / 32]));
+    case WeightFormat::fp8_row:
+    case WeightFormat::int8_row: return reinterpret_cast<const float*>(scales)[row];
+    case WeightFormat::int4_group128:
+    case WeightFormat::int4_group128_zero: return to_float(reinterpret_cast<const __nv_bfloat16*>(scales)[row * divide_up(cols, 128) + col / 128]);
+    case WeightFormat::int4_group128_f16:
+    case WeightFormat::int4_group128_zero_f16: return to_float(reinterpret_cast<const __half*>(scales)[row * divide_up(cols, 128) + col / 128]);
     default: return 1.0f;
   }
 }
 
-/// Element (row, col) of a weight of any float format, scale included.
+__host__ __device__ inline bool is_int4(tensor::WeightFormat format) { return format >= tensor::WeightFormat::int4_group128; }
+__host__ __device__ inline bool has_zeros(tensor::WeightFormat format) { return format >= tensor::WeightFormat::int4_group128_zero; }
+/// Where the zero points of an int4 weight lie behind its scales (tensor::zeros_offset).
+__host__ __device__ inline std::int64_t offset_of_zeros(std::int64_t rows, std::int64_t cols) { return divide_up(rows * divide_up(cols, 128) * 2, 64) * 64; }
+/// The zero point of element (row, col) of an int4 weight [rows, cols].
+__device__ inline int weight_zero(tensor::WeightFormat format, const std::byte* scales, std::int64_t row, std::int64_t col, std::int64_t rows, std::int64_t cols) {
+  if (!has_zeros(format)) return 8;
+  const auto* words = reinterpret_cast<const std::uint32_t*>(scales + offset_of_zeros(rows, cols));
+  return static_cast<int>(words[row / 8 * divide_up(cols, 128) + col / 128] >> (row % 8 * 4) & 15u);
+}
+
+/// Element (row, col) of a weight [rows, cols] of any float format, scale included.
 __device__ inline float load_weight(tensor::WeightFormat format, const std::byte* data, const std::byte* scales, std::int64_t row, std::int64_t col,
-                                    std::int64_t cols) {
+                                    std::int64_t rows, std::int64_t cols) {
   using tensor::WeightFormat;
   const std::int64_t at = row * cols + col;
   switch (format) {
@@ -93,11 +110,19 @@ __device__ inline float load_weight(tensor::WeightFormat format, const std::byte
       return e2m1_to_float(at % 2 == 0 ? pair & 15u : pair >> 4) * weight_scale(format, scales, row, col, cols);
     }
     case WeightFormat::i64: return static_cast<float>(reinterpret_cast<const std::int64_t*>(data)[at]);
+    case WeightFormat::int8_row: return static_cast<float>(static_cast<std::int8_t>(data[at])) * weight_scale(format, scales, row, col, cols);
+    case WeightFormat::int4_group128:
+    case WeightFormat::int4_group128_f16:
+    case WeightFormat::int4_group128_zero:
+    case WeightFormat::int4_group128_zero_f16: {
+      const int code = static_cast<int>(data[row * divide_up(cols, 8) * 4 + col / 2]) >> (col % 2 * 4) & 15;
+      return static_cast<float>(code - weight_zero(format, scales, row, col, rows, cols)) * weight_scale(format, scales, row, col, cols);
+    }
     default: return e4m3_to_float(static_cast<std::uint8_t>(data[at])) * weight_scale(format, scales, row, col, cols);
   }
 }
 __device__ inline float load_weight(const WeightView& weight, std::int64_t row, std::int64_t col) {
-  return load_weight(weight.format, weight.data, weight.scales, row, col, weight.cols);
+  return load_weight(weight.format, weight.data, weight.scales, row, col, weight.rows, weight.cols);
 }
 
 /// Eight consecutive elements from element `at` (a multiple of 8) of a row on, as they lie, without their scale (they share one). The
@@ -154,6 +179,27 @@ struct EightOf<tensor::WeightFormat::fp8_block128> {
     }
   }
 };
+/// A byte becomes the last of the float 2^23 + 128 + code: exact, without the slow conversion of integers.
+template <>
+struct EightOf<tensor::WeightFormat::int8_row> {
+  uint2 bits;
+  __device__ void read(const std::byte* data, std::int64_t at) { bits = __ldcs(reinterpret_cast<const uint2*>(data) + at / 8); }
+  __device__ void widen(float (&out)[8]) const {
+    const unsigned words[2] = {bits.x ^ 0x80808080u, bits.y ^ 0x80808080u};
+#pragma unroll
+    for (unsigned i = 0; i < 8; ++i) out[i] = __uint_as_float(__byte_perm(words[i / 4], 0x4b000000u, 0x7440u + i % 4)) - 8388736.0f;
+  }
+};
+/// Code - 8: what int4 without zero points means. A half of a byte becomes the last of the float 2^23 + code.
+template <>
+struct EightOf<tensor::WeightFormat::int4_group128> {
+  unsigned bits;
+  __device__ void read(const std::byte* data, std::int64_t at) { bits = __ldcs(reinterpret_cast<const unsigned*>(data) + at / 8); }
+  __device__ void widen(float (&out)[8]) const {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) out[i] = __uint_as_float((bits >> (4 * i) & 15u) | 0x4b000000u) - 8388616.0f;
+  }
+};
 template <>
 struct EightOf<tensor::WeightFormat::mxfp4> {
   unsigned bits;
@@ -163,6 +209,14 @@ struct EightOf<tensor::WeightFormat::mxfp4> {
     for (int i = 0; i < 8; ++i) out[i] = e2m1_to_float(bits >> (4 * i) & 15u);
   }
 };
+
+/// Eight codes less eight become codes less the zero point that they share.
+__device__ inline void add_zero(const WeightView& weight, std::int64_t row, std::int64_t col, float (&eight)[8]) {
+  if (!has_zeros(weight.format)) return;
+  const auto shift = static_cast<float>(8 - weight_zero(weight.format, weight.scales, row, col, weight.rows, weight.cols));
+#pragma unroll
+  for (int i = 0; i < 8; ++i) eight[i] += shift;
+}
 
 // ---------------------------------------------------------------- sums over lanes and threads, the same in all of them
 

@@ -129,30 +129,38 @@ constexpr tensor::WeightFormat read_as(tensor::WeightFormat format) {
   switch (format) {
     case WeightFormat::fp8_block128_e8m0:
     case WeightFormat::fp8_block32_e8m0:
-    case WeightFormat::fp8_row32_e8m0: return WeightFormat::fp8_block128;
+    case WeightFormat::fp8_row32_e8m0:
+    case WeightFormat::fp8_row: return WeightFormat::fp8_block128;
+    case WeightFormat::int4_group128_f16:
+    case WeightFormat::int4_group128_zero:
+    case WeightFormat::int4_group128_zero_f16: return WeightFormat::int4_group128;
     default: return format;
   }
 }
 template <tensor::WeightFormat F>
-inline constexpr bool kHasScales = F == tensor::WeightFormat::fp8_block128 || F == tensor::WeightFormat::mxfp4;
+inline constexpr bool kHasScales = F == tensor::WeightFormat::fp8_block128 || F == tensor::WeightFormat::mxfp4 || F == tensor::WeightFormat::int8_row || F == tensor::WeightFormat::int4_group128;
 
 /// Eight elements of row `row` from column `col` on, in two steps, so that reading can run ahead. Columns beyond the row are zero.
 template <tensor::WeightFormat F, bool kVector>
 struct EightColumns {
   EightOf<F> bits;
-  float scale = 1.0f;
+  float scale = 1.0f, shift = 0.0f;  // shift: int4's zero point
   __device__ void read(const ProductView& view, const std::byte* data, const std::byte* scales, std::int64_t row, std::int64_t col) {
     bits.read(data + row * view.cols * kBitsOf / 8, col);
     if constexpr (kHasScales<F>) scale = weight_scale(view.format, scales, row, col, view.cols);
+    if constexpr (F == tensor::WeightFormat::int4_group128)
+      if (has_zeros(view.format)) shift = static_cast<float>(8 - weight_zero(view.format, scales, row, col, view.rows, view.cols));
   }
   __device__ void widen(float (&out)[8]) const {
     bits.widen(out);
     if constexpr (kHasScales<F>) {
 #pragma unroll
-      for (int i = 0; i < 8; ++i) out[i] *= scale;
+      for (int i = 0; i < 8; ++i) out[i] = F == tensor::WeightFormat::int4_group128 ? (out[i] + shift) * scale : out[i] * scale;
     }
   }
-  static constexpr std::int64_t kBitsOf = F == tensor::WeightFormat::f32 ? 32 : F == tensor::WeightFormat::mxfp4 ? 4 : F == tensor::WeightFormat::fp8_block128 ? 8 : 16;
+  static constexpr std::int64_t kBitsOf = F == tensor::WeightFormat::f32 ? 32
+                                      : F == tensor::WeightFormat::mxfp4 || F == tensor::WeightFormat::int4_group128 ? 4
+                                      : F == tensor::WeightFormat::fp8_block128 || F == tensor::WeightFormat::int8_row ? 8 : 16;
 };
 /// Any format, rows of any length at any address.
 template <tensor::WeightFormat F>
@@ -160,7 +168,7 @@ struct EightColumns<F, false> {
   float values[8];
   __device__ void read(const ProductView& view, const std::byte* data, const std::byte* scales, std::int64_t row, std::int64_t col) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) values[i] = col + i < view.cols ? load_weight(view.format, data, scales, row, col + i, view.cols) : 0.0f;
+    for (int i = 0; i < 8; ++i) values[i] = col + i < view.cols ? load_weight(view.format, data, scales, row, col + i, view.rows, view.cols) : 0.0f;
   }
   __device__ void widen(float (&out)[8]) const {
 #pragma unroll

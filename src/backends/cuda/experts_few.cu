@@ -13,6 +13,8 @@ void with_format(tensor::WeightFormat format, Use use) {
     case WeightFormat::bf16: return use(std::integral_constant<WeightFormat, WeightFormat::bf16>{});
     case WeightFormat::fp8_block128: return use(std::integral_constant<WeightFormat, WeightFormat::fp8_block128>{});
     case WeightFormat::mxfp4: return use(std::integral_constant<WeightFormat, WeightFormat::mxfp4>{});
+    case WeightFormat::int8_row: return use(std::integral_constant<WeightFormat, WeightFormat::int8_row>{});
+    case WeightFormat::int4_group128: return use(std::integral_constant<WeightFormat, WeightFormat::int4_group128>{});
     default: FATHOM_CHECK(false, "not a format that the cuda backend multiplies with");
   }
 }
@@ -25,7 +27,7 @@ void launch_few_experts(Context& context, const FewExperts& view, std::int64_t t
   const dim3 in(static_cast<unsigned>(divide_up(view.inner, kWarpsABlock * kRowsAWarp / 2)), static_cast<unsigned>(view.top_k), count);
   const dim3 out(static_cast<unsigned>(divide_up(view.h, kRowsAWarp)), count);
   with_format(view.format, [&](auto format) { launch_early(context, &few_experts_in<format()>, in, kThreads, 0, view); });
-  with_format(view.down_format, [&](auto format) { launch_early(context, &few_experts_out<format()>, out, kThreads, 0, view); });
+  with_format(view.down_format, [&](auto format) { launch_early(context, &few_experts_out<format()>, out, std::min<unsigned>(static_cast<unsigned>(view.top_k) * kWarp, kThreads), 0, view); });
 }
 
 }  // namespace fathom::cuda

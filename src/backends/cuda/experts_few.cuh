@@ -68,12 +68,12 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_in(const __g
 /// out[token] (+)= the sum over j of weights[token, j] · down_e hidden[token, j]. The warps of a block share out a token's experts, four rows of
 /// each, and add up by j. Grid: rows in fours, tokens.
 template <tensor::WeightFormat F>
-__global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_out(const __grid_constant__ FewExperts view) {
+__global__ void __launch_bounds__(kWarpsABlock * kWarp, 4) few_experts_out(const __grid_constant__ FewExperts view) {
   __shared__ float products[kMostChoices][kRowsAWarp];
   after_previous();
   const std::int64_t token = blockIdx.y, first = static_cast<std::int64_t>(blockIdx.x) * kRowsAWarp;
   const int lane = threadIdx.x % kWarp;
-  for (int j = static_cast<int>(threadIdx.x / kWarp); j < view.top_k; j += kWarpsABlock) {
+  for (int j = static_cast<int>(threadIdx.x / kWarp); j < view.top_k; j += static_cast<int>(blockDim.x / kWarp)) {
     const int expert = view.indices.at(token)[j] - view.first_expert;
     float sums[kRowsAWarp] = {};
     if (expert >= 0 && expert < view.here) {

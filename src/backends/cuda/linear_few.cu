@@ -1,5 +1,6 @@
 // Launches of products of few tokens, by weight format.
-#include "backends/cuda/linear_few.cuh"
+#include "backends/cuda/linear_int4.cuh"
+#include "backends/cuda/linear_mma.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -15,6 +16,11 @@ void with_format(WeightFormat format, Use use) {
     case WeightFormat::f16: return use(std::integral_constant<WeightFormat, WeightFormat::f16>{});
     case WeightFormat::bf16: return use(std::integral_constant<WeightFormat, WeightFormat::bf16>{});
     case WeightFormat::mxfp4: return use(std::integral_constant<WeightFormat, WeightFormat::mxfp4>{});
+    case WeightFormat::int8_row: return use(std::integral_constant<WeightFormat, WeightFormat::int8_row>{});
+    case WeightFormat::int4_group128:
+    case WeightFormat::int4_group128_f16:
+    case WeightFormat::int4_group128_zero:
+    case WeightFormat::int4_group128_zero_f16: return use(std::integral_constant<WeightFormat, WeightFormat::int4_group128>{});
     default: return use(std::integral_constant<WeightFormat, WeightFormat::fp8_block128>{});
   }
 }
@@ -53,6 +59,10 @@ void launch_rows(Context& context, Together all) {
 }  // namespace
 
 void launch_together(Context& context, const Together& all) {
+  if (can_int4(context, all)) return launch_int4(context, all);
+  // One token's products wait for memory alone, unless their warps also norm x and gate.
+  const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr);
+  if (busy && can_use_mma(context, all)) return launch_few_mma(context, all);
   with_format(all.products[0].weight.format, [&](auto format) { launch_rows<format()>(context, all); });
 }
 

@@ -11,9 +11,11 @@ inline constexpr int kRowsAWarp = 4, kWarpsABlock = 8;
 template <tensor::WeightFormat F>
 inline constexpr int kAhead = F == tensor::WeightFormat::f32 ? 1 : F == tensor::WeightFormat::f16 || F == tensor::WeightFormat::bf16 ? 2 : 4;
 template <tensor::WeightFormat F>
-inline constexpr bool kScaled = F == tensor::WeightFormat::fp8_block128 || F == tensor::WeightFormat::mxfp4;
+inline constexpr bool kScaled = F == tensor::WeightFormat::fp8_block128 || F == tensor::WeightFormat::mxfp4 || F == tensor::WeightFormat::int8_row || F == tensor::WeightFormat::int4_group128;
 template <tensor::WeightFormat F>
-inline constexpr int kBytesOfEight = F == tensor::WeightFormat::f32 ? 32 : F == tensor::WeightFormat::mxfp4 ? 4 : F == tensor::WeightFormat::fp8_block128 ? 8 : 16;
+inline constexpr int kBytesOfEight = F == tensor::WeightFormat::f32 ? 32
+                                    : F == tensor::WeightFormat::mxfp4 || F == tensor::WeightFormat::int4_group128 ? 4
+                                    : F == tensor::WeightFormat::fp8_block128 || F == tensor::WeightFormat::int8_row ? 8 : 16;
 
 __device__ inline void fetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
@@ -104,6 +106,7 @@ __device__ void multiply_eight(const EightOf<F> (&eight)[kRowsAWarp], const Warp
 #pragma unroll
   for (int r = 0; r < kRowsAWarp; ++r) {
     eight[r].widen(w[r]);
+    if constexpr (F == tensor::WeightFormat::int4_group128) add_zero(*rows.weight[r], rows.row[r], col, w[r]);
     if constexpr (kScaled<F>) {
       const float scale = weight_scale(rows.weight[r]->format, rows.weight[r]->scales, rows.row[r], col, cols);
 #pragma unroll
@@ -228,6 +231,7 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_columns_kernel(const
       if (row >= rows) break;
       float w[8];
       next[i].widen(w);
+      if constexpr (F == tensor::WeightFormat::int4_group128) add_zero(p.weight, first + row, col, w);
       float v = x[row];
       if constexpr (kScaled<F>) v *= weight_scale(p.weight.format, p.weight.scales, first + row, col, cols);
 #pragma unroll

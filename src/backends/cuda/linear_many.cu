@@ -77,6 +77,7 @@ __global__ void widen_kernel(WeightView weight, std::int64_t first, std::int64_t
     float w[8];
     eight.read(weight.data, row * weight.cols + col);
     eight.widen(w);
+    if constexpr (F == WeightFormat::int4_group128) add_zero(weight, row, col, w);
     const float scale = weight_scale(weight.format, weight.scales, row, col, weight.cols);
     alignas(16) __nv_bfloat162 packed[4];
 #pragma unroll
@@ -101,6 +102,8 @@ void round_to(Context& context, const Product& p, std::int64_t first, std::int64
 void widen_to(Context& context, const WeightView& weight, std::int64_t first, std::int64_t rows, __nv_bfloat16* wide) {
   const unsigned grid = grid_for(context, rows * weight.cols / 8, 256);
   if (weight.format == WeightFormat::mxfp4) widen_kernel<WeightFormat::mxfp4><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
+  else if (weight.format == WeightFormat::int8_row) widen_kernel<WeightFormat::int8_row><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
+  else if (is_int4(weight.format)) widen_kernel<WeightFormat::int4_group128><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
   else widen_kernel<WeightFormat::fp8_block128><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
   context.launched();
 }

@@ -15,6 +15,7 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr std::int64_t kMostStreamedHeads = 8;
+constexpr std::int64_t kLeastStreamed = 32, kLeastShared = 16;  // keys of a part, where one or several heads share them
 
 void check_shapes(const AttentionArgs& args) {
   FATHOM_CHECK(args.batch != nullptr && args.q.shape.rank == 3 && args.out.shape.rank == 3 && args.q.dim(0) == args.batch->tokens);
@@ -121,7 +122,7 @@ void launch_tiles(Context& context, const AttentionArgs& args, AttentionView& vi
 
 void launch_streams(Context& context, const AttentionArgs& args, AttentionView& view) {
   const std::int64_t blocks = static_cast<std::int64_t>(view.sequences) * view.kv_heads;
-  cut_keys(context, args, view, blocks, 8 * static_cast<std::int64_t>(context.multiprocessors));
+  cut_keys(context, args, view, blocks, 8 * static_cast<std::int64_t>(context.multiprocessors), view.group > 1 ? kLeastShared : kLeastStreamed);
   const dim3 grid(static_cast<unsigned>(view.sequences), static_cast<unsigned>(view.kv_heads), static_cast<unsigned>(view.parts));
   const auto launch = [&](auto width) {
     constexpr int kWidth = decltype(width)::value;

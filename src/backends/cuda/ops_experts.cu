@@ -4,6 +4,7 @@
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/experts_few.cuh"
 #include "backends/cuda/experts_mma.h"
+#include "backends/cuda/product.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -80,6 +81,8 @@ void launch_product(Context& context, const ProductView& view, std::int64_t runs
     case WeightFormat::bf16: return launch_product<WeightFormat::bf16, true, kGated>(context, view, runs);
     case WeightFormat::fp8_block128: return launch_product<WeightFormat::fp8_block128, true, kGated>(context, view, runs);
     case WeightFormat::mxfp4: return launch_product<WeightFormat::mxfp4, true, kGated>(context, view, runs);
+    case WeightFormat::int8_row: return launch_product<WeightFormat::int8_row, true, kGated>(context, view, runs);
+    case WeightFormat::int4_group128: return launch_product<WeightFormat::int4_group128, true, kGated>(context, view, runs);
     default: FATHOM_CHECK(false, "not a format that the cuda backend multiplies with");
   }
 }
@@ -109,12 +112,19 @@ float* multiply_plain(Context& context, const ExpertsArgs& args, const Matrices&
   in.cols = h;
   in.x = x.as<float>();
   in.x_stride = x.strides[0];
+  if (rounds_activations(args.gate[0], args.x.dim(0))) {
+    float* rounded = context.workspace.take<float>(x.dim(0) * h);
+    round_values(context, args.gate[0].format, in.x, in.x_stride, x.dim(0), h, rounded, h);
+    in.x = rounded;
+    in.x_stride = h;
+  }
   in.token = gather.token;
   in.y = hidden;
   in.limit = static_cast<float>(args.limit);
   in.runs = gather.runs;
   in.run = gather.run;
   launch_product<true>(context, in, gather.most_runs, reads_vectors(args.gate) && reads_vectors(args.up) && rows_aligned(args.x, 16));
+  if (rounds_activations(args.down[0], args.x.dim(0))) round_values(context, args.down[0].format, hidden, inner, gather.pairs, inner, hidden, inner);
   ProductView out = in;
   out.first = matrices.down;
   out.format = args.down[0].format;
@@ -200,7 +210,7 @@ void CudaOps::experts(const ExpertsArgs& args) {
   if (tokens <= kFewExpertTokens && vectors) return run_few(context_, args, matrices);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
   const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : 4);
-  const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + 2 * h);
+  const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + (here > 0 && rounds_activations(args.gate[0], tokens) ? 4 : 2) * h);
   const auto fixed = static_cast<Bytes>(here) * sizeof(RunOfExpert) + 8 * 256;
   FATHOM_CHECK(start.left() >= fixed + token_bytes, "an expert is too large for the workspace");
   const std::int64_t chunk = std::min<std::int64_t>({tokens, static_cast<std::int64_t>((start.left() - fixed) / token_bytes), (std::int64_t{1} << 21) / top_k});  // runs are a grid.y

@@ -11,7 +11,7 @@ namespace {
 
 /// Whether eight elements at a time can be read from every row of the weight.
 bool weight_in_eights(const WeightView& weight) {
-  const std::int64_t eight = weight.format == WeightFormat::mxfp4 ? 4 : is_plain(weight.format) ? 16 : 8;
+  const std::int64_t eight = weight.format == WeightFormat::mxfp4 || is_int4(weight.format) ? 4 : is_plain(weight.format) ? 16 : 8;
   return weight.cols % 8 == 0 && reinterpret_cast<std::uintptr_t>(weight.data) % static_cast<std::uintptr_t>(eight) == 0;
 }
 bool aligned_16(const void* data, std::int64_t stride, std::int64_t step) {
@@ -74,7 +74,10 @@ void CudaOps::linear(const LinearArgs& args) {
                         .bias = args.bias.defined() ? args.bias.data : nullptr,
                         .bias_type = args.bias.dtype,
                         .accumulate = args.accumulate};
-  if (may_wait(product)) {
+  if (rounds_activations(args.weight, tokens)) {
+    launch_waiting();
+    multiply_rounded(context_, product);
+  } else if (may_wait(product)) {
     waiting_->take(context_, product);
   } else {
     launch_waiting();

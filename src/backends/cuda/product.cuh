@@ -78,6 +78,10 @@ void launch_tiled(Context& context, Product p);
 void multiply_many(Context& context, const Product& p);
 /// Whichever of these fits.
 void multiply_any(Context& context, const Product& p);
+/// With eight-bit activations (tensor::rounds_activations): any shape and address of x and out, one group, an output a row.
+void multiply_rounded(Context& context, const Product& p);
+/// out[i, :] = x[i, :] [n] as eight-bit codes of a product with a weight of this format mean it. out may be x.
+void round_values(Context& context, tensor::WeightFormat format, const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t n, float* out, std::int64_t out_stride);
 /// out[t, i] = bias[i], or that is added.
 void launch_bias(Context& context, const Product& p);
 

@@ -95,6 +95,8 @@ void MetaCollectives::all_gather(tensor::Group group, const Tensor& x, const Ten
   op.comm_bytes = size(group) == 1 ? Rate{} : ops_.tensor_bytes(out);
 }
 
+void MetaCollectives::all_gather_rows(tensor::Group group, const Tensor& x, std::span<const std::int64_t>, const Tensor& out) { all_gather(group, x, out); }
+
 void MetaCollectives::reduce_scatter(tensor::Group group, const Tensor& x, const Tensor& out) {
   OpRecord& op = ops_.record(OpKind::kReduceScatter, {&x}, {&out});
   op.group = group;

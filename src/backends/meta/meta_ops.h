@@ -112,8 +112,8 @@ class MetaOps : public tensor::Ops, public tensor::GradOps {
 
 /// Sizes and this rank's place in each group, by Group.
 struct GroupSizes {
-  std::array<int, 5> size{1, 1, 1, 1, 1};
-  std::array<int, 5> rank{};
+  std::array<int, tensor::kGroupCount> size{1, 1, 1, 1, 1, 1};
+  std::array<int, tensor::kGroupCount> rank{};
 };
 
 class MetaCollectives : public tensor::Collectives {
@@ -125,6 +125,10 @@ class MetaCollectives : public tensor::Collectives {
   void all_gather(tensor::Group group, const tensor::Tensor& x, const tensor::Tensor& out) override;
   void reduce_scatter(tensor::Group group, const tensor::Tensor& x, const tensor::Tensor& out) override;
   void all_to_all(tensor::Group group, const tensor::Tensor& x, const tensor::Tensor& out) override;
+  void all_gather_rows(tensor::Group group, const tensor::Tensor& x, std::span<const std::int64_t> rows, const tensor::Tensor& out) override;
+  // What goes from stage to stage is priced by the layout, not by a trace of one stage.
+  void send(tensor::Group, int, const tensor::Tensor&) override {}
+  void receive(tensor::Group, int, const tensor::Tensor&) override {}
 
  private:
   MetaOps& ops_;

@@ -66,6 +66,8 @@ void read_elements(const std::byte* data, DType dtype, std::int64_t count, doubl
     case DType::bf16:
       return read_as<std::uint16_t>(data, count, out,
                                     [](std::uint16_t v) { return static_cast<double>(bf16_to_f32(v)); });
+    case DType::f8e4m3:
+      return read_as<std::uint8_t>(data, count, out, [](std::uint8_t v) { return static_cast<double>(f8e4m3_to_f32(v)); });
     default:
       FATHOM_CHECK(false, "not a plain float type");
   }
@@ -81,6 +83,8 @@ void write_elements(std::byte* data, DType dtype, std::int64_t count, const doub
       return write_as<std::uint16_t>(data, count, values, [](double v) { return f32_to_f16(narrow_to_odd(v)); });
     case DType::bf16:
       return write_as<std::uint16_t>(data, count, values, [](double v) { return f32_to_bf16(narrow_to_odd(v)); });
+    case DType::f8e4m3:
+      return write_as<std::uint8_t>(data, count, values, [](double v) { return f32_to_f8e4m3(narrow_to_odd(v)); });
     default:
       FATHOM_CHECK(false, "not a plain float type");
   }

@@ -5,6 +5,7 @@
 #include "backends/reference/dequantize.h"
 #include "backends/reference/elements.h"
 #include "backends/reference/reference_ops.h"
+#include "backends/reference/rounded.h"
 
 namespace fathom::reference {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -75,7 +76,9 @@ void ReferenceOps::experts(const ExpertsArgs& args) {
   FATHOM_CHECK(args.out.shape == args.x.shape && args.weights.shape == args.indices.shape &&
                args.indices.dim(0) == tokens);
   FATHOM_CHECK(args.gate.size() == args.up.size() && args.gate.size() == args.down.size());
-  const Array x = load(args.x), weights = load(args.weights);
+  Array x = load(args.x);
+  const Array weights = load(args.weights);
+  if (!args.gate.empty()) round_rows(args.gate[0], x);  // gate and up of all experts are stored alike
   const auto indices = load_ints(args.indices);
   Array out = args.accumulate ? load(args.out) : Array(args.out.shape);
   for (std::size_t e = 0; e < args.gate.size(); ++e) {
@@ -103,6 +106,9 @@ void ReferenceOps::experts(const ExpertsArgs& args) {
             gated(dot(token, gate_row.data(), h), dot(token, up_row.data(), h), args.limit);
       }
     }
+    if (tensor::rounds_activations(args.down[e], tokens))
+      for (std::size_t n = 0; n < hits.size(); ++n)
+        round_activations(args.down[e].format, hidden.at(static_cast<std::int64_t>(n)), inner);
     for (std::int64_t i = 0; i < h; ++i) {
       dequantize_row(args.down[e], i, down_row.data());
       for (std::size_t n = 0; n < hits.size(); ++n)

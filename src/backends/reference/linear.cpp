@@ -4,6 +4,7 @@
 #include "backends/reference/dequantize.h"
 #include "backends/reference/elements.h"
 #include "backends/reference/reference_ops.h"
+#include "backends/reference/rounded.h"
 
 namespace fathom::reference {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -12,7 +13,8 @@ void ReferenceOps::linear(const LinearArgs& args) {
   const std::int64_t tokens = args.x.dim(0), n = args.weight.rows, k = args.weight.cols;
   FATHOM_CHECK(args.x.dim(1) == k && args.out.dim(0) == tokens && args.out.dim(1) == n);
   FATHOM_CHECK(!args.bias.defined() || args.bias.elements() == n);
-  const Array x = load(args.x);
+  Array x = load(args.x);
+  round_rows(args.weight, x);
   const Array bias = args.bias.defined() ? load(args.bias) : Array(Shape{n});
   Array out = args.accumulate ? load(args.out) : Array(args.out.shape);
   std::vector<double> row(static_cast<std::size_t>(k));

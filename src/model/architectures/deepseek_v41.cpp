@@ -295,9 +295,7 @@ void parse_deepseek_v41(ConfigReader& reader, ModelSpec& spec) {
     inner.ignore({"num_nextn_predict_layers"});
   }
   if (auto status = inner.finish(); !status) reader.problem(status.error());
-  const bool quantized = reader.has("quantization_config");
-  read_quantization(reader, spec);
-  if (quantized) spec.expert_format = tensor::WeightFormat::mxfp4;
+  if (read_quantization(reader, spec)) spec.expert_format = tensor::WeightFormat::mxfp4;
   if (const Json* vision = reader.object_or_null("vision_config")) {
     ConfigReader v(*vision, reader.what() + ": vision_config");
     spec.vision = {.layers = v.integer("num_hidden_layers", 1, 4096), .hidden = v.integer("hidden_size", 1, 1 << 20), .intermediate = v.integer("intermediate_size", 1, 1 << 24),

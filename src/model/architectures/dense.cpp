@@ -9,6 +9,7 @@ namespace {
 
 void parse_dense(ConfigReader& reader, ModelSpec& spec) {
   read_common(reader, spec);
+  read_quantization(reader, spec);
   spec.intermediate = reader.integer("intermediate_size", 1, 1 << 24);
   reader.require(reader.has("head_dim") || spec.hidden % spec.heads == 0, "model.config_conflict", {{"what", reader.what()}, {"a", "hidden_size"}, {"b", "num_attention_heads"}});
   spec.head_dim = reader.integer_or("head_dim", spec.hidden / spec.heads, 2, 1 << 14);

@@ -26,6 +26,7 @@ class Names {
     const Sharding& s = make_.sharding();
     return named(make_.vector(prefix_ + tail, cls, layer_, size, format, split, s.tp, s.tp_rank), converted.empty() ? tail : converted);
   }
+  const WeightTable& table() const { return make_.table(); }
   WeightId experts(const std::string& tail, std::int64_t count, std::int64_t rows, std::int64_t cols, WeightFormat format, Split within) {
     return named(make_.experts(prefix_ + tail, layer_, count, rows, cols, format, within), tail);
   }
@@ -97,6 +98,7 @@ V4LayerIds add_v4_block(EntryMaker& make, const V4BlockOptions& options) {
   ids.moe.gate = names.experts("ffn.experts.{e}.w1.weight", options.experts, I, h, spec.expert_format, Split::kRows);
   ids.moe.up = names.experts("ffn.experts.{e}.w3.weight", options.experts, I, h, spec.expert_format, Split::kRows);
   ids.moe.down = names.experts("ffn.experts.{e}.w2.weight", options.experts, h, I, spec.expert_format, Split::kColumns);
+  ids.moe.first_expert = names.table()[ids.moe.gate].first_expert;
   if (S > 0) {
     const auto shared = WeightClass::kSharedExpert;
     ids.moe.shared = {.gate = names.matrix("ffn.shared_experts.w1.weight", shared, S * I, h, linear, Split::kRows),
@@ -354,8 +356,7 @@ void parse_deepseek_v4(ConfigReader& reader, ModelSpec& spec) {
     reader.require(spec.dspark.targets > 0, "model.config_missing", {{"what", reader.what()}, {"key", "dspark_target_layer_ids"}});
     reader.ignore({"dspark_noise_token_id"});
   }
-  const bool quantized = reader.has("quantization_config");
-  read_quantization(reader, spec);
+  const bool quantized = read_quantization(reader, spec);
   reader.expect("expert_dtype", {"fp4", "fp8"});
   const std::string experts = reader.string_or("expert_dtype", "");
   if (quantized && experts == "fp4") {

@@ -1,0 +1,182 @@
+#include <algorithm>
+
+#include "backends/cuda/peer_reduce.h"
+
+namespace fathom::cuda {
+namespace {
+
+constexpr int kThreads = 512, kMostBlocks = 128;
+constexpr Bytes kOneTrip = 2 * kMiB;    // that a GPU sends in one trip, flags not counted
+constexpr Bytes kTwoTrips = 4 * kMiB;   // of a tensor that goes in two
+
+// A line is two numbers, each with the flag beside it: 8 bytes arrive whole or not at all.
+struct alignas(16) Line { std::uint32_t a, flag_a, b, flag_b; };
+static_assert(sizeof(Line) == 16);
+
+// The inbox: one-trip lines [parity, sender, count / 2], then two-trip parts [parity, sender, part / 2], then sums [parity, count / 2].
+// A call writes the parity of its number: a GPU is never two calls ahead, since each call waits for everybody.
+__host__ __device__ constexpr std::int64_t one_trip_lines(int ranks) { return static_cast<std::int64_t>(kOneTrip / 8) / (ranks - 1); }
+__host__ __device__ constexpr std::int64_t two_trip_lines() { return static_cast<std::int64_t>(kTwoTrips / 8); }
+__host__ __device__ constexpr std::int64_t part_lines(int ranks) { return two_trip_lines() / ranks + 2; }
+
+__device__ __forceinline__ void put(Line* to, float a, float b, std::uint32_t flag) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(__float_as_uint(a)), "r"(flag), "r"(__float_as_uint(b)), "r"(flag) : "memory");
+}
+
+__device__ __forceinline__ std::uint64_t now_ns() {
+  std::uint64_t time;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
+  return time;
+}
+
+// Waits for a line of this call. False when it took too long, here or elsewhere.
+__device__ __forceinline__ bool get(const Line* from, std::uint32_t flag, const PeerTable& table, float& a, float& b) {
+  std::uint32_t x, fx, y, fy;
+  std::uint64_t begun = 0;
+  for (std::uint32_t tries = 0;; ++tries) {
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x), "=r"(fx), "=r"(y), "=r"(fy) : "l"(from) : "memory");
+    if (fx == flag && fy == flag) break;
+    if (tries % 4096 != 4095) continue;
+    if (begun == 0) begun = now_ns();
+    if (*static_cast<volatile std::uint32_t*>(table.fault) != 0) return false;
+    if (now_ns() - begun < table.patience_ns) continue;
+    *static_cast<volatile std::uint32_t*>(table.fault) = 1;
+    return false;
+  }
+  a = __uint_as_float(x);
+  b = __uint_as_float(y);
+  return true;
+}
+
+// The number of this call, and at its end the next one's, set by the last block to get through.
+__device__ std::uint32_t begin_call(const PeerTable& table) { return *static_cast<volatile std::uint32_t*>(table.state) + 1; }
+__device__ void end_call(const PeerTable& table, std::uint32_t call) {
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  __threadfence();
+  if (atomicAdd(table.state + 1, 1u) != gridDim.x - 1) return;
+  table.state[1] = 0;
+  *static_cast<volatile std::uint32_t*>(table.state) = call == 0xffffffffu - 1 ? 0 : call;  // 0 is what an inbox holds at first
+}
+
+__device__ __forceinline__ Line* at(std::byte* inbox, std::int64_t line) { return reinterpret_cast<Line*>(inbox) + line; }
+
+// x [quads] of four numbers each.
+template <int kRanks>
+__global__ void __launch_bounds__(kThreads) reduce_in_one_trip(PeerTable table, float4* x, std::int64_t quads) {
+  const std::uint32_t call = begin_call(table);
+  const std::int64_t slot = one_trip_lines(kRanks), mine = ((call & 1) * kRanks + table.rank) * slot;
+  if (*static_cast<volatile std::uint32_t*>(table.fault) != 0) return;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < quads; i += static_cast<std::int64_t>(gridDim.x) * blockDim.x) {
+    const float4 own = x[i];
+#pragma unroll
+    for (int step = 1; step < kRanks; ++step) {
+      const int peer = (table.rank + step) % kRanks;  // not all of them to the same one
+      put(at(table.inbox[peer], mine + 2 * i), own.x, own.y, call);
+      put(at(table.inbox[peer], mine + 2 * i + 1), own.z, own.w, call);
+    }
+    float4 sum{};
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      float4 part = own;
+      if (r != table.rank) {
+        const Line* from = at(table.inbox[table.rank], ((call & 1) * kRanks + r) * slot + 2 * i);
+        if (!get(from, call, table, part.x, part.y) || !get(from + 1, call, table, part.z, part.w)) return;
+      }
+      sum = r == 0 ? part : make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+    }
+    x[i] = sum;
+  }
+  end_call(table, call);
+}
+
+// Part p of x, quads [p · each, …), is summed by rank p and sent to all.
+template <int kRanks>
+__global__ void __launch_bounds__(kThreads) reduce_in_two_trips(PeerTable table, float4* x, std::int64_t quads) {
+  const std::uint32_t call = begin_call(table);
+  const std::int64_t each = (quads + kRanks - 1) / kRanks, parity = call & 1;
+  const std::int64_t parts = 2 * kRanks * one_trip_lines(kRanks), sums = parts + 2 * kRanks * part_lines(kRanks) + parity * two_trip_lines();
+  const auto part_of = [&](int sender) { return parts + (parity * kRanks + sender) * part_lines(kRanks); };
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  if (*static_cast<volatile std::uint32_t*>(table.fault) != 0) return;
+  for (std::int64_t i = first; i < each; i += stride) {
+#pragma unroll
+    for (int step = 1; step < kRanks; ++step) {
+      const int peer = (table.rank + step) % kRanks;
+      if (peer * each + i >= quads) continue;
+      const float4 own = x[peer * each + i];
+      put(at(table.inbox[peer], part_of(table.rank) + 2 * i), own.x, own.y, call);
+      put(at(table.inbox[peer], part_of(table.rank) + 2 * i + 1), own.z, own.w, call);
+    }
+  }
+  for (std::int64_t i = first; i < each && table.rank * each + i < quads; i += stride) {
+    const std::int64_t q = table.rank * each + i;
+    const float4 own = x[q];
+    float4 sum{};
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      float4 part = own;
+      if (r != table.rank) {
+        const Line* from = at(table.inbox[table.rank], part_of(r) + 2 * i);
+        if (!get(from, call, table, part.x, part.y) || !get(from + 1, call, table, part.z, part.w)) return;
+      }
+      sum = r == 0 ? part : make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+    }
+    x[q] = sum;
+#pragma unroll
+    for (int step = 1; step < kRanks; ++step) {
+      const int peer = (table.rank + step) % kRanks;
+      put(at(table.inbox[peer], sums + 2 * q), sum.x, sum.y, call);
+      put(at(table.inbox[peer], sums + 2 * q + 1), sum.z, sum.w, call);
+    }
+  }
+  for (int step = 1; step < kRanks; ++step) {
+    const int peer = (table.rank + step) % kRanks;
+    for (std::int64_t i = first; i < each && peer * each + i < quads; i += stride) {
+      const std::int64_t q = peer * each + i;
+      const Line* from = at(table.inbox[table.rank], sums + 2 * q);
+      float4 sum;
+      if (!get(from, call, table, sum.x, sum.y) || !get(from + 1, call, table, sum.z, sum.w)) return;
+      x[q] = sum;
+    }
+  }
+  end_call(table, call);
+}
+
+template <int kRanks>
+void launch(Context& context, const PeerTable& table, float* x, std::int64_t count) {
+  const std::int64_t quads = count / 4, lines = count / 2;
+  const bool one_trip = lines <= one_trip_lines(kRanks) && (kRanks == 2 || static_cast<Bytes>(count) * 4 <= 256 * kKiB);
+  const std::int64_t work = one_trip ? quads : (quads + kRanks - 1) / kRanks;
+  const int threads = work >= 16 * kThreads ? kThreads : 128;  // small ones on many multiprocessors
+  const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>((work + threads - 1) / threads, 1, kMostBlocks));
+  auto* quad = reinterpret_cast<float4*>(x);
+  if (one_trip) reduce_in_one_trip<kRanks><<<blocks, threads, 0, context.stream>>>(table, quad, quads);
+  else reduce_in_two_trips<kRanks><<<blocks, threads, 0, context.stream>>>(table, quad, quads);
+  context.launched();
+}
+
+}  // namespace
+
+Bytes peer_inbox_bytes(int ranks) {
+  const std::int64_t lines = 2 * ranks * one_trip_lines(ranks) + 2 * ranks * part_lines(ranks) + 2 * two_trip_lines();
+  return static_cast<Bytes>(lines) * sizeof(Line);
+}
+
+Bytes peer_reduce_most(int ranks) { return ranks == 2 ? kOneTrip : kTwoTrips; }
+
+void launch_peer_reduce(Context& context, const PeerTable& table, float* x, std::int64_t count) {
+  FATHOM_CHECK(count % 4 == 0 && static_cast<Bytes>(count) * 4 <= peer_reduce_most(table.ranks) && reinterpret_cast<std::uintptr_t>(x) % 16 == 0, "a sum that does not go this way");
+  switch (table.ranks) {
+    case 2: return launch<2>(context, table, x, count);
+    case 3: return launch<3>(context, table, x, count);
+    case 4: return launch<4>(context, table, x, count);
+    case 5: return launch<5>(context, table, x, count);
+    case 6: return launch<6>(context, table, x, count);
+    case 7: return launch<7>(context, table, x, count);
+    case 8: return launch<8>(context, table, x, count);
+    default: FATHOM_CHECK(false, "2 to 8 ranks");
+  }
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,76 @@
+// fathom quantize: a checkpoint in fewer bits.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "base/i18n.h"
+#include "base/json.h"
+#include "base/strings.h"
+#include "base/terminal.h"
+#include "base/units.h"
+#include "cli/verbs.h"
+#include "weights/interrupt.h"
+#include "weights/quantize.h"
+
+namespace fathom::cli {
+namespace {
+
+struct Flags {
+  std::string model, out, to;
+  std::int64_t group = 128;
+  weights::QuantizeOptions quantize;
+};
+Flags flags;
+
+void print_json(const weights::QuantizeReport& report) {
+  const Json json = {{"folder", report.folder.string()}, {"format", tensor::weight_format_name(report.format)}, {"quantized_tensors", report.quantized}, {"kept_tensors", report.kept},
+                     {"quantized_elements", report.elements}, {"indivisible", report.indivisible}, {"relative_error", report.relative_error}, {"files", report.files},
+                     {"bytes_before", report.bytes_before}, {"bytes", report.bytes}, {"seconds", report.seconds}};
+  std::printf("%s\n", dump_json(json, 2).c_str());
+}
+
+void print_text(const weights::QuantizeReport& report) {
+  std::printf("%s\n", tr("cli.quantize.done", {{"folder", report.folder.string()}, {"quantized", std::to_string(report.quantized)}, {"kept", std::to_string(report.kept)},
+                                               {"before", format_bytes(report.bytes_before)}, {"after", format_bytes(report.bytes)}, {"files", std::to_string(report.files)},
+                                               {"error", fmt::format("{:.2f} %", 100 * report.relative_error)}, {"seconds", format_seconds(report.seconds)}}).c_str());
+  if (!report.indivisible.empty()) {
+    const std::vector<std::string> shown(report.indivisible.begin(), report.indivisible.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(report.indivisible.size(), 3)));
+    std::printf("%s\n", tr("cli.quantize.indivisible", {{"count", std::to_string(report.indivisible.size())}, {"names", join(shown)}}).c_str());
+  }
+}
+
+}  // namespace
+
+void setup_quantize(CLI::App& app) {
+  app.add_option("MODEL", flags.model, tr("cli.quantize.model"))->required();
+  app.add_option("--to", flags.to, tr("cli.quantize.to"))->required();
+  app.add_option("-o,--out", flags.out, tr("cli.quantize.out"))->required();
+  app.add_option("--group", flags.group, tr("cli.quantize.group"));
+  app.add_flag("--asymmetric", flags.quantize.asymmetric, tr("cli.quantize.asymmetric"));
+  app.add_flag("--weight-only", flags.quantize.weight_only, tr("cli.quantize.weight_only"));
+  app.add_option("--ignore", flags.quantize.ignore, tr("cli.quantize.ignore"));
+  app.add_option("--threads", flags.quantize.threads, tr("cli.quantize.threads"))->check(CLI::Range(1, 1024));
+  app.add_flag("--force", flags.quantize.overwrite, tr("cli.quantize.force"));
+}
+
+Result<int> run_quantize(const Common& common) {
+  FATHOM_TRY(flags.quantize.to, weights::parse_quantize_target(flags.to));
+  if (flags.group != 128) return fail("weights.quantize_group", {{"group", std::to_string(flags.group)}});
+  const weights::InterruptGuard guard;
+  std::unique_ptr<Progress> bar;
+  flags.quantize.progress = [&](Bytes done, Bytes total) {
+    if (!bar) bar = std::make_unique<Progress>(tr("cli.quantize.progress"), total);
+    bar->update(done);
+    return !weights::InterruptGuard::requested();
+  };
+  FATHOM_TRY(const weights::QuantizeReport report, weights::quantize_checkpoint(flags.model, flags.out, flags.quantize));
+  bar.reset();
+  if (common.json) print_json(report);
+  else print_text(report);
+  return kExitOk;
+}
+
+}  // namespace fathom::cli
