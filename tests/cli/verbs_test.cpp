@@ -96,6 +96,7 @@ TEST(Json, OfEveryVerbIsOneDocument) {
                                                        {"hardware", "--cloud"},
                                                        {"hardware", "show", "h200"},
                                                        {"synth", kGolden + "/config.json", "-o", out},
+                                                       {"quantize", kGolden, "--to", "fp8", "-o", (other / "fp8").string()},
                                                        {"plan", "r1", "--on", "8xH200", "--task", "serve"},
                                                        {"plan", kGolden, "--on", "1xH200"},
                                                        {"run", speaking, "-p", "a", "-n", "4"},
@@ -107,7 +108,7 @@ TEST(Json, OfEveryVerbIsOneDocument) {
     words.push_back("--json");
     seen.insert(words[0]);
     for (const std::string language : {"C", "zh_CN.UTF-8"}) {
-      if (language != "C" && (words[0] == "check" || words[0] == "bench" || words[0] == "synth")) continue;  // once is enough of what takes long
+      if (language != "C" && (words[0] == "check" || words[0] == "bench" || words[0] == "synth" || words[0] == "quantize")) continue;  // once is enough of what takes long
       const Outcome o = run(words, {.language = language});
       EXPECT_EQ(o.code, 0) << joined(words) << ": " << o.err;
       const auto json = parse_json(o.out, joined(words));

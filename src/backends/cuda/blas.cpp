@@ -72,11 +72,12 @@ class LtBlas final : public Blas {
     if (found == prepared_.end()) found = prepared_.emplace(key_of(product), prepare(product)).first;
     const Prepared& p = found->second;
     if (!p.possible) return false;
-    const float one = 1.0f, beta = product.accumulate ? 1.0f : 0.0f;
-    const std::int32_t whole_one = 1, whole_beta = product.accumulate ? 1 : 0;
-    const bool whole = product.type == BlasType::i8;
+    const bool adds = product.accumulate || product.added != nullptr, whole = product.type == BlasType::i8;
+    const float one = 1.0f, beta = adds ? 1.0f : 0.0f;
+    const std::int32_t whole_one = 1, whole_beta = adds ? 1 : 0;
     const void *alpha_at = whole ? static_cast<const void*>(&whole_one) : &one, *beta_at = whole ? static_cast<const void*>(&whole_beta) : &beta;
-    const cublasStatus_t status = api_.matmul(handle_, p.description, alpha_at, product.w, p.w, product.x, p.x, beta_at, product.out, p.out, product.out, p.out,
+    const auto* added = product.added != nullptr ? product.added : product.out;
+    const cublasStatus_t status = api_.matmul(handle_, p.description, alpha_at, product.w, p.w, product.x, p.x, beta_at, added, p.out, product.out, p.out,
                                               &p.algorithm, workspace, kWorkspaceBytes, context.stream);
     context.launched();
     return status == CUBLAS_STATUS_SUCCESS;

@@ -23,6 +23,7 @@ struct BlasProduct {
   std::int64_t x_stride = 0, w_stride = 0, out_stride = 0;
   std::int64_t x_step = 0, w_step = 0, out_step = 0;
   bool accumulate = false;
+  const float* added = nullptr;  // lies like out and is added to the product instead of out itself; null: nothing is
 };
 
 class Blas {

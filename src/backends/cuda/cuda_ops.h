@@ -2,7 +2,8 @@
 // the twin. Activations are f32; weights f32, f16, bf16 and the 8- and 4-bit formats; caches f32, f16 and bf16. Nothing is allocated
 // and nothing waits while ops run: what a kernel needs beside its arguments comes from the workspace, and the host never reads device memory.
 //
-// Bits: the same arguments give the same bits on the same device. A token's result does not depend on the values of other tokens.
+// Bits: the same arguments give the same bits on the same device. A token's result does not depend on the values of other tokens
+// (attention on tensor cores: but for NaN and infinity among the values of later tokens in the same block of keys).
 #pragma once
 #include <memory>
 

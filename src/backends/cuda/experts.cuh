@@ -320,9 +320,10 @@ struct CombineView {
   View<float> out;                   // [tokens, h]
   int top_k = 1;
   bool accumulate = false;
+  bool fours = false;                // columns come in fours, at multiples of 16 bytes
 };
 
-inline constexpr int kCombineThreads = 256, kCombineColumns = 512;
+inline constexpr int kCombineThreads = 256, kCombineColumns = 1024;
 
 /// out[token] (+)= the sum of weight · y over its hits, experts ascending. Grid: tokens, blocks of columns.
 static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __grid_constant__ CombineView view) {
@@ -356,6 +357,18 @@ static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __g
   __syncthreads();
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kCombineColumns, h = view.out.dims[1], last = min(first + kCombineColumns, h);
   float* out = view.out.at(token);
+  if (view.fours) {
+    const std::int64_t column = first + 4 * own;
+    if (column >= last) return;
+    float4 sum = view.accumulate ? *reinterpret_cast<const float4*>(out + column) : make_float4(0, 0, 0, 0);
+#pragma unroll 8
+    for (int i = 0; i < count; ++i) {
+      const float4 y = *reinterpret_cast<const float4*>(view.y + hits[i] * h + column);
+      sum.x += weights[i] * y.x, sum.y += weights[i] * y.y, sum.z += weights[i] * y.z, sum.w += weights[i] * y.w;
+    }
+    *reinterpret_cast<float4*>(out + column) = sum;
+    return;
+  }
   for (std::int64_t column = first + own; column < last; column += kCombineThreads) {
     float sum = view.accumulate ? out[column] : 0.0f;
 #pragma unroll 8

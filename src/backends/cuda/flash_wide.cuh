@@ -9,29 +9,44 @@ namespace fathom::cuda {
 
 inline constexpr int kHopperThreads = 3 * kGroupOfWarps, kHopperKeys = 128, kHopperValues = 128;
 inline constexpr unsigned kHopperTile = kHopperKeys * 128;  // 128 rows of 64 columns
-/// Shared memory: q, two blocks of keys, two of values, and barriers: the first keys are there, have been read; a block's values and the next keys
-/// are there (kFull), have been read.
+/// Shared memory: q, kPlaces blocks of keys, as many of values, and barriers: the first keys are there (kFirst), have been read (kScored); a block's
+/// values and the next keys are there (kFull), have been read (kEmpty).
 template <int kWidth>
 struct HopperRoom {
+  static constexpr int kPlaces = kWidth <= 128 ? 3 : 2;
   static constexpr unsigned kQueries = kWidth / 64 * kHopperTile, kKeys = kQueries, kValues = kHopperValues / 64 * kHopperTile;
   static constexpr unsigned keys(int place) { return kQueries + static_cast<unsigned>(place) * kKeys; }
-  static constexpr unsigned values(int place) { return kQueries + 2 * kKeys + static_cast<unsigned>(place) * kValues; }
-  static constexpr unsigned kFirst = kQueries + 2 * kKeys + 2 * kValues, kScored = kFirst + 8, kFull = kScored + 8, kEmpty = kFull + 16;
-  static constexpr int kBytes = static_cast<int>(kEmpty) + 16 + 1024;  // 1024: to start at a multiple of it
+  static constexpr unsigned values(int place) { return kQueries + kPlaces * kKeys + static_cast<unsigned>(place) * kValues; }
+  static constexpr unsigned kFirst = kQueries + kPlaces * (kKeys + kValues), kScored = kFirst + 8, kFull = kScored + 8, kEmpty = kFull + 8 * kPlaces;
+  static constexpr int kBytes = static_cast<int>(kEmpty) + 8 * kPlaces + 1024;  // 1024: to start at a multiple of it
+};
+
+/// Where a ring of places stands.
+template <int kPlaces>
+struct RingPlace {
+  int place = 0;
+  unsigned phase = 0;
+  __device__ void next() {
+    place = place + 1 == kPlaces ? 0 : place + 1;
+    if (place == 0) phase ^= 1;
+  }
 };
 
 #if defined(FATHOM_WGMMA_HERE)
 
+/// The warpgroup's 64 rows.
 template <class T, int kWidth>
 __device__ inline void store_hopper_queries(const AttentionView& view, const FlashTile& tile, unsigned char* to) {
   constexpr int kChunks = kWidth / 8;
+  const int thread = static_cast<int>(threadIdx.x) % kGroupOfWarps, first_row = static_cast<int>(threadIdx.x) / kGroupOfWarps * 64;
   const float scale = view.scale * kLog2E;
-#pragma unroll 4
-  for (int item = threadIdx.x; item < kFlashRows * kChunks; item += kHopperThreads) {
-    const int row = item / kChunks, chunk = item % kChunks;
+#pragma unroll 8
+  for (int i = 0; i < 64 * kChunks / kGroupOfWarps; ++i) {
+    const int item = i * kGroupOfWarps + thread, row = first_row + item / kChunks, chunk = item % kChunks;
     float4 low = make_float4(0, 0, 0, 0), high = low;
     if (position_of(view, tile, row) >= 0 && 8 * chunk < view.width) {
-      const auto* from = reinterpret_cast<const float4*>(view.q.at(tile.tokens.sequence.first_token + tile.tokens.first + row / view.tile_heads, tile.first_head + row % view.tile_heads) + 8 * chunk);
+      const std::int64_t token = tile.tokens.sequence.first_token + tile.tokens.first + row / view.tile_heads;
+      const auto* from = reinterpret_cast<const float4*>(view.q.at(token, tile.first_head + row % view.tile_heads) + 8 * chunk);
       low = from[0], high = from[1];
       low.x *= scale, low.y *= scale, low.z *= scale, low.w *= scale;
       high.x *= scale, high.y *= scale, high.z *= scale, high.w *= scale;
@@ -63,29 +78,45 @@ __device__ inline void read_hopper(const AttentionView& view, const FlashTile& t
   const T *k = reinterpret_cast<const T*>(segment.k) + tile.kv_head * segment.k_head, *shared = reinterpret_cast<const T*>(segment.k_shared) - segment.dk;
   const T* v = reinterpret_cast<const T*>(segment.v) + tile.kv_head * segment.v_head;
   const auto keys = [&](int block) {
-    copy_hopper<T, kWidth>(at + Room::keys(block % 2), first + block * kHopperKeys, tile.names.end, segment.dk + segment.dr, [&](std::int32_t name, int d) {
+    copy_hopper<T, kWidth>(at + Room::keys(block % Room::kPlaces), first + block * kHopperKeys, tile.names.end, segment.dk + segment.dr, [&](std::int32_t name, int d) {
       const std::int64_t row = tile.base + name;
       return d < segment.dk ? k + row * segment.k_row + d : shared + row * segment.shared_row + d;
     });
   };
   const auto tell = [&](unsigned barrier) {
-    commit_copies();
-    wait_copies<0>();
     publish_shared();
     arrive(barrier);
   };
   if (blocks == 0) return;
   keys(0);
-  tell(at + Room::kFirst);
+  commit_copies();
+  RingPlace<Room::kPlaces> ring;
 #pragma unroll 1
   for (int block = 0; block < blocks; ++block) {  // values of the block and keys of the next
-    const int place = block % 2;
-    if (block == 1) wait_phase(at + Room::kScored, 0);
-    if (block >= 2) wait_phase(at + Room::kEmpty + 8 * place, (block / 2 - 1) & 1);
-    copy_hopper<T, kHopperValues>(at + Room::values(place), first + block * kHopperKeys, tile.names.end, view.dv,
+    if (block == Room::kPlaces - 1) wait_phase(at + Room::kScored, 0);
+    if (block >= Room::kPlaces) wait_phase(at + Room::kEmpty + 8 * ring.place, ring.phase ^ 1);
+    copy_hopper<T, kHopperValues>(at + Room::values(ring.place), first + block * kHopperKeys, tile.names.end, view.dv,
                                   [&](std::int32_t name, int d) { return v + (tile.base + name) * segment.v_row + d; });
     if (block + 1 < blocks) keys(block + 1);
-    tell(at + Room::kFull + 8 * place);
+    commit_copies();
+    if (block == 0) {
+      wait_copies<1>();
+      tell(at + Room::kFirst);
+    }
+    if constexpr (Room::kPlaces > 2) {  // the block before, so that two are on their way
+      if (block > 0) {
+        wait_copies<1>();
+        tell(at + Room::kFull + 8 * (ring.place == 0 ? Room::kPlaces - 1 : ring.place - 1));
+      }
+      if (block + 1 == blocks) {
+        wait_copies<0>();
+        tell(at + Room::kFull + 8 * ring.place);
+      }
+    } else {
+      wait_copies<0>();
+      tell(at + Room::kFull + 8 * ring.place);
+    }
+    ring.next();
   }
 }
 
@@ -106,7 +137,8 @@ __device__ inline void mix_hopper(unsigned values, const unsigned (&p)[8][4], fl
 }
 
 /// Scores become weights where they are; keep: what sums up to now are multiplied with.
-__device__ inline void soften_hopper(const AttentionView& view, const FlashTile& tile, std::int32_t first, bool whole, float (&s)[64], float (&largest_of)[2], float (&total)[2], float (&keep)[2]) {
+__device__ inline void soften_hopper(const AttentionView& view, const FlashTile& tile, std::int32_t first, bool whole, float (&s)[64], float (&largest_of)[2],
+                                     float (&total)[2], float (&keep)[2]) {
   const int lane = threadIdx.x % kWarp, first_row = static_cast<int>(threadIdx.x) / kWarp * 16 + lane / 4;
   if (!whole) {
 #pragma unroll
@@ -197,26 +229,27 @@ __device__ inline void attend_hopper(const AttentionView& view, const FlashTile&
     soften_hopper(view, tile, first, whole(0), s, largest, total, keep);
     pack();
   }
+  RingPlace<Room::kPlaces> ring;  // of the block before
 #pragma unroll 1
   for (int block = 1; block < blocks; ++block) {  // its scores and weights, and the output of the block before
-    const int place = (block - 1) % 2;
-    wait_phase(at + Room::kFull + 8 * place, ((block - 1) / 2) & 1);
+    const int own = ring.place + 1 == Room::kPlaces ? 0 : ring.place + 1;
+    wait_phase(at + Room::kFull + 8 * ring.place, ring.phase);
     begin_products();
-    score_hopper<T, kWidth>(queries, at + (block % 2 == 0 ? Room::keys(0) : Room::keys(1)), s);
-    mix_hopper<T>(at + (place == 0 ? Room::values(0) : Room::values(1)), p, acc);
+    score_hopper<T, kWidth>(queries, at + Room::keys(own), s);
+    mix_hopper<T>(at + Room::values(ring.place), p, acc);
     wait_products<1>();
     soften_hopper(view, tile, first + block * kHopperKeys, whole(block), s, largest, total, keep);
     wait_products<0>();
-    arrive(at + Room::kEmpty + 8 * place);
+    arrive(at + Room::kEmpty + 8 * ring.place);
     pack();
 #pragma unroll
     for (int n = 0; n < 16; ++n) acc[4 * n] *= keep[0], acc[4 * n + 1] *= keep[0], acc[4 * n + 2] *= keep[1], acc[4 * n + 3] *= keep[1];
+    ring.next();
   }
   if (blocks > 0) {
-    const int place = (blocks - 1) % 2;
-    wait_phase(at + Room::kFull + 8 * place, ((blocks - 1) / 2) & 1);
+    wait_phase(at + Room::kFull + 8 * ring.place, ring.phase);
     begin_products();
-    mix_hopper<T>(at + (place == 0 ? Room::values(0) : Room::values(1)), p, acc);
+    mix_hopper<T>(at + Room::values(ring.place), p, acc);
     wait_products<0>();
   }
   write_hopper<T>(view, tile, part, acc, largest, total);
@@ -240,13 +273,14 @@ __global__ void __launch_bounds__(kHopperThreads, 1) attend_flash_hopper(const _
   if (threadIdx.x == 0) {
     init_barrier(at + Room::kFirst, kGroupOfWarps);
     init_barrier(at + Room::kScored, 2 * kGroupOfWarps);
-    for (int place = 0; place < 2; ++place) init_barrier(at + Room::kFull + 8 * place, kGroupOfWarps), init_barrier(at + Room::kEmpty + 8 * place, 2 * kGroupOfWarps);
+    for (int place = 0; place < Room::kPlaces; ++place) init_barrier(at + Room::kFull + 8 * place, kGroupOfWarps), init_barrier(at + Room::kEmpty + 8 * place, 2 * kGroupOfWarps);
   }
-  store_hopper_queries<T, kWidth>(view, tile, hopper_room + (at - start));
-  publish_shared();
   __syncthreads();
   if (threadIdx.x < 2 * kGroupOfWarps) {
     take_registers<232>();
+    store_hopper_queries<T, kWidth>(view, tile, hopper_room + (at - start));
+    publish_shared();
+    wait_at(1 + static_cast<int>(threadIdx.x) / kGroupOfWarps, kGroupOfWarps);
     attend_hopper<T, kWidth>(view, tile, first, blocks, part, at, [&](int block) {
       const std::int32_t name = first + block * kHopperKeys;
       return name >= most.first && name + kHopperKeys <= least.end;

@@ -117,6 +117,7 @@ void multiply_part(Context& context, const Product& p, const Part& part, const v
   rest.tokens = part.tokens, rest.rows = part.rows, rest.first_row += part.row;
   rest.x += part.token * p.x_stride;
   rest.out += part.token * p.out_stride + (p.by_column ? 0 : part.row);
+  if (p.added != nullptr) rest.added += part.token * p.added_stride + part.row;
   const bool as_it_is = type == BlasType::f32;
   const BlasProduct product{.tokens = rest.tokens,
                             .n = rest.outputs(),
@@ -133,7 +134,8 @@ void multiply_part(Context& context, const Product& p, const Part& part, const v
                             .x_step = as_it_is ? p.x_step : p.inputs(),
                             .w_step = p.row_step * p.weight.cols,
                             .out_step = p.out_step,
-                            .accumulate = p.accumulate};
+                            .accumulate = p.accumulate,
+                            .added = rest.added};
   if (!context.blas->multiply(context, product, room)) launch_tiled(context, rest);
 }
 

@@ -64,6 +64,27 @@ __global__ void __launch_bounds__(kRowThreads) gate_rows(const float* gate, cons
   });
 }
 
+struct ManyRotations {
+  View<float> x;  // [tokens, heads, …]
+  View<const float> cosines, sines;
+  int fours, first_dim, sign;  // fours: of a half
+};
+
+/// Grid: tokens, stretches of a token's heads and fours.
+__global__ void __launch_bounds__(kRowThreads) rotate_rows(const __grid_constant__ ManyRotations args) {
+  const std::int64_t t = blockIdx.x;
+  const int item = static_cast<int>(blockIdx.y) * kRowThreads + static_cast<int>(threadIdx.x), head = item / args.fours, at = item % args.fours;
+  if (head >= args.x.dims[1]) return;
+  auto* row = reinterpret_cast<float4*>(args.x.at(t, head) + args.first_dim);
+  const float4 c = *reinterpret_cast<const float4*>(args.cosines.at(t) + 4 * at);
+  float4 s = *reinterpret_cast<const float4*>(args.sines.at(t) + 4 * at);
+  const float sign = static_cast<float>(args.sign);
+  s = make_float4(s.x * sign, s.y * sign, s.z * sign, s.w * sign);
+  const float4 a = row[at], b = row[at + args.fours];
+  row[at] = make_float4(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y, a.z * c.z - b.z * s.z, a.w * c.w - b.w * s.w);
+  row[at + args.fours] = make_float4(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y, b.z * c.z + a.z * s.z, b.w * c.w + a.w * s.w);
+}
+
 template <class T>
 void launch_norm(Context& context, const RmsNormArgs& args, std::byte* room) {
   const auto rows = static_cast<unsigned>(args.x.dim(0));
@@ -101,11 +122,23 @@ void keep_rounded(Context& context, const Tensor& x) {
 }
 
 bool norm_and_round(Context& context, const RmsNormArgs& args) {
-  std::byte* room = args.out.shape.rank == 2 && args.weight.defined() && args.out.dim(1) <= 32 * kRowThreads && dense_f32(args.x) && args.x.shape == args.out.shape ? room_to_round(context, args.out) : nullptr;
+  const bool fits = args.out.shape.rank == 2 && args.weight.defined() && args.out.dim(1) <= 32 * kRowThreads && dense_f32(args.x) && args.x.shape == args.out.shape;
+  std::byte* room = fits ? room_to_round(context, args.out) : nullptr;
   if (room == nullptr) return false;
   if (context.product_type == DType::bf16) launch_norm<__nv_bfloat16>(context, args, room);
   else launch_norm<__half>(context, args, room);
   keep_rounded(context, args.out);
+  return true;
+}
+
+bool rotate_many(Context& context, const RopeArgs& args) {
+  const std::int64_t half = args.cos.dim(1), tokens = args.x.dim(0);
+  const bool aligned = rows_aligned(args.x, 16) && rows_aligned(args.cos, 16) && rows_aligned(args.sin, 16) && args.first_dim % 4 == 0 && half % 4 == 0;
+  if (args.interleaved || tokens < kManyTokens || !aligned || args.x.dtype != DType::f32) return false;
+  const ManyRotations view{view_of<float>(args.x), view_of<const float>(args.cos), view_of<const float>(args.sin), static_cast<int>(half / 4), static_cast<int>(args.first_dim),
+                           args.inverse ? -1 : 1};
+  rotate_rows<<<dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(args.x.dim(1) * view.fours, kRowThreads))), kRowThreads, 0, context.stream>>>(view);
+  context.launched();
   return true;
 }
 

@@ -13,5 +13,7 @@ void keep_rounded(Context& context, const tensor::Tensor& x);
 /// False: not for these; nothing was launched.
 bool norm_and_round(Context& context, const tensor::RmsNormArgs& args);
 bool gate_and_round(Context& context, const tensor::SwigluArgs& args);
+/// Halves rotated against each other, four pairs a thread.
+bool rotate_many(Context& context, const tensor::RopeArgs& args);
 
 }  // namespace fathom::cuda

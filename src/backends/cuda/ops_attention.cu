@@ -85,6 +85,14 @@ std::int64_t most_keys(const AttentionArgs& args) {
   return most;
 }
 
+/// Whether single tokens whose key heads serve many heads over many keys do better on matrix units, though most rows of a tile are idle: the
+/// multiply-adds of eight heads a key head take longer than the keys take to come. Known before a step is recorded.
+bool better_on_units(const Context& context, const AttentionArgs& args, const AttentionView& view) {
+  constexpr std::int64_t kLeastHeads = 4, kLeastKeysOfAll = 128 * 1024;
+  return view.group >= kLeastHeads && context.compute_capability >= 90 && can_flash(context, args, view) &&
+         static_cast<std::int64_t>(view.sequences) * view.kv_heads * most_keys(args) >= kLeastKeysOfAll;
+}
+
 void launch_tiles(Context& context, const AttentionArgs& args, AttentionView& view) {
   view.rounded_out = nullptr;
   const bool small = view.group <= 16 && (view.selects || one_token_each(*args.batch));
@@ -159,7 +167,7 @@ void CudaOps::attention(const AttentionArgs& args) {
   if (args.batch->tokens == 0 || args.q.dim(1) == 0) return;
   AttentionView view = view_of_args(args);
   view.rounded_out = room_to_round(context_, args.out), view.rounded_type = context_.product_type;
-  if (can_stream(args, view)) launch_streams(context_, args, view);
+  if (can_stream(args, view) && !better_on_units(context_, args, view)) launch_streams(context_, args, view);
   else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);
   else if (can_flash(context_, args, view)) launch_flash(context_, args, view);
   else launch_tiles(context_, args, view);

@@ -2,6 +2,7 @@
 // read from the batch's table on the device, so that the same launch serves any batch of the same shape.
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/launch.cuh"
+#include "backends/cuda/many_rows.h"
 #include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
@@ -155,6 +156,7 @@ void CudaOps::rope(const RopeArgs& args) {
     return waiting_->take(context_, {.kind = TokenAction::Kind::kRope, .x = rows, .cosines = args.cos.as<float>(), .sines = args.sin.as<float>(), .angle_stride = args.cos.strides[0],
                                      .half = static_cast<int>(half), .first_dim = static_cast<int>(args.first_dim), .interleaved = args.interleaved, .inverse = args.inverse}, n);
   flush();
+  if (rotate_many(context_, args)) return;
   const RopeView view{view_of<float>(args.x), view_of<const float>(args.cos), view_of<const float>(args.sin),
                       static_cast<int>(half), static_cast<int>(args.first_dim), args.interleaved, args.inverse};
   const dim3 grid(static_cast<unsigned>(divide_up(heads * half, kThreads)), static_cast<unsigned>(std::min<std::int64_t>(n, 32768)));

@@ -166,6 +166,7 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   combine.out = view_of<float>(args.out.rows(first, count));
   combine.top_k = static_cast<int>(top_k);
   combine.accumulate = args.accumulate;
+  combine.fours = h % 4 == 0 && rows_aligned(args.out, 16);
   launch_combine(context, combine);
 }
 

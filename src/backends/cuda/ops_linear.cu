@@ -24,6 +24,17 @@ bool aligned_for_blas(const Product& p) {
   return weights && p.inputs() % 8 == 0 && aligned_16(p.x, p.x_stride, p.x_step) && aligned_16(p.out, p.out_stride, p.out_step);
 }
 
+/// Whether a product goes to few_kernel, an output a row, in one group.
+bool may_wait(const Product& p) {
+  return p.tokens > 0 && p.tokens <= kFewTokens && p.rows > 0 && p.groups == 1 && !p.by_column && weight_in_eights(p.weight) && aligned_16(p.x, p.x_stride, p.x_step);
+}
+/// Whether one of many tokens goes to cuBLASLt, which can add something to it.
+bool may_wait_many(const Product& p) {
+  const bool half = p.weight.format == WeightFormat::bf16 || p.weight.format == WeightFormat::f16;
+  return p.tokens > kFewTokens && p.rows > 0 && half && p.bias == nullptr && !p.accumulate && aligned_for_blas(p);
+}
+}  // namespace
+
 void multiply_any(Context& context, const Product& p) {
   if (p.tokens == 0 || p.groups == 0 || p.outputs() == 0) return;
   FATHOM_CHECK(p.weight.format != WeightFormat::f64 && p.weight.format != WeightFormat::i64, "a weight that the cuda backend cannot multiply with");
@@ -48,12 +59,6 @@ void multiply_any(Context& context, const Product& p) {
   }
 }
 
-/// Whether a product goes to few_kernel, an output a row, in one group.
-bool may_wait(const Product& p) {
-  return p.tokens > 0 && p.tokens <= kFewTokens && p.rows > 0 && p.groups == 1 && !p.by_column && weight_in_eights(p.weight) && aligned_16(p.x, p.x_stride, p.x_step);
-}
-}  // namespace
-
 void CudaOps::linear(const LinearArgs& args) {
   const std::int64_t tokens = args.x.dim(0), n = args.weight.rows, k = args.weight.cols;
   FATHOM_CHECK(args.x.dim(1) == k && args.out.dim(0) == tokens && args.out.dim(1) == n);
@@ -76,7 +81,8 @@ void CudaOps::linear(const LinearArgs& args) {
     waiting_->take(context_, product);
   } else {
     launch_waiting();
-    multiply_any(context_, product);
+    if (may_wait_many(product)) waiting_->take_many(product);
+    else multiply_any(context_, product);
   }
   const RoundedActivations& kept = context_.rounded;
   if (kept.x != nullptr && product.out < kept.x + (kept.tokens - 1) * kept.stride + kept.groups * kept.step + kept.width && kept.x < product.out + (tokens - 1) * product.out_stride + n) context_.rounded = {};

@@ -18,7 +18,7 @@ struct Product {
   const std::byte* bias = nullptr;                                      // [outputs], of one group only
   DType bias_type = DType::f32;
   bool accumulate = false;
-  const float* added = nullptr;  // [tokens, outputs] that is added too; few tokens and one group only
+  const float* added = nullptr;  // [tokens, outputs] that is added too; one group only, and of many tokens no bias and out's stride
   std::int64_t added_stride = 0;
 
   __host__ __device__ std::int64_t outputs() const { return by_column ? weight.cols : rows; }
@@ -76,6 +76,8 @@ void launch_few(Context& context, const Product& p);
 void launch_tiled(Context& context, Product p);
 /// By cuBLASLt where it knows a way; operands at multiples of 16 bytes, no bias.
 void multiply_many(Context& context, const Product& p);
+/// Whichever of these fits.
+void multiply_any(Context& context, const Product& p);
 /// With eight-bit activations (tensor::rounds_activations): any shape and address of x and out, one group, an output a row.
 void multiply_rounded(Context& context, const Product& p);
 /// out[i, :] = x[i, :] [n] as eight-bit codes of a product with a weight of this format mean it. out may be x.

@@ -33,22 +33,24 @@ bool CudaOps::Waiting::goes_with_all(const Product& product) const {
 }
 
 void CudaOps::Waiting::take(Context& context, const Product& product) {
-  if (program_.count > 0 || !goes_with_all(product)) launch(context);
+  if (program_.count > 0 || has_many_ || !goes_with_all(product)) launch(context);
   all_.products[all_.count++] = product;
 }
 
 bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
-  if (all_.count != 1) return false;
-  Product& p = all_.products[0];
+  if (all_.count != 1 && !has_many_) return false;
+  Product& p = has_many_ ? many_ : all_.products[0];
   const bool first = args.a.data == args.out.data;
   const Tensor& other = first ? args.b : args.a;
   if (!is_out(args.out, p) || !is_out(first ? args.a : args.b, p) || other.dtype != DType::f32 || other.shape != args.out.shape) return false;
   const Span added{other.as<float>(), other.as<float>() + (p.tokens - 1) * other.strides[0] + p.rows};
   if (overlap(added, out_of(p)) || (norm_.from != nullptr && overlap(added, {norm_.x, norm_.x + norm_.n}))) return false;
-  context.rounded = {};
+  if (has_many_ && (other.strides[0] != p.out_stride || !rows_aligned(other, 16))) return false;
+  if (!has_many_) context.rounded = {};
   p.added = added.begin;
   p.added_stride = other.strides[0];
   launch(context);
+  context.rounded = {};
   return true;
 }
 
@@ -81,6 +83,10 @@ void CudaOps::Waiting::launch(Context& context) {
     launch_program(context, program_);
     program_.count = 0;
     program_.sequences = nullptr;
+  }
+  if (has_many_) {
+    has_many_ = false;
+    multiply_any(context, many_);
   }
   if (all_.count > 0) {
     all_.norm = norm_;

@@ -9,11 +9,13 @@ namespace fathom::cuda {
 
 class CudaOps::Waiting {
  public:
-  bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0; }
+  bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0 && !has_many_; }
   /// A norm of one row that products may follow. Nothing else waits.
   void take(const NormedX& norm) { norm_ = norm; }
   /// A product of few tokens, one group, an output a row. What does not go with it is launched first.
   void take(Context& context, const Product& product);
+  /// A product of many tokens that a sum may follow. Nothing else waits.
+  void take_many(const Product& product) { many_ = product, has_many_ = true; }
   /// out = a + b, where one product waits whose out is `out` and one of the two. False: it has to be done apart, after launch().
   bool add(Context& context, const tensor::AddArgs& args);
   /// The gate of two products that wait; as above.
@@ -29,6 +31,8 @@ class CudaOps::Waiting {
   NormedX norm_;
   Together all_;
   TokenProgram program_;
+  Product many_;
+  bool has_many_ = false;
 };
 
 /// Launches a norm that waited in vain.
