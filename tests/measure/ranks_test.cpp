@@ -51,9 +51,9 @@ class Goldens : public testing::TestWithParam<std::string> {};
 TEST_P(Goldens, AreEqualOnRanks) {
   const auto spec = model::load_config(golden(GetParam()));
   ASSERT_TRUE(spec) << error_text(spec.error());
-  std::vector<RankWishes> layouts = {{.tp = 2}, {.pp = 2}, {.tp = 2, .pp = 2}};
-  if (spec->routing.experts > 0)
-    for (const RankWishes& more : {RankWishes{.ep = 2}, RankWishes{.tp = 2, .ep = 2}, RankWishes{.ep = 2, .dp = 2}, RankWishes{.tp = 2, .ep = 4, .dp = 2}}) layouts.push_back(more);
+  // tests/engine has every layout of every architecture; here it is the reference's own logits.
+  std::vector<RankWishes> layouts = {{.tp = 2, .pp = 2}};
+  if (spec->routing.experts > 0) layouts = {{.tp = 2, .ep = 2}, {.ep = 2, .dp = 2}};
   for (const RankWishes& wishes : layouts) {
     const auto report = verify(golden(GetParam()), {.atol = 1e-4, .threads = 2, .ranks = wishes});
     ASSERT_TRUE(report) << error_text(report.error());
@@ -62,7 +62,7 @@ TEST_P(Goldens, AreEqualOnRanks) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Folder, Goldens, testing::Values("llama3-gqa", "qwen2-bias", "qwen3", "v2-lite", "v3", "v32", "v4", "v4-yarn"), [](const auto& info) {
+INSTANTIATE_TEST_SUITE_P(Folder, Goldens, testing::Values("llama3-gqa", "v2-lite", "v3", "v4-yarn"), [](const auto& info) {
   std::string name = info.param;
   for (char& c : name)
     if (c == '-') c = '_';
