@@ -2,7 +2,7 @@
 # (and, for model, its architectures/). Files are found by glob, so that adding one needs no change here.
 add_library(fathom_flags INTERFACE)
 target_include_directories(fathom_flags INTERFACE ${CMAKE_SOURCE_DIR}/src)
-set(host_options -Wall -Wextra -Wno-missing-field-initializers -fno-math-errno $<$<CONFIG:Release>:-O3>)
+set(host_options -Wall -Wextra -Wno-missing-field-initializers -fno-math-errno)
 target_compile_options(fathom_flags INTERFACE "$<$<COMPILE_LANGUAGE:C,CXX>:${host_options}>")
 if(FATHOM_SANITIZE)
   set(sanitize_options -fsanitize=${FATHOM_SANITIZE} -fno-omit-frame-pointer -g1)

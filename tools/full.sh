@@ -44,8 +44,7 @@ full_tidy() {
   else
     sources=("/src/.*\.cpp")
   fi
-  configure "$root/build-tidy" -DFATHOM_BENCH=OFF -DFATHOM_CUDA=OFF -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON  # clang does not read GCC's
-  if ! run-clang-tidy -quiet -p "$root/build-tidy" -j "$(build_jobs)" "${sources[@]}" >"$log" 2>&1; then
+  if ! run-clang-tidy -quiet -p "$root/build" -j "$(build_jobs)" "${sources[@]}" >"$log" 2>&1; then
     grep -E '(warning|error):' "$log" | sort -u | head -n 40 >&2
     say "clang-tidy: all of it in $log" "clang-tidy：完整记录见 $log"
     return 1
