@@ -218,6 +218,36 @@ __device__ inline void add_zero(const WeightView& weight, std::int64_t row, std:
   for (int i = 0; i < 8; ++i) eight[i] += shift;
 }
 
+/// Formats that are read alike.
+constexpr tensor::WeightFormat read_as(tensor::WeightFormat format) {
+  using tensor::WeightFormat;
+  switch (format) {
+    case WeightFormat::fp8_block128_e8m0:
+    case WeightFormat::fp8_block32_e8m0:
+    case WeightFormat::fp8_row32_e8m0:
+    case WeightFormat::fp8_row: return WeightFormat::fp8_block128;
+    case WeightFormat::int4_group128_f16:
+    case WeightFormat::int4_group128_zero:
+    case WeightFormat::int4_group128_zero_f16: return WeightFormat::int4_group128;
+    default: return format;
+  }
+}
+/// Calls use(format) with the format that elements of `format` are read as.
+template <class Use>
+void with_format(tensor::WeightFormat format, Use use) {
+  using tensor::WeightFormat;
+  switch (read_as(format)) {
+    case WeightFormat::f32: return use(std::integral_constant<WeightFormat, WeightFormat::f32>{});
+    case WeightFormat::f16: return use(std::integral_constant<WeightFormat, WeightFormat::f16>{});
+    case WeightFormat::bf16: return use(std::integral_constant<WeightFormat, WeightFormat::bf16>{});
+    case WeightFormat::fp8_block128: return use(std::integral_constant<WeightFormat, WeightFormat::fp8_block128>{});
+    case WeightFormat::mxfp4: return use(std::integral_constant<WeightFormat, WeightFormat::mxfp4>{});
+    case WeightFormat::int8_row: return use(std::integral_constant<WeightFormat, WeightFormat::int8_row>{});
+    case WeightFormat::int4_group128: return use(std::integral_constant<WeightFormat, WeightFormat::int4_group128>{});
+    default: FATHOM_CHECK(false, "not a format that the cuda backend multiplies with");
+  }
+}
+
 // ---------------------------------------------------------------- sums over lanes and threads, the same in all of them
 
 __device__ inline float warp_sum(float value) {

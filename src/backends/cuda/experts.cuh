@@ -123,20 +123,6 @@ __device__ inline const float* row_of_hit(const ProductView& view, int hit) {
   return view.x + (view.token != nullptr ? view.token[hit] : hit) * view.x_stride;
 }
 
-/// Formats that are read alike.
-constexpr tensor::WeightFormat read_as(tensor::WeightFormat format) {
-  using tensor::WeightFormat;
-  switch (format) {
-    case WeightFormat::fp8_block128_e8m0:
-    case WeightFormat::fp8_block32_e8m0:
-    case WeightFormat::fp8_row32_e8m0:
-    case WeightFormat::fp8_row: return WeightFormat::fp8_block128;
-    case WeightFormat::int4_group128_f16:
-    case WeightFormat::int4_group128_zero:
-    case WeightFormat::int4_group128_zero_f16: return WeightFormat::int4_group128;
-    default: return format;
-  }
-}
 template <tensor::WeightFormat F>
 inline constexpr bool kHasScales = F == tensor::WeightFormat::fp8_block128 || F == tensor::WeightFormat::mxfp4 || F == tensor::WeightFormat::int8_row || F == tensor::WeightFormat::int4_group128;
 

@@ -2,25 +2,6 @@
 #include "backends/cuda/experts_few.cuh"
 
 namespace fathom::cuda {
-namespace {
-
-template <class Use>
-void with_format(tensor::WeightFormat format, Use use) {
-  using tensor::WeightFormat;
-  switch (read_as(format)) {
-    case WeightFormat::f32: return use(std::integral_constant<WeightFormat, WeightFormat::f32>{});
-    case WeightFormat::f16: return use(std::integral_constant<WeightFormat, WeightFormat::f16>{});
-    case WeightFormat::bf16: return use(std::integral_constant<WeightFormat, WeightFormat::bf16>{});
-    case WeightFormat::fp8_block128: return use(std::integral_constant<WeightFormat, WeightFormat::fp8_block128>{});
-    case WeightFormat::mxfp4: return use(std::integral_constant<WeightFormat, WeightFormat::mxfp4>{});
-    case WeightFormat::int8_row: return use(std::integral_constant<WeightFormat, WeightFormat::int8_row>{});
-    case WeightFormat::int4_group128: return use(std::integral_constant<WeightFormat, WeightFormat::int4_group128>{});
-    default: FATHOM_CHECK(false, "not a format that the cuda backend multiplies with");
-  }
-}
-
-}  // namespace
-
 void launch_few_experts(Context& context, const FewExperts& view, std::int64_t tokens) {
   constexpr unsigned kThreads = kWarpsABlock * kWarp;
   const auto count = static_cast<unsigned>(tokens);

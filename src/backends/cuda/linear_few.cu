@@ -7,23 +7,9 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr unsigned kThreads = kWarpsABlock * kWarp;
-
-/// Calls use(format) with the format that elements of `format` are read as: scales apart, all e4m3 formats are one.
-template <class Use>
-void with_format(WeightFormat format, Use use) {
-  switch (format) {
-    case WeightFormat::f32: return use(std::integral_constant<WeightFormat, WeightFormat::f32>{});
-    case WeightFormat::f16: return use(std::integral_constant<WeightFormat, WeightFormat::f16>{});
-    case WeightFormat::bf16: return use(std::integral_constant<WeightFormat, WeightFormat::bf16>{});
-    case WeightFormat::mxfp4: return use(std::integral_constant<WeightFormat, WeightFormat::mxfp4>{});
-    case WeightFormat::int8_row: return use(std::integral_constant<WeightFormat, WeightFormat::int8_row>{});
-    case WeightFormat::int4_group128:
-    case WeightFormat::int4_group128_f16:
-    case WeightFormat::int4_group128_zero:
-    case WeightFormat::int4_group128_zero_f16: return use(std::integral_constant<WeightFormat, WeightFormat::int4_group128>{});
-    default: return use(std::integral_constant<WeightFormat, WeightFormat::fp8_block128>{});
-  }
-}
+/// Formats whose products of a few tokens tensor cores do not take (linear_mma.cu, linear_int4.cuh) but for odd shapes: worth kernels of two and four tokens.
+template <WeightFormat F>
+constexpr bool kOftenHere = F == WeightFormat::f32 || F == WeightFormat::f16 || F == WeightFormat::int8_row;
 
 /// All of one shape but for their rows.
 template <WeightFormat F>
@@ -48,8 +34,8 @@ void launch_rows(Context& context, Together all) {
     constexpr std::false_type kThere{};
     if (all.norm.from != nullptr) launch(std::integral_constant<int, 1>{}, std::true_type{}, gate);
     else if (p.tokens == 1) launch(std::integral_constant<int, 1>{}, kThere, gate);
-    else if (p.tokens == 2) launch(std::integral_constant<int, 2>{}, kThere, gate);
-    else if (p.tokens <= 4) launch(std::integral_constant<int, 4>{}, kThere, gate);
+    else if (kOftenHere<F> && p.tokens == 2) launch(std::integral_constant<int, kOftenHere<F> ? 2 : 8>{}, kThere, gate);
+    else if (kOftenHere<F> && p.tokens <= 4) launch(std::integral_constant<int, kOftenHere<F> ? 4 : 8>{}, kThere, gate);
     else launch(std::integral_constant<int, 8>{}, kThere, gate);
   };
   if (all.gated) by_tokens(std::true_type{});

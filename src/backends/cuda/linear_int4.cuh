@@ -3,6 +3,7 @@
 // group, so that a scale and a zero point are read once.
 #pragma once
 #include "backends/cuda/launch.cuh"
+#include "backends/cuda/mma.cuh"
 #include "backends/cuda/product.cuh"
 
 namespace fathom::cuda {
@@ -66,13 +67,6 @@ __device__ inline unsigned int4_pair(unsigned word, int j, __nv_bfloat162 offset
   return reinterpret_cast<const unsigned&>(value);
 }
 
-/// c += a · b for a 16 × 16, b 16 × 8, both bf16.
-__device__ inline void multiply_tile(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 /// Eight columns of x in its parts, as the lanes' operands want them: pairs (0, 4), (1, 5), (2, 6), (3, 7).
 template <int kParts>
 __device__ inline void put_parts(const float (&x)[8], uint4* to, int part_stride) {
@@ -119,7 +113,7 @@ __device__ void multiply_step(const Int4Step& now, const uint4* x, int columns, 
         const unsigned a[4] = {int4_pair(top, pair, offset[tile][0]), int4_pair(bottom, pair, offset[tile][1]), int4_pair(top, pair + 1, offset[tile][0]),
                                int4_pair(bottom, pair + 1, offset[tile][1])};
 #pragma unroll
-        for (int n = 0; n < kBlocks; ++n) multiply_tile(sums[tile][n], a, pair == 0 ? b[n].x : b[n].z, pair == 0 ? b[n].y : b[n].w);
+        for (int n = 0; n < kBlocks; ++n) multiply_add<__nv_bfloat16>(sums[tile][n], a, pair == 0 ? b[n].x : b[n].z, pair == 0 ? b[n].y : b[n].w);
       }
     }
   }
@@ -134,26 +128,6 @@ __device__ void multiply_step(const Int4Step& now, const uint4* x, int columns, 
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc[tile][n][i] += sums[tile][n][i] * scale[i / 2];
   }
-}
-
-/// Begins to bring a unit's codes and scales to the L2 cache: a register's load waits there for a third of the time that memory takes, and a
-/// multiprocessor can have only so many loads on their way. By one thread.
-__device__ inline void ask_for_unit(const Int4Rows& rows, bool gated) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#pragma unroll
-  for (int tile = 0; tile < 2; ++tile) {
-    if (!gated && tile == 1) break;  // the tiles of one product lie one after the other
-    const WeightView& weight = *rows.weight[tile];
-    const std::int64_t first = rows.row[tile], count = min(static_cast<std::int64_t>(gated ? kInt4Rows / 2 : kInt4Rows), weight.rows - first);
-    if (count <= 0) continue;
-    const auto ask = [](const std::byte* from, std::int64_t bytes) {
-      const std::int64_t skip = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(from) % 16);
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from - skip), "r"(static_cast<unsigned>((bytes + skip) / 16 * 16)));
-    };
-    ask(weight.data + first * (weight.cols / 2), count * (weight.cols / 2));
-    ask(weight.scales + first * (weight.cols / kInt4Group) * 2, count * (weight.cols / kInt4Group) * 2);
-  }
-#endif
 }
 
 /// Blocks take units of 32 rows in turn. Shared: x of steps_at_once steps, [step][word of four][token · parts][lane of four] × 16 bytes; then, twice,
@@ -176,10 +150,6 @@ __global__ void __launch_bounds__(kInt4Warps * kWarp, 1) int4_kernel(const __gri
   if (blockIdx.x < view.units) rows.find(all, blockIdx.x);
   if (own_steps > 0 && blockIdx.x < view.units) even.read(rows, steps, warp);
   if (own_steps > 1 && blockIdx.x < view.units) odd.read(rows, steps, warp + kInt4Warps);
-  if (threadIdx.x == 0 && blockIdx.x + gridDim.x < view.units) {
-    next_rows.find(all, blockIdx.x + gridDim.x);
-    ask_for_unit(next_rows, all.gated);
-  }
   wait_for_previous();
   float factor = 1.0f;
   if (all.norm.from != nullptr) {  // one token
@@ -217,10 +187,6 @@ __global__ void __launch_bounds__(kInt4Warps * kWarp, 1) int4_kernel(const __gri
   int turn = 0;
   for (unsigned unit = blockIdx.x; unit < view.units; unit += gridDim.x, turn ^= 1) {
     const bool last_unit = unit + gridDim.x >= view.units;
-    if (threadIdx.x == 0 && unit + 2 * gridDim.x < view.units) {
-      next_rows.find(all, unit + 2 * gridDim.x);
-      ask_for_unit(next_rows, all.gated);
-    }
     if (!last_unit) next_rows.find(all, unit + gridDim.x);
     const auto format = rows.weight[0]->format;
     const bool half_precision = format == tensor::WeightFormat::int4_group128_f16 || format == tensor::WeightFormat::int4_group128_zero_f16;

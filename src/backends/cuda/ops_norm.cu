@@ -11,24 +11,14 @@ namespace {
 constexpr int kShortRow = 512;  // elements that a warp does alone
 constexpr int kShortThreads = 128;
 
-struct Vector {  // [d] of any plain float type; null: none
-  const std::byte* data;
-  DType dtype;
-  __device__ float operator[](std::int64_t i) const {
-    if (dtype == DType::f32) return reinterpret_cast<const float*>(data)[i];
-    return dtype == DType::f16 ? to_float(reinterpret_cast<const __half*>(data)[i]) : to_float(reinterpret_cast<const __nv_bfloat16*>(data)[i]);
-  }
-};
-Vector vector_of(const Tensor& x, std::int64_t d) {
-  if (!x.defined()) return {nullptr, DType::f32};
-  FATHOM_CHECK(x.elements() == d);
-  FATHOM_CHECK(x.dtype == DType::f32 || x.dtype == DType::f16 || x.dtype == DType::bf16, "not a type that the cuda backend computes with");
-  return {x.data, x.dtype};
+FloatVector vector_of_row(const Tensor& x, std::int64_t d) {
+  FATHOM_CHECK(!x.defined() || x.elements() == d);
+  return vector_of(x);
 }
 
 struct NormArgs {
   RowsView x, out;
-  Vector weight, bias;
+  FloatVector weight, bias;
   float eps;
 };
 
@@ -130,7 +120,7 @@ void launch_vectors(Context& context, const NormArgs& args) {
 NormArgs arguments(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps, const Tensor& out) {
   FATHOM_CHECK(x.shape == out.shape && x.dtype == DType::f32 && out.dtype == DType::f32);
   const RowsView rows = rows_of(x);
-  return {rows, rows_of(out), vector_of(weight, rows.n), vector_of(bias, rows.n), static_cast<float>(eps)};
+  return {rows, rows_of(out), vector_of_row(weight, rows.n), vector_of_row(bias, rows.n), static_cast<float>(eps)};
 }
 
 }  // namespace
@@ -153,7 +143,7 @@ void CudaOps::rms_norm(const RmsNormArgs& args) {
   const bool heads = args.x.shape.rank == 3 && rows.n <= kShortRow && tokens <= TokenProgram::kMostTokens;  // rotations follow
   if ((heads || waiting_->has_program(tokens)) && tokens > 0 && rows.n > 0 && rows.dtype == DType::f32 && normed.dtype == DType::f32) {
     FATHOM_CHECK(args.x.shape == args.out.shape);
-    const Vector weight = vector_of(args.weight, rows.n);
+    const FloatVector weight = vector_of_row(args.weight, rows.n);
     return waiting_->take(context_, {.kind = TokenAction::Kind::kNorm, .x = rows, .out = normed, .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps)}, tokens);
   }
   flush();

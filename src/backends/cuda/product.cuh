@@ -1,6 +1,6 @@
 // Products of family linear as kernels see them, and who launches them: few tokens (linear_few.cu), many (linear_many.cu). ops_linear.cu chooses.
 #pragma once
-#include "backends/cuda/device_math.cuh"
+#include "backends/cuda/any_float.cuh"
 
 namespace fathom::cuda {
 
@@ -48,9 +48,7 @@ struct Together {
 
 /// value [index] of a vector of any float type; 0 where there is none.
 __device__ inline float element_of(const std::byte* vector, DType type, std::int64_t index) {
-  if (vector == nullptr) return 0.0f;
-  if (type == DType::f32) return reinterpret_cast<const float*>(vector)[index];
-  return type == DType::f16 ? to_float(reinterpret_cast<const __half*>(vector)[index]) : to_float(reinterpret_cast<const __nv_bfloat16*>(vector)[index]);
+  return vector == nullptr ? 0.0f : FloatVector{vector, type}[index];
 }
 /// What becomes output (t, g, i) when its sum is known.
 __device__ inline float finished(const Product& p, std::int64_t t, std::int64_t g, std::int64_t i, float sum) {
