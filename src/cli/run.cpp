@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <numeric>
@@ -10,6 +11,7 @@
 #include "base/i18n.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "cli/offload_flags.h"
 #include "cli/rank_flags.h"
 #include "cli/verbs.h"
 #include "engine/generate.h"
@@ -65,7 +67,7 @@ Result<Prepared> prepare(const measure::Session& session, const std::string& pro
 
 void print_json(const measure::Session& session, const Prepared& prepared, const engine::Generated& g) {
   const double decode = std::accumulate(g.token_seconds.begin(), g.token_seconds.end(), 0.0);
-  const Json json = {{"model", session.name}, {"synthetic_weights", session.synthetic}, {"text", g.text}, {"ids", g.ids}, {"stopped_by", engine::stop_reason_name(g.reason)}, {"prompt_tokens", prepared.ids.size()}, {"tokens", g.ids.size()},
+  const Json json = {{"model", session.name}, {"synthetic_weights", session.synthetic}, {"text", g.text}, {"ids", g.ids}, {"stopped_by", engine::stop_reason_name(g.reason)}, {"offload", offload_json(session.offload)}, {"prompt_tokens", prepared.ids.size()}, {"tokens", g.ids.size()},
                      {"prefill_seconds", g.prefill_seconds}, {"decode_tokens_per_second", decode > 0 ? Json(static_cast<double>(g.token_seconds.size()) / decode) : Json()}};
   std::puts(dump_json(json, 2).c_str());
 }
@@ -100,6 +102,7 @@ void setup_run(CLI::App& app) {
   app.add_flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
   app.add_flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));
   add_rank_flags(app, flags.session.ranks);
+  add_offload_flags(app, flags.session.offload);
 }
 
 Result<int> run_run(const Common& common) {
@@ -118,10 +121,12 @@ Result<int> run_run(const Common& common) {
     bar->update(done);
     return true;
   };
+  flags.session.work = {.prompt = std::max<std::int64_t>(static_cast<std::int64_t>(prompt.size()) / 4, 16), .generate = flags.generate.max_tokens};
   FATHOM_TRY(measure::Session session, measure::open_session(flags.session, launch));
   bar.reset();
   if (session.engine == nullptr) return kExitOk;
   FATHOM_TRY(const Prepared prepared, prepare(session, prompt));
+  if (session.offload && !flags.quiet) std::fprintf(stderr, "%s\n", measure::offload_text(*session.offload).c_str());
   if (session.synthetic) std::fprintf(stderr, "%s\n", tr("cli.run.synthetic").c_str());
   for (const std::int64_t id : session.spec.eos_ids) flags.generate.stop_ids.push_back(static_cast<std::int32_t>(id));
   if (prepared.tokenizer && prepared.tokenizer->eos_id()) flags.generate.stop_ids.push_back(*prepared.tokenizer->eos_id());

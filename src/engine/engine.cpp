@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "backends/self/self_collectives.h"
 #include "engine/engine_parts.h"
@@ -17,7 +18,7 @@ Engine::~Engine() {
   if (!seat_.alone() && seat_.rank == 0 && seat_.transport != nullptr) let_go(*seat_.transport);
 }
 
-Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend, weights::LoadedWeights weights, const EngineOptions& options, Seat seat) {
+Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend, weights::LoadedWeights weights, const EngineOptions& options, Seat seat, OffloadOptions offload) {
   std::unique_ptr<Engine> engine(new Engine());
   engine->options_ = options;
   engine->local_ = local_options(options, seat.spread);
@@ -25,6 +26,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architectu
   engine->architecture_ = std::move(architecture);
   engine->backend_ = std::move(backend);
   engine->weights_ = std::move(weights);
+  engine->offload_options_ = std::move(offload);
   if (engine->seat_.alone()) {
     engine->comm_ = self::make_self_collectives();
     FATHOM_TRY_VOID(engine->prepare());
@@ -71,12 +73,31 @@ Status Engine::allocate() {
   lengths_.assign(static_cast<std::size_t>(options_.slots), 0);
   sequences_.reserve(static_cast<std::size_t>(local_.slots));
   plan_.memory.workspace = backend_->workspace_bytes();
+  if (staging_ != nullptr) plan_.memory.host += std::max<Bytes>(plan_.memory.constants, 1);
+  if (logits_ != nullptr) plan_.memory.host += static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float);
+  return set_up_offload();
+}
+
+Status Engine::set_up_offload() {
+  if (weights_.plan.residence.units.empty()) return {};
+  HostHandover handover;
+  if (offload_options_.host != nullptr) {
+    // The experts of a rank see the tokens of all replicas.
+    handover = {.tokens = weights_.plan.residence.places > 0 ? std::min(offload_options_.host_tokens, options_.prefill_chunk) : options_.prefill_chunk, .hidden = spec().hidden, .top_k = spec().routing.top_k};
+    offload_options_.host_tokens = handover.tokens;
+    FATHOM_TRY(handover_, backend_->allocate_buffer(std::max<Bytes>(handover.bytes(), 1), tensor::Placement::kShared));
+    plan_.memory.host += std::max<Bytes>(handover.bytes(), 1) + offload_options_.host->workspace_bytes();
+  }
+  offload_ = std::make_unique<OffloadOps>(*backend_, architecture_->weights(), weights_, offload_options_, handover, handover_ != nullptr ? handover_->data() : nullptr);
   return {};
 }
 
 EngineMemory Engine::allocated() const {
   EngineMemory memory = plan_.memory;
-  memory.weights_arena = weights_.arena ? weights_.arena->bytes() : 0;
+  const auto bytes = [](const std::unique_ptr<tensor::Buffer>& buffer) { return buffer != nullptr ? buffer->bytes() : 0; };
+  memory.weights_arena = bytes(weights_.arena);
+  memory.ring = bytes(weights_.ring);
+  memory.host = bytes(weights_.host) + bytes(staging_) + bytes(logits_) + bytes(handover_) + (offload_options_.host != nullptr && offload_ != nullptr ? offload_options_.host->workspace_bytes() : 0);
   memory.cache = cache_memory_->bytes();
   memory.activations = arena_->bytes();
   memory.activations_peak = backend_->activations().peak_bytes();
@@ -157,14 +178,15 @@ Engine::Share Engine::take_share(std::span<const SlotTokens> tokens, Logits logi
   share.kind = share.own_tokens == count ? (all_decode ? PassKind::kDecode : PassKind::kContinue) : share.fresh ? PassKind::kPrefill : PassKind::kContinue;
   // A step of decoding launches the same for as many sequences, wherever they are.
   const bool even = std::all_of(share.tokens.begin(), share.tokens.end(), [&](std::int64_t n) { return n == share.own_tokens; }) && std::all_of(share.rows.begin(), share.rows.end(), [&](std::int64_t n) { return n == share.own_rows; });
-  if (share.kind == PassKind::kDecode && topk_horizon_ == 0 && even)
+  const std::int64_t together = std::accumulate(share.tokens.begin(), share.tokens.end(), std::int64_t{0});
+  if (share.kind == PassKind::kDecode && topk_horizon_ == 0 && even && (offload_ == nullptr || !offload_->streams(together)))
     share.key = static_cast<std::uint64_t>(count) << 32 | static_cast<std::uint64_t>(share.own_rows) << 1 | (share.fresh ? 1 : 0);
   return share;
 }
 
 Result<std::span<const float>> Engine::pass(std::span<const SlotTokens> tokens, Logits logits) {
   const Share share = take_share(tokens, logits);
-  auto answer = inject_fault(seat_, passes_++);
+  auto answer = inject_fault(seat_, passes_++, *backend_);
   Result<std::span<const float>> result = answer ? launch(share) : tl::unexpected<Error>(answer.error());
   if (!result) {
     if (seat_.alone()) return result;
@@ -183,12 +205,14 @@ Result<std::span<const float>> Engine::launch(const Share& share) {
   const auto seen = [&](const Tensor& table, tensor::Shape shape) { return make_tensor(on_device(table.data), DType::i32, shape); };
   const Batch batch{.tokens = share.own_tokens, .sequences = sequences_, .sequence_table = seen(table_, {count, 4}), .ids = seen(ids_, {share.own_tokens}), .positions = seen(positions_, {share.own_tokens}),
                     .output_rows = seen(rows_, {share.own_rows}), .topk_horizon = topk_horizon_};
-  model::Pass pass{.ops = backend_->ops(), .comm = *comm_, .weights = weights_.set, .cache = &cache_, .batch = batch, .replica_tokens = share.tokens};
+  tensor::Ops& ops = offload_ != nullptr ? *offload_ : backend_->ops();
+  model::Pass pass{.ops = ops, .comm = *comm_, .weights = weights_.set, .cache = &cache_, .batch = batch, .replica_tokens = share.tokens};
   const std::byte* out_data = nullptr;
   FATHOM_TRY(const bool called, backend_->run_pass(share.key, [&] {
     if (staging_ != nullptr) backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
     const tensor::Value out = collect_logits(pass, architecture_->forward(pass), spec().vocabulary, share.rows);
     FATHOM_CHECK(!out.defined() || out->dtype == DType::f32 || share.all_rows == 0, "logits are f32");
+    if (offload_ != nullptr) offload_->end_pass();
     out_data = out->data;
   }));
   if (share.key != 0 && called) outputs_of_[share.key] = out_data;

@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/offload.h"
 #include "engine/spread.h"
 #include "model/architecture.h"
 #include "tensor/backend.h"
@@ -33,7 +34,9 @@ struct EngineMemory {
   Bytes activations_peak = 0;     // most bytes alive at once
   Bytes constants = 0;            // rotary frequencies and the batch's own tables
   Bytes workspace = 0;            // of kernels
-  Bytes total() const { return weights_arena + cache + activations + constants + workspace; }
+  Bytes ring = 0;                 // places that weights in host memory are streamed into
+  Bytes host = 0;                 // not in total(): weights in host memory, and what the host keeps for the device
+  Bytes total() const { return weights_arena + ring + cache + activations + constants + workspace; }
 };
 
 /// The three kinds of pass have an arena plan each: from nothing, after earlier tokens, and one token a sequence.
@@ -43,6 +46,8 @@ struct EnginePlan {
   EngineMemory memory;
   std::array<tensor::ArenaPlan, 3> arenas;  // by PassKind
 };
+/// What one block must have for the device buffers of such an engine and its weights (Backend::reserve), without the backend's workspace.
+Bytes reserved_bytes(const EngineMemory& memory);
 /// What an engine of these options will allocate, without allocating it. Errors: kUnsupported when the architecture can only be planned.
 /// `options` are those of the whole run, `spread` and `rank` say whose share `architecture` is.
 Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights, const EngineOptions& options, DType activation_dtype, const Spread& spread = {}, int rank = 0);
@@ -59,7 +64,7 @@ class Engine {
   /// Takes over all three. `architecture` must be unsplit or sharded as `weights` are. With other ranks beside it all of them call this at
   /// once (crew.h does), and share what went wrong: an error of one is the error of all.
   static Result<std::unique_ptr<Engine>> create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend,
-                                                weights::LoadedWeights weights, const EngineOptions& options, Seat seat = {});
+                                                weights::LoadedWeights weights, const EngineOptions& options, Seat seat = {}, OffloadOptions offload = {});
   /// Rank 0's lets the others go.
   ~Engine();
   Engine(const Engine&) = delete;
@@ -72,6 +77,8 @@ class Engine {
   /// Read back from the buffers themselves and the peak that was seen.
   EngineMemory allocated() const;
   const Spread& spread() const { return seat_.spread; }
+  /// Null when all weights are on the device.
+  const OffloadOps* offload() const { return offload_.get(); }
   /// What every rank planned and took when it was made, by rank; rank 0 knows.
   struct RankMemory { EngineMemory planned, allocated; };
   const std::vector<RankMemory>& ranks() const { return ranks_; }
@@ -99,6 +106,7 @@ class Engine {
   Engine() = default;
   Status prepare();
   Status allocate();
+  Status set_up_offload();
   Status join_ranks(Status mine);
   Result<std::int64_t> check_tokens(std::span<const SlotTokens> tokens) const;
   Status command(std::span<const SlotTokens> tokens, Logits logits);
@@ -116,11 +124,14 @@ class Engine {
   EnginePlan plan_;
   std::unique_ptr<model::Architecture> architecture_;
   std::unique_ptr<tensor::Backend> backend_;
+  OffloadOptions offload_options_;
   std::unique_ptr<tensor::Collectives> comm_;  // on the backend's memory
   weights::LoadedWeights weights_;
   std::unique_ptr<tensor::Buffer> cache_memory_, arena_, constants_;
   std::map<std::uint64_t, const std::byte*> outputs_of_;  // where a pass that may be replayed leaves its logits
   std::unique_ptr<tensor::Buffer> logits_;  // where the host reads them; null when it reads the arena
+  std::unique_ptr<tensor::Buffer> handover_;  // to experts on the host
+  std::unique_ptr<OffloadOps> offload_;
   model::CacheSet cache_;
   std::vector<std::int64_t> lengths_;
   std::int64_t topk_horizon_ = 0;

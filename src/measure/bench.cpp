@@ -52,6 +52,22 @@ Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t
   return timing;
 }
 
+/// Tokens a second with weights in host memory, where all on the device would give `resident`.
+double decode_rate(const Session& session, std::int64_t batch, double resident) {
+  if (!session.offload) return resident;
+  return static_cast<double>(batch) / plan::offload_seconds(session.offload->problem, session.offload->plan, batch, static_cast<double>(batch) / resident);
+}
+double prefill_rate(const Session& session, std::int64_t prompt, double resident) {
+  if (!session.offload) return resident;
+  const std::int64_t chunk = session.engine->options().prefill_chunk;
+  double seconds = 0;
+  for (std::int64_t at = 0; at < prompt; at += chunk) {
+    const std::int64_t tokens = std::min(chunk, prompt - at);
+    seconds += plan::offload_seconds(session.offload->problem, session.offload->plan, tokens, static_cast<double>(tokens) / resident);
+  }
+  return static_cast<double>(prompt) / seconds;  // prompts come one after the other
+}
+
 /// Times kernels, predicts and runs, again and again: other programs' load comes and goes within seconds, and what is compared shall
 /// have seen the same of it.
 class Rows {
@@ -69,8 +85,8 @@ class Rows {
       // Ranks on one CPU share what a plan gives to one: there is nothing to predict them by.
       if (session.spread.ranks() == 1 || session_.device == "cuda") {
         FATHOM_TRY(const auto plan, predict(machine_, session.spec, session.spec.quantization.empty() ? session_.weights : "native", {batch, prompt, options_.generate}, session_.device != "cuda", kernels, layout_of(session.spread)));
-        if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(*plan.best.time.prefill_tokens_per_second);
-        if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(*plan.best.time.decode_tokens_per_second);
+        if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(prefill_rate(session, prompt, *plan.best.time.prefill_tokens_per_second));
+        if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(decode_rate(session, batch, *plan.best.time.decode_tokens_per_second));
       }
       FATHOM_TRY(const Timing timing, run_once(engine, batch, prompt, options_.generate));
       prefill.push_back(timing.prefill_seconds);
@@ -118,6 +134,7 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
   const std::int64_t longest = *std::max_element(options.prompts.begin(), options.prompts.end());
   session_options.engine.slots = *std::max_element(options.batches.begin(), options.batches.end());
   session_options.engine.context = longest + options.generate;
+  session_options.work = {.prompt = longest, .generate = options.generate};
   FATHOM_TRY(const Launch launch, find_launch(session_options.ranks, session_options.device));
   std::optional<KernelMeter> meter;
   if (launch.count == 1) {
@@ -149,6 +166,8 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
       report.rows.push_back(row);
     }
   report.allocated = engine.allocated();
+  report.offload = session.offload;
+  if (const auto device = engine.backend().device_memory()) report.device_bytes = device->total - device->free;
   if (machine.read_bandwidth() && engine.backend().host_addressable()) report.best_read_gb_per_second = *machine.read_bandwidth() / kGB;
   if (fastest_step > 0 && session.spec.routing.experts == 0 && launch.count == 1) {
     // An embedding row is one read; everything else is read whole every step.

@@ -36,6 +36,8 @@ struct BenchReport {
   std::uint64_t parameters = 0;
   double load_seconds = 0;
   engine::Spread spread;
+  std::optional<OffloadReport> offload;
+  std::optional<Bytes> device_bytes;           // in use on the device after the runs, as its driver tells, with what other programs use
   bool followed = false;                       // this process followed another's rank 0, which has the report
   engine::EngineMemory planned, allocated;     // of rank 0
   std::vector<engine::Engine::RankMemory> ranks;  // of all, when there are several

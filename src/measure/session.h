@@ -5,6 +5,7 @@
 #include <string>
 
 #include "engine/engine.h"
+#include "measure/offload.h"
 #include "measure/ranks.h"
 #include "text/tokenizer.h"
 
@@ -23,6 +24,8 @@ struct SessionOptions {
   std::uint64_t seed = 0;
   engine::EngineOptions engine;     // context 0: the model's own, at most 4096
   RankWishes ranks;
+  OffloadWishes offload;
+  OffloadWork work;                 // that a layout and an offload are chosen for
   std::function<bool(Bytes, Bytes)> progress;
 };
 
@@ -33,6 +36,7 @@ struct Session {
   engine::Spread spread;
   std::unique_ptr<engine::Engine> engine;  // null: this process followed another's rank 0, and is done
   std::optional<Path> folder;       // of the checkpoint
+  std::optional<OffloadReport> offload;  // of this rank; nothing: all weights are on the device
   double load_seconds = 0;
 };
 

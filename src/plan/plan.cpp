@@ -165,7 +165,7 @@ Result<PlanAnswer> make_plan(const PlanRequest& request, PlanScope scope) {
     for (std::size_t i = 1; i < candidates.size() && answer.runners_up.size() < kRunnersUp; ++i) answer.runners_up.push_back(candidates[i]);
   }
   answer.best = candidates.front();
-  if (scope == PlanScope::kReport && !answer.best.memory.fits) answer.ways_out = find_ways_out(request, answer.best);
+  if (scope == PlanScope::kReport && !answer.best.memory.fits) answer.ways_out = find_ways_out(request, answer.best), answer.offload = offload_answer(request, answer.best);
   return answer;
 }
 

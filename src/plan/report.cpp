@@ -142,8 +142,21 @@ class Report {
   void others() { candidates(answer_.runners_up, "plan.report.runners_up"); }
   void front() { candidates(answer_.pareto, "plan.report.pareto"); }
 
+  void offload() {
+    if (!answer_.offload) return;
+    const OffloadAnswer& o = *answer_.offload;
+    title("plan.report.offload");
+    const TextArgs args{{"count", std::to_string(o.plan.layers.size())}, {"layers", std::to_string(o.problem.layers.size())}, {"moved", format_bytes(o.plan.moved_bytes)}, {"places", format_bytes(o.plan.place_bytes * static_cast<Bytes>(o.plan.places))},
+                        {"tokens", std::to_string(o.plan.host_tokens)}, {"link", format_bytes(static_cast<Bytes>(o.problem.rates.link))}, {"host", format_bytes(static_cast<Bytes>(o.problem.rates.host_stream))},
+                        {"ttft", milliseconds(o.ttft_ms)}, {"tpot", milliseconds(o.tpot_ms)}};
+    line(tr(o.plan.experts ? "plan.report.offload_experts" : "plan.report.offload_layers", args));
+    line(tr(o.plan.host_tokens == 0 ? "plan.report.offload_streams" : o.plan.places == 0 ? "plan.report.offload_computes" : "plan.report.offload_both", args));
+    line(tr("plan.report.offload_times", args));
+  }
+
   void ways_out() {
     if (best_.memory.fits) return;
+    offload();
     title("plan.report.ways_out");
     if (answer_.ways_out.empty()) line(tr("plan.report.no_way_out"));
     for (const WayOut& way : answer_.ways_out) line(std::string("  - ").append(way_out_text(request_, way)));
