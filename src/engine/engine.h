@@ -35,8 +35,9 @@ struct EngineMemory {
   Bytes constants = 0;            // rotary frequencies and the batch's own tables
   Bytes workspace = 0;            // of kernels
   Bytes ring = 0;                 // places that weights in host memory are streamed into
+  Bytes sampling = 0;             // bits of seen tokens, where the device chooses
   Bytes host = 0;                 // not in total(): weights in host memory, and what the host keeps for the device
-  Bytes total() const { return weights_arena + ring + cache + activations + constants + workspace; }
+  Bytes total() const { return weights_arena + ring + cache + activations + constants + workspace + sampling; }
 };
 
 /// The three kinds of pass have an arena plan each: from nothing, after earlier tokens, and one token a sequence.
@@ -97,6 +98,16 @@ class Engine {
   /// Appends a prompt of any length in chunks; answers the logits of its last token.
   Result<std::span<const float>> prefill(std::int64_t slot, std::span<const std::int32_t> ids);
 
+  /// Whether the device chooses tokens by itself, so that ids alone come to the host.
+  bool chooses() const { return asked_ != nullptr; }
+  /// A pass as step(kLast), of whose logits the device chooses a token a slot by `asked` (Sampler::next_row; `seen` is set here), the same that a
+  /// Sampler would: valid until the next call, -1 where logits are not finite. Only where chooses().
+  Result<std::span<const std::int32_t>> step_choosing(std::span<const SlotTokens> tokens, std::span<const tensor::SamplingRow> asked);
+  /// The same after a text of any length, appended in chunks.
+  Result<std::int32_t> choose(std::int64_t slot, std::span<const std::int32_t> ids, const tensor::SamplingRow& asked);
+  /// Tokens (Sampler::seen) that penalties of this slot look at; what is chosen is added. Only where chooses().
+  Status set_history(std::int64_t slot, std::span<const std::uint32_t> seen);
+
   /// Ranks other than 0: passes as rank 0 asks for them, until it lets this one go.
   Status follow();
   /// Keeps `company` (the threads of the other ranks) until after they were let go.
@@ -107,13 +118,16 @@ class Engine {
   Status prepare();
   Status allocate();
   Status set_up_offload();
+  Status set_up_choosing();
   Status join_ranks(Status mine);
+  Status check_room(std::int64_t slot, std::size_t tokens) const;
   Result<std::int64_t> check_tokens(std::span<const SlotTokens> tokens) const;
   Status command(std::span<const SlotTokens> tokens, Logits logits);
   Result<std::span<const float>> pass(std::span<const SlotTokens> tokens, Logits logits);
   struct Share;  // of a pass: what falls to this rank
   Share take_share(std::span<const SlotTokens> tokens, Logits logits);
   Result<std::span<const float>> launch(const Share& share);
+  Status choose_tokens(const std::byte* logits, const Share& share);
   std::span<const float> in_order(std::span<const float> logits, const std::vector<std::int64_t>& order);
 
   std::shared_ptr<void> company_;  // destroyed last
@@ -136,6 +150,9 @@ class Engine {
   std::vector<std::int64_t> lengths_;
   std::int64_t topk_horizon_ = 0;
   std::int64_t passes_ = 0;
+  std::unique_ptr<tensor::Buffer> asked_, seen_;   // of tokens chosen on the device: rows and ids as both see them; bits by slot
+  std::span<const tensor::SamplingRow> choosing_;  // what the pass in progress asks for
+  std::vector<std::int32_t> chosen_;
   std::vector<float> ordered_;                     // logits of several replicas, in the order of the caller's tokens
   std::vector<tensor::Sequence> sequences_;
   tensor::Tensor ids_, positions_, rows_, table_;  // where the host fills them in

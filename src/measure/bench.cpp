@@ -45,8 +45,11 @@ Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t
       parts.push_back({s, std::span(&next[static_cast<std::size_t>(s)], 1)});
     }
     started = now();
-    FATHOM_TRY(const auto logits, engine.step(parts, engine::Logits::kLast));
-    (void)logits;
+    if (engine.chooses()) {
+      FATHOM_TRY_VOID(engine.step_choosing(parts, std::vector<tensor::SamplingRow>(parts.size())));
+    } else {
+      FATHOM_TRY_VOID(engine.step(parts, engine::Logits::kLast));
+    }
     timing.steps.push_back(now() - started);
   }
   return timing;

@@ -103,7 +103,9 @@ int host_threads(const OffloadInputs& in) {
 Result<engine::EngineMemory> memory_with(const OffloadInputs& in, const weights::HostUnits& units) {
   FATHOM_TRY(const weights::WeightPlan weights, weights::plan_weights(in.architecture->weights(), in.storage, units));
   FATHOM_TRY(const engine::EnginePlan plan, engine::plan_engine(*in.architecture, weights, in.engine, in.backend->ops().activation_dtype(), in.seat->spread, in.seat->rank));
-  return plan.memory;
+  engine::EngineMemory memory = plan.memory;
+  if (!in.backend->sample({})) memory.sampling = 0;
+  return memory;
 }
 
 /// Units and options for what `report` says.
@@ -186,13 +188,10 @@ std::string offload_text(const OffloadReport& r) {
                 {"places", format_bytes(plan.place_bytes * static_cast<Bytes>(plan.places))}, {"link", format_bytes(static_cast<Bytes>(r.problem.rates.link))}, {"host", format_bytes(static_cast<Bytes>(r.problem.rates.host_stream))},
                 {"threads", std::to_string(r.host_threads)}, {"tokens", std::to_string(plan.host_tokens)}, {"decode_tokens", std::to_string(r.problem.decode_tokens)}, {"prefill_tokens", std::to_string(r.problem.prefill_tokens)},
                 {"decode_streamed", seconds(plan.decode.streamed)}, {"decode_host", seconds(plan.decode.on_host)}, {"prefill_streamed", seconds(plan.prefill.streamed)}, {"prefill_host", seconds(plan.prefill.on_host)}};
-  const bool all = r.problem.everything;
-  std::string text = tr(all ? "measure.offload.asked" : "measure.offload.why", args) + " " + tr(plan.experts ? "measure.offload.experts" : "measure.offload.whole_layers", args) + " ";
-  if (plan.host_tokens == 0) text += tr("measure.offload.streams", args);
-  else if (plan.places == 0) text += tr("measure.offload.computes", args);
-  else text += tr("measure.offload.both", args);
-  if (plan.experts && r.compared) text += " " + tr("measure.offload.times", args);
-  return text;
+  std::vector<std::string> sentences{tr(r.problem.everything ? "measure.offload.asked" : "measure.offload.why", args), tr(plan.experts ? "measure.offload.experts" : "measure.offload.whole_layers", args),
+                                     tr(plan.host_tokens == 0 ? "measure.offload.streams" : plan.places == 0 ? "measure.offload.computes" : "measure.offload.both", args)};
+  if (plan.experts && r.compared) sentences.push_back(tr("measure.offload.times", args));
+  return join(sentences, language() == Language::kChinese ? "" : " ");
 }
 
 }  // namespace fathom::measure

@@ -53,7 +53,11 @@ struct OffloadPlan {
   OffloadTimes prefill, decode;        // whichever is taken; on_host 0: not possible
   double prefill_seconds = 0, decode_seconds = 0;  // of one pass, as taken
 
-  Bytes freed() const { return moved_bytes - place_bytes * static_cast<Bytes>(places); }
+  /// 0 where places take more than what leaves.
+  Bytes freed() const {
+    const Bytes taken = place_bytes * static_cast<Bytes>(places);
+    return moved_bytes > taken ? moved_bytes - taken : 0;
+  }
   bool on_host(std::int64_t tokens) const { return tokens <= host_tokens; }
 };
 inline constexpr std::int64_t kAllTokens = std::int64_t{1} << 40;

@@ -13,6 +13,7 @@
 #include "tensor/grad_ops.h"
 #include "tensor/memory.h"
 #include "tensor/ops.h"
+#include "tensor/sampling.h"
 #include "tensor/transport.h"
 
 namespace fathom::tensor {
@@ -53,6 +54,15 @@ struct RandomFill {
   std::uint64_t key = 0, first = 0, pitch = 0;
   float mean = 0, factor = 1;
   std::span<const std::uint8_t> codes;   // 65536, the same memory each time; empty: numbers
+};
+
+/// Choosing a token a row of logits (tensor/sampling.h). `asked` and `ids` lie in kShared memory, the rest on the device.
+struct SampleArgs {
+  const float* logits = nullptr;         // [rows, vocabulary]
+  std::int64_t rows = 0, vocabulary = 0;
+  const SamplingRow* asked = nullptr;    // [rows]
+  std::uint32_t* seen = nullptr;         // [.., (vocabulary + 31) / 32] bits, of which rows with a penalty read theirs and add what they choose; null: no penalties
+  std::int32_t* ids = nullptr;           // [rows]; -1: nothing finite
 };
 
 class Backend {
@@ -126,6 +136,11 @@ class Backend {
   /// What this backend's ranks say to each other on its memory; all ranks of the run make it together. `transport` is how their hosts talk.
   /// Collectives are launched in order with ops, and live no longer than the backend.
   virtual Result<std::unique_ptr<Collectives>> make_collectives(std::shared_ptr<Transport> transport, const GroupMembers& members);
+  /// Launches the choice of tokens; without rows it only answers. False: not here; the host then reads the logits and chooses.
+  virtual bool sample(const SampleArgs& args) {
+    static_cast<void>(args);
+    return false;
+  }
   /// Launches what makes the device fail, for tests of what happens then. False: this backend has no device that could.
   virtual bool break_device() { return false; }
   /// Waits for everything that was launched. A device that failed: kEnvironment, what it says of it.

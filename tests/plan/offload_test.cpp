@@ -36,7 +36,9 @@ TEST(Offload, FreesEnoughAndNoMore) {
     for (const int layer : plan->layers) {
       ASSERT_GE(layer, 0);
       ASSERT_LT(layer, 27);
-      if (plan->experts) EXPECT_GT(problem.layers[static_cast<std::size_t>(layer)].experts, 0u);
+      if (plan->experts) {
+        EXPECT_GT(problem.layers[static_cast<std::size_t>(layer)].experts, 0u);
+      }
     }
   }
 }
@@ -91,6 +93,17 @@ TEST(Offload, IsNeverFasterThanTheLinkOrTheDevice) {
     EXPECT_GE(seconds, last) << tokens;
     last = seconds;
   }
+}
+
+TEST(Offload, PlacesMayTakeMoreThanLeaves) {
+  OffloadCase problem = lite();
+  for (OffloadLayer& layer : problem.layers) layer = {.all = 100, .experts = 0};
+  problem.layers[13].all = 1000;
+  problem.over = 10;
+  const auto plan = plan_offload(problem, OffloadWish::kLayers);
+  ASSERT_TRUE(plan);
+  EXPECT_GE(plan->freed(), problem.over);
+  EXPECT_LE(plan->freed(), plan->moved_bytes);
 }
 
 TEST(Offload, SaysWhenNothingHelps) {

@@ -15,6 +15,7 @@
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/fault.h"
 #include "backends/cuda/fill.h"
+#include "backends/cuda/sample.h"
 
 namespace fathom::cuda {
 namespace {
@@ -293,6 +294,12 @@ class CudaBackend final : public tensor::Backend {
   void copy_in(std::byte* to, const std::byte* from, Bytes bytes) override {
     ops_.flush();
     context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context_.stream));
+  }
+  bool sample(const tensor::SampleArgs& args) override {
+    if (args.rows == 0) return true;
+    ops_.flush();
+    launch_sample(context_, args);
+    return true;
   }
   bool break_device() override {
     ops_.flush();
