@@ -39,8 +39,19 @@ void set_experts(const model::WeightTable& table, const model::ModelSpec& spec, 
 
 }  // namespace
 
-std::optional<OffloadAnswer> offload_answer(const PlanRequest& request, const Candidate& best) {
-  if (best.memory.fits || request.task != Task::kChat || !request.engine->own_kernels || request.cluster.device.is_cpu() || best.layout.devices() > 1) return std::nullopt;
+std::optional<OffloadAnswer> offload_answer(const PlanRequest& asked, const Candidate& nearest) {
+  if (nearest.memory.fits || asked.task != Task::kChat || asked.cluster.device.is_cpu() || nearest.layout.devices() > 1) return std::nullopt;
+  PlanRequest request = asked;
+  Candidate best = nearest;
+  if (!request.engine->own_kernels) {
+    const auto own = find_engine("fathom");
+    if (!own) return std::nullopt;
+    request.engine = *own;
+    request.kv = nullptr;
+    auto candidate = evaluate_layout(request, nearest.layout);
+    if (!candidate || candidate->memory.fits) return std::nullopt;
+    best = *std::move(candidate);
+  }
   const auto share = request.model->share({});
   const auto weights = request.model->share_weights({}, *best.weights);
   const auto tables = curve_tables();
@@ -60,7 +71,7 @@ std::optional<OffloadAnswer> offload_answer(const PlanRequest& request, const Ca
   problem.prefill_seconds = best.time.ttft_ms->value / 1e3 / std::max(problem.prefill_passes, 1.0);
   problem.decode_seconds = best.time.tpot_ms ? best.time.tpot_ms->value / 1e3 : 0;
   const auto plan = plan_offload(problem, OffloadWish::kAuto);
-  if (!plan) return std::nullopt;
+  if (!plan || (request.cluster.host_memory_bytes > 0 && plan->moved_bytes > request.cluster.host_memory_bytes)) return std::nullopt;
   answer.plan = *plan;
   answer.ttft_ms = 1e3 * problem.prefill_passes * plan->prefill_seconds;
   answer.tpot_ms = 1e3 * plan->decode_seconds;
