@@ -5,26 +5,20 @@
 #include "engine/crew.h"
 #include "engine/generate.h"
 #include "support.h"
+#include "tensor/forwarding_backend.h"
 
 namespace fathom::engine {
 namespace {
 using namespace test;  // NOLINT
 
 /// Chooses as a device would, and breaks when it is asked to.
-class StandIn final : public tensor::Backend {
+class StandIn final : public tensor::ForwardingBackend {
  public:
-  explicit StandIn(std::unique_ptr<tensor::Backend> inner) : inner_(std::move(inner)) {}
-  std::string_view name() const override { return "stand-in"; }
-  std::string description() const override { return "stand-in"; }
-  tensor::Ops& ops() override { return inner_->ops(); }
-  tensor::GradOps* grad_ops() override { return nullptr; }
-  tensor::ActivationMemory& activations() override { return inner_->activations(); }
-  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement placement) override { return inner_->allocate_buffer(bytes, placement); }
-  Bytes workspace_bytes() const override { return inner_->workspace_bytes(); }
+  using ForwardingBackend::ForwardingBackend;
   bool break_device() override { return broken_ = true; }
   Status synchronize() override {
     if (broken_) return fail_environment("cuda.device_failed", {{"gpu", "0"}, {"error", "broken on purpose"}});
-    return inner_->synchronize();
+    return inner().synchronize();
   }
   bool sample(const tensor::SampleArgs& args) override {
     const std::int64_t words = (args.vocabulary + 31) / 32;
@@ -52,7 +46,6 @@ class StandIn final : public tensor::Backend {
       if ((sum += tensor::sampling_weight(score(id), score(best), row.per_octave)) > tensor::share_of(total, row.draw)) return static_cast<std::int32_t>(id);
     return -1;
   }
-  std::unique_ptr<tensor::Backend> inner_;
   bool broken_ = false;
 };
 

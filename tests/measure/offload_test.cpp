@@ -12,6 +12,7 @@
 #include "engine/engine.h"
 #include "measure/verify.h"
 #include "support/paths.h"
+#include "tensor/forwarding_backend.h"
 #include "weights/synth.h"
 
 namespace fathom::measure {
@@ -21,17 +22,9 @@ const std::vector<std::string> kModels = {"llama3-gqa", "qwen2-tied", "qwen3", "
 bool has_experts(const std::string& name) { return name[0] == 'v'; }
 
 /// The cpu backend, but streamed copies happen as late as they may, a place is spoiled when it is left, and reading what was not awaited is seen.
-class LateBackend final : public tensor::Backend {
+class LateBackend final : public tensor::ForwardingBackend {
  public:
-  explicit LateBackend(std::unique_ptr<tensor::Backend> inner) : inner_(std::move(inner)) {}
-  std::string_view name() const override { return "late"; }
-  std::string description() const override { return "late"; }
-  tensor::Ops& ops() override { return inner_->ops(); }
-  tensor::GradOps* grad_ops() override { return nullptr; }
-  tensor::ActivationMemory& activations() override { return inner_->activations(); }
-  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement placement) override { return inner_->allocate_buffer(bytes, placement); }
-  Bytes workspace_bytes() const override { return inner_->workspace_bytes(); }
-  Status synchronize() override { return inner_->synchronize(); }
+  using ForwardingBackend::ForwardingBackend;
   void fetch(int place, std::byte* to, const std::byte* from, Bytes bytes) override {
     Copy& copy = copies_[place];
     EXPECT_FALSE(copy.read) << "fetched into a place that is still read";
@@ -53,7 +46,6 @@ class LateBackend final : public tensor::Backend {
 
  private:
   struct Copy { std::byte* to = nullptr; const std::byte* from = nullptr; Bytes bytes = 0; bool waits = false, read = false; };
-  std::unique_ptr<tensor::Backend> inner_;
   std::map<int, Copy> copies_;
 };
 
