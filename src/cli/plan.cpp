@@ -9,6 +9,7 @@
 #include "plan/answer.h"
 #include "plan/answer_text.h"
 #include "plan/batch.h"
+#include "plan/engine_profile.h"
 #include "plan/options.h"
 
 namespace fathom::cli {
@@ -47,7 +48,7 @@ Result<int> run_one(const Common& common) {
   else text = plan::report_text(request, answer);
   if (common.json) text += '\n';
   FATHOM_TRY_VOID(print(text));
-  return answer.best.memory.fits || answer.offload ? kExitOk : kExitNo;
+  return answer.best.memory.fits || (answer.offload && request.engine->own_kernels) ? kExitOk : kExitNo;
 }
 
 }  // namespace
