@@ -95,7 +95,7 @@ Result<Session> open_session(const SessionOptions& options, const Launch& launch
     const tensor::BackendOptions backend = backend_options(seat, options.threads, options.isa);
     FATHOM_TRY(parts.backend, backends::make_backend(options.device, backend));
     FATHOM_TRY(OffloadChoice offload, prepare_memory({.architecture = parts.architecture.get(), .backend = parts.backend.get(), .storage = storage, .engine = engine_options, .seat = &seat, .work = options.work,
-                                                      .weights = options.weights, .isa = options.isa, .threads = options.threads, .mmap = options.mmap}, options.offload));
+                                                      .weights = options.weights, .isa = options.isa, .threads = seat.alone() ? options.threads : backend.threads, .mmap = options.mmap}, options.offload));
     parts.offload = std::move(offload.options);
     if (seat.rank == 0) session.offload = std::move(offload.report);
     const auto progress = seat.rank == 0 ? options.progress : nullptr;

@@ -152,7 +152,7 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
     const tensor::BackendOptions backend = backend_options(seat, options.threads, options.isa);
     FATHOM_TRY(parts.backend, backends::make_backend(options.device, backend));
     FATHOM_TRY(OffloadChoice offload, prepare_memory({.architecture = parts.architecture.get(), .backend = parts.backend.get(), .storage = storage, .engine = engine_options, .seat = &seat,
-                                                      .work = {.prompt = longest, .generate = needed - longest}, .weights = options.weights, .isa = options.isa, .threads = options.threads}, options.offload));
+                                                      .work = {.prompt = longest, .generate = needed - longest}, .weights = options.weights, .isa = options.isa, .threads = seat.alone() ? options.threads : backend.threads}, options.offload));
     parts.offload = std::move(offload.options);
     if (seat.rank == 0) report.offload = std::move(offload.report);
     weights::LoadOptions load{.storage = storage, .host = std::move(offload.units)};
