@@ -253,5 +253,18 @@ TEST_P(Offloaded, IsThatOfTransformersToo) {
   }
 }
 
+TEST(Ranks, EachLeavesItsOwnShareInHostMemory) {
+  struct Case { RankWishes ranks; const char* way; };
+  for (const Case& c : {Case{{.tp = 2}, "layers"}, {{.pp = 2}, "layers"}, {{.ep = 2, .dp = 2}, "cpu-experts"}, {{.ep = 2, .dp = 2}, "experts"}}) {
+    VerifyOptions options{.threads = 2};
+    options.ranks = c.ranks;
+    options.offload = {.memory = "least", .way = c.way};
+    const auto report = verify(test::fixtures() / "golden" / "v3", options);
+    ASSERT_TRUE(report) << error_text(report.error());
+    EXPECT_TRUE(report->passed) << c.way << ": " << report->worst;
+    EXPECT_TRUE(report->offload.has_value());
+  }
+}
+
 }  // namespace
 }  // namespace fathom::measure
