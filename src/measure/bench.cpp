@@ -155,8 +155,8 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
   report.ranks = engine.ranks();
   // What the process holds is that of its ranks: of all, when they are its threads.
   Bytes planned = 0;
-  for (const auto& rank : report.ranks) planned += rank.planned.total();
-  if (report.ranks.empty() || launch.process != nullptr) planned = report.planned.total();
+  for (const auto& rank : report.ranks) planned += rank.planned.total() + rank.planned.host;
+  if (report.ranks.empty() || launch.process != nullptr) planned = report.planned.total() + report.planned.host;
   Rows rows(machine, session_options, options, meter ? &*meter : nullptr);
   double fastest_step = 0;
   for (const std::int64_t batch : options.batches)

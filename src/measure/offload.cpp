@@ -136,6 +136,7 @@ Result<OffloadChoice> choose(const OffloadInputs& in, const OffloadWishes& wishe
   const std::vector<int> layers = layers_of(in.architecture->weights());
   FATHOM_TRY_VOID(set_sizes(in, layers, problem));
   problem.everything = wishes.memory == "least";
+  problem.beside = !in.backend->host_addressable();
   if (limited && !problem.everything) problem.over = report.needed + kSlack - room;
   set_resident_seconds(in, problem);
   const bool may_compute = wish == plan::OffloadWish::kAuto || wish == plan::OffloadWish::kCpuExperts;

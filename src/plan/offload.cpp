@@ -96,7 +96,8 @@ Result<OffloadWish> parse_offload_wish(std::string_view name) {
 
 OffloadTimes offload_times(const OffloadCase& problem, const OffloadPlan& plan, std::int64_t tokens, double resident) {
   OffloadTimes times;
-  times.streamed = std::max(static_cast<double>(plan.moved_bytes) / problem.rates.link, resident);
+  const double copies = static_cast<double>(plan.moved_bytes) / problem.rates.link;
+  times.streamed = problem.beside ? std::max(copies, resident) : copies + resident;
   if (plan.experts) times.on_host = resident + host_seconds(problem, plan, static_cast<double>(tokens));
   return times;
 }

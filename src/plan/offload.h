@@ -33,6 +33,7 @@ struct OffloadCase {
   std::vector<OffloadLayer> layers;
   Bytes over = 0;                          // what must leave the device, places not counted
   bool everything = false;                 // all that can leave does
+  bool beside = true;                      // copies run beside the device's work; a host that stands for a device does one after the other
   double experts = 0, experts_total = 0, experts_per_token = 0;  // on this rank, of the model, a token's
   double expert_flops = 0;                 // one token, one expert, on this rank
   std::int64_t prefill_tokens = 512, decode_tokens = 1;  // of one pass
