@@ -14,6 +14,7 @@
 #include "cli/verbs.h"
 #include "engine/generate.h"
 #include "measure/session.h"
+#include "measure/trace.h"
 #include "text/chat_template.h"
 
 namespace fathom::cli {
@@ -22,7 +23,7 @@ namespace {
 struct Flags {
   measure::SessionOptions session;
   engine::GenerateOptions generate;
-  std::string prompt, system;
+  std::string prompt, system, trace;
   bool raw = false, quiet = false;
 };
 Flags flags;
@@ -98,6 +99,7 @@ void setup_run(CLI::App& app) {
   app.add_option("--kv,--cache-dtype", flags.session.kv, tr("cli.run.kv"));
   app.add_option("--threads", flags.session.threads, tr("cli.run.threads"))->check(CLI::Range(1, 4096));
   app.add_flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
+  app.add_option("--trace", flags.trace, tr("cli.bench.trace"));
   app.add_flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));
   add_rank_flags(app, flags.session.ranks);
 }
@@ -118,9 +120,13 @@ Result<int> run_run(const Common& common) {
     bar->update(done);
     return true;
   };
+  flags.session.trace = !flags.trace.empty();
   FATHOM_TRY(measure::Session session, measure::open_session(flags.session, launch));
   bar.reset();
-  if (session.engine == nullptr) return kExitOk;
+  if (session.engine == nullptr) {
+    FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, flags.trace));
+    return kExitOk;
+  }
   FATHOM_TRY(const Prepared prepared, prepare(session, prompt));
   if (session.synthetic) std::fprintf(stderr, "%s\n", tr("cli.run.synthetic").c_str());
   for (const std::int64_t id : session.spec.eos_ids) flags.generate.stop_ids.push_back(static_cast<std::int32_t>(id));
@@ -138,6 +144,8 @@ Result<int> run_run(const Common& common) {
     std::puts("");
     if (!flags.quiet) print_statistics(prepared, generated);
   }
+  session.engine.reset();  // other ranks are let go
+  FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, flags.trace));
   return kExitOk;
 }
 

@@ -6,6 +6,7 @@
 
 #include "backends/backends.h"
 #include "base/strings.h"
+#include "measure/trace.h"
 #include "weights/quantize.h"
 #include "weights/synth.h"
 
@@ -88,12 +89,16 @@ Result<Session> open_session(const SessionOptions& options, const Launch& launch
   if (launch.process != nullptr) FATHOM_TRY_VOID(tensor::agree(*launch.process, early));
   FATHOM_TRY_VOID(early);
   FATHOM_TRY(session.spread, choose_spread(launch, options.ranks, session.spec, {.device = options.device, .weights = options.weights, .batch = engine_options.slots}));
+  if (options.trace) {
+    FATHOM_TRY(session.tracer, make_tracer(options.device, session.spread));
+  }
   const auto make = [&options, &session, &storage, engine_options](const engine::Seat& seat) -> Result<engine::EngineParts> {
     engine::EngineParts parts{.options = engine_options};
     FATHOM_TRY(parts.architecture, model::make_architecture(session.spec, sharding_of(session.spec, seat)));
     if (!parts.architecture->runnable()) return fail_unsupported("model.v41_not_runnable");
     const tensor::BackendOptions backend = backend_options(seat, options.threads, options.isa);
     FATHOM_TRY(parts.backend, backends::make_backend(options.device, backend));
+    if (session.tracer != nullptr) parts.backend = session.tracer->wrap(std::move(parts.backend), seat.rank, parts.architecture->weights());
     const auto progress = seat.rank == 0 ? options.progress : nullptr;
     const int threads = seat.alone() ? options.threads : backend.threads;
     if (session.synthetic) {

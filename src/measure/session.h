@@ -10,6 +10,8 @@
 
 namespace fathom::measure {
 
+class Tracer;  // trace.h
+
 struct SessionOptions {
   std::string model = "default";    // "default", a folder, a config.json, or an id or short name of the catalog
   std::string device = "cpu";
@@ -23,6 +25,7 @@ struct SessionOptions {
   std::uint64_t seed = 0;
   engine::EngineOptions engine;     // context 0: the model's own, at most 4096
   RankWishes ranks;
+  bool trace = false;               // every op on its own, with its times (trace.h)
   std::function<bool(Bytes, Bytes)> progress;
 };
 
@@ -31,6 +34,7 @@ struct Session {
   bool synthetic = false;
   model::ModelSpec spec;
   engine::Spread spread;
+  std::shared_ptr<Tracer> tracer;   // null unless it was asked for
   std::unique_ptr<engine::Engine> engine;  // null: this process followed another's rank 0, and is done
   std::optional<Path> folder;       // of the checkpoint
   double load_seconds = 0;

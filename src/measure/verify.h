@@ -19,6 +19,7 @@ struct VerifyOptions {
   std::string isa;                    // cpu only
   int threads = 0;
   RankWishes ranks;
+  Path trace;                         // "": none
 };
 
 /// One prompt computed in one way.
