@@ -209,7 +209,7 @@ std::string calibration_json(const Calibration& calibration) {
     const MeasuredTable& table = calibration.tables[i];
     Json axes = Json::object();
     const auto names = family_axes(table.family);
-    for (std::size_t a = 0; a < names.size(); ++a) axes[std::string(names[a])] = rounded(table.axes[a]);
+    for (std::size_t a = 0; a < names.size(); ++a) axes[std::string(names[a])] = table.axes[a];
     out += i == 0 ? "\n" : ",\n";
     out += "  {\"family\": \"" + std::string(family_name(table.family)) + "\", \"format\": " + dump_json(Json(table.format)) + ", \"axes\": " + dump_json(axes);
     out += ",\n   \"seconds\": " + dump_json(rounded(table.seconds)) + ",\n   \"bytes\": " + dump_json(rounded(table.bytes)) + ",\n   \"flops\": " + dump_json(rounded(table.flops)) + "}";
