@@ -39,8 +39,8 @@ class Families {
 
   Status table(Family family, const std::string& format, std::vector<std::vector<double>> axes, const std::function<Result<Point>(const Place&)>& time) {
     MeasuredTable made = make_table(family, format, std::move(axes));
-    const auto one = [&](const Place& place) {
-      rig_.forget();
+    const auto one = [&](const Place& place) -> Result<Point> {
+      FATHOM_TRY_VOID(rig_.forget());
       return time(place);
     };
     FATHOM_TRY_VOID(fill_table(made, one, point_));

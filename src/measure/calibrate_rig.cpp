@@ -20,18 +20,20 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 Bytes round_up(Bytes bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-/// Random numbers about 0 in a device's memory, or in the host's.
+/// Random numbers in a device's memory, or in the host's, where a stretch of them comes again and again. Whole stretches of kCols numbers.
 Status fill_random(Backend& backend, std::byte* out, DType dtype, Bytes bytes, float mean, float spread) {
-  const auto elements = static_cast<std::int64_t>(bytes / static_cast<Bytes>(dtype_bytes(dtype)));
   constexpr std::int64_t kCols = 4096;
+  constexpr Bytes kStretch = 4 * kMiB;
+  const auto elements = static_cast<std::int64_t>(bytes / static_cast<Bytes>(dtype_bytes(dtype)));
+  if (elements == 0) return {};
   const RandomFill fill{.out = out, .dtype = dtype, .rows = elements / kCols, .cols = kCols, .key = kSeed, .first = 0, .pitch = kCols, .mean = mean, .factor = spread / 131070.0f, .codes = {}};
   if (elements % kCols == 0 && backend.fill_random(fill)) return {};
-  std::vector<std::byte> host(static_cast<std::size_t>(bytes));
+  std::vector<std::byte> host(static_cast<std::size_t>(std::min(bytes, kStretch)));
   std::uint32_t state = 1;
-  for (std::int64_t i = 0; i < elements; ++i) {
+  for (std::size_t i = 0; i < host.size() / static_cast<std::size_t>(dtype_bytes(dtype)); ++i) {
     state = state * 1664525u + 1013904223u;
     const float value = mean + (static_cast<float>(state >> 8) * 0x1p-23f - 1.0f) * spread;
-    const std::size_t at = static_cast<std::size_t>(i) * static_cast<std::size_t>(dtype_bytes(dtype));
+    const std::size_t at = i * static_cast<std::size_t>(dtype_bytes(dtype));
     if (dtype == DType::f32) {
       std::memcpy(host.data() + at, &value, 4);
     } else {
@@ -39,7 +41,8 @@ Status fill_random(Backend& backend, std::byte* out, DType dtype, Bytes bytes, f
       std::memcpy(host.data() + at, &half, 2);
     }
   }
-  return backend.upload(out, host);
+  for (Bytes at = 0; at < bytes; at += host.size()) FATHOM_TRY_VOID(backend.upload(out + at, std::span<const std::byte>(host).first(static_cast<std::size_t>(std::min<Bytes>(host.size(), bytes - at)))));
+  return {};
 }
 
 }  // namespace
@@ -148,6 +151,14 @@ Weight Rig::weight(WeightFormat format, std::int64_t rows, std::int64_t cols) {
     if (format == WeightFormat::fp8_row || format == WeightFormat::int8_row) weight.activations = Activations::kPerToken;
   }
   return weight;
+}
+
+Status Rig::forget() {
+  // What ops left there may be anything, and denormals and NaN are slow on some processors.
+  constexpr Bytes kWhole = 8192;
+  const Bytes dirty = (used_ + kWhole - 1) / kWhole * kWhole;
+  used_ = 0;
+  return fill_random(*backend_, activations_->data(), DType::bf16, dirty, 0, 1);
 }
 
 Tensor Rig::tensor(DType dtype, Shape shape) {

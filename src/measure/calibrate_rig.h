@@ -44,7 +44,7 @@ class Rig {
   tensor::Weight weight(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols);
   /// Activations of one point; forget() begins the next.
   tensor::Tensor tensor(DType dtype, tensor::Shape shape);
-  void forget() { used_ = 0; }
+  Status forget();
   /// A 16-bit cache, [rows, …]; a new place each call, so that no processor's cache holds it.
   tensor::Tensor cache(tensor::Shape shape);
   /// Integers that the device reads, from the host.
