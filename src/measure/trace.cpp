@@ -89,7 +89,7 @@ Status Tracer::write(const Path& path) const {
 Result<std::shared_ptr<Tracer>> make_tracer(const std::string& device, const engine::Spread& spread) {
   std::optional<plan::OpPricer> pricer;
   const bool cpu = device != "cuda";
-  if (device == "cpu" || device == "cuda") {
+  if (device != "reference") {  // of which no plan speaks
     FATHOM_TRY(const hardware::Machine machine, known_machine());
     FATHOM_TRY(plan::Cluster cluster, plan::machine_cluster(machine, cpu));
     if (cpu && cluster.device.calibration == nullptr && spread.ranks() == 1) {
