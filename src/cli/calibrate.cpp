@@ -42,7 +42,8 @@ void setup_calibrate(CLI::App& app) {
   app.add_option("--device", flags.options.device, tr("cli.calibrate.device"));
   app.add_option("--gpus", flags.options.gpus, tr("cli.calibrate.gpus"))->check(CLI::Range(1, 64));
   app.add_option("--threads", flags.options.threads, tr("cli.calibrate.threads"))->check(CLI::Range(1, 4096));
-  app.add_option("-o,--output", flags.out, tr("cli.calibrate.output"));
+  CLI::Option* output = app.add_option("-o,--output", flags.out, tr("cli.calibrate.output"));
+  app.add_flag("--quick", flags.options.quick, tr("cli.calibrate.quick"))->needs(output);  // never this machine's profile
 }
 
 Result<int> run_calibrate(const Common& common) {
