@@ -16,6 +16,7 @@
 #include "cli/verbs.h"
 #include "engine/generate.h"
 #include "measure/session.h"
+#include "measure/trace.h"
 #include "text/chat_template.h"
 
 namespace fathom::cli {
@@ -24,7 +25,7 @@ namespace {
 struct Flags {
   measure::SessionOptions session;
   engine::GenerateOptions generate;
-  std::string prompt, system;
+  std::string prompt, system, trace;
   bool raw = false, quiet = false;
 };
 Flags flags;
@@ -100,6 +101,7 @@ void setup_run(CLI::App& app) {
   app.add_option("--kv,--cache-dtype", flags.session.kv, tr("cli.run.kv"));
   app.add_option("--threads", flags.session.threads, tr("cli.run.threads"))->check(CLI::Range(1, 4096));
   app.add_flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
+  app.add_option("--trace", flags.trace, tr("cli.bench.trace"));
   app.add_flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));
   add_rank_flags(app, flags.session.ranks);
   add_offload_flags(app, flags.session.offload);
@@ -122,9 +124,13 @@ Result<int> run_run(const Common& common) {
     return true;
   };
   flags.session.work = {.prompt = std::max<std::int64_t>(static_cast<std::int64_t>(prompt.size()) / 4, 16), .generate = flags.generate.max_tokens};
+  flags.session.trace = !flags.trace.empty();
   FATHOM_TRY(measure::Session session, measure::open_session(flags.session, launch));
   bar.reset();
-  if (session.engine == nullptr) return kExitOk;
+  if (session.engine == nullptr) {
+    FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, flags.trace));
+    return kExitOk;
+  }
   FATHOM_TRY(const Prepared prepared, prepare(session, prompt));
   if (session.offload && !flags.quiet) std::fprintf(stderr, "%s\n", measure::offload_text(*session.offload).c_str());
   if (session.synthetic) std::fprintf(stderr, "%s\n", tr("cli.run.synthetic").c_str());
@@ -143,6 +149,8 @@ Result<int> run_run(const Common& common) {
     std::puts("");
     if (!flags.quiet) print_statistics(prepared, generated);
   }
+  session.engine.reset();  // other ranks are let go
+  FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, flags.trace));
   return kExitOk;
 }
 

@@ -58,6 +58,7 @@ void setup_verify(CLI::App& app) {
   app.add_option("--chunk", flags.options.chunk, tr("cli.verify.chunk"))->check(CLI::PositiveNumber);
   app.add_option("--isa", flags.options.isa, tr("cli.verify.isa"));
   app.add_option("--threads", flags.options.threads, tr("cli.verify.threads"))->check(CLI::NonNegativeNumber);
+  app.add_option("--trace", flags.options.trace, tr("cli.bench.trace"));
   add_rank_flags(app, flags.options.ranks);
   add_offload_flags(app, flags.options.offload);
 }

@@ -6,7 +6,9 @@
 #include <numeric>
 
 #include "measure/kernels.h"
+#include "measure/trace.h"
 #include "model/sizes.h"
+#include "plan/calibration.h"
 #include "weights/synth.h"
 
 namespace fathom::measure {
@@ -87,7 +89,8 @@ class Rows {
       if (meter_ != nullptr) kernels = meter_->measure({.tokens = prompt, .batch = batch, .context = prompt + options_.generate / 2});
       // Ranks on one CPU share what a plan gives to one: there is nothing to predict them by.
       if (session.spread.ranks() == 1 || session_.device == "cuda") {
-        FATHOM_TRY(const auto plan, predict(machine_, session.spec, session.spec.quantization.empty() ? session_.weights : "native", {batch, prompt, options_.generate}, session_.device != "cuda", kernels, layout_of(session.spread)));
+        FATHOM_TRY(const auto plan, predict(machine_, session.spec, session.spec.quantization.empty() ? session_.weights : "native", {batch, prompt, options_.generate, session_.engine.prefill_chunk}, session_.device != "cuda", kernels, layout_of(session.spread)));
+        calibrated = plan.best.time.calibrated, here = plan.best.time.provenance == plan::ProvenanceTier::kMeasuredHere;
         if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(prefill_rate(session, prompt, *plan.best.time.prefill_tokens_per_second));
         if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(decode_rate(session, batch, *plan.best.time.decode_tokens_per_second));
       }
@@ -105,6 +108,8 @@ class Rows {
     if (!predicted_decode.empty()) row.decode_tokens_per_second.predicted = quantile(predicted_decode, 0.5);
     return row;
   }
+  std::string calibrated;  // of the last prediction
+  bool here = false;
 
  private:
   const hardware::Machine& machine_;
@@ -113,9 +118,11 @@ class Rows {
   KernelMeter* meter_;
 };
 
-/// For a CPU with plain weights; nothing otherwise.
-Result<std::optional<KernelMeter>> meter_for(const SessionOptions& session) {
+/// For a CPU that is not calibrated, with plain weights; nothing otherwise.
+Result<std::optional<KernelMeter>> meter_for(const SessionOptions& session, const hardware::Machine& machine) {
   if (session.device != "cpu") return std::nullopt;
+  FATHOM_TRY(const plan::Cluster host, plan::machine_cluster(machine, true));
+  if (host.device.calibration != nullptr && host.device.calibration->threads == (session.threads > 0 ? session.threads : host.device.cores)) return std::nullopt;
   FATHOM_TRY(const auto spec, weights::find_model_spec(session.model));
   tensor::WeightFormat format = spec.plain_format;
   if (session.weights != "native") {
@@ -141,11 +148,15 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
   FATHOM_TRY(const Launch launch, find_launch(session_options.ranks, session_options.device));
   std::optional<KernelMeter> meter;
   if (launch.count == 1) {
-    FATHOM_TRY(meter, meter_for(session_options));
+    FATHOM_TRY(meter, meter_for(session_options, machine));
   }
   const Bytes before = resident_bytes();
+  session_options.trace = !options.trace.empty();
   FATHOM_TRY(Session session, open_session(session_options, launch));
-  if (session.engine == nullptr) return BenchReport{.followed = true};
+  if (session.engine == nullptr) {
+    FATHOM_TRY_VOID(finish_trace(session.tracer, launch, options.trace));
+    return BenchReport{.followed = true};
+  }
   engine::Engine& engine = *session.engine;
   BenchReport report{.model = session.name, .device = engine.backend().description(), .synthetic = session.synthetic, .planned = engine.planned(), .allocated = {}, .best_read_gb_per_second = {}, .rows = {}};
   report.load_seconds = session.load_seconds;
@@ -168,6 +179,7 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
       if (batch == 1 && (fastest_step == 0 || row.p50_ms < fastest_step)) fastest_step = row.p50_ms;
       report.rows.push_back(row);
     }
+  report.calibrated = rows.calibrated, report.here = rows.here;
   report.allocated = engine.allocated();
   report.offload = session.offload;
   if (const auto device = engine.backend().device_memory()) report.device_bytes = device->total - device->free;
@@ -178,6 +190,8 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
     const bool tied = session.spec.tied_embeddings;
     report.weight_read_gb_per_second = static_cast<double>(report.planned.weights) * (tied ? 1 : 1 - embedding) / (fastest_step * 1e-3) / kGB;
   }
+  session.engine.reset();  // other ranks are let go
+  FATHOM_TRY_VOID(finish_trace(session.tracer, launch, options.trace));
   return report;
 }
 

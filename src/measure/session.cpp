@@ -6,6 +6,7 @@
 
 #include "backends/backends.h"
 #include "base/strings.h"
+#include "measure/trace.h"
 #include "weights/quantize.h"
 #include "weights/synth.h"
 
@@ -88,6 +89,9 @@ Result<Session> open_session(const SessionOptions& options, const Launch& launch
   if (launch.process != nullptr) FATHOM_TRY_VOID(tensor::agree(*launch.process, early));
   FATHOM_TRY_VOID(early);
   FATHOM_TRY(session.spread, choose_spread(launch, options.ranks, session.spec, {.device = options.device, .weights = options.weights, .batch = engine_options.slots, .prompt = options.work.prompt, .generate = options.work.generate}));
+  if (options.trace) {
+    FATHOM_TRY(session.tracer, make_tracer(options.device, session.spread));
+  }
   const auto make = [&options, &session, &storage, engine_options](const engine::Seat& seat) -> Result<engine::EngineParts> {
     engine::EngineParts parts{.options = engine_options};
     FATHOM_TRY(parts.architecture, model::make_architecture(session.spec, sharding_of(session.spec, seat)));
@@ -98,6 +102,7 @@ Result<Session> open_session(const SessionOptions& options, const Launch& launch
                                                       .weights = options.weights, .isa = options.isa, .threads = seat.alone() ? options.threads : backend.threads, .mmap = options.mmap}, options.offload));
     parts.offload = std::move(offload.options);
     if (seat.rank == 0) session.offload = std::move(offload.report);
+    if (session.tracer != nullptr) parts.backend = session.tracer->wrap(std::move(parts.backend), seat.rank, parts.architecture->weights());
     const auto progress = seat.rank == 0 ? options.progress : nullptr;
     const int threads = seat.alone() ? options.threads : backend.threads;
     if (session.synthetic) {

@@ -11,6 +11,8 @@
 
 namespace fathom::measure {
 
+class Tracer;  // trace.h
+
 struct SessionOptions {
   std::string model = "default";    // "default", a folder, a config.json, or an id or short name of the catalog
   std::string device = "cpu";
@@ -26,6 +28,7 @@ struct SessionOptions {
   RankWishes ranks;
   OffloadWishes offload;
   OffloadWork work;                 // that a layout and an offload are chosen for
+  bool trace = false;               // every op on its own, with its times (trace.h)
   std::function<bool(Bytes, Bytes)> progress;
 };
 
@@ -34,6 +37,7 @@ struct Session {
   bool synthetic = false;
   model::ModelSpec spec;
   engine::Spread spread;
+  std::shared_ptr<Tracer> tracer;   // null unless it was asked for
   std::unique_ptr<engine::Engine> engine;  // null: this process followed another's rank 0, and is done
   std::optional<Path> folder;       // of the checkpoint
   std::optional<OffloadReport> offload;  // of this rank; nothing: all weights are on the device

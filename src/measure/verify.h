@@ -21,6 +21,7 @@ struct VerifyOptions {
   int threads = 0;
   RankWishes ranks;
   OffloadWishes offload;
+  Path trace;                         // "": none
 };
 
 /// One prompt computed in one way.

@@ -29,6 +29,7 @@ struct TimeEstimate {
   BoundBy bound_by = BoundBy::kWeights;
   ProvenanceTier provenance = ProvenanceTier::kDefault;
   bool engine_fell_back = false;       // the engine has no data of its own: ranges are wider
+  std::string calibrated;              // the day on which this engine's kernels were timed on the device; "": they were not
 };
 
 /// One layout with what it gives.

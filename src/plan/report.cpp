@@ -104,7 +104,8 @@ class Report {
     if (t.train_tokens_per_second_per_gpu) row("plan.report.train", number(*t.train_tokens_per_second_per_gpu) + " tokens/s");
     if (t.mfu) row("plan.report.mfu", number(100 * *t.mfu) + " %");
     row("plan.report.bound_by", tr("plan.bound." + std::string(bound_name(t.bound_by))));
-    row("plan.report.provenance", tr("plan.provenance." + std::string(provenance_name(t.provenance))));
+    const std::string provenance = tr("plan.provenance." + std::string(provenance_name(t.provenance)));
+    row("plan.report.provenance", t.calibrated.empty() ? provenance : tr("plan.report.calibrated", {{"provenance", provenance}, {"date", t.calibrated}}));
     out_ += table.render();
     if (t.engine_fell_back) line(tr("plan.report.fell_back", {{"engine", request_.engine->name}}));
     if (!best_.memory.fits) line(tr("plan.report.if_it_fitted"));

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/units.h"
 #include "tensor/collectives.h"
@@ -143,8 +144,16 @@ class Backend {
   }
   /// Launches what makes the device fail, for tests of what happens then. False: this backend has no device that could.
   virtual bool break_device() { return false; }
+  /// For tracing: launches what waits to be joined with others, and marks this moment among what was launched. `opens`: what begins here, for
+  /// profilers that show ranges; null where the last one that is open ends.
+  virtual void mark(const char* opens);
+  /// Waits, and answers when each mark since the last call was reached, in seconds of the host's steady clock. A device that failed: kEnvironment.
+  virtual Result<std::vector<double>> take_marks();
   /// Waits for everything that was launched. A device that failed: kEnvironment, what it says of it.
   virtual Status synchronize() = 0;
+
+ private:
+  std::vector<double> marks_;
 };
 
 }  // namespace fathom::tensor

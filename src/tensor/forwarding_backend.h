@@ -32,6 +32,8 @@ class ForwardingBackend : public Backend {
   void leave(int place) override { inner_->leave(place); }
   Result<bool> run_pass(std::uint64_t key, const std::function<void()>& pass) override { return inner_->run_pass(key, pass); }
   Result<std::unique_ptr<Collectives>> make_collectives(std::shared_ptr<Transport> transport, const GroupMembers& members) override { return inner_->make_collectives(std::move(transport), members); }
+  void mark(const char* opens) override { inner_->mark(opens); }
+  Result<std::vector<double>> take_marks() override { return inner_->take_marks(); }
   bool sample(const SampleArgs& args) override { return inner_->sample(args); }
   bool break_device() override { return inner_->break_device(); }
   Status synchronize() override { return inner_->synchronize(); }

@@ -16,6 +16,7 @@
 #include "backends/cuda/fault.h"
 #include "backends/cuda/fill.h"
 #include "backends/cuda/sample.h"
+#include "backends/cuda/marks.h"
 
 namespace fathom::cuda {
 namespace {
@@ -232,6 +233,7 @@ class CudaBackend final : public tensor::Backend {
       cudaSetDevice(context_.device);
       cudaStreamSynchronize(context_.stream);
       recordings_.clear();
+      marks_.clear();
       cudaStreamDestroy(context_.stream);
     }
   }
@@ -345,6 +347,7 @@ class CudaBackend final : public tensor::Backend {
     return std::unique_ptr<tensor::Collectives>(std::move(made));
   }
   Result<bool> run_pass(std::uint64_t key, const std::function<void()>& pass) override {
+    const Range range(key != 0 ? "step" : "pass");
     const auto whole = [&] {
       pass();
       ops_.flush();
@@ -358,6 +361,16 @@ class CudaBackend final : public tensor::Backend {
     }
     whole();
     return true;
+  }
+  void mark(const char* opens) override {
+    ops_.flush();
+    marks_.mark(context_, opens);
+  }
+  Result<std::vector<double>> take_marks() override {
+    FATHOM_TRY_VOID(synchronize());
+    std::vector<double> seconds = marks_.take(context_);
+    if (context_.error != cudaSuccess) return device_failed(context_.error);
+    return seconds;
   }
   Status synchronize() override {
     ops_.flush();
@@ -401,6 +414,7 @@ class CudaBackend final : public tensor::Backend {
   std::unique_ptr<Blas> blas_;
   std::map<const std::uint8_t*, std::unique_ptr<CudaBuffer>> tables_;  // of codes to draw from
   Recordings recordings_;
+  Marks marks_;
   CudaCollectives* collectives_ = nullptr;  // the engine's, gone before this backend
   Bytes collectives_bytes_ = 0;
   CudaOps ops_{context_, activations_};
