@@ -82,7 +82,9 @@ class Rows {
   Result<BenchRow> measure(const Session& session, std::int64_t batch, std::int64_t prompt) {
     engine::Engine& engine = *session.engine;
     std::vector<double> prefill, steps, predicted_prefill, predicted_decode;
-    FATHOM_TRY(const Timing warm_up, run_once(engine, batch, std::min<std::int64_t>(prompt, 16), 2));  // pages and clocks
+    // Pages and clocks; a device's libraries also choose their ways for every shape that they first see.
+    const std::int64_t first = engine.backend().host_addressable() ? std::min<std::int64_t>(prompt, 16) : prompt;
+    FATHOM_TRY(const Timing warm_up, run_once(engine, batch, first, 2));
     (void)warm_up;
     for (int r = 0; r < std::max(options_.repetitions, 1); ++r) {
       std::optional<plan::KernelRates> kernels;
