@@ -29,8 +29,8 @@ __device__ __forceinline__ std::uint64_t now_ns() {
   return time;
 }
 
-// Waits for a line of this call. False when it took too long, here or elsewhere.
-__device__ __forceinline__ bool get(const Line* from, std::uint32_t flag, const PeerTable& table, float& a, float& b) {
+// Waits for a line of this call from `sender`. False when it took too long, here or elsewhere.
+__device__ __forceinline__ bool get(const Line* from, std::uint32_t flag, int sender, const PeerTable& table, std::uint64_t patience_ns, float& a, float& b) {
   std::uint32_t x, fx, y, fy;
   std::uint64_t begun = 0;
   for (std::uint32_t tries = 0;; ++tries) {
@@ -39,8 +39,8 @@ __device__ __forceinline__ bool get(const Line* from, std::uint32_t flag, const 
     if (tries % 4096 != 4095) continue;
     if (begun == 0) begun = now_ns();
     if (*static_cast<volatile std::uint32_t*>(table.fault) != 0) break;
-    if (now_ns() - begun < table.patience_ns) continue;
-    *static_cast<volatile std::uint32_t*>(table.fault) = 1;
+    if (now_ns() - begun < patience_ns) continue;
+    *static_cast<volatile std::uint32_t*>(table.fault) = 1u + static_cast<std::uint32_t>(sender);
     break;
   }
   if (fx != flag || fy != flag) {
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) reduce_in_one_trip(PeerTable table, 
       float4 part = own;
       if (r != table.rank) {
         const Line* from = at(table.inbox[table.rank], ((call & 1) * kRanks + r) * slot + 2 * i);
-        if (!get(from, call, table, part.x, part.y) || !get(from + 1, call, table, part.z, part.w)) return;
+        if (!get(from, call, r, table, table.patience_ns, part.x, part.y) || !get(from + 1, call, r, table, table.patience_ns, part.z, part.w)) return;
       }
       sum = r == 0 ? part : make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
     }
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) reduce_in_two_trips(PeerTable table,
       float4 part = own;
       if (r != table.rank) {
         const Line* from = at(table.inbox[table.rank], part_of(r) + 2 * i);
-        if (!get(from, call, table, part.x, part.y) || !get(from + 1, call, table, part.z, part.w)) return;
+        if (!get(from, call, r, table, table.patience_ns, part.x, part.y) || !get(from + 1, call, r, table, table.patience_ns, part.z, part.w)) return;
       }
       sum = r == 0 ? part : make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
     }
@@ -144,7 +144,9 @@ __global__ void __launch_bounds__(kThreads) reduce_in_two_trips(PeerTable table,
       const std::int64_t q = peer * each + i;
       const Line* from = at(table.inbox[table.rank], sums + 2 * q);
       float4 sum;
-      if (!get(from, call, table, sum.x, sum.y) || !get(from + 1, call, table, sum.z, sum.w)) return;
+      // Whoever sums may itself wait for another, whom it will name first.
+      const std::uint64_t patience = table.patience_ns + 500000000;
+      if (!get(from, call, peer, table, patience, sum.x, sum.y) || !get(from + 1, call, peer, table, patience, sum.z, sum.w)) return;
       x[q] = sum;
     }
   }
