@@ -75,15 +75,11 @@ class Room {
     x.data = buffers_.back()->data();
     return x;
   }
-  Weight weight(std::int64_t rows, std::int64_t cols, WeightFormat format = WeightFormat::bf16) {
-    if (format == WeightFormat::bf16)
-      return {.format = format, .rows = rows, .cols = cols, .data = random(DType::bf16, {rows, cols}, 0.05f).data};
-    // Some bits or other as codes: time does not depend on them.
-    return {.format = WeightFormat::fp8_block128,
+  Weight weight(std::int64_t rows, std::int64_t cols) {
+    return {.format = WeightFormat::bf16,
             .rows = rows,
             .cols = cols,
-            .data = random(DType::bf16, {rows, (cols + 1) / 2}, 0.0001f).data,
-            .scales = random(DType::f32, {(rows + 127) / 128, (cols + 127) / 128}, 0.1f).data};
+            .data = random(DType::bf16, {rows, cols}, 0.05f).data};
   }
   const Batch& batch(std::int64_t sequences, std::int64_t tokens, std::int64_t past) {
     std::vector<std::int32_t> table;
@@ -182,30 +178,25 @@ void time_latents(Backend& backend, const std::string& name, std::int64_t sequen
          2 * seen * static_cast<double>(heads * (576 + 512)));
 }
 
-/// `experts` of `total` are here.
 void time_experts(Backend& backend, const std::string& name, std::int64_t tokens, std::int64_t hidden,
-                  std::int64_t inner, std::int64_t experts, std::int64_t top_k, std::int64_t total = 0,
-                  WeightFormat format = WeightFormat::bf16) {
+                  std::int64_t inner, std::int64_t experts, std::int64_t top_k) {
   Room room(backend);
-  total = std::max(total, experts);
   std::vector<Weight> gate, up, down;
-  const Weight all[3] = {room.weight(experts * inner, hidden, format), room.weight(experts * inner, hidden, format),
-                         room.weight(experts * hidden, inner, format)};
-  const std::int64_t element = format == WeightFormat::bf16 ? 2 : 1;
+  const Weight all[3] = {room.weight(experts * inner, hidden), room.weight(experts * inner, hidden),
+                         room.weight(experts * hidden, inner)};
   for (std::int64_t e = 0; e < experts; ++e)
     for (int m = 0; m < 3; ++m) {
       Weight weight = all[m];
       weight.rows /= experts;
-      weight.data += e * weight.rows * weight.cols * element;
-      if (weight.scales != nullptr) weight.scales += e * (weight.rows / 128) * ((weight.cols + 127) / 128) * 4;
+      weight.data += e * weight.rows * weight.cols * 2;
       (m == 0 ? gate : m == 1 ? up : down).push_back(weight);
     }
   std::vector<std::int32_t> indices;
-  std::vector<bool> hit(static_cast<std::size_t>(total), false);
+  std::vector<bool> hit(static_cast<std::size_t>(experts), false);
   for (std::int64_t t = 0; t < tokens; ++t) {
     std::vector<std::int32_t> own;
     while (std::ssize(own) < top_k) {
-      const auto e = static_cast<std::int32_t>(next_random() >> 33) % static_cast<std::int32_t>(total);
+      const auto e = static_cast<std::int32_t>(next_random() >> 33) % static_cast<std::int32_t>(experts);
       if (std::find(own.begin(), own.end(), e) == own.end()) own.push_back(e), hit[static_cast<std::size_t>(e)] = true;
     }
     indices.insert(indices.end(), own.begin(), own.end());
@@ -221,49 +212,24 @@ void time_experts(Backend& backend, const std::string& name, std::int64_t tokens
                            .up = up,
                            .down = down,
                            .first_expert = 0,
-                           .total_experts = total,
+                           .total_experts = experts,
                            .limit = 0,
                            .out = out,
                            .accumulate = false});
   };
-  const auto used = static_cast<double>(std::count(hit.begin(), hit.begin() + experts, true));
-  const auto here =
-      static_cast<double>(std::count_if(indices.begin(), indices.end(), [&](auto e) { return e < experts; }));
-  report(name, seconds_of(backend, call), used * static_cast<double>(3 * hidden * inner * element),
-         6.0 * here * static_cast<double>(hidden * inner));
+  const auto used = static_cast<double>(std::count(hit.begin(), hit.end(), true));
+  report(name, seconds_of(backend, call), used * static_cast<double>(3 * hidden * inner * 2),
+         6.0 * static_cast<double>(tokens * top_k) * static_cast<double>(hidden * inner));
 }
 
-void time_linear(Backend& backend, const std::string& name, std::int64_t tokens, std::int64_t rows, std::int64_t cols,
-                 WeightFormat format = WeightFormat::bf16) {
+void time_linear(Backend& backend, const std::string& name, std::int64_t tokens, std::int64_t rows, std::int64_t cols) {
   Room room(backend);
-  const Weight weight = room.weight(rows, cols, format);
+  const Weight weight = room.weight(rows, cols);
   const Tensor x = room.random(DType::f32, {tokens, cols}, 1), out = room.make(DType::f32, {tokens, rows});
   const auto call = [&] { backend.ops().linear({.x = x, .weight = weight, .out = out}); };
   report(name, seconds_of(backend, call),
-         static_cast<double>(rows * cols * (format == WeightFormat::bf16 ? 2 : 1)) +
-             static_cast<double>(x.bytes() + out.bytes()),
+         static_cast<double>(rows * cols * 2) + static_cast<double>(x.bytes() + out.bytes()),
          2.0 * static_cast<double>(tokens * rows) * static_cast<double>(cols));
-}
-
-/// A product a head with V3's up-projection, for `heads` heads: into latent space, or out of it.
-void time_heads(Backend& backend, const std::string& name, std::int64_t tokens, std::int64_t heads, bool into) {
-  Room room(backend);
-  const Weight weight = room.weight(heads * 256, 512, WeightFormat::fp8_block128);
-  const std::int64_t in = into ? 128 : 512, out_width = into ? 512 : 128;
-  const Tensor x = room.random(DType::f32, {tokens, heads, in}, 1),
-               out = room.make(DType::f32, {tokens, heads, out_width});
-  const auto call = [&] {
-    backend.ops().grouped_linear({.x = x,
-                                  .weight = weight,
-                                  .group_rows = 256,
-                                  .row_offset = into ? 0 : 128,
-                                  .rows = 128,
-                                  .transposed = into,
-                                  .out = out});
-  };
-  report(name, seconds_of(backend, call),
-         static_cast<double>(heads * 128 * 512) + static_cast<double>(x.bytes() + out.bytes()),
-         2.0 * static_cast<double>(tokens * heads * 128 * 512));
 }
 
 }  // namespace
@@ -319,25 +285,6 @@ int main(int argc, char** argv) {
       {"experts V2-Lite, 128 tokens", [&](const auto& n) { time_experts(b, n, 128, 2048, 1408, 64, 6); }},
       {"experts V2-Lite, 2048 tokens", [&](const auto& n) { time_experts(b, n, 2048, 2048, 1408, 64, 6); }},
       {"experts V2-Lite, 8192 tokens", [&](const auto& n) { time_experts(b, n, 8192, 2048, 1408, 64, 6); }},
-      {"experts V3 fp8, 128 tokens, 64 of 256",
-       [&](const auto& n) { time_experts(b, n, 128, 7168, 2048, 64, 8, 256, WeightFormat::fp8_block128); }},
-      {"experts V3 fp8, 32 tokens, 64 of 256",
-       [&](const auto& n) { time_experts(b, n, 32, 7168, 2048, 64, 8, 256, WeightFormat::fp8_block128); }},
-      {"experts V3 fp8, 512 tokens, 64 of 256",
-       [&](const auto& n) { time_experts(b, n, 512, 7168, 2048, 64, 8, 256, WeightFormat::fp8_block128); }},
-      {"heads of V3 fp8 into latents, 128 tokens, 32", [&](const auto& n) { time_heads(b, n, 128, 32, true); }},
-      {"heads of V3 fp8 out of latents, 128 tokens, 32", [&](const auto& n) { time_heads(b, n, 128, 32, false); }},
-      {"linear fp8 128 x 7168 x 4096",
-       [&](const auto& n) { time_linear(b, n, 128, 7168, 4096, WeightFormat::fp8_block128); }},
-      {"linear fp8 128 x 1536 x 7168",
-       [&](const auto& n) { time_linear(b, n, 128, 1536, 7168, WeightFormat::fp8_block128); }},
-      {"linear fp8 128 x 6144 x 1536",
-       [&](const auto& n) { time_linear(b, n, 128, 6144, 1536, WeightFormat::fp8_block128); }},
-      {"linear fp8 128 x 512 x 7168",
-       [&](const auto& n) { time_linear(b, n, 128, 512, 7168, WeightFormat::fp8_block128); }},
-      {"linear fp8 128 x 7168 x 512",
-       [&](const auto& n) { time_linear(b, n, 128, 7168, 512, WeightFormat::fp8_block128); }},
-      {"linear 128 x 7168 x 4096", [&](const auto& n) { time_linear(b, n, 128, 7168, 4096); }},
       {"linear 2048 x 4096 x 4096", [&](const auto& n) { time_linear(b, n, 2048, 4096, 4096); }},
       {"linear 2048 x 11008 x 4096", [&](const auto& n) { time_linear(b, n, 2048, 11008, 4096); }},
       {"linear 2048 x 4096 x 11008", [&](const auto& n) { time_linear(b, n, 2048, 4096, 11008); }},
