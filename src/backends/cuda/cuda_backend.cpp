@@ -180,8 +180,8 @@ class Recordings {
     if (graphs_.size() >= kMost) clear();
     return !graphs_.emplace(key, nullptr).second;
   }
-  /// Records what `pass` launches, and launches it. A pass that cannot be recorded is a failure: half of it is done.
-  Status record(Context& context, std::uint64_t key, const std::function<void()>& pass) {
+  /// Records what `pass` launches, and launches it. False: the device failed; half of it is done.
+  bool record(Context& context, std::uint64_t key, const std::function<void()>& pass) {
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t ready = nullptr;
     context.note(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeRelaxed));
@@ -190,8 +190,7 @@ class Recordings {
     if (graph != nullptr) context.note(cudaGraphInstantiate(&ready, graph, 0));
     if (graph != nullptr) cudaGraphDestroy(graph);
     graphs_[key] = ready;
-    if (!replay(context, key) || context.error != cudaSuccess) return device_failed(context.error);
-    return {};
+    return replay(context, key) && context.error == cudaSuccess;
   }
 
  private:
@@ -397,7 +396,7 @@ class CudaBackend final : public tensor::Backend {
     if (key != 0 && context_.error == cudaSuccess) {
       if (recordings_.replay(context_, key)) return false;
       if (recordings_.seen(key)) {
-        FATHOM_TRY_VOID(recordings_.record(context_, key, whole));
+        if (!recordings_.record(context_, key, whole)) return failed();
         return true;
       }
     }
@@ -433,7 +432,7 @@ class CudaBackend final : public tensor::Backend {
     for (;;) {
       const cudaError_t state = cudaStreamQuery(context_.stream);
       if (state != cudaSuccess && state != cudaErrorNotReady) context_.note(state);
-      if (context_.error != cudaSuccess) return device_failed(context_.error);
+      if (context_.error != cudaSuccess) return failed();
       const auto now = Clock::now();
       if (state == cudaSuccess) {
         if (!collectives_->troubled()) return {};
@@ -445,6 +444,12 @@ class CudaBackend final : public tensor::Backend {
       find_lost();
       return collectives_->status();
     }
+  }
+  /// This device failed, unless another one took it along.
+  tl::unexpected<Error> failed() {
+    if (collectives_ != nullptr)
+      if (auto told = collectives_->first_to_fail()) return tl::unexpected<Error>(std::move(*told));
+    return device_failed(context_.error);
   }
   /// After what waits for others has been cut off: whether this device comes to its end by itself.
   void find_lost() {

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <thread>
 
+#include "backends/cuda/fault_watch.h"
 #include "backends/cuda/lost.h"
 #include "backends/cuda/nccl.h"
 #include "backends/cuda/peer_reduce.h"
@@ -20,6 +21,7 @@ using tensor::Tensor;
 using Clock = std::chrono::steady_clock;
 
 constexpr double kLeisure = 1.5;  // seconds that the host waits longer than the kernels, which know whom they wait for
+constexpr auto kOwnFault = std::chrono::milliseconds(500);  // in which the driver reports a fault of this GPU
 constexpr auto kHearsay =
     std::chrono::seconds(2);  // that NCCL's word waits for a rank's own, which knows what happened
 
@@ -189,6 +191,7 @@ class Both final : public CudaCollectives {
   }
 
   Status join(const tensor::GroupMembers& members) {
+    watch_ = FaultWatch::start(context_.device);
     for (std::size_t g = 0; g < tensor::kGroupCount; ++g) {
       const std::vector<int>& ranks = members.ranks[g];
       const auto me = std::find(ranks.begin(), ranks.end(), transport_->rank());
@@ -231,6 +234,16 @@ class Both final : public CudaCollectives {
     if (!failure_) return true;
     cut_off();
     return false;
+  }
+
+  std::optional<Error> first_to_fail() override {
+    const auto until = Clock::now() + kHearsay;
+    if (watch_ == nullptr || watch_->saw_fault(kOwnFault)) return std::nullopt;
+    do {
+      if (auto told = transport_->failure()) return told;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    } while (Clock::now() < until);
+    return std::nullopt;
   }
 
   int size(Group group) const override {
@@ -398,6 +411,7 @@ class Both final : public CudaCollectives {
   std::vector<std::unique_ptr<Circle>> circles_;
   std::array<Circle*, tensor::kGroupCount> of_{};
   std::array<int, tensor::kGroupCount> rank_{};
+  std::unique_ptr<FaultWatch> watch_;  // null: nothing tells which GPU it was
   std::optional<Error> failure_, hearsay_;
   Clock::time_point heard_;  // when hearsay_ was
   bool cut_ = false;
