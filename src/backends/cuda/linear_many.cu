@@ -67,12 +67,16 @@ __global__ void __launch_bounds__(256) round_kernel(const float* x, std::int64_t
   }
 }
 
-/// wide[r, c] = weight[first + r, c] in bf16, dense: eight columns a thread.
+/// Some rows of a weight: `each` from `first` on, and as many `step` further on for every group more.
+struct RowsOfGroups { std::int64_t first, each, step, groups; };
+
+/// wide[g, r, c] = weight[first + g · step + r, c] in bf16, dense: eight columns a thread.
 template <WeightFormat F>
-__global__ void widen_kernel(WeightView weight, std::int64_t first, std::int64_t rows, __nv_bfloat16* wide) {
-  const std::int64_t eights = weight.cols / 8;
-  for_items(rows * eights, [&](std::int64_t item) {
-    const std::int64_t row = first + item / eights, col = item % eights * 8;
+__global__ void widen_kernel(WeightView weight, RowsOfGroups rows, __nv_bfloat16* wide) {
+  const auto eights = static_cast<unsigned>(weight.cols / 8), each = static_cast<unsigned>(rows.each);
+  for_items(rows.groups * rows.each * eights, [&](std::int64_t index) {
+    const auto item = static_cast<unsigned>(index), at = item / eights;  // kWidenedBytes are far from 2^32 elements, and divide fast
+    const std::int64_t row = rows.first + at / each * rows.step + at % each, col = item % eights * 8;
     EightOf<F> eight;
     float w[8];
     eight.read(weight.data, row * weight.cols + col);
@@ -82,7 +86,7 @@ __global__ void widen_kernel(WeightView weight, std::int64_t first, std::int64_t
     alignas(16) __nv_bfloat162 packed[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) packed[i] = __floats2bfloat162_rn(w[2 * i] * scale, w[2 * i + 1] * scale);
-    *reinterpret_cast<uint4*>(wide + item * 8) = *reinterpret_cast<const uint4*>(packed);
+    *reinterpret_cast<uint4*>(wide + index * 8) = *reinterpret_cast<const uint4*>(packed);
   });
 }
 
@@ -99,12 +103,12 @@ void round_to(Context& context, const Product& p, std::int64_t first, std::int64
   round_kernel<T><<<grid_of_rows(rows, n), 256, 0, context.stream>>>(p.x + first * p.x_stride, p.x_stride, p.x_step, rows, p.groups, n, rounded);
   context.launched();
 }
-void widen_to(Context& context, const WeightView& weight, std::int64_t first, std::int64_t rows, __nv_bfloat16* wide) {
-  const unsigned grid = grid_for(context, rows * weight.cols / 8, 256);
-  if (weight.format == WeightFormat::mxfp4) widen_kernel<WeightFormat::mxfp4><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
-  else if (weight.format == WeightFormat::int8_row) widen_kernel<WeightFormat::int8_row><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
-  else if (is_int4(weight.format)) widen_kernel<WeightFormat::int4_group128><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
-  else widen_kernel<WeightFormat::fp8_block128><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
+void widen_to(Context& context, const WeightView& weight, const RowsOfGroups& rows, __nv_bfloat16* wide) {
+  const unsigned grid = grid_for(context, rows.groups * rows.each * weight.cols / 8, 256);
+  if (weight.format == WeightFormat::mxfp4) widen_kernel<WeightFormat::mxfp4><<<grid, 256, 0, context.stream>>>(weight, rows, wide);
+  else if (weight.format == WeightFormat::int8_row) widen_kernel<WeightFormat::int8_row><<<grid, 256, 0, context.stream>>>(weight, rows, wide);
+  else if (is_int4(weight.format)) widen_kernel<WeightFormat::int4_group128><<<grid, 256, 0, context.stream>>>(weight, rows, wide);
+  else widen_kernel<WeightFormat::fp8_block128><<<grid, 256, 0, context.stream>>>(weight, rows, wide);
   context.launched();
 }
 
@@ -132,7 +136,7 @@ void multiply_part(Context& context, const Product& p, const Part& part, const v
                             .w_stride = p.weight.cols,
                             .out_stride = p.out_stride,
                             .x_step = as_it_is ? p.x_step : p.inputs(),
-                            .w_step = p.row_step * p.weight.cols,
+                            .w_step = (is_plain(p.weight.format) ? p.row_step : p.rows) * p.weight.cols,
                             .out_step = p.out_step,
                             .accumulate = p.accumulate,
                             .added = rest.added};
@@ -169,16 +173,19 @@ void launch_tiled(Context& context, Product p) {
   }
 }
 
+bool widens_whole(const Product& p) { return p.groups * p.rows * p.weight.cols * 2 <= static_cast<std::int64_t>(kWidenedBytes); }
+
 void multiply_many(Context& context, const Product& p) {
   const bool plain = is_plain(p.weight.format);
   const BlasType type = p.weight.format == WeightFormat::f32 ? BlasType::f32 : p.weight.format == WeightFormat::f16 ? BlasType::f16 : BlasType::bf16;
   const std::int64_t width = p.groups * p.inputs(), element = type == BlasType::f32 ? 4 : 2;
   const std::int64_t tokens_that_fit = static_cast<std::int64_t>(kRoundedBytes) / (width * 2), rows_that_fit = static_cast<std::int64_t>(kWidenedBytes) / (p.weight.cols * 2) / 8 * 8;
   const std::int64_t token_block = type == BlasType::f32 ? p.tokens : std::min(p.tokens, tokens_that_fit), row_block = plain ? p.rows : std::min(p.rows, rows_that_fit);
-  if (token_block == 0 || row_block == 0 || (p.by_column && row_block < p.rows)) return launch_tiled(context, p);
+  const bool whole = plain || row_block == p.rows, grouped = !plain && p.groups > 1;
+  if (token_block == 0 || row_block == 0 || (p.by_column && !whole) || (grouped && !widens_whole(p))) return launch_tiled(context, p);
   std::byte* room = context.workspace.take<std::byte>(static_cast<std::int64_t>(Blas::kWorkspaceBytes));
   std::byte* rounded = context.rounded_data;
-  __nv_bfloat16* wide = plain ? nullptr : context.workspace.take<__nv_bfloat16>(row_block * p.weight.cols);
+  __nv_bfloat16* wide = plain ? nullptr : context.workspace.take<__nv_bfloat16>(p.groups * row_block * p.weight.cols);
   for (std::int64_t token = 0; token < p.tokens; token += token_block) {
     const std::int64_t tokens = std::min(token_block, p.tokens - token);
     const void* x = type == BlasType::f32 ? static_cast<const void*>(p.x + token * p.x_stride) : rounded;
@@ -186,7 +193,7 @@ void multiply_many(Context& context, const Product& p) {
     for (std::int64_t row = 0; row < p.rows; row += row_block) {
       const std::int64_t rows = std::min(row_block, p.rows - row);
       const void* w = plain ? static_cast<const void*>(p.weight.data + (p.first_row + row) * p.weight.cols * element) : wide;
-      if (!plain) widen_to(context, p.weight, p.first_row + row, rows, wide);
+      if (!plain) widen_to(context, p.weight, {p.first_row + row, rows, p.row_step, p.groups}, wide);
       multiply_part(context, p, {token, tokens, row, rows}, x, w, type, room);
     }
   }

@@ -48,9 +48,9 @@ void multiply_any(Context& context, const Product& p) {
     left.accumulate = true;
     left.bias = nullptr;
   }
-  if (is_plain(p.weight.format) || p.groups == 1) return multiply_many(context, left);
+  if (is_plain(p.weight.format) || p.groups == 1 || widens_whole(p)) return multiply_many(context, left);
   left.groups = 1;
-  for (std::int64_t g = 0; g < p.groups; ++g) {  // a group's rows are widened before its product
+  for (std::int64_t g = 0; g < p.groups; ++g) {  // rows that do not fit widened are, a group's before its product
     left.first_row = p.first_row + g * p.row_step;
     left.x = p.x + g * p.x_step;
     left.out = p.out + g * p.out_step;
