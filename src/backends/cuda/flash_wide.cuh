@@ -44,14 +44,22 @@ __device__ inline void store_hopper_queries(const AttentionView& view, const Fla
   for (int i = 0; i < 64 * kChunks / kGroupOfWarps; ++i) {
     const int item = i * kGroupOfWarps + thread, row = first_row + item / kChunks, chunk = item % kChunks;
     float4 low = make_float4(0, 0, 0, 0), high = low;
-    if (position_of(view, tile, row) >= 0 && 8 * chunk < view.width) {
-      const std::int64_t token = tile.tokens.sequence.first_token + tile.tokens.first + row / view.tile_heads;
-      const auto* from = reinterpret_cast<const float4*>(view.q.at(token, tile.first_head + row % view.tile_heads) + 8 * chunk);
+    const bool here = position_of(view, tile, row) >= 0 && 8 * chunk < view.width;
+    const std::int64_t token = tile.tokens.sequence.first_token + tile.tokens.first + row / view.tile_heads;
+    const int head = tile.first_head + row % view.tile_heads;
+    unsigned char* at = to + wide_swizzled(row, chunk, kHopperTile);
+    if (view.rounded_q != nullptr) {
+      const auto* from = reinterpret_cast<const T*>(view.rounded_q) + (token * view.heads + head) * view.width + 8 * chunk;
+      *reinterpret_cast<uint4*>(at) = here ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+      continue;
+    }
+    if (here) {
+      const auto* from = reinterpret_cast<const float4*>(view.q.at(token, head) + 8 * chunk);
       low = from[0], high = from[1];
       low.x *= scale, low.y *= scale, low.z *= scale, low.w *= scale;
       high.x *= scale, high.y *= scale, high.z *= scale, high.w *= scale;
     }
-    *reinterpret_cast<uint4*>(to + wide_swizzled(row, chunk, kHopperTile)) = pack_eight<T>(low, high);
+    *reinterpret_cast<uint4*>(at) = pack_eight<T>(low, high);
   }
 }
 
@@ -134,6 +142,12 @@ __device__ inline void mix_hopper(unsigned values, const unsigned (&p)[8][4], fl
 #pragma unroll
   for (int step = 0; step < kHopperKeys / 16; ++step) multiply_128_by_columns<T>(acc, p[step], by_columns(values + step * 2048, kHopperTile), true);
   commit_products();
+}
+
+/// What computes these comes before the statements that follow, which a compiler might otherwise take first: waiting for products.
+__device__ inline void compute_before(float (&s)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(s[i])::"memory");
 }
 
 /// Scores become weights where they are; keep: what sums up to now are multiplied with.
@@ -239,6 +253,7 @@ __device__ inline void attend_hopper(const AttentionView& view, const FlashTile&
     mix_hopper<T>(at + Room::values(ring.place), p, acc);
     wait_products<1>();
     soften_hopper(view, tile, first + block * kHopperKeys, whole(block), s, largest, total, keep);
+    compute_before(s);
     wait_products<0>();
     arrive(at + Room::kEmpty + 8 * ring.place);
     pack();
