@@ -56,7 +56,7 @@ struct Prepared {
 };
 
 /// What decides the algorithm.
-using Key = std::array<std::int64_t, 12>;
+using Key = std::array<std::int64_t, 13>;
 Key key_of(const BlasProduct& p) {
   return {p.tokens,
           p.n,
@@ -69,7 +69,8 @@ Key key_of(const BlasProduct& p) {
           p.out_stride,
           p.x_step,
           p.w_step,
-          p.out_step};
+          p.out_step,
+          p.rounded ? 1 : 0};
 }
 
 class LtBlas final : public Blas {
@@ -135,7 +136,8 @@ class LtBlas final : public Blas {
         api_.description_set(p.description, CUBLASLT_MATMUL_DESC_TRANSA, &a, sizeof a) == CUBLAS_STATUS_SUCCESS &&
         layout(p.w, type, w_rows, w_columns, product.w_stride, product.batch, product.w_step) &&
         layout(p.x, type, product.k, product.tokens, product.x_stride, product.batch, product.x_step) &&
-        layout(p.out, sums, product.n, product.tokens, product.out_stride, product.batch, product.out_step);
+        layout(p.out, product.rounded ? type : sums, product.n, product.tokens, product.out_stride, product.batch,
+               product.out_step);
     p.possible = p.possible && choose(p);
     return p;
   }

@@ -33,6 +33,7 @@ bool may_wait_many(const Product& p) {
   const bool half = p.weight.format == WeightFormat::bf16 || p.weight.format == WeightFormat::f16;
   return p.tokens > kFewTokens && p.rows > 0 && half && p.bias == nullptr && !p.accumulate && aligned_for_blas(p);
 }
+DType product_type_of(WeightFormat format) { return format == WeightFormat::bf16 ? DType::bf16 : DType::f16; }
 }  // namespace
 
 void multiply_any(Context& context, const Product& p) {
@@ -74,15 +75,18 @@ void CudaOps::linear(const LinearArgs& args) {
                         .bias = args.bias.defined() ? args.bias.data : nullptr,
                         .bias_type = args.bias.dtype,
                         .accumulate = args.accumulate};
-  if (rounds_activations(args.weight, tokens)) {
+  const bool rounds = rounds_activations(args.weight, tokens), many = !rounds && may_wait_many(product);
+waiting_->keep(context_, product, many ? product_type_of(product.weight.format) : DType::f32);
+  if (rounds) {
     launch_waiting();
     multiply_rounded(context_, product);
   } else if (may_wait(product)) {
     waiting_->take(context_, product);
+  } else if (many) {
+    waiting_->take_many(context_, product);
   } else {
     launch_waiting();
-    if (may_wait_many(product)) waiting_->take_many(product);
-    else multiply_any(context_, product);
+    multiply_any(context_, product);
   }
   const RoundedActivations& kept = context_.rounded;
   if (kept.x != nullptr && product.out < kept.x + (kept.tokens - 1) * kept.stride + kept.groups * kept.step + kept.width && kept.x < product.out + (tokens - 1) * product.out_stride + n) context_.rounded = {};
