@@ -20,7 +20,7 @@ struct LinearSpec {
   Fill fill = normal();
   bool exact = false;  // small whole numbers in x and weight
   double magnitude = 1;
-  bool rounded = false;  // activations a token
+  Activations activations = Activations::kAsTheyAre;
 };
 
 OpCase linear_case(WeightFormat format, const LinearSpec& spec) {
@@ -35,7 +35,7 @@ OpCase linear_case(WeightFormat format, const LinearSpec& spec) {
             Weight weight = spec.exact
                                 ? run.weight(format, spec.n, spec.k, integers(5))
                                 : run.weight(format, spec.n, spec.k, 1.0 / std::sqrt(static_cast<double>(spec.k)));
-            if (spec.rounded) weight.activations = Activations::kPerToken;
+            weight.activations = spec.activations;
             const DType small = weight_scale_count(format, 1, 1) == 0 ? weight_dtype(format) : DType::f32;
             const Tensor bias = spec.bias ? run.input(small, {spec.n}, spec.exact ? integers(9) : normal()) : Tensor{};
             const Tensor out = spec.accumulate ? run.in_place("out", run.activation(), {spec.tokens, spec.n},
@@ -129,9 +129,28 @@ std::vector<OpCase> linear_cases() {
   };
   for (const WeightFormat format : {WeightFormat::fp8_row, WeightFormat::int8_row})
     for (LinearSpec spec : rounded) {
-      spec.rounded = true;
+      spec.activations = Activations::kPerToken;
       cases.push_back(linear_case(format, spec));
     }
+  // The same in stretches of 128 columns, and shapes of several tiles: tokens and rows that fill them, and that do not.
+  std::vector<LinearSpec> grouped = rounded;
+  grouped.push_back({"rounded", 33, 130, 144});
+  grouped.push_back({"rounded", 20, 272, 256});
+  grouped.push_back({"rounded_bias_accumulate", 300, 144, 400, true, true, Layout::kStrided});
+  grouped.push_back({"rounded", 129, 128, 128});
+  grouped.push_back({"rounded", 200, 96, 48});
+  grouped.push_back({"rounded_accumulate", 513, 400, 272, false, true});
+  for (const Activations activations : {Activations::kPerGroup, Activations::kPerGroupOfPowers})
+    for (LinearSpec spec : grouped) {
+      spec.activations = activations;
+      spec.name = (activations == Activations::kPerGroup ? "groups_" : "powers_") + spec.name;
+      cases.push_back(linear_case(WeightFormat::fp8_block128, spec));
+    }
+  for (LinearSpec spec : {LinearSpec{"rounded", 33, 144, 272}, LinearSpec{"rounded_bias_accumulate", 300, 144, 400, true, true, Layout::kStrided}, LinearSpec{"rounded", 70, 16, 128},
+                          LinearSpec{"rounded", 513, 400, 272}, LinearSpec{"rounded", 170, 48, 64}}) {
+    spec.activations = Activations::kPerToken;
+    cases.push_back(linear_case(WeightFormat::fp8_row, spec));
+  }
   for (const WeightFormat format :
        {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64, WeightFormat::fp8_block128,
         WeightFormat::fp8_block128_e8m0, WeightFormat::fp8_row, WeightFormat::int8_row, WeightFormat::int4_group128,

@@ -1,8 +1,10 @@
-// Products with eight-bit activations (W8A8): rows of x are rounded a token, cuBLASLt multiplies codes of eight bits, and what comes out is
-// multiplied with the scales of its token and its row. Shapes that cuBLASLt does not take go through a plain tiled kernel.
+// Products with eight-bit activations (W8A8). FP8 on Hopper: codes.h. Else rows of x are rounded a token, cuBLASLt multiplies codes of eight
+// bits, and what comes out is multiplied with the scales of its token and its row; shapes that it does not take go through a plain tiled kernel.
+// FP8 in blocks is widened instead.
 #include <type_traits>
 
 #include "backends/cuda/blas.h"
+#include "backends/cuda/codes.h"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/product.cuh"
 #include "backends/cuda/rounded.cuh"
@@ -12,7 +14,8 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr Bytes kCodeBytes = 64 * kMiB, kSumBytes = 96 * kMiB;  // of the workspace, beside what cuBLASLt has
-constexpr int kTile = 32, kThreads = 256;
+constexpr int kTile = 32, kThreads = 256, kStretch = static_cast<int>(kRoundedColumns);
+constexpr Bytes kValueBytes = 24 * kMiB;  // of x in f32, beside what multiply_many takes
 
 /// A block rounds a row. Codes lie densely, `width` bytes a row: those behind the row's end are zero.
 template <bool kFp8>
@@ -33,6 +36,25 @@ __global__ void __launch_bounds__(kThreads) round_values_kernel(const float* x, 
   const std::int64_t token = blockIdx.x;
   const RoundedRow row = rounded_row<kFp8>(x + token * stride, n, room);
   for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) to[token * to_stride + i] = rounded_value<kFp8>(x[token * stride + i], row);
+}
+/// The same in stretches of 128, each a warp's.
+__global__ void __launch_bounds__(kThreads) round_stretches_kernel(const float* x, std::int64_t stride, int n, float* to, std::int64_t to_stride, bool powers) {
+  after_previous();
+  const std::int64_t token = blockIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int first = static_cast<int>(threadIdx.x) / kWarp * kStretch; first < n; first += kThreads / kWarp * kStretch) {
+    float values[kStretch / kWarp], most = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kStretch / kWarp; ++i) {
+      const int at = first + i * kWarp + lane;
+      values[i] = at < n ? x[token * stride + at] : 0.0f;
+      most = larger(most, fabsf(values[i]));
+    }
+    const RoundedRow row = rounded_of<true>(warp_max(most), powers);
+#pragma unroll
+    for (int i = 0; i < kStretch / kWarp; ++i)
+      if (const int at = first + i * kWarp + lane; at < n) to[token * to_stride + at] = rounded_value<true>(values[i], row);
+  }
 }
 
 /// sums[t, i] = codes of token t · codes of weight row i.
@@ -112,16 +134,53 @@ void multiply(Context& context, Product p) {
   }
 }
 
+/// Weights are widened, x is rounded and stays f32: some tokens at a time.
+void multiply_values(Context& context, Product p) {
+  const std::int64_t k = p.weight.cols, width = divide_up(k, 4) * 4, most = static_cast<std::int64_t>(kValueBytes) / (width * 4), tokens = p.tokens;
+  FATHOM_CHECK(most > 0, "a weight has too many columns for the workspace");
+  const bool aligned = k % 8 == 0 && reinterpret_cast<std::uintptr_t>(p.weight.data) % 16 == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 16 == 0 && p.out_stride % 4 == 0;
+  const Weight weight{.format = p.weight.format, .rows = p.weight.rows, .cols = k, .activations = p.activations};
+  const float* x = p.x;
+  float* out = p.out;
+  if (aligned && p.bias != nullptr) {
+    launch_bias(context, p);
+    p.accumulate = true;
+    p.bias = nullptr;
+  }
+  for (std::int64_t token = 0; token < tokens; token += most) {
+    context.workspace.reset();
+    float* values = context.workspace.take<float>(std::min(most, tokens) * width);
+    p.tokens = std::min(most, tokens - token);
+    round_values(context, weight, x + token * p.x_stride, p.x_stride, p.tokens, k, values, width);
+    Product part = p;
+    part.x = values;
+    part.x_stride = width;
+    part.out = out + token * p.out_stride;
+    if (part.added != nullptr) part.added += token * p.added_stride;
+    context.rounded = {};  // these values take the place of others
+    if (aligned) multiply_many(context, part);
+    else launch_tiled(context, part);
+  }
+  context.rounded = {};
+}
+
 }  // namespace
 
-void round_values(Context& context, WeightFormat format, const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t n, float* out, std::int64_t out_stride) {
+void round_values(Context& context, const Weight& weight, const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t n, float* out, std::int64_t out_stride) {
   if (rows == 0) return;
-  auto* kernel = format == WeightFormat::fp8_row ? &round_values_kernel<true> : &round_values_kernel<false>;
-  launch_early(context, kernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, x, x_stride, static_cast<int>(n), out, out_stride);
+  const dim3 grid(static_cast<unsigned>(rows));
+  if (rounds_in_groups(weight)) {
+    launch_early(context, &round_stretches_kernel, grid, dim3(kThreads), 0, x, x_stride, static_cast<int>(n), out, out_stride, weight.activations == Activations::kPerGroupOfPowers);
+    return;
+  }
+  auto* kernel = weight.format == WeightFormat::fp8_row ? &round_values_kernel<true> : &round_values_kernel<false>;
+  launch_early(context, kernel, grid, dim3(kThreads), 0, x, x_stride, static_cast<int>(n), out, out_stride);
 }
 
 void multiply_rounded(Context& context, const Product& p) {
-  if (p.weight.format == WeightFormat::fp8_row) multiply<true>(context, p);
+  if (can_multiply_codes(context, p)) multiply_codes(context, p);
+  else if (p.weight.format == WeightFormat::fp8_block128) multiply_values(context, p);
+  else if (p.weight.format == WeightFormat::fp8_row) multiply<true>(context, p);
   else multiply<false>(context, p);
 }
 

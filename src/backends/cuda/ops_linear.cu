@@ -73,7 +73,8 @@ void CudaOps::linear(const LinearArgs& args) {
                         .out_stride = args.out.strides[0],
                         .bias = args.bias.defined() ? args.bias.data : nullptr,
                         .bias_type = args.bias.dtype,
-                        .accumulate = args.accumulate};
+                        .accumulate = args.accumulate,
+                        .activations = args.weight.activations};
   if (rounds_activations(args.weight, tokens)) {
     launch_waiting();
     multiply_rounded(context_, product);
