@@ -2,72 +2,14 @@
 // weights lie, and launches.
 #include "backends/cuda/codes.h"
 
-#include "backends/cuda/codes_view.cuh"
+#include "backends/cuda/codes_rounding.cuh"
 #include "backends/cuda/launch.cuh"
-#include "backends/cuda/rounded.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr int kRoundThreads = 256;
-
-// ---------------------------------------------------------------- x becomes codes
-
-struct RoundCodes {
-  const float* x = nullptr;
-  std::int64_t x_stride = 0, tokens = 0;
-  int cols = 0, depths = 0;
-  bool powers = false;
-  bool tiles = false;  // else rows of 128 · depths codes and of `depths` scales
-  std::uint8_t* codes = nullptr;
-  float* scales = nullptr;
-
-  /// The stretch `depth` of token t: its byte `column`, and its scale among those of the same kind.
-  __device__ std::int64_t byte_of(std::int64_t t, int depth, int column) const {
-    if (!tiles) return (t * depths + depth) * kCodeDepth + column;
-    const std::int64_t run = t / kCodeHits, first = run * kCodeHits, padded = padded_hits(min(tokens - first, static_cast<std::int64_t>(kCodeHits)));
-    return (slot_of(first, run) * depths + depth * padded) * kCodeDepth + tile_byte(static_cast<int>(t - first), column);
-  }
-  __device__ std::int64_t scale_of(std::int64_t t, int depth) const {
-    if (!tiles) return t * depths + depth;
-    const std::int64_t run = t / kCodeHits, first = run * kCodeHits, padded = padded_hits(min(tokens - first, static_cast<std::int64_t>(kCodeHits)));
-    return slot_of(first, run) * depths + depth * padded + t - first;
-  }
-};
-
-/// Four neighbours; zeros behind the row's end.
-__device__ inline float4 read_four(const RoundCodes& args, std::int64_t token, int column) {
-  return column < args.cols ? *reinterpret_cast<const float4*>(args.x + token * args.x_stride + column) : make_float4(0, 0, 0, 0);
-}
-__device__ inline float most_of(const float4& x) { return larger(larger(fabsf(x.x), fabsf(x.y)), larger(fabsf(x.z), fabsf(x.w))); }
-
-/// A block a token, a warp a stretch of 128 columns.
-__global__ void __launch_bounds__(kRoundThreads) round_stretches(const __grid_constant__ RoundCodes args) {
-  after_previous();
-  const std::int64_t token = blockIdx.x;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-#pragma unroll 2
-  for (int depth = static_cast<int>(threadIdx.x) / kWarp; depth < args.depths; depth += kRoundThreads / kWarp) {
-    const float4 x = read_four(args, token, depth * kCodeDepth + 4 * lane);
-    const RoundedRow row = rounded_of<true>(warp_max(most_of(x)), args.powers);
-    *reinterpret_cast<unsigned*>(args.codes + args.byte_of(token, depth, 4 * lane)) = rounded_four(x, row);
-    if (lane == 0) args.scales[args.scale_of(token, depth)] = row.scale;
-  }
-}
-
-/// A block a token, whose row has one scale; scales [tokens].
-__global__ void __launch_bounds__(kRoundThreads) round_rows(const __grid_constant__ RoundCodes args) {
-  __shared__ BlockRoom room;
-  after_previous();
-  const std::int64_t token = blockIdx.x;
-  float most = 0.0f;
-  for (int column = 4 * static_cast<int>(threadIdx.x); column < args.cols; column += 4 * kRoundThreads) most = larger(most, most_of(read_four(args, token, column)));
-  const RoundedRow row = rounded_of<true>(block_max(most, room));
-  for (int column = 4 * static_cast<int>(threadIdx.x); column < args.depths * kCodeDepth; column += 4 * kRoundThreads)
-    *reinterpret_cast<unsigned*>(args.codes + args.byte_of(token, column / kCodeDepth, column % kCodeDepth)) = rounded_four(read_four(args, token, column), row);
-  if (threadIdx.x == 0) args.scales[token] = row.scale;
-}
 
 struct PlaceCodes {
   const RunOfExpert* runs = nullptr;
@@ -98,10 +40,6 @@ __global__ void __launch_bounds__(kRoundThreads) place_codes(const __grid_consta
       if (chunk == i) args.to_scales[slot * args.depths + depth * padded + hit] = args.from_scales[token * args.depths + depth];
     }
   }
-}
-
-void round_codes(Context& context, const RoundCodes& args, bool stretches) {
-  launch_early(context, stretches ? &round_stretches : &round_rows, dim3(static_cast<unsigned>(args.tokens)), dim3(kRoundThreads), 0, args);
 }
 
 // ---------------------------------------------------------------- how the weights lie
@@ -171,13 +109,13 @@ void multiply_codes(Context& context, Product p) {
   view.twos = p.out_stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 8 == 0;
   for (std::int64_t token = 0; token < tokens; token += most) {
     const std::int64_t here = std::min(most, tokens - token), runs = divide_up(here, kCodeHits);
-    RoundCodes round{.x = p.x + token * p.x_stride, .x_stride = p.x_stride, .tokens = here, .cols = static_cast<int>(cols), .depths = static_cast<int>(depths),
-                     .powers = p.activations == Activations::kPerGroupOfPowers, .tiles = true};
-    round.codes = reinterpret_cast<std::uint8_t*>(context.rounded_data);
-    round.scales = reinterpret_cast<float*>(context.rounded_data + divide_up(slots_of(here, runs) * depths * kCodeDepth, 256) * 256);
-    const RoundedActivations wanted{.x = round.x, .tokens = here, .groups = blocks ? depths : 1, .width = cols, .stride = p.x_stride, .step = round.powers ? 2 : blocks ? 1 : 0, .type = DType::f8e4m3};
+    const CodesKind kind{.stretches = blocks, .powers = p.activations == Activations::kPerGroupOfPowers};
+    const RoundCodes round = codes_at_rounded_data(context, p.x + token * p.x_stride, p.x_stride, here, cols, kind);
+    const RoundedActivations wanted = codes_of(round, kind);
     if (!(context.rounded == wanted)) round_codes(context, round, blocks);
     context.rounded = wanted;
+    context.product_type = DType::f8e4m3;
+    context.codes_kind = kind;
     view.hits = static_cast<int>(here);
     view.run_count = static_cast<int>(runs);
     view.x = round.codes;

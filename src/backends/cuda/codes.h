@@ -16,4 +16,10 @@ bool can_multiply_codes(const Context& context, const tensor::ExpertsArgs& args,
 /// The whole op, from the rest of the workspace.
 void multiply_codes(Context& context, const tensor::ExpertsArgs& args, const Matrices& matrices);
 
+/// Whether codes and scales of dense x fit context.rounded_data.
+bool codes_fit(std::int64_t tokens, std::int64_t cols);
+/// Ops that also make codes for the product that comes next, when the last one wanted them. False: not for these; nothing was launched.
+bool norm_and_code(Context& context, const tensor::RmsNormArgs& args);
+bool gate_and_code(Context& context, const tensor::SwigluArgs& args);
+
 }  // namespace fathom::cuda

@@ -10,7 +10,7 @@
 // shared memory wants them. So do the scales: hits of a stretch side by side. Rows of A are two matrices' or two neighbours' in turn, eight
 // by eight: a thread has both of a pair.
 #pragma once
-#include "backends/cuda/cluster.cuh"
+#include "backends/cuda/codes_mma.cuh"
 #include "backends/cuda/codes_view.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/rounded.cuh"

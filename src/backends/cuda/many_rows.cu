@@ -2,6 +2,7 @@
 #include "backends/cuda/many_rows.h"
 
 #include "backends/cuda/any_float.cuh"
+#include "backends/cuda/codes.h"
 #include "backends/cuda/mma.cuh"
 
 namespace fathom::cuda {
@@ -113,7 +114,7 @@ bool dense_f32(const Tensor& x) { return x.dtype == DType::f32 && x.contiguous()
 
 std::byte* room_to_round(const Context& context, const Tensor& x) {
   const bool fits = x.shape.rank >= 2 && x.dim(0) >= kManyTokens && width_of(x) % 8 == 0 && static_cast<Bytes>(x.elements()) * 2 <= kRoundedBytes;
-  return context.product_type != DType::f32 && fits && dense_f32(x) ? context.rounded_data : nullptr;
+  return (context.product_type == DType::bf16 || context.product_type == DType::f16) && fits && dense_f32(x) ? context.rounded_data : nullptr;
 }
 
 void keep_rounded(Context& context, const Tensor& x) {
@@ -122,6 +123,7 @@ void keep_rounded(Context& context, const Tensor& x) {
 }
 
 bool norm_and_round(Context& context, const RmsNormArgs& args) {
+  if (norm_and_code(context, args)) return true;
   const bool fits = args.out.shape.rank == 2 && args.weight.defined() && args.out.dim(1) <= 32 * kRowThreads && dense_f32(args.x) && args.x.shape == args.out.shape;
   std::byte* room = fits ? room_to_round(context, args.out) : nullptr;
   if (room == nullptr) return false;
@@ -143,6 +145,7 @@ bool rotate_many(Context& context, const RopeArgs& args) {
 }
 
 bool gate_and_round(Context& context, const SwigluArgs& args) {
+  if (gate_and_code(context, args)) return true;
   std::byte* room = dense_f32(args.gate) && dense_f32(args.up) && args.gate.shape == args.out.shape && args.up.shape == args.out.shape ? room_to_round(context, args.out) : nullptr;
   if (room == nullptr) return false;
   if (context.product_type == DType::bf16) launch_gate<__nv_bfloat16>(context, args, room);

@@ -1,6 +1,7 @@
 // Family linear. Three ways to a product, by shape: few tokens (linear_few.cu), more by cuBLASLt, and what neither takes (unaligned rows, odd
 // widths) by a plain tiled kernel (linear_many.cu). Products of few tokens wait a moment for what goes with them: others of the same x, the
 // norm that makes x, the gate or the sum that follows (waiting.cuh).
+#include "backends/cuda/codes.h"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/product.cuh"
 #include "backends/cuda/waiting.cuh"
@@ -39,6 +40,7 @@ void multiply_any(Context& context, const Product& p) {
   if (p.tokens == 0 || p.groups == 0 || p.outputs() == 0) return;
   FATHOM_CHECK(p.weight.format != WeightFormat::f64 && p.weight.format != WeightFormat::i64, "a weight that the cuda backend cannot multiply with");
   context.workspace.reset();
+  if (p.activations != Activations::kAsTheyAre) return multiply_rounded(context, p);
   const bool aligned_x = aligned_16(p.x, p.x_stride, p.x_step);
   if (p.tokens <= kFewTokens && weight_in_eights(p.weight) && (p.by_column || aligned_x) && p.groups <= 65535) return launch_few(context, p);
   if (p.tokens <= kFewTokens || !aligned_for_blas(p)) return launch_tiled(context, p);
@@ -74,10 +76,11 @@ void CudaOps::linear(const LinearArgs& args) {
                         .bias = args.bias.defined() ? args.bias.data : nullptr,
                         .bias_type = args.bias.dtype,
                         .accumulate = args.accumulate,
-                        .activations = args.weight.activations};
-  if (rounds_activations(args.weight, tokens)) {
+                        .activations = rounds_activations(args.weight, tokens) ? args.weight.activations : Activations::kAsTheyAre};
+  if (product.activations != Activations::kAsTheyAre) {
     launch_waiting();
-    multiply_rounded(context_, product);
+    if (product.bias == nullptr && !product.accumulate && can_multiply_codes(context_, product)) waiting_->take_many(product);
+    else multiply_any(context_, product);
   } else if (may_wait(product)) {
     waiting_->take(context_, product);
   } else {

@@ -18,7 +18,7 @@ struct Product {
   const std::byte* bias = nullptr;                                      // [outputs], of one group only
   DType bias_type = DType::f32;
   bool accumulate = false;
-  tensor::Activations activations = tensor::Activations::kAsTheyAre;  // what multiply_rounded rounds x to
+  tensor::Activations activations = tensor::Activations::kAsTheyAre;  // else multiply_rounded, which rounds x so
   const float* added = nullptr;  // [tokens, outputs] that is added too; one group only, and of many tokens no bias and out's stride
   std::int64_t added_stride = 0;
 
