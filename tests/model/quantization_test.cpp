@@ -94,7 +94,7 @@ TEST(Quantization, Fp8InBlocksRoundsActivationsAsItsReleaseSays) {
       experts += block && entry.per_expert;
     }
     EXPECT_GT(blocks, 10) << text;
-    EXPECT_EQ(experts, 3) << text;
+    EXPECT_EQ(experts, text.find("ignore") == std::string::npos ? 3 : 0) << text;  // those of layer 1 are ignored
   }
 }
 
