@@ -72,6 +72,34 @@ OpCase grouped_case(WeightFormat format, const std::array<std::int64_t, 6>& size
           }};
 }
 
+/// A norm, two products of what it makes, their gate, a product of that and a sum, as in a model: a backend may make codes on the way.
+OpCase chain_case(WeightFormat format, Activations activations, std::int64_t tokens, std::int64_t width, std::int64_t inner) {
+  return {.op = "linear",
+          .name = fmt::format("linear/{}/chain_t{}_w{}_i{}{}", weight_format_name(format), tokens, width, inner, activations == Activations::kPerGroupOfPowers ? "_powers" : ""),
+          .format = format,
+          .codes = 1e-2,  // a step of an element (1/16 of it) by one of a weight (about 1/8)
+          .body = [=](CaseRun& run) {
+            const auto weight = [&](std::int64_t rows, std::int64_t cols) {
+              Weight made = run.weight(format, rows, cols, 1.0 / std::sqrt(static_cast<double>(cols)));
+              made.activations = activations;
+              return made;
+            };
+            const Tensor x = run.input({tokens, width}, normal());
+            const Tensor norm = run.input({width}, normal(0.1, 1.0));
+            const Weight first = weight(width, width), gate = weight(inner, width), up = weight(inner, width), down = weight(width, inner);
+            const Tensor mixed = run.output("mixed", {tokens, width}), normed = run.output("normed", {tokens, width}), gated = run.output("gated", {tokens, inner});
+            const Tensor ups = run.output("ups", {tokens, inner}), out = run.output("out", {tokens, width});
+            run.ops.linear({.x = x, .weight = first, .out = mixed});
+            run.ops.add({.a = mixed, .b = x, .out = mixed});
+            run.ops.rms_norm({.x = mixed, .weight = norm, .eps = 1e-6, .out = normed});
+            run.ops.linear({.x = normed, .weight = gate, .out = gated});
+            run.ops.linear({.x = normed, .weight = up, .out = ups});
+            run.ops.swiglu({.gate = gated, .up = ups, .out = gated});
+            run.ops.linear({.x = gated, .weight = down, .out = out});
+            run.ops.add({.a = out, .b = mixed, .out = out});
+          }};
+}
+
 }  // namespace
 
 std::vector<OpCase> linear_cases() {
@@ -146,6 +174,11 @@ std::vector<OpCase> linear_cases() {
       spec.name = (activations == Activations::kPerGroup ? "groups_" : "powers_") + spec.name;
       cases.push_back(linear_case(WeightFormat::fp8_block128, spec));
     }
+  for (const auto& [tokens, width, inner] : {std::array<std::int64_t, 3>{20, 128, 272}, {40, 272, 144}, {18, 64, 48}}) {
+    cases.push_back(chain_case(WeightFormat::fp8_row, Activations::kPerToken, tokens, width, inner));
+    cases.push_back(chain_case(WeightFormat::fp8_block128, Activations::kPerGroup, tokens, width, inner));
+    cases.push_back(chain_case(WeightFormat::fp8_block128, Activations::kPerGroupOfPowers, tokens, width, inner));
+  }
   for (LinearSpec spec : {LinearSpec{"rounded", 33, 144, 272}, LinearSpec{"rounded_bias_accumulate", 300, 144, 400, true, true, Layout::kStrided}, LinearSpec{"rounded", 70, 16, 128},
                           LinearSpec{"rounded", 513, 400, 272}, LinearSpec{"rounded", 170, 48, 64}}) {
     spec.activations = Activations::kPerToken;
