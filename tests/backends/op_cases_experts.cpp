@@ -66,7 +66,8 @@ OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
       .op = "experts",
       .name = fmt::format("experts/{}/{}", weight_format_name(format), spec.name),
       .format = format,
-      // Half a step of an element of swiglu's result (1/16 of it, mostly below 1/4) by an element of the down matrix (about 1/8).
+      // Half a step of an element of swiglu's result (1/16 of it, mostly below 1/4) by an element of the down matrix
+      // (about 1/8).
       .codes = format == WeightFormat::fp8_block128 && spec.activations != Activations::kAsTheyAre ? 2e-3 : 0,
       .body = [=](CaseRun& run) {
         const Tensor x = run.input({spec.tokens, spec.hidden}, spec.x, spec.layout);
@@ -256,7 +257,8 @@ std::vector<OpCase> expert_cases() {
       spec.activations = Activations::kPerToken;
       cases.push_back(experts_case(format, spec));
     }
-  // In stretches of 128 columns: runs of many lengths, experts beyond one run, hidden sizes of whole and of parts of stretches.
+  // In stretches of 128 columns: runs of many lengths, experts beyond one run, hidden sizes of whole and of parts of
+  // stretches.
   std::vector<ExpertsSpec> grouped = rounded;
   grouped.push_back({"rounded_stretches", 40, 272, 144, 8, 0, 8, 2});
   grouped.push_back({"rounded_whole_stretches", 70, 256, 256, 4, 0, 4, 1, 0.5, true});
@@ -264,7 +266,8 @@ std::vector<OpCase> expert_cases() {
   grouped.push_back({"rounded_two_runs", 300, 128, 48, 4, 1, 2, 2, 0, false, Layout::kDense, true});
   grouped.push_back({"rounded_run_of_160", 160, 128, 48, 4, 1, 2, 2, 0, false, Layout::kDense, true});
   grouped.push_back({"rounded_run_of_210", 210, 64, 144, 4, 1, 2, 2, 0, false, Layout::kDense, true});
-  grouped.push_back({"rounded_nan_row", 20, 128, 128, 4, 0, 2, 1, 0, false, Layout::kDense, false, with(normal(), {{35, kNaN}, {300, kInf}})});
+  grouped.push_back({"rounded_nan_row", 20, 128, 128, 4, 0, 2, 1, 0, false, Layout::kDense, false,
+                     with(normal(), {{35, kNaN}, {300, kInf}})});
   for (ExpertsSpec spec : grouped) {
     spec.activations = Activations::kPerGroup;
     cases.push_back(experts_case(WeightFormat::fp8_block128, spec));

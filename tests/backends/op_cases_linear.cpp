@@ -72,10 +72,13 @@ OpCase grouped_case(WeightFormat format, const std::array<std::int64_t, 6>& size
           }};
 }
 
-/// A norm, two products of what it makes, their gate, a product of that and a sum, as in a model: a backend may make codes on the way.
-OpCase chain_case(WeightFormat format, Activations activations, std::int64_t tokens, std::int64_t width, std::int64_t inner) {
+/// A norm, two products of what it makes, their gate, a product of that and a sum, as in a model: a backend may make
+/// codes on the way.
+OpCase chain_case(WeightFormat format, Activations activations, std::int64_t tokens, std::int64_t width,
+                  std::int64_t inner) {
   return {.op = "linear",
-          .name = fmt::format("linear/{}/chain_t{}_w{}_i{}{}", weight_format_name(format), tokens, width, inner, activations == Activations::kPerGroupOfPowers ? "_powers" : ""),
+          .name = fmt::format("linear/{}/chain_t{}_w{}_i{}{}", weight_format_name(format), tokens, width, inner,
+                              activations == Activations::kPerGroupOfPowers ? "_powers" : ""),
           .format = format,
           .codes = 1e-2,  // a step of an element (1/16 of it) by one of a weight (about 1/8)
           .body = [=](CaseRun& run) {
@@ -86,8 +89,10 @@ OpCase chain_case(WeightFormat format, Activations activations, std::int64_t tok
             };
             const Tensor x = run.input({tokens, width}, normal());
             const Tensor norm = run.input({width}, normal(0.1, 1.0));
-            const Weight first = weight(width, width), gate = weight(inner, width), up = weight(inner, width), down = weight(width, inner);
-            const Tensor mixed = run.output("mixed", {tokens, width}), normed = run.output("normed", {tokens, width}), gated = run.output("gated", {tokens, inner});
+            const Weight first = weight(width, width), gate = weight(inner, width), up = weight(inner, width),
+                         down = weight(width, inner);
+            const Tensor mixed = run.output("mixed", {tokens, width}), normed = run.output("normed", {tokens, width}),
+                         gated = run.output("gated", {tokens, inner});
             const Tensor ups = run.output("ups", {tokens, inner}), out = run.output("out", {tokens, width});
             run.ops.linear({.x = x, .weight = first, .out = mixed});
             run.ops.add({.a = mixed, .b = x, .out = mixed});
@@ -179,8 +184,10 @@ std::vector<OpCase> linear_cases() {
     cases.push_back(chain_case(WeightFormat::fp8_block128, Activations::kPerGroup, tokens, width, inner));
     cases.push_back(chain_case(WeightFormat::fp8_block128, Activations::kPerGroupOfPowers, tokens, width, inner));
   }
-  for (LinearSpec spec : {LinearSpec{"rounded", 33, 144, 272}, LinearSpec{"rounded_bias_accumulate", 300, 144, 400, true, true, Layout::kStrided}, LinearSpec{"rounded", 70, 16, 128},
-                          LinearSpec{"rounded", 513, 400, 272}, LinearSpec{"rounded", 170, 48, 64}}) {
+  for (LinearSpec spec :
+       {LinearSpec{"rounded", 33, 144, 272},
+        LinearSpec{"rounded_bias_accumulate", 300, 144, 400, true, true, Layout::kStrided},
+        LinearSpec{"rounded", 70, 16, 128}, LinearSpec{"rounded", 513, 400, 272}, LinearSpec{"rounded", 170, 48, 64}}) {
     spec.activations = Activations::kPerToken;
     cases.push_back(linear_case(WeightFormat::fp8_row, spec));
   }

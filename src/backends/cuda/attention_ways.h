@@ -10,8 +10,10 @@ inline constexpr std::int64_t kLeastKeys = 64;  // of a part
 bool one_token_each(const tensor::Batch& batch);
 /// Tiles when every sequence is cut into pieces of tile_tokens.
 int tiles_of(const tensor::Batch& batch, int tile_tokens);
-/// Cuts the keys so that about `wanted` blocks run, `blocks` of them a part, and takes the parts' room in the workspace.
-void cut_keys(Context& context, const tensor::AttentionArgs& args, AttentionView& view, std::int64_t blocks, std::int64_t wanted, std::int64_t least_keys = kLeastKeys);
+/// Cuts the keys so that about `wanted` blocks run, `blocks` of them a part, and takes the parts' room in the
+/// workspace.
+void cut_keys(Context& context, const tensor::AttentionArgs& args, AttentionView& view, std::int64_t blocks,
+              std::int64_t wanted, std::int64_t least_keys = kLeastKeys);
 
 /// attention_flash.cu: many tokens on tensor cores; heads up to 192 wide with values up to 128.
 bool can_flash(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);

@@ -1,5 +1,5 @@
-// Products whose operands are both e4m3 codes, on Hopper's matrix units: experts and single weights with eight-bit activations
-// (tensor::rounds_activations). codes_wide.cuh has the kernel, codes.cu who launches it.
+// Products whose operands are both e4m3 codes, on Hopper's matrix units: experts and single weights with eight-bit
+// activations (tensor::rounds_activations). codes_wide.cuh has the kernel, codes.cu who launches it.
 #pragma once
 #include "backends/cuda/experts_mma.h"
 #include "backends/cuda/product.cuh"
@@ -18,7 +18,8 @@ void multiply_codes(Context& context, const tensor::ExpertsArgs& args, const Mat
 
 /// Whether codes and scales of dense x fit context.rounded_data.
 bool codes_fit(std::int64_t tokens, std::int64_t cols);
-/// Ops that also make codes for the product that comes next, when the last one wanted them. False: not for these; nothing was launched.
+/// Ops that also make codes for the product that comes next, when the last one wanted them. False: not for these;
+/// nothing was launched.
 bool norm_and_code(Context& context, const tensor::RmsNormArgs& args);
 bool gate_and_code(Context& context, const tensor::SwigluArgs& args);
 
