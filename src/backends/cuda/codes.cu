@@ -3,6 +3,7 @@
 #include "backends/cuda/codes.h"
 
 #include "backends/cuda/codes_rounding.cuh"
+#include "backends/cuda/codes_view.cuh"
 #include "backends/cuda/launch.cuh"
 
 namespace fathom::cuda {
@@ -80,53 +81,6 @@ bool has_units([[maybe_unused]] const Context& context) {
 
 }  // namespace
 
-// ---------------------------------------------------------------- one weight
-
-bool can_multiply_codes(const Context& context, const Product& p) {
-  const bool format = p.weight.format == WeightFormat::fp8_row || p.weight.format == WeightFormat::fp8_block128;
-  const bool x = reinterpret_cast<std::uintptr_t>(p.x) % 16 == 0 && p.x_stride % 4 == 0, rows = p.rows % 16 == 0 && p.first_row % 128 == 0, cols = p.weight.cols % 16 == 0;
-  return format && x && rows && cols && p.groups == 1 && !p.by_column && suits_copies(p.weight.data, 0) && has_units(context) &&
-         divide_up(p.weight.cols, kCodeDepth) * (kCodeDepth + 4) * (2 * kCodeHits) <= static_cast<std::int64_t>(kRoundedBytes);
-}
-
-void multiply_codes(Context& context, Product p) {
-  const bool blocks = p.weight.format == WeightFormat::fp8_block128;
-  const std::int64_t cols = p.weight.cols, depths = divide_up(cols, kCodeDepth), tokens = p.tokens;
-  // As many runs at a time as their codes and scales fit.
-  const std::int64_t run_bytes = (kCodeHits + 8) * depths * (kCodeDepth + 4), most = (static_cast<std::int64_t>(kRoundedBytes) / run_bytes - 1) * kCodeHits;
-  CodesView view;
-  FATHOM_CHECK(describe(view.weights, p.weight.data + p.first_row * cols, p.rows, cols, 1, 0, 0), "a weight that the copy engine does not take");
-  const auto* scales = reinterpret_cast<const float*>(p.weight.scales);
-  view.scales = blocks ? scales + p.first_row / 128 * depths : scales + p.first_row;
-  view.rows = static_cast<int>(p.rows);
-  view.depths = static_cast<int>(depths);
-  view.pairs = static_cast<int>(divide_up(p.rows, 2 * kCodeRows));
-  view.bias = p.bias;
-  view.bias_type = p.bias_type;
-  view.accumulate = p.accumulate;
-  view.y_stride = p.out_stride;
-  view.added_stride = p.added_stride;
-  view.twos = p.out_stride % 2 == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 8 == 0;
-  for (std::int64_t token = 0; token < tokens; token += most) {
-    const std::int64_t here = std::min(most, tokens - token), runs = divide_up(here, kCodeHits);
-    const CodesKind kind{.stretches = blocks, .powers = p.activations == Activations::kPerGroupOfPowers};
-    const RoundCodes round = codes_at_rounded_data(context, p.x + token * p.x_stride, p.x_stride, here, cols, kind);
-    const RoundedActivations wanted = codes_of(round, kind);
-    if (!(context.rounded == wanted)) round_codes(context, round, blocks);
-    context.rounded = wanted;
-    context.product_type = DType::f8e4m3;
-    context.codes_kind = kind;
-    view.hits = static_cast<int>(here);
-    view.run_count = static_cast<int>(runs);
-    view.x = round.codes;
-    view.x_scales = round.scales;
-    view.y = p.out + token * p.out_stride;
-    view.added = p.added != nullptr ? p.added + token * p.added_stride : nullptr;
-    if (blocks) launch_blocks(context, view);
-    else launch_rows(context, view);
-  }
-}
-
 // ---------------------------------------------------------------- experts
 
 namespace {
@@ -171,11 +125,11 @@ GatherView gather_codes(Context& context, const ExpertsArgs& args, const Tensor&
 /// hidden = gated products, as tiles of codes; x a stretch of runs after the other.
 void multiply_in(Context& context, const ExpertsArgs& args, const Matrices& matrices, const Tensor& x, const GatherView& gather, const ExpertRoom& room, CodesView& view) {
   const std::int64_t h = x.dim(1);
-  RoundCodes round{.x = x.as<float>(), .x_stride = x.strides[0], .tokens = x.dim(0), .cols = static_cast<int>(h), .depths = static_cast<int>(room.x_depths),
-                   .powers = args.gate[0].activations == Activations::kPerGroupOfPowers, .tiles = false};
+  RoundCodes round{.x = x.as<float>(), .x_stride = x.strides[0], .tokens = x.dim(0), .cols = static_cast<int>(h), .width = static_cast<int>(room.x_depths) * kCodeDepth,
+                   .kind = {.stretches = true, .powers = args.gate[0].activations == Activations::kPerGroupOfPowers}, .token_step = room.x_depths, .stretch_step = 1};
   round.codes = reinterpret_cast<std::uint8_t*>(context.rounded_data);
   round.scales = reinterpret_cast<float*>(context.rounded_data + divide_up(x.dim(0) * room.x_depths * kCodeDepth, 256) * 256);
-  round_codes(context, round, true);
+  round_codes(context, round);
   const std::int64_t mate = matrices.up.data - matrices.gate.data;
   view.up_first = mate < 0;
   const bool described = describe(view.weights, mate > 0 ? matrices.gate.data : matrices.up.data, args.gate[0].rows, h, std::ssize(args.gate), matrices.gate.data_step, std::abs(mate));

@@ -2,7 +2,7 @@
 #include "backends/cuda/many_rows.h"
 
 #include "backends/cuda/any_float.cuh"
-#include "backends/cuda/codes.h"
+#include "backends/cuda/codes_rounding.cuh"
 #include "backends/cuda/mma.cuh"
 
 namespace fathom::cuda {

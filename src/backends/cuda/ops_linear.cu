@@ -1,7 +1,6 @@
 // Family linear. Three ways to a product, by shape: few tokens (linear_few.cu), more by cuBLASLt, and what neither takes (unaligned rows, odd
 // widths) by a plain tiled kernel (linear_many.cu). Products of few tokens wait a moment for what goes with them: others of the same x, the
 // norm that makes x, the gate or the sum that follows (waiting.cuh).
-#include "backends/cuda/codes.h"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/product.cuh"
 #include "backends/cuda/waiting.cuh"
@@ -79,7 +78,7 @@ void CudaOps::linear(const LinearArgs& args) {
                         .activations = rounds_activations(args.weight, tokens) ? args.weight.activations : Activations::kAsTheyAre};
   if (product.activations != Activations::kAsTheyAre) {
     launch_waiting();
-    if (product.bias == nullptr && !product.accumulate && can_multiply_codes(context_, product)) waiting_->take_many(product);
+    if (product.bias == nullptr && !product.accumulate) waiting_->take_many(product);
     else multiply_any(context_, product);
   } else if (may_wait(product)) {
     waiting_->take(context_, product);
