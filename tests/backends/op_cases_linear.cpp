@@ -99,7 +99,9 @@ OpCase chain_case(WeightFormat format, Activations activations, std::int64_t tok
               run.ops.copy({.x = from, .out = to});
               return to;
             };
-            struct Results { Tensor gated, ups, out, again; };
+            struct Results {
+              Tensor gated, ups, out, again;
+            };
             const auto follow = [&](const auto& known) {
               const Results made{run.between({tokens, inner}), run.between({tokens, inner}),
                                  run.between({tokens, width}), run.between({tokens, inner})};
@@ -115,7 +117,7 @@ OpCase chain_case(WeightFormat format, Activations activations, std::int64_t tok
               run.ops.linear({.x = known(from), .weight = gate, .out = made.again});
               return made;
             };
-            const Results one = follow([](const Tensor& tensor) { return tensor; }), other = follow(copy_of);
+            const Results one = follow([](const Tensor&tensor) { return tensor; }), other = follow(copy_of);
             run.alike(one.gated, other.gated);
             run.alike(one.ups, other.ups);
             run.alike(one.out, other.out);
@@ -199,7 +201,8 @@ std::vector<OpCase> linear_cases() {
       spec.name = (activations == Activations::kPerGroup ? "groups_" : "powers_") + spec.name;
       cases.push_back(linear_case(WeightFormat::fp8_block128, spec));
     }
-  for (const auto& [tokens, width, inner] : {std::array<std::int64_t, 3>{20, 128, 272}, {40, 272, 144}, {18, 64, 48}, {22, 128, 384}}) {
+  for (const auto& [tokens, width, inner] :
+       {std::array<std::int64_t, 3>{20, 128, 272}, {40, 272, 144}, {18, 64, 48}, {22, 128, 384}}) {
     cases.push_back(chain_case(WeightFormat::fp8_row, Activations::kPerToken, tokens, width, inner));
     cases.push_back(chain_case(WeightFormat::int8_row, Activations::kPerToken, tokens, width, inner));
     cases.push_back(chain_case(WeightFormat::fp8_block128, Activations::kPerGroup, tokens, width, inner));

@@ -12,8 +12,8 @@ namespace fathom::cuda {
 enum class BlasType : std::uint8_t { f32, f16, bf16, e4m3, i8 };
 
 /// What e4m3 products are multiplied with, in f32: nothing; a factor a row of x and one a row of w; or factors of every
-/// 128 columns of each row of x ([k / 128, T], T a multiple of 4) and of every 128 × 128 block of w ([n / 128, k / 128 padded
-/// to 4]), with which the sums of a stretch are multiplied before they are added up.
+/// 128 columns of each row of x ([k / 128, T], T a multiple of 4) and of every 128 × 128 block of w ([n / 128, k / 128
+/// padded to 4]), with which the sums of a stretch are multiplied before they are added up.
 enum class BlasScales : std::uint8_t { none, rows, blocks };
 
 /// out [T, n] (+)= x [T, k] · w, row-major, for `batch` independent products whose operands lie `…_step` elements
