@@ -12,6 +12,7 @@ using tensor::WeightFormat;
 // ---------------------------------------------------------------- entries
 
 void EntryMaker::apply_quantization(WeightEntry& entry) const {
+  if (entry.native == WeightFormat::fp8_block128) entry.activations = spec_.block_activations;
   if (spec_.quantization.empty() || (entry.native != spec_.linear_format && entry.native != spec_.expert_format))
     return;
   std::string module = entry.name();  // experts are stored alike: the first stands for all

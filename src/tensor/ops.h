@@ -90,17 +90,26 @@ struct LayerNormArgs {
 
 // ---------------------------------------------------------------- matrix products (family: linear)
 
-/// Products with 8-bit activations (W8A8). When weight.activations is kPerToken, its format is fp8_row or int8_row, and
+/// Products with 8-bit activations (W8A8). When weight.activations is kPerToken and its format fp8_row or int8_row, and
 /// the op has more than kWeightOnlyTokens tokens, every row of x is rounded first, by itself: a = max |x|, scale = a /
 /// 448 (fp8) or a / 127 (int8) in f32, 1 where a is 0; code = x / scale (divided in f32), to the nearest e4m3 or whole
 /// number, ties to even, within ±448 or ±127. Codes are multiplied with the weight's codes exactly and summed in f32
-/// (fp8) or as integers (int8); the sum times both scales is the product. A row that holds NaN or infinity gives NaN.
-/// With up to kWeightOnlyTokens tokens (decoding: the weight's bytes decide) x stays as it is, and so it does in
-/// grouped_linear, hyper_mix and hyper_head always. Backward treats the rounding as the identity.
-inline constexpr std::int64_t kWeightOnlyTokens = 16;
+/// (fp8) or as integers (int8); the sum times both scales is the product. When it is kPerGroup and the format
+/// fp8_block128, every row of x is rounded so in stretches of 128 columns from the first on (the last may be shorter),
+/// each with its own scale, and the sums of a stretch are multiplied with its scale and the weight's before they are
+/// added up in f32; with kPerGroupOfPowers such a scale is the next power of two, if it is none. A stretch (row) that
+/// holds NaN or infinity gives NaN. With up to kWeightOnlyTokens tokens (decoding: the weight's bytes decide) x stays
+/// as it is, and so it does in grouped_linear, hyper_mix and hyper_head always. Backward treats the rounding as the
+/// identity.
+inline constexpr std::int64_t kWeightOnlyTokens = 16, kRoundedColumns = 128;
+constexpr bool rounds_in_groups(const Weight& weight) {
+  return weight.activations == Activations::kPerGroup || weight.activations == Activations::kPerGroupOfPowers;
+}
 constexpr bool rounds_activations(const Weight& weight, std::int64_t tokens) {
-  return weight.activations == Activations::kPerToken && tokens > kWeightOnlyTokens &&
-         (weight.format == WeightFormat::fp8_row || weight.format == WeightFormat::int8_row);
+  if (tokens <= kWeightOnlyTokens) return false;
+  if (weight.activations == Activations::kPerToken)
+    return weight.format == WeightFormat::fp8_row || weight.format == WeightFormat::int8_row;
+  return rounds_in_groups(weight) && weight.format == WeightFormat::fp8_block128;
 }
 
 /// out [T, n] (+)= x [T, k] · weightᵀ [n, k] (+ bias [n]). Price: 2·T·n·k FLOPs; weight, x, out once.
@@ -291,8 +300,8 @@ struct RouteArgs {
 /// out[t] (+)= sum over the chosen experts e of weights[t, j] · down_e(swiglu(gate_e x, up_e x)). gate, up [I, h], down
 /// [h, I] an expert; only experts [first_expert, first_expert + gate.size()) are here, others are skipped (their rank
 /// adds them). With 8-bit activations (see above; T counts) x is rounded a token, and swiglu's result a (token,
-/// expert). Price: 6·h·I FLOPs a (token, expert); the weights of the experts that are hit, once. Workspace is the
-/// backend's own.
+/// expert), or stretches of them. Price: 6·h·I FLOPs a (token, expert); the weights of the experts that are hit, once.
+/// Workspace is the backend's own.
 struct ExpertsArgs {
   Tensor x;
   Tensor indices, weights;

@@ -23,7 +23,6 @@
 namespace fathom::cuda {
 namespace {
 
-constexpr Bytes kWorkspaceBytes = 256 * kMiB;
 constexpr Bytes kMostKept = kGiB;  // of shared blocks that were released
 constexpr int kOldestCapability = 80;
 

@@ -9,7 +9,6 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr Bytes kWidenedBytes = 96 * kMiB;  // of the workspace, beside what cuBLASLt has
 // ---------------------------------------------------------------- any shape, format and address
 
 constexpr int kTile = 32;

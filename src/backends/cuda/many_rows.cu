@@ -2,6 +2,7 @@
 #include "backends/cuda/many_rows.h"
 
 #include "backends/cuda/any_float.cuh"
+#include "backends/cuda/codes_rounding.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/mma.cuh"
 #include "backends/cuda/token_program.cuh"
@@ -242,7 +243,8 @@ bool norm_fits(const RmsNormArgs& args) {
 }  // namespace
 
 std::byte* room_to_round(const Context& context, const Tensor& x) {
-  return context.product_type != DType::f32 && rounded_fits(x) ? context.rounded_data : nullptr;
+  const bool half = context.product_type == DType::bf16 || context.product_type == DType::f16;
+  return half && rounded_fits(x) ? context.rounded_data : nullptr;
 }
 
 bool can_only_round(const RmsNormArgs& args) {
@@ -270,6 +272,7 @@ void keep_rounded(Context& context, const Tensor& x, DType type) {
 void keep_rounded(Context& context, const Tensor& x) { keep_rounded(context, x, context.product_type); }
 
 bool norm_and_round(Context& context, const RmsNormArgs& args) {
+  if (norm_and_code(context, args)) return true;
   std::byte* room = norm_fits(args) ? room_to_round(context, args.out) : nullptr;
   if (room == nullptr) return false;
   if (context.product_type == DType::bf16) launch_norm<__nv_bfloat16>(context, args, args.out.as<float>(), room);
@@ -348,6 +351,7 @@ std::byte* store_rows(Context& context, const QkvRows& rows, const AttentionArgs
 }
 
 bool gate_and_round(Context& context, const SwigluArgs& args) {
+  if (gate_and_code(context, args)) return true;
   std::byte* room = dense_f32(args.gate) && dense_f32(args.up) && args.gate.shape == args.out.shape && args.up.shape == args.out.shape ? room_to_round(context, args.out) : nullptr;
   if (room == nullptr) return false;
   if (context.product_type == DType::bf16) launch_gate<__nv_bfloat16>(context, args, room);

@@ -1,6 +1,7 @@
 // Family experts: mixtures of experts. Tokens are gathered by expert on the device; then one kernel makes every hit's gated product, one its
 // product with the down matrix, and one adds them up for each token, experts ascending. Few hits an expert: the weights stream by and
 // are read once. Many: tiles through shared memory. 16-bit weights: tensor cores (ops_experts_mma.cu). Routing is in ops_route.cu.
+#include "backends/cuda/codes.h"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/experts_few.cuh"
 #include "backends/cuda/experts_mma.h"
@@ -48,16 +49,6 @@ MatrixOfExperts matrix_of(Context& context, std::span<const Weight> weights) {
   }
   matrix.table = table;
   return matrix;
-}
-
-void launch_gather(Context& context, const GatherView& view) {
-  launch_early(context, &gather_hits, 1, kGatherThreads, 0, view);
-  context.launched();
-}
-void launch_combine(Context& context, const CombineView& view) {
-  const dim3 grid(static_cast<unsigned>(view.out.dims[0]), static_cast<unsigned>(divide_up(view.out.dims[1], kCombineColumns)));
-  launch_early(context, &combine_hits, grid, kCombineThreads, 0, view);
-  context.launched();
 }
 
 template <WeightFormat F, bool kVector, bool kGated>
@@ -115,7 +106,7 @@ float* multiply_plain(Context& context, const ExpertsArgs& args, const Matrices&
   in.x_stride = x.strides[0];
   if (rounds_activations(args.gate[0], args.x.dim(0))) {
     float* rounded = context.workspace.take<float>(x.dim(0) * h);
-    round_values(context, args.gate[0].format, in.x, in.x_stride, x.dim(0), h, rounded, h);
+    round_values(context, args.gate[0], in.x, in.x_stride, x.dim(0), h, rounded, h);
     in.x = rounded;
     in.x_stride = h;
   }
@@ -125,7 +116,7 @@ float* multiply_plain(Context& context, const ExpertsArgs& args, const Matrices&
   in.runs = gather.runs;
   in.run = gather.run;
   launch_product<true>(context, in, gather.most_runs, reads_vectors(args.gate) && reads_vectors(args.up) && rows_aligned(args.x, 16));
-  if (rounds_activations(args.down[0], args.x.dim(0))) round_values(context, args.down[0].format, hidden, inner, gather.pairs, inner, hidden, inner);
+  if (rounds_activations(args.down[0], args.x.dim(0))) round_values(context, args.down[0], hidden, inner, gather.pairs, inner, hidden, inner);
   ProductView out = in;
   out.first = matrices.down;
   out.format = args.down[0].format;
@@ -201,6 +192,16 @@ void run_few(Context& context, const ExpertsArgs& args, const Matrices& matrices
 
 }  // namespace
 
+void launch_gather(Context& context, const GatherView& view) {
+  launch_early(context, &gather_hits, 1, kGatherThreads, 0, view);
+  context.launched();
+}
+void launch_combine(Context& context, const CombineView& view) {
+  const dim3 grid(static_cast<unsigned>(view.out.dims[0]), static_cast<unsigned>(divide_up(view.out.dims[1], kCombineColumns)));
+  launch_early(context, &combine_hits, grid, kCombineThreads, 0, view);
+  context.launched();
+}
+
 void CudaOps::experts(const ExpertsArgs& args) {
   flush();
   check_shapes(args);
@@ -212,6 +213,7 @@ void CudaOps::experts(const ExpertsArgs& args) {
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
   const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
   if (tokens <= kFewExpertTokens && vectors) return run_few(context_, args, matrices);
+  if (here > 0 && can_multiply_codes(context_, args, matrices)) return multiply_codes(context_, args, matrices);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
   const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : here > 0 && can_stream(args) ? 6 : 4) + 4;
   const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + (here > 0 && rounds_activations(args.gate[0], tokens) ? 4 : 2) * h);

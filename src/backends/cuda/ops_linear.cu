@@ -40,6 +40,7 @@ void multiply_any(Context& context, const Product& p) {
   if (p.tokens == 0 || p.groups == 0 || p.outputs() == 0) return;
   FATHOM_CHECK(p.weight.format != WeightFormat::f64 && p.weight.format != WeightFormat::i64, "a weight that the cuda backend cannot multiply with");
   context.workspace.reset();
+  if (p.activations != Activations::kAsTheyAre) return multiply_rounded(context, p);
   const bool aligned_x = aligned_16(p.x, p.x_stride, p.x_step);
   if (p.tokens <= kFewTokens && weight_in_eights(p.weight) && (p.by_column || aligned_x) && p.groups <= 65535) return launch_few(context, p);
   if (p.tokens <= kFewTokens || !aligned_for_blas(p)) return launch_tiled(context, p);
@@ -74,12 +75,14 @@ void CudaOps::linear(const LinearArgs& args) {
                         .out_stride = args.out.strides[0],
                         .bias = args.bias.defined() ? args.bias.data : nullptr,
                         .bias_type = args.bias.dtype,
-                        .accumulate = args.accumulate};
-  const bool rounds = rounds_activations(args.weight, tokens), many = !rounds && may_wait_many(product);
-waiting_->keep(context_, product, many ? product_type_of(product.weight.format) : DType::f32);
+                        .accumulate = args.accumulate,
+                        .activations = rounds_activations(args.weight, tokens) ? args.weight.activations : Activations::kAsTheyAre};
+  const bool rounds = product.activations != Activations::kAsTheyAre, many = !rounds && may_wait_many(product);
+  waiting_->keep(context_, product, many ? product_type_of(product.weight.format) : DType::f32);
   if (rounds) {
     launch_waiting();
-    multiply_rounded(context_, product);
+    if (product.bias == nullptr && !product.accumulate) waiting_->take_many(context_, product);
+    else multiply_any(context_, product);
   } else if (may_wait(product)) {
     waiting_->take(context_, product);
   } else if (many) {

@@ -51,6 +51,7 @@ void CudaOps::Waiting::take_many(Context& context, const Product& product) {
 
 bool CudaOps::Waiting::has_gate(const SwigluArgs& args) const {
   if (many_count_ != 2 || !is_out(args.gate, many_[0]) || !is_out(args.up, many_[1]) || !is_out(args.out, many_[0])) return false;
+  if (many_[0].activations != Activations::kAsTheyAre || many_[1].activations != Activations::kAsTheyAre) return false;
   return many_[0].added == nullptr && many_[1].added == nullptr && many_[0].out_stride == many_[0].rows && many_[0].rows % 8 == 0;
 }
 
