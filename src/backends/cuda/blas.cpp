@@ -56,7 +56,7 @@ struct Prepared {
 };
 
 /// What decides the algorithm.
-using Key = std::array<std::int64_t, 13>;
+using Key = std::array<std::int64_t, 14>;
 Key key_of(const BlasProduct& p) {
   return {p.tokens,
           p.n,
