@@ -3,8 +3,11 @@
 #pragma once
 #include "backends/cuda/experts.cuh"
 #include "backends/cuda/linear_few.cuh"
+#include "backends/cuda/route.cuh"
 
 namespace fathom::cuda {
+
+inline constexpr std::int64_t kFewExpertTokens = 2;
 
 struct FewExperts {
   MatrixOfExperts gate, up, down;
@@ -19,6 +22,10 @@ struct FewExperts {
   int top_k = 1, first_expert = 0, here = 0;
   float limit = 0;
   bool accumulate = false;
+  const float* added = nullptr;      // [tokens, h] that is added too
+  std::int64_t added_stride = 0;
+  bool routes = false;               // indices and weights are yet to be made, by the first of the two kernels
+  RouteView route;
 };
 
 /// sums[r] = the products of rows[r] with x, the same in all lanes.
@@ -47,9 +54,16 @@ __device__ inline WeightView matrix_view(const MatrixOfExperts& matrix, int expe
 template <tensor::WeightFormat F>
 __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_in(const __grid_constant__ FewExperts view) {
   constexpr int kOwn = kRowsAWarp / 2;
+  extern __shared__ double route_room[];
+  __shared__ std::int32_t indices[kMostChoices];
+  __shared__ float weights[kMostChoices];
   after_previous();
+  if (view.routes) {
+    if (threadIdx.x < kWarp) route_token(view.route, blockIdx.z, route_room, indices, weights, blockIdx.x == 0 && blockIdx.y == 0);
+    __syncthreads();
+  }
   const std::int64_t token = blockIdx.z, j = blockIdx.y, first = (static_cast<std::int64_t>(blockIdx.x) * kWarpsABlock + threadIdx.x / kWarp) * kOwn;
-  const int expert = view.indices.at(token)[j] - view.first_expert, lane = threadIdx.x % kWarp;
+  const int expert = (view.routes ? indices[j] : view.indices.at(token)[j]) - view.first_expert, lane = threadIdx.x % kWarp;
   if (expert < 0 || expert >= view.here || first >= view.inner) return;
   const WeightView gate = matrix_view(view.gate, expert, view.inner, view.h, view.format), up = matrix_view(view.up, expert, view.inner, view.h, view.format);
   WarpRows rows;
@@ -96,10 +110,11 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, 4) few_experts_out(const
     const int expert = view.indices.at(token)[j] - view.first_expert;
     if (expert >= 0 && expert < view.here) sum += view.weights.at(token)[j] * products[j][threadIdx.x];
   }
-  *out = sum;
+  *out = sum + (view.added != nullptr ? view.added[token * view.added_stride + row] : 0.0f);
 }
 
-/// Rows of x and of all matrices can be read in eights.
-void launch_few_experts(Context& context, const FewExperts& view, std::int64_t tokens);
+/// The first kernel and the second. Rows of x and of all matrices can be read in eights.
+void launch_few_experts_in(Context& context, const FewExperts& view, std::int64_t tokens);
+void launch_few_experts_out(Context& context, const FewExperts& view, std::int64_t tokens);
 
 }  // namespace fathom::cuda

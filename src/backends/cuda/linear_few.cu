@@ -1,6 +1,9 @@
 // Launches of products of few tokens, by weight format.
 #include "backends/cuda/linear_int4.cuh"
 #include "backends/cuda/linear_mma.cuh"
+#include "backends/cuda/linear_stream.cuh"
+
+#include <cstdlib>
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -44,7 +47,13 @@ void launch_rows(Context& context, Together all) {
 
 }  // namespace
 
+bool can_gate_last(const Context& context, const Together& all) { return can_stream(context, all); }
+
 void launch_together(Context& context, const Together& all) {
+  static const int mode = std::getenv("FATHOM_STREAM") != nullptr ? std::atoi(std::getenv("FATHOM_STREAM")) : 30;
+  const bool bf16 = all.products[0].weight.format == WeightFormat::bf16, one = all.products[0].tokens == 1, hard = all.gated && all.norm.from != nullptr;
+  const int kind = !bf16 ? 16 : all.products[0].tokens > kFewTokens ? 8 : !one ? 4 : hard ? 2 : 1;
+  if (((mode & kind) != 0 || kind == 8 || all.gate > 0) && can_stream(context, all)) return launch_stream(context, all);
   if (can_int4(context, all)) return launch_int4(context, all);
   // One token's products wait for memory alone, unless their warps also norm x and gate.
   const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr);

@@ -5,6 +5,7 @@
 #include "backends/cuda/experts_few.cuh"
 #include "backends/cuda/experts_mma.h"
 #include "backends/cuda/product.cuh"
+#include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -170,8 +171,8 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   launch_combine(context, combine);
 }
 
-constexpr std::int64_t kFewExpertTokens = 2;
-void run_few(Context& context, const ExpertsArgs& args, const Matrices& matrices) {
+/// Launches the first kernel; what the second needs.
+FewExperts begin_few(Context& context, const ExpertsArgs& args, const Matrices& matrices, const RouteView* route) {
   const std::int64_t tokens = args.x.dim(0), top_k = args.indices.dim(1), inner = args.gate[0].rows;
   FewExperts view;
   view.gate = matrices.gate;
@@ -192,22 +193,28 @@ void run_few(Context& context, const ExpertsArgs& args, const Matrices& matrices
   view.here = static_cast<int>(args.gate.size());
   view.limit = static_cast<float>(args.limit);
   view.accumulate = args.accumulate;
-  launch_few_experts(context, view, tokens);
+  view.routes = route != nullptr;
+  if (view.routes) view.route = *route;
+  launch_few_experts_in(context, view, tokens);
+  return view;
 }
 
 }  // namespace
 
 void CudaOps::experts(const ExpertsArgs& args) {
-  flush();
   check_shapes(args);
   const std::int64_t tokens = args.x.dim(0), h = args.x.dim(1), top_k = args.indices.dim(1);
-  if (tokens == 0) return;
+  if (tokens == 0) return flush();
   const std::int64_t inner = args.gate.empty() ? 0 : args.gate[0].rows, here = std::ssize(args.gate);
+  const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
+  const bool few = tokens <= kFewExpertTokens && vectors;
+  RouteView route;
+  const bool routes = few && waiting_->take_route(args, route);
+  flush();
   context_.workspace.reset();
   Matrices matrices;
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
-  const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
-  if (tokens <= kFewExpertTokens && vectors) return run_few(context_, args, matrices);
+  if (few) return waiting_->take(begin_few(context_, args, matrices, routes ? &route : nullptr), tokens);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
   const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : 4);
   const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + (here > 0 && rounds_activations(args.gate[0], tokens) ? 4 : 2) * h);

@@ -42,7 +42,8 @@ struct Together {
   unsigned first_block[kMost] = {};
   int count = 0;
   NormedX norm;
-  bool gated = false;  // two products, a gate and its up: the first's out becomes gated(gate, up); the second's is its own
+  bool gated = false;  // the last two products are a gate and its up: the gate's out becomes gated(gate, up); the up's is its own
+  int gate = 0;        // which the gate is; others than the first: can_gate_last
   float limit = 0;     // of the gate
 };
 
@@ -66,7 +67,12 @@ inline bool is_plain(tensor::WeightFormat format) {
   return format == WeightFormat::f32 || format == WeightFormat::f16 || format == WeightFormat::bf16;
 }
 
-/// At most kFewTokens tokens, an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can be read in eights.
+/// Whether launch_together can gate the last two of more products than two.
+bool can_gate_last(const Context& context, const Together& all);
+/// Whether launch_together takes this product of more than kFewTokens tokens.
+bool can_stream_many(const Context& context, const Product& p);
+/// At most kFewTokens tokens, or can_stream_many; an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can
+/// be read in eights.
 void launch_together(Context& context, const Together& all);
 /// At most kFewTokens tokens, any number of groups, an output a row or a column.
 void launch_few(Context& context, const Product& p);

@@ -1,0 +1,572 @@
+// Products of few tokens, up to 64, on tensor cores: a block keeps x in shared memory and its weights stream by. Units of 16 or 32 rows are dealt out
+// evenly to as many blocks as the device has places for; the warps of a block share a unit's columns, and each copies its next stretches of
+// 128 bytes a row (cp.async) while it multiplies the last, across units, so that memory is never idle. The weights are operand A; of x, operand B:
+//  - bf16 weights: two bf16 halves of each token, or one of more than eight tokens;
+//  - e4m3 codes, widened to f16 exactly: two f16 halves, of 128 columns scaled by a power of two;
+//  - whole numbers of eight and four bits: 23 bits of each x, relative to the largest of its 128 columns, as three digits of eight: sums of a group
+//    of columns are exact, and so is what a zero point takes away.
+// Where x of many columns does not fit, the blocks of a cluster (compute capability 9.0) share the columns, and add up over their shared memory.
+#pragma once
+#include "backends/cuda/cluster.cuh"
+#include "backends/cuda/linear_few.cuh"
+
+namespace fathom::cuda {
+
+inline constexpr int kStreamedWarps = 8, kStreamedThreads = kStreamedWarps * kWarp, kStretch = 128;  // kStretch: bytes of a row
+inline constexpr int kMostClustered = 8;
+inline constexpr std::int64_t kMostStreamedTokens = 64;
+
+template <tensor::WeightFormat F>
+struct Streamed {
+  static constexpr bool kInt4 = F == tensor::WeightFormat::int4_group128, kInt8 = F == tensor::WeightFormat::int8_row, kFp8 = F == tensor::WeightFormat::fp8_block128;
+  static constexpr bool kWhole = kInt4 || kInt8, kCoded = kWhole || kFp8;
+  static constexpr int kColumns = kInt4 ? 256 : kCoded ? 128 : 64;         // of a stretch
+  static constexpr int kPieces = kInt4 || kFp8 ? 4 : 2;                    // of a stretch of x: 16 bytes of each of four lanes
+  static constexpr int kStage = 16 * kStretch + (kInt4 ? 160 : kFp8 ? 32 : 0);  // codes of 16 rows; scales and zero points
+};
+/// Stretches that a warp has on their way.
+template <int kTiles>
+inline constexpr int kStreamDepth = kTiles <= 3 ? 4 : 3;
+
+struct StreamView {
+  Together all;           // first_block: the first unit
+  unsigned units = 0;
+  int tokens = 1, parts = 1, columns = 1;  // columns of operand B: tokens · parts
+  int row_tiles = 1;      // of 16 rows, of a unit
+  int blocks = 1;         // of a cluster
+  int own = 0;            // stretches of a block
+};
+
+/// 16 rows of a unit: eight from rows[0] of weight[0] on and eight from rows[1] of weight[1] on, where outputs begin at out[i].
+struct StreamRows {
+  const WeightView* weight[2];
+  std::int64_t row[2], out[2];
+  int which;
+  bool pair;  // of a gate and its up
+  __device__ void find(const StreamView& view, unsigned unit, int tile) {
+    which = 0;
+    const int last = view.all.gated ? view.all.gate : view.all.count - 1;
+    while (which < last && unit >= view.all.first_block[which + 1]) ++which;
+    pair = view.all.gated && which == last;
+    const std::int64_t at = static_cast<std::int64_t>(unit - view.all.first_block[which]) * view.row_tiles + tile;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Product& p = view.all.products[pair ? which + half : which];
+      weight[half] = &p.weight;
+      out[half] = pair ? at * 8 : at * 16 + half * 8;
+      row[half] = p.first_row + out[half];
+    }
+  }
+};
+
+/// What a warp copies next: a stretch of its tile's rows.
+template <tensor::WeightFormat F>
+struct StreamSource {
+  using Shape = Streamed<F>;
+  StreamRows rows;
+  const std::byte* codes[2];  // of this lane's two rows, at its place in a stretch
+  std::int64_t scale = 0;     // int4: index of the first of row lane % 16's
+  unsigned unit;
+  int at;
+
+  __device__ void begin(const StreamView& view, int tile, int row_bytes) {
+    if (unit >= view.units) return;
+    const int lane = threadIdx.x % kWarp;
+    rows.find(view, unit, tile);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      codes[half] = rows.weight[half]->data + min(rows.row[half] + lane / 4, rows.weight[half]->rows - 1) * row_bytes + lane % 4 * 16;
+    if constexpr (Shape::kInt4) {
+      const int half = lane / 8 % 2;
+      scale = min(rows.row[half] + lane % 8, rows.weight[half]->rows - 1) * (rows.weight[half]->cols / 128);
+    }
+  }
+  /// To shared memory at `to`, all lanes; nothing when there are no more units.
+  __device__ void copy(const StreamView& view, unsigned to, int row_bytes) const {
+    if (unit < view.units) {
+      const int lane = threadIdx.x % kWarp;
+#pragma unroll
+      for (int sub = 0; sub < 2; ++sub) {
+        const int offset = at * kStretch + sub * 64;
+        const bool here = offset + lane % 4 * 16 < row_bytes;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) copy_16(to + (sub * 2 + half) * 512 + lane * 16, codes[half] + (here ? offset : 0), here);
+      }
+      if constexpr (Shape::kInt4) {
+        const WeightView& weight = *rows.weight[lane / 8 % 2];
+        const auto* scales = weight.scales;
+        if (lane < 16) {  // two scales, in one word or in two
+          const std::int64_t index = scale + 2 * at;
+          copy_4(to + 16 * kStretch + lane * 8, scales + index / 2 * 4, true);
+          if (index % 2 != 0) copy_4(to + 16 * kStretch + lane * 8 + 4, scales + index / 2 * 4 + 4, true);
+        } else if (lane < 20 && has_zeros(weight.format)) {
+          const WeightView& own = *rows.weight[(lane - 16) / 2];
+          const std::int64_t groups = own.cols / 128, group = 2 * at + lane % 2;
+          const bool here = group < groups && rows.row[(lane - 16) / 2] < own.rows;
+          copy_4(to + 16 * kStretch + 128 + (lane - 16) * 4, own.scales + (here ? offset_of_zeros(own.rows, own.cols) + (rows.row[(lane - 16) / 2] / 8 * groups + group) * 4 : 0), here);
+        }
+      }
+      if constexpr (Shape::kFp8) {
+        if (lane < 2 && rows.weight[lane]->format == tensor::WeightFormat::fp8_block128) {
+          const WeightView& own = *rows.weight[lane];
+          copy_4(to + 16 * kStretch + lane * 4, own.scales + (min(rows.row[lane], own.rows - 1) / 128 * divide_up(own.cols, 128) + at) * 4, true);
+        }
+      }
+    }
+    commit_copies();
+  }
+};
+
+/// x of a block as operand B, and what its groups of 128 columns stand for.
+template <tensor::WeightFormat F>
+struct StreamedX {
+  uint4* pieces;       // [stretch][piece][column][lane of four]
+  float* factors;      // [group][column], padded to whole tiles
+  std::int32_t* sums;  // the same: of the digits
+};
+
+template <int kStep>
+__device__ inline float largest_of_16(float value) {
+#pragma unroll
+  for (int step = 1; step < 16; step *= 2) value = larger(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+
+/// Eight columns of one token, from column 8 · eight of the block's on.
+template <tensor::WeightFormat F>
+__device__ inline void put_eight(const StreamedX<F>& to, const StreamView& view, int padded, int token, int eight, bool valid, float (&x)[8]) {
+  using Shape = Streamed<F>;
+  const int column = token * view.parts;
+  if constexpr (!Shape::kCoded) {
+    if (!valid) return;
+    uint4* at = to.pieces + ((eight / 4) * view.columns + column) * 4 + eight % 4;
+    for (int part = 0; part < view.parts; ++part) {
+      unsigned words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        words[i] = pack_two<__nv_bfloat16>(x[2 * i], x[2 * i + 1]);
+        const float low = __uint_as_float(words[i] << 16), high = __uint_as_float(words[i] & 0xffff0000u);
+        x[2 * i] = fabsf(low) <= 3.4e38f ? x[2 * i] - low : 0.0f;  // infinity leaves nothing
+        x[2 * i + 1] = fabsf(high) <= 3.4e38f ? x[2 * i + 1] - high : 0.0f;
+      }
+      at[part * 4] = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+  } else {
+    float most = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) most = larger(most, fabsf(x[i]));
+    most = largest_of_16<0>(most);
+    const int group = eight / 16;
+    if constexpr (Shape::kFp8) {
+      const int exponent = min(max(static_cast<int>(__float_as_uint(most) >> 23), 16), 254);  // biased
+      const float shrink = __uint_as_float(static_cast<unsigned>(254 + 8 - exponent) << 23 & 0x7f800000u);
+      if (!valid) return;
+      uint4* at = to.pieces + ((eight / 16 * 4 + eight % 16 / 8 * 2 + eight % 2) * view.columns + column) * 4 + eight % 8 / 2;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] *= shrink;
+      for (int part = 0; part < view.parts; ++part) {
+        unsigned words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          words[i] = pack_two<__half>(x[2 * i], x[2 * i + 1]);
+          x[2 * i] -= to_float(__ushort_as_half(static_cast<unsigned short>(words[i] & 0xffffu)));
+          x[2 * i + 1] -= to_float(__ushort_as_half(static_cast<unsigned short>(words[i] >> 16)));
+        }
+        at[part * 4] = make_uint4(words[0], words[1], words[2], words[3]);
+        if (eight % 16 == 0) to.factors[group * padded + column + part] = 1.0f / shrink;
+      }
+    } else {
+      constexpr float kMost = 8355711.0f;  // 127 in each of three digits
+      most = most < 1e-30f ? 1e-30f : most;
+      const float scale = kMost / most;
+      int left[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) left[i] = max(-8355711, min(8355711, __float2int_rn(x[i] * scale)));
+      if (view.parts == 2) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) left[i] = (left[i] + 128) >> 8;
+      }
+      float stands_for = most / kMost * (view.parts == 2 ? 256.0f : 1.0f);
+      for (int part = view.parts - 1; part >= 0; --part) {
+        unsigned words[2] = {};
+        int sum = 0;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const int digit = static_cast<int>(static_cast<unsigned>(left[i]) << 24) >> 24;
+          left[i] = (left[i] - digit) >> 8;
+          sum += digit;
+          const unsigned bits = static_cast<unsigned>(digit) & 255u;
+          if constexpr (Shape::kInt4) words[i % 2] |= bits << (i / 2 * 8);  // even columns are low nibbles
+          else words[i / 4] |= bits << (i % 4 * 8);
+        }
+        const int piece = Shape::kInt4 ? eight / 32 * 4 + eight % 32 / 16 * 2 + eight % 4 / 2 : eight / 8;
+        const int quad = Shape::kInt4 ? eight % 16 / 4 : eight % 8 / 2;
+        if (valid) reinterpret_cast<uint2*>(to.pieces + (piece * view.columns + column + part) * 4 + quad)[eight % 2] = make_uint2(words[0], words[1]);
+        if constexpr (Shape::kInt4) {
+#pragma unroll
+          for (int step = 1; step < 16; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+          if (valid && eight % 16 == 0) to.sums[group * padded + column + part] = sum;
+        }
+        if (valid && eight % 16 == 0) to.factors[group * padded + column + part] = stands_for;
+        stands_for *= 256.0f;
+      }
+    }
+  }
+}
+
+/// Fills the block's columns of x, from stretch `first` on: x as it lies, or from · weight of a norm that nobody has made. Answers this thread's
+/// squares of `from`.
+template <tensor::WeightFormat F>
+__device__ inline float fill_x(const StreamedX<F>& to, const StreamView& view, int padded, int first) {
+  constexpr int kBatch = 4;
+  const Product& p = view.all.products[0];
+  const NormedX& norm = view.all.norm;
+  const int cols = static_cast<int>(p.weight.cols), eights = view.own * (Streamed<F>::kColumns / 8), items = view.tokens * eights;
+  float squares = 0.0f;
+  for (int base = 0; base < items; base += kBatch * kStreamedThreads) {
+    float x[kBatch][8];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int item = base + i * kStreamedThreads + static_cast<int>(threadIdx.x), token = item / eights, col = first * Streamed<F>::kColumns + item % eights * 8;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) x[i][j] = 0.0f;
+      if (item < items && col < cols) read_eight_floats((norm.from != nullptr ? norm.from : p.x + token * p.x_stride) + col, x[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int item = base + i * kStreamedThreads + static_cast<int>(threadIdx.x), token = item / eights, eight = item % eights, col = first * Streamed<F>::kColumns + eight * 8;
+      if (base + i * kStreamedThreads >= items) break;
+      if (norm.from != nullptr && item < items && col < cols) {
+        float weight[8];
+        read_eight_of(norm.weight, norm.weight_type, col, weight);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) squares += x[i][j] * x[i][j], x[i][j] *= weight[j];
+      }
+      put_eight<F>(to, view, padded, token, eight, item < items, x[i]);
+    }
+  }
+  return squares;
+}
+
+/// acc[tile of eight columns] += the products of a stretch that lies at `stage`.
+template <tensor::WeightFormat F, int kTiles>
+__device__ inline void multiply_stretch(const unsigned char* stage, const StreamedX<F>& x, const StreamView& view, const WeightView& like, int stretch, std::int64_t scale_shift,
+                                        float (&acc)[kTiles][4]) {
+  using Shape = Streamed<F>;
+  const int lane = threadIdx.x % kWarp, group = lane / 4, quad = lane % 4;
+  const uint4* own = x.pieces + static_cast<std::int64_t>(stretch) * Shape::kPieces * view.columns * 4 + quad;
+  const auto b_of = [&](int piece, int n) { return own[(piece * view.columns + min(n * 8 + group, view.columns - 1)) * 4]; };
+  const auto codes_of = [&](int sub, int half) { return *reinterpret_cast<const uint4*>(stage + (sub * 2 + half) * 512 + lane * 16); };
+  const float2* factors = reinterpret_cast<const float2*>(x.factors) + quad;
+  if constexpr (!Shape::kCoded) {
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) {
+      const uint4 top = codes_of(sub, 0), bottom = codes_of(sub, 1);
+      const unsigned low[4] = {top.x, bottom.x, top.y, bottom.y}, high[4] = {top.z, bottom.z, top.w, bottom.w};
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const uint4 b = b_of(sub, n);
+        multiply_add<__nv_bfloat16>(acc[n], low, b.x, b.y);
+        multiply_add<__nv_bfloat16>(acc[n], high, b.z, b.w);
+      }
+    }
+  } else if constexpr (Shape::kInt8) {
+    int sums[kTiles][4] = {};
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) {
+      const uint4 top = codes_of(sub, 0), bottom = codes_of(sub, 1);
+      const unsigned low[4] = {top.x, bottom.x, top.y, bottom.y}, high[4] = {top.z, bottom.z, top.w, bottom.w};
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const uint4 b = b_of(sub, n);
+        multiply_add(sums[n], low, b.x, b.y);
+        multiply_add(sums[n], high, b.z, b.w);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const float2 factor = factors[(stretch * kTiles + n) * 4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[n][i] += static_cast<float>(sums[n][i]) * (i % 2 == 0 ? factor.x : factor.y);
+    }
+  } else if constexpr (Shape::kFp8) {
+    float sums[kTiles][4] = {};
+    const auto wide = [](unsigned pair) {
+      const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
+      return static_cast<unsigned>(raw.y) << 16 | raw.x;
+    };
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) {
+      const uint4 top = codes_of(sub, 0), bottom = codes_of(sub, 1);
+      const unsigned words[2][4] = {{top.x, top.y, top.z, top.w}, {bottom.x, bottom.y, bottom.z, bottom.w}};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        unsigned a[2][4];
+#pragma unroll
+        for (int w = 0; w < 2; ++w)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) a[w][i] = wide(words[i % 2][2 * h + w] >> (i / 2 * 16) & 0xffffu);
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const uint4 b = b_of(sub * 2 + h, n);
+          multiply_add<__half>(sums[n], a[0], b.x, b.y);
+          multiply_add<__half>(sums[n], a[1], b.z, b.w);
+        }
+      }
+    }
+    float scale[2] = {1.0f, 1.0f};
+    if (like.format == tensor::WeightFormat::fp8_block128) {
+      const float2 both = *reinterpret_cast<const float2*>(stage + 16 * kStretch);
+      scale[0] = both.x, scale[1] = both.y;
+    }
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const float2 factor = factors[(stretch * kTiles + n) * 4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[n][i] += sums[n][i] * ((i % 2 == 0 ? factor.x : factor.y) * scale[i / 2]);
+    }
+  } else {
+    const bool half_precision = like.format == tensor::WeightFormat::int4_group128_f16 || like.format == tensor::WeightFormat::int4_group128_zero_f16;
+    const auto* scales = reinterpret_cast<const unsigned short*>(stage + 16 * kStretch);
+    const auto* zeros = reinterpret_cast<const unsigned*>(stage + 16 * kStretch + 128);
+#pragma unroll
+    for (int sub = 0; sub < 2; ++sub) {
+      int sums[kTiles][4] = {};
+      const uint4 top = codes_of(sub, 0), bottom = codes_of(sub, 1);
+      const unsigned words[2][4] = {{top.x, top.y, top.z, top.w}, {bottom.x, bottom.y, bottom.z, bottom.w}};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        unsigned a[2][4];
+#pragma unroll
+        for (int w = 0; w < 2; ++w)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) a[w][i] = words[i % 2][2 * h + w] >> (i / 2 * 4) & 0x0f0f0f0fu;
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const uint4 b = b_of(sub * 2 + h, n);
+          multiply_add(sums[n], a[0], b.x, b.y);
+          multiply_add(sums[n], a[1], b.z, b.w);
+        }
+      }
+      float scale[2];
+      int zero[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int shift = static_cast<int>(((scale_shift >> half) & 1) + sub);  // odd first indices begin in the word's second half
+        const unsigned short bits = scales[(half * 8 + group) * 4 + shift];
+        scale[half] = half_precision ? to_float(__ushort_as_half(bits)) : __uint_as_float(static_cast<unsigned>(bits) << 16);
+        if ((stretch * 2 + sub) * 128 >= like.cols) scale[half] = 0.0f;  // behind the last group
+        zero[half] = has_zeros(like.format) ? static_cast<int>(zeros[half * 2 + sub] >> (group * 4) & 15u) : 8;
+      }
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const int at = ((stretch * 2 + sub) * kTiles + n) * 4;
+        const float2 factor = factors[at];
+        const int2 digits = reinterpret_cast<const int2*>(x.sums)[at + quad];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          acc[n][i] += static_cast<float>(sums[n][i] - zero[i / 2] * (i % 2 == 0 ? digits.x : digits.y)) * ((i % 2 == 0 ? factor.x : factor.y) * scale[i / 2]);
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------- the kernel
+
+/// How shared memory is divided; bytes.
+struct StreamRoom {
+  int x = 0, factors = 0, sums = 0, parts = 0, shared = 0, ring = 0, all = 0;
+};
+template <tensor::WeightFormat F, int kTiles>
+__host__ __device__ inline StreamRoom stream_room(const StreamView& view) {
+  using Shape = Streamed<F>;
+  const int groups = Shape::kCoded ? view.own * Shape::kColumns / 128 : 0, table = groups * kTiles * 8 * 4;
+  StreamRoom room;
+  room.factors = room.x + view.own * Shape::kPieces * view.columns * 64;
+  room.sums = room.factors + table;
+  room.parts = room.sums + (Shape::kInt4 ? table : 0);
+  room.shared = room.parts + (view.blocks > 1 ? 1 : 2) * kStreamedWarps * 16 * kTiles * 8 * 4;
+  room.ring = room.shared + (view.blocks > 1 ? 2 * view.row_tiles * 16 * kTiles * 8 * 4 : 0);
+  room.all = room.ring + kStreamedWarps * kStreamDepth<kTiles> * Shape::kStage;
+  return room;
+}
+
+/// What joins the sums of two outputs.
+struct StreamExtra { float scale[2], added[2]; };
+
+/// Outputs of a unit, two a thread: rows g of both halves of a tile, and a column.
+template <int kTiles>
+struct StreamOutput {
+  static constexpr int kLine = kTiles == 3 ? 32 : kTiles * 8;  // threads of a row
+  int tile, row, column, token;
+  bool own;  // the column is a token's first
+  __device__ StreamOutput(const StreamView& view, int item) {
+    column = item % kLine, row = item / kLine % 8, tile = item / (kLine * 8), token = column / view.parts;
+    own = column < view.columns && column % view.parts == 0;
+  }
+  __device__ StreamExtra extra(const StreamView& view, unsigned unit) const {
+    StreamExtra extra{{1.0f, 1.0f}, {0.0f, 0.0f}};
+    if (!own) return extra;
+    StreamRows rows;
+    rows.find(view, unit, tile);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Product& p = view.all.products[rows.pair ? rows.which + half : rows.which];
+      const std::int64_t i = rows.out[half] + row;
+      if (i >= p.rows) continue;
+      if (p.weight.format == tensor::WeightFormat::int8_row || p.weight.format == tensor::WeightFormat::fp8_row) extra.scale[half] = reinterpret_cast<const float*>(p.weight.scales)[p.first_row + i];
+      extra.added[half] = finished(p, token, 0, i, 0.0f);
+    }
+    return extra;
+  }
+  __device__ void write(const StreamView& view, unsigned unit, const StreamExtra& extra, float factor, const float (&sum)[2]) const {
+    if (!own) return;
+    StreamRows rows;
+    rows.find(view, unit, tile);
+    float value[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) value[half] = sum[half] * factor * extra.scale[half] + extra.added[half];
+    if (rows.pair) {
+      const Product &gate = view.all.products[rows.which], &up = view.all.products[rows.which + 1];
+      const std::int64_t i = rows.out[0] + row;
+      if (i >= gate.rows) return;
+      up.out[token * up.out_stride + i] = value[1];
+      gate.out[token * gate.out_stride + i] = gated(value[0], value[1], view.all.limit);
+      return;
+    }
+    const Product& p = view.all.products[rows.which];
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (const std::int64_t i = rows.out[half] + row; i < p.rows) p.out[token * p.out_stride + i] = value[half];
+  }
+};
+
+/// Grid: clusters of view.blocks blocks, which take units in turn. Shared memory: stream_room. Warp w has tile w % row_tiles of a unit, and every
+/// (warps / row_tiles)-th of the block's stretches.
+template <tensor::WeightFormat F, int kTiles>
+__global__ void __launch_bounds__(kStreamedThreads, kTiles <= 3 ? 2 : 1) stream_kernel(const __grid_constant__ StreamView view) {
+  using Shape = Streamed<F>;
+  using Output = StreamOutput<kTiles>;
+  constexpr int kDepth = kStreamDepth<kTiles>, kWidth = kTiles * 8;
+  extern __shared__ __align__(128) unsigned char stream_memory[];
+  __shared__ float squares[kStreamedWarps];
+  let_next_start();
+  const StreamRoom room = stream_room<F, kTiles>(view);
+  const StreamedX<F> x{reinterpret_cast<uint4*>(stream_memory), reinterpret_cast<float*>(stream_memory + room.factors), reinterpret_cast<std::int32_t*>(stream_memory + room.sums)};
+  const Product& like = view.all.products[0];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tile = warp % view.row_tiles, first = warp / view.row_tiles, step = kStreamedWarps / view.row_tiles;
+  const int row_bytes = static_cast<int>(like.weight.cols) / 8 * kBytesOfEight<F>, stretches = (row_bytes + kStretch - 1) / kStretch;
+  const int rank = view.blocks > 1 ? cluster_rank() : 0, begin = rank * view.own, count = max(0, min(view.own, stretches - begin));
+  const unsigned clusters = gridDim.x / view.blocks;
+  unsigned char* const ring = stream_memory + room.ring + warp * kDepth * Shape::kStage;
+  StreamSource<F> source;
+  source.unit = blockIdx.x / view.blocks;
+  source.at = begin + first;
+  if (first >= count) source.unit = view.units;  // nothing for this warp
+  source.begin(view, tile, row_bytes);
+  const auto copy_next = [&](int stage) {
+    source.copy(view, shared_address(ring) + stage * Shape::kStage, row_bytes);
+    source.at += step;
+    if (source.at >= begin + count && source.unit < view.units) {
+      source.unit += clusters;
+      source.at = begin + first;
+      source.begin(view, tile, row_bytes);
+    }
+  };
+#pragma unroll
+  for (int stage = 0; stage < kDepth; ++stage) copy_next(stage);
+  if (view.all.norm.weight != nullptr && threadIdx.x * 128 < view.all.norm.n * 2) fetch_to_l2(view.all.norm.weight + threadIdx.x * 128);
+  wait_for_previous();
+  const float square = warp_sum(fill_x<F>(x, view, kWidth, begin));
+  if (lane == 0) squares[warp] = square;
+  __syncthreads();
+  float factor = 1.0f;
+  if (view.all.norm.from != nullptr) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
+    factor = 1.0f / sqrtf(sum / static_cast<float>(view.all.norm.n) + view.all.norm.eps);
+    for (std::int64_t at = (static_cast<std::int64_t>(threadIdx.x) * gridDim.x + blockIdx.x) * 8; at < view.all.norm.n; at += static_cast<std::int64_t>(kStreamedThreads) * gridDim.x * 8) {
+      float from[8], weight[8];
+      read_eight_floats(view.all.norm.from + at, from);
+      read_eight_of(view.all.norm.weight, view.all.norm.weight_type, at, weight);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) view.all.norm.x[at + i] = from[i] * factor * weight[i];
+    }
+  }
+  const int items = view.row_tiles * 8 * Output::kLine, items_here = items / view.blocks;
+  int stage = 0, turn = 0;
+  for (unsigned unit = blockIdx.x / view.blocks; unit < view.units; unit += clusters, turn ^= 1) {
+    StreamExtra extra{};
+    if (static_cast<int>(threadIdx.x) < items_here) extra = Output(view, rank * items_here + static_cast<int>(threadIdx.x)).extra(view, unit);
+    std::int64_t odd = 0;  // int4: whether the first scale of this lane's two rows is at an odd index
+    if constexpr (Shape::kInt4) {
+      StreamRows rows;
+      rows.find(view, unit, tile);
+      const std::int64_t groups = like.weight.cols / 128;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) odd |= (min(rows.row[half] + lane / 4, rows.weight[half]->rows - 1) * groups & 1) << half;
+    }
+    float acc[kTiles][4] = {};
+    for (int at = first; at < count; at += step) {
+      wait_copies<kDepth - 1>();
+      __syncwarp();
+      multiply_stretch<F, kTiles>(ring + stage * Shape::kStage, x, view, like.weight, at, odd, acc);
+      __syncwarp();
+      copy_next(stage);
+      stage = stage + 1 == kDepth ? 0 : stage + 1;
+    }
+    float* parts = reinterpret_cast<float*>(stream_memory + room.parts) + (view.blocks > 1 ? 0 : turn * kStreamedWarps * 16 * kWidth);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        *reinterpret_cast<float2*>(parts + (warp * 16 + half * 8 + lane / 4) * kWidth + n * 8 + lane % 4 * 2) = make_float2(acc[n][2 * half], acc[n][2 * half + 1]);
+    __syncthreads();
+    const auto sum_of_warps = [&](const Output& output, int half) {
+      float sum = 0.0f;
+      if (output.column < kWidth)
+        for (int w = 0; w < step; ++w) sum += parts[((w * view.row_tiles + output.tile) * 16 + half * 8 + output.row) * kWidth + output.column];
+      return sum;
+    };
+    float* shared = reinterpret_cast<float*>(stream_memory + room.shared) + turn * view.row_tiles * 16 * kWidth;
+    if (view.blocks > 1) {  // to where the others look
+      for (int item = static_cast<int>(threadIdx.x); item < items; item += kStreamedThreads) {
+        const Output output(view, item);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) shared[item * 2 + half] = sum_of_warps(output, half);
+      }
+      cluster_arrive();
+      cluster_wait();
+    }
+    for (int item = static_cast<int>(threadIdx.x); item < items_here; item += kStreamedThreads) {
+      const Output output(view, rank * items_here + item);
+      float sum[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (view.blocks == 1) {
+          sum[half] = sum_of_warps(output, half);
+        } else {
+          sum[half] = 0.0f;
+          for (int block = 0; block < view.blocks; ++block) sum[half] += float_of_block(shared + (rank * items_here + item) * 2 + half, block);
+        }
+        if (view.parts > 1) {
+          const float second = __shfl_down_sync(kAllLanes, sum[half], 1), third = __shfl_down_sync(kAllLanes, sum[half], 2);
+          sum[half] += second + (view.parts > 2 ? third : 0.0f);
+        }
+      }
+      output.write(view, unit, item == static_cast<int>(threadIdx.x) ? extra : output.extra(view, unit), factor, sum);
+    }
+  }
+  wait_copies<0>();
+  if (view.blocks > 1) {  // the others may still be looking
+    cluster_arrive();
+    cluster_wait();
+  }
+}
+
+/// Whether these kernels can do it: whole rows at multiples of 16 bytes, formats as above, rows of a product from a multiple of eight on.
+bool can_stream(const Context& context, const Together& all);
+void launch_stream(Context& context, const Together& all);
+
+}  // namespace fathom::cuda
