@@ -190,7 +190,7 @@ void time_rows(Backend& backend, const std::string& name, WeightFormat format, s
   Room room(backend);
   double bytes = 0;
   for (const std::int64_t n : rows) bytes += static_cast<double>(weight_bytes(format, n, cols));
-  const auto layers = static_cast<std::size_t>(std::max(3.0, 4e8 / bytes));
+  const auto layers = static_cast<std::size_t>(std::max(2.0, 2e8 / bytes));
   std::vector<std::vector<Weight>> weights(layers);
   for (auto& layer : weights)
     for (const std::int64_t n : rows) {

@@ -24,6 +24,7 @@ struct FewExperts {
   bool accumulate = false;
   const float* added = nullptr;      // [tokens, h] that is added too
   std::int64_t added_stride = 0;
+  std::int64_t down_eight = 0;       // bytes of eight elements of down
   bool routes = false;               // indices and weights are yet to be made, by the first of the two kernels
   RouteView route;
 };
@@ -50,6 +51,17 @@ __device__ inline WeightView matrix_view(const MatrixOfExperts& matrix, int expe
   return {.data = matrix.data_of(expert), .scales = matrix.scales_of(expert), .rows = rows, .cols = cols, .format = format};
 }
 
+/// Has this warp's part of what the next kernel reads of an expert brought to the L2 cache, so that memory is not idle in between.
+__device__ inline void ask_for_down(const FewExperts& view, int expert) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  if (threadIdx.x % kWarp != 0) return;
+  const std::int64_t bytes = view.h * view.inner / 8 * view.down_eight, warps = static_cast<std::int64_t>(gridDim.x) * kWarpsABlock;
+  const std::int64_t part = (bytes + warps * 16 - 1) / (warps * 16) * 16, from = (static_cast<std::int64_t>(blockIdx.x) * kWarpsABlock + threadIdx.x / kWarp) * part;
+  const std::int64_t size = min(part, bytes - from) / 16 * 16;
+  if (size > 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(view.down.data_of(expert) + from), "r"(static_cast<unsigned>(size)));
+#endif
+}
+
 /// hidden[token, j, :] = gated(gate_e x, up_e x) of its j-th expert e. A warp has two rows of both. Grid: blocks of rows, top_k, tokens.
 template <tensor::WeightFormat F>
 __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_in(const __grid_constant__ FewExperts view) {
@@ -74,6 +86,7 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_in(const __g
   }
   float sums[kRowsAWarp];
   multiply_rows<F>(rows, view.h, view.x + token * view.x_stride, sums);
+  ask_for_down(view, expert);
 #pragma unroll
   for (int r = 0; r < kOwn; ++r)
     if (lane == r && first + r < view.inner) view.hidden[(token * view.top_k + j) * view.inner + first + r] = gated(sums[r], sums[r + kOwn], view.limit);

@@ -92,8 +92,9 @@ void launch(Context& context, StreamView view) {
   context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   const auto bytes = static_cast<std::size_t>(shared);
   const auto blocks = static_cast<unsigned>(view.blocks);
-  int clusters = context.multiprocessors;
-  if (blocks > 1) clusters = std::clamp(clusters_at_once(context, kernel, dim3(kStreamedThreads), bytes, blocks), 1, context.multiprocessors / view.blocks);
+  static const int per = std::getenv("FATHOM_PER_SM") != nullptr ? std::atoi(std::getenv("FATHOM_PER_SM")) : 1;
+  int clusters = context.multiprocessors * per;
+  if (blocks > 1) clusters = std::clamp(clusters_at_once(context, kernel, dim3(kStreamedThreads), bytes, blocks), 1, context.multiprocessors * per / view.blocks);
   ClusterLaunch launch(context, dim3(std::min(view.units, static_cast<unsigned>(clusters)) * blocks), dim3(kStreamedThreads), bytes, dim3(blocks));
   launch.go(context, kernel, view);
 }

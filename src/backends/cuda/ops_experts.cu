@@ -193,6 +193,7 @@ FewExperts begin_few(Context& context, const ExpertsArgs& args, const Matrices& 
   view.here = static_cast<int>(args.gate.size());
   view.limit = static_cast<float>(args.limit);
   view.accumulate = args.accumulate;
+  view.down_eight = static_cast<std::int64_t>(tensor::weight_row_bytes(view.down_format, 64)) / 8;
   view.routes = route != nullptr;
   if (view.routes) view.route = *route;
   launch_few_experts_in(context, view, tokens);
