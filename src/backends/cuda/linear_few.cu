@@ -1,18 +1,15 @@
 // Launches of products of few tokens, by weight format.
-#include "backends/cuda/linear_int4.cuh"
 #include "backends/cuda/linear_mma.cuh"
 #include "backends/cuda/linear_stream.cuh"
-
-#include <cstdlib>
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr unsigned kThreads = kWarpsABlock * kWarp;
-/// Formats whose products of a few tokens tensor cores do not take (linear_mma.cu, linear_int4.cuh) but for odd shapes: worth kernels of two and four tokens.
+/// Formats whose products of a few tokens tensor cores do not take but for odd shapes (linear_stream.cu, linear_mma.cu): worth kernels of two and four tokens.
 template <WeightFormat F>
-constexpr bool kOftenHere = F == WeightFormat::f32 || F == WeightFormat::f16 || F == WeightFormat::int8_row;
+constexpr bool kOftenHere = F == WeightFormat::f32 || F == WeightFormat::f16;
 
 /// All of one shape but for their rows.
 template <WeightFormat F>
@@ -50,13 +47,9 @@ void launch_rows(Context& context, Together all) {
 bool can_gate_last(const Context& context, const Together& all) { return can_stream(context, all); }
 
 void launch_together(Context& context, const Together& all) {
-  static const int mode = std::getenv("FATHOM_STREAM") != nullptr ? std::atoi(std::getenv("FATHOM_STREAM")) : 30;
-  const bool bf16 = all.products[0].weight.format == WeightFormat::bf16, one = all.products[0].tokens == 1, hard = all.gated && all.norm.from != nullptr;
-  const int kind = !bf16 ? 16 : all.products[0].tokens > kFewTokens ? 8 : !one ? 4 : hard ? 2 : 1;
-  if (((mode & kind) != 0 || kind == 8 || all.gate > 0) && can_stream(context, all)) return launch_stream(context, all);
-  if (can_int4(context, all)) return launch_int4(context, all);
-  // One token's products wait for memory alone, unless their warps also norm x and gate.
+  // One token's products with 16-bit weights wait for memory alone, unless they also norm x and gate: multiply-adds do.
   const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr);
+  if ((busy || all.gate > 0 || all.products[0].weight.format != WeightFormat::bf16) && can_stream(context, all)) return launch_stream(context, all);
   if (busy && can_use_mma(context, all)) return launch_few_mma(context, all);
   with_format(all.products[0].weight.format, [&](auto format) { launch_rows<format()>(context, all); });
 }

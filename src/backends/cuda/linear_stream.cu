@@ -1,8 +1,6 @@
 // Launches of products of few tokens whose weights stream by.
 #include "backends/cuda/linear_stream.cuh"
 
-#include <cstdlib>
-
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
@@ -15,7 +13,7 @@ bool is_streamed(WeightFormat format) {
 bool is_whole(WeightFormat format) { return format == WeightFormat::int8_row || is_int4(format); }
 
 int parts_of(const Product& p, std::int64_t tokens) {
-  if (is_whole(p.weight.format)) return 3;
+  if (is_whole(p.weight.format)) return kDigits;
   return tokens <= kFewTokens ? 2 : 1;
 }
 int tiles_of(int columns) {
@@ -72,8 +70,7 @@ int shared_of(const StreamView& view) {
 int blocks_for(const Context& context, const Together& all, std::int64_t tokens) {
   const int most = context.compute_capability >= 90 && all.products[0].weight.format == WeightFormat::bf16 && all.norm.from == nullptr ? kMostClustered : 1;
   const int limit = static_cast<int>(context.shared_bytes) - 1024;
-  static const int kept = std::getenv("FATHOM_ROOM") != nullptr ? std::atoi(std::getenv("FATHOM_ROOM")) * 1024 : kTwoHere;
-  for (const int bytes : {kept, limit})
+  for (const int bytes : {kTwoHere, limit})
     for (int blocks = 1; blocks <= most; blocks *= 2)
       if (shared_of(view_of(all, tokens, blocks)) <= std::min(bytes, limit)) return blocks;
   return 0;
@@ -92,9 +89,8 @@ void launch(Context& context, StreamView view) {
   context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   const auto bytes = static_cast<std::size_t>(shared);
   const auto blocks = static_cast<unsigned>(view.blocks);
-  static const int per = std::getenv("FATHOM_PER_SM") != nullptr ? std::atoi(std::getenv("FATHOM_PER_SM")) : 1;
-  int clusters = context.multiprocessors * per;
-  if (blocks > 1) clusters = std::clamp(clusters_at_once(context, kernel, dim3(kStreamedThreads), bytes, blocks), 1, context.multiprocessors * per / view.blocks);
+  int clusters = context.multiprocessors;  // one block each: the next launch's take the rest
+  if (blocks > 1) clusters = std::clamp(clusters_at_once(context, kernel, dim3(kStreamedThreads), bytes, blocks), 1, context.multiprocessors / view.blocks);
   ClusterLaunch launch(context, dim3(std::min(view.units, static_cast<unsigned>(clusters)) * blocks), dim3(kStreamedThreads), bytes, dim3(blocks));
   launch.go(context, kernel, view);
 }
@@ -115,8 +111,7 @@ bool can_stream(const Context& context, const Together& all) {
 }
 
 bool can_stream_many(const Context& context, const Product& p) {
-  static const int mode = std::getenv("FATHOM_STREAM") != nullptr ? std::atoi(std::getenv("FATHOM_STREAM")) : 30;
-  return (mode & 8) != 0 && p.tokens > kFewTokens && can_stream(context, {.products = {p}, .count = 1});
+  return p.tokens > kFewTokens && can_stream(context, {.products = {p}, .count = 1});
 }
 
 void launch_stream(Context& context, const Together& all) {

@@ -7,35 +7,9 @@
 //    of columns are exact, and so is what a zero point takes away.
 // Where x of many columns does not fit, the blocks of a cluster (compute capability 9.0) share the columns, and add up over their shared memory.
 #pragma once
-#include "backends/cuda/cluster.cuh"
-#include "backends/cuda/linear_few.cuh"
+#include "backends/cuda/streamed_x.cuh"
 
 namespace fathom::cuda {
-
-inline constexpr int kStreamedWarps = 8, kStreamedThreads = kStreamedWarps * kWarp, kStretch = 128;  // kStretch: bytes of a row
-inline constexpr int kMostClustered = 8;
-inline constexpr std::int64_t kMostStreamedTokens = 64;
-
-template <tensor::WeightFormat F>
-struct Streamed {
-  static constexpr bool kInt4 = F == tensor::WeightFormat::int4_group128, kInt8 = F == tensor::WeightFormat::int8_row, kFp8 = F == tensor::WeightFormat::fp8_block128;
-  static constexpr bool kWhole = kInt4 || kInt8, kCoded = kWhole || kFp8;
-  static constexpr int kColumns = kInt4 ? 256 : kCoded ? 128 : 64;         // of a stretch
-  static constexpr int kPieces = kInt4 || kFp8 ? 4 : 2;                    // of a stretch of x: 16 bytes of each of four lanes
-  static constexpr int kStage = 16 * kStretch + (kInt4 ? 160 : kFp8 ? 32 : 0);  // codes of 16 rows; scales and zero points
-};
-/// Stretches that a warp has on their way.
-template <int kTiles>
-inline constexpr int kStreamDepth = kTiles <= 3 ? 4 : 3;
-
-struct StreamView {
-  Together all;           // first_block: the first unit
-  unsigned units = 0;
-  int tokens = 1, parts = 1, columns = 1;  // columns of operand B: tokens · parts
-  int row_tiles = 1;      // of 16 rows, of a unit
-  int blocks = 1;         // of a cluster
-  int own = 0;            // stretches of a block
-};
 
 /// 16 rows of a unit: eight from rows[0] of weight[0] on and eight from rows[1] of weight[1] on, where outputs begin at out[i].
 struct StreamRows {
@@ -117,187 +91,73 @@ struct StreamSource {
   }
 };
 
-/// x of a block as operand B, and what its groups of 128 columns stand for.
-template <tensor::WeightFormat F>
-struct StreamedX {
-  uint4* pieces;       // [stretch][piece][column][lane of four]
-  float* factors;      // [group][column], padded to whole tiles
-  std::int32_t* sums;  // the same: of the digits
-};
-
-template <int kStep>
-__device__ inline float largest_of_16(float value) {
-#pragma unroll
-  for (int step = 1; step < 16; step *= 2) value = larger(value, __shfl_xor_sync(kAllLanes, value, step));
-  return value;
-}
-
-/// Eight columns of one token, from column 8 · eight of the block's on.
-template <tensor::WeightFormat F>
-__device__ inline void put_eight(const StreamedX<F>& to, const StreamView& view, int padded, int token, int eight, bool valid, float (&x)[8]) {
-  using Shape = Streamed<F>;
-  const int column = token * view.parts;
-  if constexpr (!Shape::kCoded) {
-    if (!valid) return;
-    uint4* at = to.pieces + ((eight / 4) * view.columns + column) * 4 + eight % 4;
-    for (int part = 0; part < view.parts; ++part) {
-      unsigned words[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        words[i] = pack_two<__nv_bfloat16>(x[2 * i], x[2 * i + 1]);
-        const float low = __uint_as_float(words[i] << 16), high = __uint_as_float(words[i] & 0xffff0000u);
-        x[2 * i] = fabsf(low) <= 3.4e38f ? x[2 * i] - low : 0.0f;  // infinity leaves nothing
-        x[2 * i + 1] = fabsf(high) <= 3.4e38f ? x[2 * i + 1] - high : 0.0f;
-      }
-      at[part * 4] = make_uint4(words[0], words[1], words[2], words[3]);
-    }
-  } else {
-    float most = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) most = larger(most, fabsf(x[i]));
-    most = largest_of_16<0>(most);
-    const int group = eight / 16;
-    if constexpr (Shape::kFp8) {
-      const int exponent = min(max(static_cast<int>(__float_as_uint(most) >> 23), 16), 254);  // biased
-      const float shrink = __uint_as_float(static_cast<unsigned>(254 + 8 - exponent) << 23 & 0x7f800000u);
-      if (!valid) return;
-      uint4* at = to.pieces + ((eight / 16 * 4 + eight % 16 / 8 * 2 + eight % 2) * view.columns + column) * 4 + eight % 8 / 2;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] *= shrink;
-      for (int part = 0; part < view.parts; ++part) {
-        unsigned words[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          words[i] = pack_two<__half>(x[2 * i], x[2 * i + 1]);
-          x[2 * i] -= to_float(__ushort_as_half(static_cast<unsigned short>(words[i] & 0xffffu)));
-          x[2 * i + 1] -= to_float(__ushort_as_half(static_cast<unsigned short>(words[i] >> 16)));
-        }
-        at[part * 4] = make_uint4(words[0], words[1], words[2], words[3]);
-        if (eight % 16 == 0) to.factors[group * padded + column + part] = 1.0f / shrink;
-      }
-    } else {
-      constexpr float kMost = 8355711.0f;  // 127 in each of three digits
-      most = most < 1e-30f ? 1e-30f : most;
-      const float scale = kMost / most;
-      int left[8];
-#pragma unroll
-      for (int i = 0; i < 8; ++i) left[i] = max(-8355711, min(8355711, __float2int_rn(x[i] * scale)));
-      if (view.parts == 2) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) left[i] = (left[i] + 128) >> 8;
-      }
-      float stands_for = most / kMost * (view.parts == 2 ? 256.0f : 1.0f);
-      for (int part = view.parts - 1; part >= 0; --part) {
-        unsigned words[2] = {};
-        int sum = 0;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const int digit = static_cast<int>(static_cast<unsigned>(left[i]) << 24) >> 24;
-          left[i] = (left[i] - digit) >> 8;
-          sum += digit;
-          const unsigned bits = static_cast<unsigned>(digit) & 255u;
-          if constexpr (Shape::kInt4) words[i % 2] |= bits << (i / 2 * 8);  // even columns are low nibbles
-          else words[i / 4] |= bits << (i % 4 * 8);
-        }
-        const int piece = Shape::kInt4 ? eight / 32 * 4 + eight % 32 / 16 * 2 + eight % 4 / 2 : eight / 8;
-        const int quad = Shape::kInt4 ? eight % 16 / 4 : eight % 8 / 2;
-        if (valid) reinterpret_cast<uint2*>(to.pieces + (piece * view.columns + column + part) * 4 + quad)[eight % 2] = make_uint2(words[0], words[1]);
-        if constexpr (Shape::kInt4) {
-#pragma unroll
-          for (int step = 1; step < 16; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-          if (valid && eight % 16 == 0) to.sums[group * padded + column + part] = sum;
-        }
-        if (valid && eight % 16 == 0) to.factors[group * padded + column + part] = stands_for;
-        stands_for *= 256.0f;
-      }
-    }
-  }
-}
-
-/// Fills the block's columns of x, from stretch `first` on: x as it lies, or from · weight of a norm that nobody has made. Answers this thread's
-/// squares of `from`.
-template <tensor::WeightFormat F>
-__device__ inline float fill_x(const StreamedX<F>& to, const StreamView& view, int padded, int first) {
-  constexpr int kBatch = 4;
-  const Product& p = view.all.products[0];
-  const NormedX& norm = view.all.norm;
-  const int cols = static_cast<int>(p.weight.cols), eights = view.own * (Streamed<F>::kColumns / 8), items = view.tokens * eights;
-  float squares = 0.0f;
-  for (int base = 0; base < items; base += kBatch * kStreamedThreads) {
-    float x[kBatch][8];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int item = base + i * kStreamedThreads + static_cast<int>(threadIdx.x), token = item / eights, col = first * Streamed<F>::kColumns + item % eights * 8;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) x[i][j] = 0.0f;
-      if (item < items && col < cols) read_eight_floats((norm.from != nullptr ? norm.from : p.x + token * p.x_stride) + col, x[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      const int item = base + i * kStreamedThreads + static_cast<int>(threadIdx.x), token = item / eights, eight = item % eights, col = first * Streamed<F>::kColumns + eight * 8;
-      if (base + i * kStreamedThreads >= items) break;
-      if (norm.from != nullptr && item < items && col < cols) {
-        float weight[8];
-        read_eight_of(norm.weight, norm.weight_type, col, weight);
-#pragma unroll
-        for (int j = 0; j < 8; ++j) squares += x[i][j] * x[i][j], x[i][j] *= weight[j];
-      }
-      put_eight<F>(to, view, padded, token, eight, item < items, x[i]);
-    }
-  }
-  return squares;
-}
-
-/// acc[tile of eight columns] += the products of a stretch that lies at `stage`.
+/// A stretch of codes that has come, and what a warp multiplies it with.
 template <tensor::WeightFormat F, int kTiles>
-__device__ inline void multiply_stretch(const unsigned char* stage, const StreamedX<F>& x, const StreamView& view, const WeightView& like, int stretch, std::int64_t scale_shift,
-                                        float (&acc)[kTiles][4]) {
+struct Stretch {
   using Shape = Streamed<F>;
-  const int lane = threadIdx.x % kWarp, group = lane / 4, quad = lane % 4;
-  const uint4* own = x.pieces + static_cast<std::int64_t>(stretch) * Shape::kPieces * view.columns * 4 + quad;
-  const auto b_of = [&](int piece, int n) { return own[(piece * view.columns + min(n * 8 + group, view.columns - 1)) * 4]; };
-  const auto codes_of = [&](int sub, int half) { return *reinterpret_cast<const uint4*>(stage + (sub * 2 + half) * 512 + lane * 16); };
-  const float2* factors = reinterpret_cast<const float2*>(x.factors) + quad;
-  if constexpr (!Shape::kCoded) {
+  const unsigned char* stage;
+  const StreamedX<F>& x;
+  int columns, at;        // of operand B; of the block's stretches
+  tensor::WeightFormat format;
+  std::int64_t cols;      // of the weight
+  int odd;                // int4: bit i, whether the first scale of this lane's row i is at an odd index
+
+  __device__ uint4 codes(int sub, int half) const { return *reinterpret_cast<const uint4*>(stage + (sub * 2 + half) * 512 + threadIdx.x % kWarp * 16); }
+  __device__ uint4 b(int piece, int n) const {
+    const int group = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
+    return x.pieces[((at * Shape::kPieces + piece) * columns + min(n * 8 + group, columns - 1)) * 4 + quad];
+  }
+  /// Of this lane's two columns of tile n, in a group of 128.
+  __device__ float2 factor(int group, int n) const { return reinterpret_cast<const float2*>(x.factors)[(group * kTiles + n) * 4 + threadIdx.x % 4]; }
+
+  __device__ void multiply(float (&acc)[kTiles][4]) const {
+    if constexpr (Shape::kInt4) multiply_int4(acc);
+    else if constexpr (Shape::kInt8) multiply_int8(acc);
+    else if constexpr (Shape::kFp8) multiply_fp8(acc);
+    else multiply_bf16(acc);
+  }
+  __device__ void multiply_bf16(float (&acc)[kTiles][4]) const {
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
-      const uint4 top = codes_of(sub, 0), bottom = codes_of(sub, 1);
+      const uint4 top = codes(sub, 0), bottom = codes(sub, 1);
       const unsigned low[4] = {top.x, bottom.x, top.y, bottom.y}, high[4] = {top.z, bottom.z, top.w, bottom.w};
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        const uint4 b = b_of(sub, n);
-        multiply_add<__nv_bfloat16>(acc[n], low, b.x, b.y);
-        multiply_add<__nv_bfloat16>(acc[n], high, b.z, b.w);
+        const uint4 own = b(sub, n);
+        multiply_add<__nv_bfloat16>(acc[n], low, own.x, own.y);
+        multiply_add<__nv_bfloat16>(acc[n], high, own.z, own.w);
       }
     }
-  } else if constexpr (Shape::kInt8) {
+  }
+  __device__ void multiply_int8(float (&acc)[kTiles][4]) const {
     int sums[kTiles][4] = {};
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
-      const uint4 top = codes_of(sub, 0), bottom = codes_of(sub, 1);
+      const uint4 top = codes(sub, 0), bottom = codes(sub, 1);
       const unsigned low[4] = {top.x, bottom.x, top.y, bottom.y}, high[4] = {top.z, bottom.z, top.w, bottom.w};
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        const uint4 b = b_of(sub, n);
-        multiply_add(sums[n], low, b.x, b.y);
-        multiply_add(sums[n], high, b.z, b.w);
+        const uint4 own = b(sub, n);
+        multiply_add(sums[n], low, own.x, own.y);
+        multiply_add(sums[n], high, own.z, own.w);
       }
     }
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const float2 factor = factors[(stretch * kTiles + n) * 4];
+      const float2 own = factor(at, n);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) acc[n][i] += static_cast<float>(sums[n][i]) * (i % 2 == 0 ? factor.x : factor.y);
+      for (int i = 0; i < 4; ++i) acc[n][i] += static_cast<float>(sums[n][i]) * (i % 2 == 0 ? own.x : own.y);
     }
-  } else if constexpr (Shape::kFp8) {
-    float sums[kTiles][4] = {};
+  }
+  __device__ void multiply_fp8(float (&acc)[kTiles][4]) const {
     const auto wide = [](unsigned pair) {
       const __half2_raw raw = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(pair), __NV_E4M3);
       return static_cast<unsigned>(raw.y) << 16 | raw.x;
     };
+    float sums[kTiles][4] = {};
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
-      const uint4 top = codes_of(sub, 0), bottom = codes_of(sub, 1);
+      const uint4 top = codes(sub, 0), bottom = codes(sub, 1);
       const unsigned words[2][4] = {{top.x, top.y, top.z, top.w}, {bottom.x, bottom.y, bottom.z, bottom.w}};
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -308,31 +168,35 @@ __device__ inline void multiply_stretch(const unsigned char* stage, const Stream
           for (int i = 0; i < 4; ++i) a[w][i] = wide(words[i % 2][2 * h + w] >> (i / 2 * 16) & 0xffffu);
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const uint4 b = b_of(sub * 2 + h, n);
-          multiply_add<__half>(sums[n], a[0], b.x, b.y);
-          multiply_add<__half>(sums[n], a[1], b.z, b.w);
+          const uint4 own = b(sub * 2 + h, n);
+          multiply_add<__half>(sums[n], a[0], own.x, own.y);
+          multiply_add<__half>(sums[n], a[1], own.z, own.w);
         }
       }
     }
-    float scale[2] = {1.0f, 1.0f};
-    if (like.format == tensor::WeightFormat::fp8_block128) {
-      const float2 both = *reinterpret_cast<const float2*>(stage + 16 * kStretch);
-      scale[0] = both.x, scale[1] = both.y;
-    }
+    const float2 scale = format == tensor::WeightFormat::fp8_block128 ? *reinterpret_cast<const float2*>(stage + 16 * kStretch) : make_float2(1.0f, 1.0f);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
-      const float2 factor = factors[(stretch * kTiles + n) * 4];
+      const float2 own = factor(at, n);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) acc[n][i] += sums[n][i] * ((i % 2 == 0 ? factor.x : factor.y) * scale[i / 2]);
+      for (int i = 0; i < 4; ++i) acc[n][i] += sums[n][i] * ((i % 2 == 0 ? own.x : own.y) * (i < 2 ? scale.x : scale.y));
     }
-  } else {
-    const bool half_precision = like.format == tensor::WeightFormat::int4_group128_f16 || like.format == tensor::WeightFormat::int4_group128_zero_f16;
-    const auto* scales = reinterpret_cast<const unsigned short*>(stage + 16 * kStretch);
-    const auto* zeros = reinterpret_cast<const unsigned*>(stage + 16 * kStretch + 128);
+  }
+  /// The scale and zero point of this lane's row `half` in group `sub`.
+  __device__ void read_scale(int half, int sub, float& scale, int& zero) const {
+    const int group = threadIdx.x % kWarp / 4, shift = (odd >> half & 1) + sub;
+    const bool half_precision = format == tensor::WeightFormat::int4_group128_f16 || format == tensor::WeightFormat::int4_group128_zero_f16;
+    const unsigned short bits = reinterpret_cast<const unsigned short*>(stage + 16 * kStretch)[(half * 8 + group) * 4 + shift];
+    scale = half_precision ? to_float(__ushort_as_half(bits)) : __uint_as_float(static_cast<unsigned>(bits) << 16);
+    if ((at * 2 + sub) * 128 >= cols) scale = 0.0f;  // behind the last group
+    zero = has_zeros(format) ? static_cast<int>(reinterpret_cast<const unsigned*>(stage + 16 * kStretch + 128)[half * 2 + sub] >> (group * 4) & 15u) : 8;
+  }
+  __device__ void multiply_int4(float (&acc)[kTiles][4]) const {
 #pragma unroll
     for (int sub = 0; sub < 2; ++sub) {
-      int sums[kTiles][4] = {};
-      const uint4 top = codes_of(sub, 0), bottom = codes_of(sub, 1);
+      int sums[kTiles][4] = {}, zero[2];
+      float scale[2];
+      const uint4 top = codes(sub, 0), bottom = codes(sub, 1);
       const unsigned words[2][4] = {{top.x, top.y, top.z, top.w}, {bottom.x, bottom.y, bottom.z, bottom.w}};
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -343,33 +207,24 @@ __device__ inline void multiply_stretch(const unsigned char* stage, const Stream
           for (int i = 0; i < 4; ++i) a[w][i] = words[i % 2][2 * h + w] >> (i / 2 * 4) & 0x0f0f0f0fu;
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const uint4 b = b_of(sub * 2 + h, n);
-          multiply_add(sums[n], a[0], b.x, b.y);
-          multiply_add(sums[n], a[1], b.z, b.w);
+          const uint4 own = b(sub * 2 + h, n);
+          multiply_add(sums[n], a[0], own.x, own.y);
+          multiply_add(sums[n], a[1], own.z, own.w);
         }
       }
-      float scale[2];
-      int zero[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int shift = static_cast<int>(((scale_shift >> half) & 1) + sub);  // odd first indices begin in the word's second half
-        const unsigned short bits = scales[(half * 8 + group) * 4 + shift];
-        scale[half] = half_precision ? to_float(__ushort_as_half(bits)) : __uint_as_float(static_cast<unsigned>(bits) << 16);
-        if ((stretch * 2 + sub) * 128 >= like.cols) scale[half] = 0.0f;  // behind the last group
-        zero[half] = has_zeros(like.format) ? static_cast<int>(zeros[half * 2 + sub] >> (group * 4) & 15u) : 8;
-      }
+      for (int half = 0; half < 2; ++half) read_scale(half, sub, scale[half], zero[half]);
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
-        const int at = ((stretch * 2 + sub) * kTiles + n) * 4;
-        const float2 factor = factors[at];
-        const int2 digits = reinterpret_cast<const int2*>(x.sums)[at + quad];
+        const float2 own = factor(at * 2 + sub, n);
+        const int2 digits = reinterpret_cast<const int2*>(x.sums)[((at * 2 + sub) * kTiles + n) * 4 + threadIdx.x % 4];
 #pragma unroll
         for (int i = 0; i < 4; ++i)
-          acc[n][i] += static_cast<float>(sums[n][i] - zero[i / 2] * (i % 2 == 0 ? digits.x : digits.y)) * ((i % 2 == 0 ? factor.x : factor.y) * scale[i / 2]);
+          acc[n][i] += static_cast<float>(sums[n][i] - zero[i / 2] * (i % 2 == 0 ? digits.x : digits.y)) * ((i % 2 == 0 ? own.x : own.y) * scale[i / 2]);
       }
     }
   }
-}
+};
 
 // ---------------------------------------------------------------- the kernel
 
@@ -499,19 +354,19 @@ __global__ void __launch_bounds__(kStreamedThreads, kTiles <= 3 ? 2 : 1) stream_
   for (unsigned unit = blockIdx.x / view.blocks; unit < view.units; unit += clusters, turn ^= 1) {
     StreamExtra extra{};
     if (static_cast<int>(threadIdx.x) < items_here) extra = Output(view, rank * items_here + static_cast<int>(threadIdx.x)).extra(view, unit);
-    std::int64_t odd = 0;  // int4: whether the first scale of this lane's two rows is at an odd index
+    int odd = 0;  // int4: whether the first scale of this lane's two rows is at an odd index
     if constexpr (Shape::kInt4) {
       StreamRows rows;
       rows.find(view, unit, tile);
       const std::int64_t groups = like.weight.cols / 128;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) odd |= (min(rows.row[half] + lane / 4, rows.weight[half]->rows - 1) * groups & 1) << half;
+      for (int half = 0; half < 2; ++half) odd |= static_cast<int>(min(rows.row[half] + lane / 4, rows.weight[half]->rows - 1) * groups & 1) << half;
     }
     float acc[kTiles][4] = {};
     for (int at = first; at < count; at += step) {
       wait_copies<kDepth - 1>();
       __syncwarp();
-      multiply_stretch<F, kTiles>(ring + stage * Shape::kStage, x, view, like.weight, at, odd, acc);
+      Stretch<F, kTiles>{ring + stage * Shape::kStage, x, view.columns, at, like.weight.format, like.weight.cols, odd}.multiply(acc);
       __syncwarp();
       copy_next(stage);
       stage = stage + 1 == kDepth ? 0 : stage + 1;
