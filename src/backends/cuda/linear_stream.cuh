@@ -37,22 +37,32 @@ struct StreamRows {
 template <tensor::WeightFormat F>
 struct StreamSource {
   using Shape = Streamed<F>;
-  StreamRows rows;
-  const std::byte* codes[2];  // of this lane's two rows, at its place in a stretch
-  std::int64_t scale = 0;     // int4: index of the first of row lane % 16's
+  const std::byte* codes[2];          // of this lane's two rows, at its place in a stretch
+  const std::byte* beside = nullptr;  // what else this lane copies: int4: scales (lanes 0 … 15, a row each) or zero points (16 … 19); e4m3 in blocks: scales (0, 1)
+  std::int64_t scale = 0;             // int4: index of the first scale of row lane % 16
   unsigned unit;
   int at;
 
   __device__ void begin(const StreamView& view, int tile, int row_bytes) {
     if (unit >= view.units) return;
     const int lane = threadIdx.x % kWarp;
+    StreamRows rows;
     rows.find(view, unit, tile);
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       codes[half] = rows.weight[half]->data + min(rows.row[half] + lane / 4, rows.weight[half]->rows - 1) * row_bytes + lane % 4 * 16;
-    if constexpr (Shape::kInt4) {
-      const int half = lane / 8 % 2;
-      scale = min(rows.row[half] + lane % 8, rows.weight[half]->rows - 1) * (rows.weight[half]->cols / 128);
+    if constexpr (!Shape::kInt4 && !Shape::kFp8) return;
+    const bool second = Shape::kFp8 ? lane == 1 : lane < 16 ? lane >= 8 : lane >= 18;
+    const WeightView& own = second ? *rows.weight[1] : *rows.weight[0];
+    const std::int64_t first = second ? rows.row[1] : rows.row[0], groups = divide_up(own.cols, 128);
+    beside = nullptr;
+    if constexpr (Shape::kFp8) {
+      if (lane < 2 && own.format == tensor::WeightFormat::fp8_block128) beside = own.scales + min(first, own.rows - 1) / 128 * groups * 4;
+    } else if (lane < 16) {
+      scale = min(first + lane % 8, own.rows - 1) * groups;
+      beside = own.scales;
+    } else if (lane < 20 && has_zeros(own.format) && first < own.rows) {
+      beside = own.scales + offset_of_zeros(own.rows, own.cols) + (first / 8 * groups + lane % 2) * 4;
     }
   }
   /// To shared memory at `to`, all lanes; nothing when there are no more units.
@@ -67,25 +77,17 @@ struct StreamSource {
         for (int half = 0; half < 2; ++half) copy_16(to + (sub * 2 + half) * 512 + lane * 16, codes[half] + (here ? offset : 0), here);
       }
       if constexpr (Shape::kInt4) {
-        const WeightView& weight = *rows.weight[lane / 8 % 2];
-        const auto* scales = weight.scales;
         if (lane < 16) {  // two scales, in one word or in two
           const std::int64_t index = scale + 2 * at;
-          copy_4(to + 16 * kStretch + lane * 8, scales + index / 2 * 4, true);
-          if (index % 2 != 0) copy_4(to + 16 * kStretch + lane * 8 + 4, scales + index / 2 * 4 + 4, true);
-        } else if (lane < 20 && has_zeros(weight.format)) {
-          const WeightView& own = *rows.weight[(lane - 16) / 2];
-          const std::int64_t groups = own.cols / 128, group = 2 * at + lane % 2;
-          const bool here = group < groups && rows.row[(lane - 16) / 2] < own.rows;
-          copy_4(to + 16 * kStretch + 128 + (lane - 16) * 4, own.scales + (here ? offset_of_zeros(own.rows, own.cols) + (rows.row[(lane - 16) / 2] / 8 * groups + group) * 4 : 0), here);
+          copy_4(to + 16 * kStretch + lane * 8, beside + index / 2 * 4, true);
+          if (index % 2 != 0) copy_4(to + 16 * kStretch + lane * 8 + 4, beside + index / 2 * 4 + 4, true);
+        } else if (beside != nullptr) {
+          const bool here = 2 * at + lane % 2 < row_bytes / 64;
+          copy_4(to + 16 * kStretch + 128 + (lane - 16) * 4, beside + (here ? at * 8 : 0), here);
         }
       }
-      if constexpr (Shape::kFp8) {
-        if (lane < 2 && rows.weight[lane]->format == tensor::WeightFormat::fp8_block128) {
-          const WeightView& own = *rows.weight[lane];
-          copy_4(to + 16 * kStretch + lane * 4, own.scales + (min(rows.row[lane], own.rows - 1) / 128 * divide_up(own.cols, 128) + at) * 4, true);
-        }
-      }
+      if constexpr (Shape::kFp8)
+        if (beside != nullptr) copy_4(to + 16 * kStretch + lane * 4, beside + at * 4, true);
     }
     commit_copies();
   }
