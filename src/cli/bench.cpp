@@ -11,6 +11,7 @@
 #include "base/json.h"
 #include "base/strings.h"
 #include "base/terminal.h"
+#include "cli/offload_flags.h"
 #include "cli/rank_flags.h"
 #include "cli/verbs.h"
 
@@ -26,7 +27,7 @@ Json beside_json(const measure::Beside& b) {
 
 Json memory_json(const engine::EngineMemory& m) {
   return {{"weights", m.weights}, {"weights_arena", m.weights_arena}, {"kv", m.cache}, {"activations", m.activations}, {"activations_peak", m.activations_peak}, {"constants", m.constants},
-          {"workspace", m.workspace}, {"total", m.total()}};
+          {"workspace", m.workspace}, {"ring", m.ring}, {"host", m.host}, {"total", m.total()}};
 }
 
 void print_json(const measure::BenchReport& r) {
@@ -38,9 +39,9 @@ void print_json(const measure::BenchReport& r) {
   Json ranks = Json::array();
   for (const auto& rank : r.ranks) ranks.push_back({{"planned_bytes", memory_json(rank.planned)}, {"allocated_bytes", memory_json(rank.allocated)}});
   const Json layout = {{"tp", r.spread.tp}, {"pp", r.spread.pp}, {"dp_attention", r.spread.dp}, {"ep", r.spread.ep}};
-  const Json json = {{"model", r.model}, {"device", r.device}, {"layout", layout}, {"ranks", ranks}, {"synthetic_weights", r.synthetic}, {"parameters", r.parameters}, {"load_seconds", r.load_seconds}, {"planned_bytes", memory_json(r.planned)},
+  const Json json = {{"model", r.model}, {"device", r.device}, {"layout", layout}, {"ranks", ranks}, {"synthetic_weights", r.synthetic}, {"parameters", r.parameters}, {"load_seconds", r.load_seconds}, {"calibrated", r.calibrated.empty() ? Json() : Json(r.calibrated)}, {"planned_bytes", memory_json(r.planned)},
                      {"allocated_bytes", memory_json(r.allocated)}, {"weight_read_gb_per_second", r.weight_read_gb_per_second > 0 ? Json(r.weight_read_gb_per_second) : Json()},
-                     {"best_read_gb_per_second", r.best_read_gb_per_second ? Json(*r.best_read_gb_per_second) : Json()}, {"rows", rows}};
+                     {"best_read_gb_per_second", r.best_read_gb_per_second ? Json(*r.best_read_gb_per_second) : Json()}, {"offload", offload_json(r.offload)}, {"device_used_bytes", r.device_bytes ? Json(*r.device_bytes) : Json()}, {"rows", rows}};
   std::puts(dump_json(json, 2).c_str());
 }
 
@@ -54,12 +55,15 @@ void print_text(const measure::BenchReport& r) {
   std::puts(tr("cli.bench.title", {{"model", r.model}, {"parameters", format_count(static_cast<double>(r.parameters))}, {"device", r.device}}).c_str());
   if (r.synthetic) std::puts(tr("cli.bench.synthetic").c_str());
   std::puts(tr("cli.bench.memory", {{"weights", format_bytes(r.allocated.weights_arena)}, {"kv", format_bytes(r.allocated.cache)}, {"activations", format_bytes(r.allocated.activations)}, {"workspace", format_bytes(r.allocated.workspace)}, {"total", format_bytes(r.allocated.total())}, {"planned", format_bytes(r.planned.total())}}).c_str());
+  if (r.offload) std::puts(measure::offload_text(*r.offload).c_str());
+  if (r.offload) std::puts(tr("cli.offload.held", {{"host", format_bytes(r.allocated.host)}, {"planned", format_bytes(r.planned.host)}, {"ring", format_bytes(r.allocated.ring)}, {"device", format_bytes(r.device_bytes.value_or(r.allocated.total()))}}).c_str());
   if (!r.ranks.empty()) {
     std::vector<std::string> memory;
     for (const auto& rank : r.ranks) memory.push_back(format_bytes(rank.allocated.total()));
     std::puts(tr("cli.bench.ranks", {{"ranks", std::to_string(r.ranks.size())}, {"spread", measure::spread_text(r.spread)}, {"memory", join(memory)}}).c_str());
   }
   std::puts(tr("cli.bench.beside").c_str());
+  if (!r.calibrated.empty()) std::puts(tr(r.here ? "cli.bench.calibrated_here" : "cli.bench.calibrated", {{"date", r.calibrated}}).c_str());
   const auto right = Align::kRight;
   Table table({{tr("cli.bench.col_batch"), right}, {tr("cli.bench.col_prompt"), right}, {tr("cli.bench.col_prefill"), right}, {tr("cli.bench.col_decode"), right}, {tr("cli.bench.col_mean"), right}, {"p50", right}, {"p99 ms", right}, {tr("cli.bench.col_memory"), right}});
   for (const auto& row : r.rows) {
@@ -89,8 +93,10 @@ void setup_bench(CLI::App& app) {
   app.add_option("--seed", flags.session.seed, tr("cli.bench.seed"));
   app.add_option("--chunk", flags.session.engine.prefill_chunk, tr("cli.bench.chunk"))->check(CLI::Range(1, 1 << 20));
   app.add_flag("--random-weights", flags.session.random_weights, tr("cli.bench.random"));
+  app.add_option("--trace", flags.bench.trace, tr("cli.bench.trace"));
   app.add_flag("--mmap", flags.session.mmap, tr("cli.bench.mmap"));
   add_rank_flags(app, flags.session.ranks);
+  add_offload_flags(app, flags.session.offload);
 }
 
 Result<int> run_bench(const Common& common) {

@@ -59,6 +59,13 @@ void print_survey(const std::vector<measure::ModelVerdict>& verdicts) {
     }
   }
   std::fputs(yes.render().c_str(), stdout);
+  const auto calibrated = [&]() -> std::string {
+    for (const auto& model : verdicts)
+      for (const auto& v : model.tasks)
+        if (v.fits && !v.calibrated.empty()) return v.calibrated;
+    return "";
+  }();
+  if (!calibrated.empty()) std::puts(tr("cli.check.calibrated", {{"date", calibrated}}).c_str());
   std::puts("");
   std::puts(styled(Style::kBold, tr("cli.check.cannot")).c_str());
   std::fputs(no.render().c_str(), stdout);
@@ -87,7 +94,7 @@ Json verdict_json(const measure::ModelVerdict& model) {
   Json tasks = Json::array();
   for (const auto& v : model.tasks)
     tasks.push_back({{"task", plan::task_name(v.task)}, {"fits", v.fits}, {"weights", v.weights}, {"engine", v.engine}, {"context", v.context}, {"tokens_per_second", v.speed.value > 0 ? Json{{"value", v.speed.value}, {"low", v.speed.low}, {"high", v.speed.high}} : Json()},
-                     {"provenance", v.speed.value > 0 ? Json(plan::provenance_name(v.provenance)) : Json()}, {"needed_bytes", v.needed}, {"capacity_bytes", v.capacity}, {"why_not", v.why.empty() ? Json() : Json(v.why)},
+                     {"provenance", v.speed.value > 0 ? Json(plan::provenance_name(v.provenance)) : Json()}, {"calibrated", v.calibrated.empty() ? Json() : Json(v.calibrated)}, {"needed_bytes", v.needed}, {"capacity_bytes", v.capacity}, {"why_not", v.why.empty() ? Json() : Json(v.why)},
                      {"cheapest_rented", v.rented.empty() ? Json() : Json(v.rented)}, {"usd_per_hour", v.rented.empty() ? Json() : Json(v.rented_usd_per_hour)}});
   return {{"model", model.id}, {"same_shape", model.same}, {"parameters", model.parameters}, {"parameters_active", model.active}, {"tasks", tasks}};
 }

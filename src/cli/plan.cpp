@@ -9,6 +9,7 @@
 #include "plan/answer.h"
 #include "plan/answer_text.h"
 #include "plan/batch.h"
+#include "plan/engine_profile.h"
 #include "plan/options.h"
 
 namespace fathom::cli {
@@ -47,7 +48,7 @@ Result<int> run_one(const Common& common) {
   else text = plan::report_text(request, answer);
   if (common.json) text += '\n';
   FATHOM_TRY_VOID(print(text));
-  return answer.best.memory.fits ? kExitOk : kExitNo;
+  return answer.best.memory.fits || (answer.offload && request.engine->own_kernels) ? kExitOk : kExitNo;
 }
 
 }  // namespace
@@ -55,6 +56,7 @@ Result<int> run_one(const Common& common) {
 void setup_plan(CLI::App& app) {
   app.add_option("model", options.words, tr("cli.plan.model"));
   app.add_option("--on", options.plan.on, tr("cli.plan.on"));
+  app.add_option("--gpu-memory", options.plan.gpu_memory, tr("cli.plan.gpu_memory"));
   app.add_option("--slo", options.plan.slo, tr("cli.plan.slo"));
   app.add_option("--context", options.plan.context, tr("cli.plan.context"));
   for (std::size_t i = 0; i < std::size(kSettings); ++i) {

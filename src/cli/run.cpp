@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <numeric>
@@ -10,10 +11,12 @@
 #include "base/i18n.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "cli/offload_flags.h"
 #include "cli/rank_flags.h"
 #include "cli/verbs.h"
 #include "engine/generate.h"
 #include "measure/session.h"
+#include "measure/trace.h"
 #include "text/chat_template.h"
 
 namespace fathom::cli {
@@ -22,7 +25,7 @@ namespace {
 struct Flags {
   measure::SessionOptions session;
   engine::GenerateOptions generate;
-  std::string prompt, system;
+  std::string prompt, system, trace;
   bool raw = false, quiet = false;
 };
 Flags flags;
@@ -65,7 +68,7 @@ Result<Prepared> prepare(const measure::Session& session, const std::string& pro
 
 void print_json(const measure::Session& session, const Prepared& prepared, const engine::Generated& g) {
   const double decode = std::accumulate(g.token_seconds.begin(), g.token_seconds.end(), 0.0);
-  const Json json = {{"model", session.name}, {"synthetic_weights", session.synthetic}, {"text", g.text}, {"ids", g.ids}, {"stopped_by", engine::stop_reason_name(g.reason)}, {"prompt_tokens", prepared.ids.size()}, {"tokens", g.ids.size()},
+  const Json json = {{"model", session.name}, {"synthetic_weights", session.synthetic}, {"text", g.text}, {"ids", g.ids}, {"stopped_by", engine::stop_reason_name(g.reason)}, {"offload", offload_json(session.offload)}, {"prompt_tokens", prepared.ids.size()}, {"tokens", g.ids.size()},
                      {"prefill_seconds", g.prefill_seconds}, {"decode_tokens_per_second", decode > 0 ? Json(static_cast<double>(g.token_seconds.size()) / decode) : Json()}};
   std::puts(dump_json(json, 2).c_str());
 }
@@ -98,8 +101,10 @@ void setup_run(CLI::App& app) {
   app.add_option("--kv,--cache-dtype", flags.session.kv, tr("cli.run.kv"));
   app.add_option("--threads", flags.session.threads, tr("cli.run.threads"))->check(CLI::Range(1, 4096));
   app.add_flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
+  app.add_option("--trace", flags.trace, tr("cli.bench.trace"));
   app.add_flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));
   add_rank_flags(app, flags.session.ranks);
+  add_offload_flags(app, flags.session.offload);
 }
 
 Result<int> run_run(const Common& common) {
@@ -118,10 +123,16 @@ Result<int> run_run(const Common& common) {
     bar->update(done);
     return true;
   };
+  flags.session.work = {.prompt = std::max<std::int64_t>(static_cast<std::int64_t>(prompt.size()) / 4, 16), .generate = flags.generate.max_tokens};
+  flags.session.trace = !flags.trace.empty();
   FATHOM_TRY(measure::Session session, measure::open_session(flags.session, launch));
   bar.reset();
-  if (session.engine == nullptr) return kExitOk;
+  if (session.engine == nullptr) {
+    FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, flags.trace));
+    return kExitOk;
+  }
   FATHOM_TRY(const Prepared prepared, prepare(session, prompt));
+  if (session.offload && !flags.quiet) std::fprintf(stderr, "%s\n", measure::offload_text(*session.offload).c_str());
   if (session.synthetic) std::fprintf(stderr, "%s\n", tr("cli.run.synthetic").c_str());
   for (const std::int64_t id : session.spec.eos_ids) flags.generate.stop_ids.push_back(static_cast<std::int32_t>(id));
   if (prepared.tokenizer && prepared.tokenizer->eos_id()) flags.generate.stop_ids.push_back(*prepared.tokenizer->eos_id());
@@ -138,6 +149,8 @@ Result<int> run_run(const Common& common) {
     std::puts("");
     if (!flags.quiet) print_statistics(prepared, generated);
   }
+  session.engine.reset();  // other ranks are let go
+  FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, flags.trace));
   return kExitOk;
 }
 

@@ -9,6 +9,7 @@
 #include "base/i18n.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "cli/offload_flags.h"
 #include "cli/rank_flags.h"
 #include "cli/verbs.h"
 
@@ -27,7 +28,7 @@ void print_json(const measure::VerifyReport& report) {
   for (const auto& c : report.cases)
     cases.push_back({{"prompt", c.prompt}, {"way", c.way}, {"tokens", c.tokens}, {"max_difference", difference_json(c.worst)}, {"at_token", c.worst_token}, {"at_id", c.worst_id},
                      {"greedy_compared", c.greedy_tokens}, {"greedy_differs_at", c.greedy_differs_at < 0 ? Json() : Json(c.greedy_differs_at)}, {"passed", c.passed}});
-  const Json json = {{"device", report.device}, {"ranks", report.spread.ranks()}, {"layout", layout_json(report.spread)}, {"passed", report.passed}, {"max_difference", difference_json(report.worst)}, {"tolerance", flags.options.atol}, {"cases", cases}};
+  const Json json = {{"device", report.device}, {"ranks", report.spread.ranks()}, {"layout", layout_json(report.spread)}, {"offload", offload_json(report.offload)}, {"fetched_bytes", report.fetched_bytes}, {"host_calls", report.host_calls}, {"passed", report.passed}, {"max_difference", difference_json(report.worst)}, {"tolerance", flags.options.atol}, {"cases", cases}};
   std::puts(dump_json(json, 2).c_str());
 }
 
@@ -37,6 +38,7 @@ std::string device_text(const measure::VerifyReport& report) {
 }
 
 void print_table(const measure::VerifyReport& report) {
+  if (report.offload) std::puts(measure::offload_text(*report.offload).c_str());
   Table table({{tr("cli.verify.col_prompt"), Align::kRight}, {tr("cli.verify.col_way")}, {tr("cli.verify.col_tokens"), Align::kRight}, {tr("cli.verify.col_worst"), Align::kRight},
                {tr("cli.verify.col_place")}, {tr("cli.verify.col_greedy")}, {""}});
   for (const auto& c : report.cases)
@@ -56,7 +58,9 @@ void setup_verify(CLI::App& app) {
   app.add_option("--chunk", flags.options.chunk, tr("cli.verify.chunk"))->check(CLI::PositiveNumber);
   app.add_option("--isa", flags.options.isa, tr("cli.verify.isa"));
   app.add_option("--threads", flags.options.threads, tr("cli.verify.threads"))->check(CLI::NonNegativeNumber);
+  app.add_option("--trace", flags.options.trace, tr("cli.bench.trace"));
   add_rank_flags(app, flags.options.ranks);
+  add_offload_flags(app, flags.options.offload);
 }
 
 Result<int> run_verify(const Common& common) {

@@ -45,7 +45,7 @@ Result<std::unique_ptr<Engine>> take_seat(Seat seat, const PartsMaker& make) {
   tensor::Transport& transport = *seat.transport;
   auto parts = make(seat);
   FATHOM_TRY_VOID(tensor::agree(transport, parts ? Status() : Status(tl::unexpected<Error>(parts.error()))));
-  return Engine::create(std::move(parts->architecture), std::move(parts->backend), std::move(parts->weights), parts->options, std::move(seat));
+  return Engine::create(std::move(parts->architecture), std::move(parts->backend), std::move(parts->weights), parts->options, std::move(seat), std::move(parts->offload));
 }
 
 // A rank other than 0, from its first breath to its last.
@@ -64,7 +64,7 @@ Status follow(Seat seat, const PartsMaker& make) {
 
 Result<std::unique_ptr<Engine>> start_alone(const PartsMaker& make) {
   FATHOM_TRY(EngineParts parts, make({}));
-  return Engine::create(std::move(parts.architecture), std::move(parts.backend), std::move(parts.weights), parts.options);
+  return Engine::create(std::move(parts.architecture), std::move(parts.backend), std::move(parts.weights), parts.options, {}, std::move(parts.offload));
 }
 
 Result<std::unique_ptr<Engine>> start_threads(const Spread& spread, std::vector<std::shared_ptr<tensor::Transport>> ends, const PartsMaker& make) {

@@ -14,6 +14,7 @@ struct EngineParts {
   std::unique_ptr<tensor::Backend> backend;
   weights::LoadedWeights weights;
   EngineOptions options;
+  OffloadOptions offload;
 };
 /// Makes a rank's parts; called on the thread (or in the process) that will step it, for all ranks at once.
 using PartsMaker = std::function<Result<EngineParts>(const Seat& seat)>;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "backends/self/self_collectives.h"
 #include "engine/engine_parts.h"
@@ -17,7 +18,7 @@ Engine::~Engine() {
   if (!seat_.alone() && seat_.rank == 0 && seat_.transport != nullptr) let_go(*seat_.transport);
 }
 
-Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend, weights::LoadedWeights weights, const EngineOptions& options, Seat seat) {
+Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend, weights::LoadedWeights weights, const EngineOptions& options, Seat seat, OffloadOptions offload) {
   std::unique_ptr<Engine> engine(new Engine());
   engine->options_ = options;
   engine->local_ = local_options(options, seat.spread);
@@ -25,6 +26,7 @@ Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architectu
   engine->architecture_ = std::move(architecture);
   engine->backend_ = std::move(backend);
   engine->weights_ = std::move(weights);
+  engine->offload_options_ = std::move(offload);
   if (engine->seat_.alone()) {
     engine->comm_ = self::make_self_collectives();
     FATHOM_TRY_VOID(engine->prepare());
@@ -71,12 +73,47 @@ Status Engine::allocate() {
   lengths_.assign(static_cast<std::size_t>(options_.slots), 0);
   sequences_.reserve(static_cast<std::size_t>(local_.slots));
   plan_.memory.workspace = backend_->workspace_bytes();
+  if (seat_.rank != 0 || !backend_->sample({})) plan_.memory.sampling = 0;
+  if (staging_ != nullptr) plan_.memory.host += std::max<Bytes>(plan_.memory.constants, 1);
+  if (logits_ != nullptr) plan_.memory.host += static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float);
+  FATHOM_TRY_VOID(set_up_choosing());
+  return set_up_offload();
+}
+
+namespace {
+Bytes seen_words(std::int64_t vocabulary) { return static_cast<Bytes>(vocabulary + 31) / 32; }
+Bytes asked_bytes(const EngineOptions& options) { return static_cast<Bytes>(logit_rows(options)) * (sizeof(tensor::SamplingRow) + sizeof(std::int32_t)); }
+}  // namespace
+
+Status Engine::set_up_choosing() {
+  if (seat_.rank != 0 || !backend_->sample({})) return {};
+  FATHOM_TRY(asked_, backend_->allocate_buffer(asked_bytes(options_), tensor::Placement::kShared));
+  FATHOM_TRY(seen_, backend_->allocate_buffer(plan_.memory.sampling));
+  plan_.memory.host += asked_bytes(options_);
+  return {};
+}
+
+Status Engine::set_up_offload() {
+  if (weights_.plan.residence.units.empty()) return {};
+  HostHandover handover;
+  if (offload_options_.host != nullptr) {
+    // The experts of a rank see the tokens of all replicas.
+    handover = {.tokens = weights_.plan.residence.places > 0 ? std::min(offload_options_.host_tokens, options_.prefill_chunk) : options_.prefill_chunk, .hidden = spec().hidden, .top_k = spec().routing.top_k};
+    offload_options_.host_tokens = handover.tokens;
+    FATHOM_TRY(handover_, backend_->allocate_buffer(std::max<Bytes>(handover.bytes(), 1), tensor::Placement::kShared));
+    plan_.memory.host += std::max<Bytes>(handover.bytes(), 1) + offload_options_.host->workspace_bytes();
+  }
+  offload_ = std::make_unique<OffloadOps>(*backend_, architecture_->weights(), weights_, offload_options_, handover, handover_ != nullptr ? handover_->data() : nullptr);
   return {};
 }
 
 EngineMemory Engine::allocated() const {
   EngineMemory memory = plan_.memory;
-  memory.weights_arena = weights_.arena ? weights_.arena->bytes() : 0;
+  const auto bytes = [](const std::unique_ptr<tensor::Buffer>& buffer) { return buffer != nullptr ? buffer->bytes() : 0; };
+  memory.weights_arena = bytes(weights_.arena);
+  memory.ring = bytes(weights_.ring);
+  memory.sampling = bytes(seen_);
+  memory.host = bytes(weights_.host) + bytes(staging_) + bytes(logits_) + bytes(handover_) + bytes(asked_) + (offload_options_.host != nullptr && offload_ != nullptr ? offload_options_.host->workspace_bytes() : 0);
   memory.cache = cache_memory_->bytes();
   memory.activations = arena_->bytes();
   memory.activations_peak = backend_->activations().peak_bytes();
@@ -157,14 +194,15 @@ Engine::Share Engine::take_share(std::span<const SlotTokens> tokens, Logits logi
   share.kind = share.own_tokens == count ? (all_decode ? PassKind::kDecode : PassKind::kContinue) : share.fresh ? PassKind::kPrefill : PassKind::kContinue;
   // A step of decoding launches the same for as many sequences, wherever they are.
   const bool even = std::all_of(share.tokens.begin(), share.tokens.end(), [&](std::int64_t n) { return n == share.own_tokens; }) && std::all_of(share.rows.begin(), share.rows.end(), [&](std::int64_t n) { return n == share.own_rows; });
-  if (share.kind == PassKind::kDecode && topk_horizon_ == 0 && even)
+  const std::int64_t together = std::accumulate(share.tokens.begin(), share.tokens.end(), std::int64_t{0});
+  if (share.kind == PassKind::kDecode && topk_horizon_ == 0 && even && (offload_ == nullptr || !offload_->streams(together)))
     share.key = static_cast<std::uint64_t>(count) << 32 | static_cast<std::uint64_t>(share.own_rows) << 1 | (share.fresh ? 1 : 0);
   return share;
 }
 
 Result<std::span<const float>> Engine::pass(std::span<const SlotTokens> tokens, Logits logits) {
   const Share share = take_share(tokens, logits);
-  auto answer = inject_fault(seat_, passes_++);
+  auto answer = inject_fault(seat_, passes_++, *backend_);
   Result<std::span<const float>> result = answer ? launch(share) : tl::unexpected<Error>(answer.error());
   if (!result) {
     if (seat_.alone()) return result;
@@ -183,19 +221,23 @@ Result<std::span<const float>> Engine::launch(const Share& share) {
   const auto seen = [&](const Tensor& table, tensor::Shape shape) { return make_tensor(on_device(table.data), DType::i32, shape); };
   const Batch batch{.tokens = share.own_tokens, .sequences = sequences_, .sequence_table = seen(table_, {count, 4}), .ids = seen(ids_, {share.own_tokens}), .positions = seen(positions_, {share.own_tokens}),
                     .output_rows = seen(rows_, {share.own_rows}), .topk_horizon = topk_horizon_};
-  model::Pass pass{.ops = backend_->ops(), .comm = *comm_, .weights = weights_.set, .cache = &cache_, .batch = batch, .replica_tokens = share.tokens};
+  tensor::Ops& ops = offload_ != nullptr ? *offload_ : backend_->ops();
+  model::Pass pass{.ops = ops, .comm = *comm_, .weights = weights_.set, .cache = &cache_, .batch = batch, .replica_tokens = share.tokens};
   const std::byte* out_data = nullptr;
   FATHOM_TRY(const bool called, backend_->run_pass(share.key, [&] {
     if (staging_ != nullptr) backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
     const tensor::Value out = collect_logits(pass, architecture_->forward(pass), spec().vocabulary, share.rows);
     FATHOM_CHECK(!out.defined() || out->dtype == DType::f32 || share.all_rows == 0, "logits are f32");
+    if (offload_ != nullptr) offload_->end_pass();
     out_data = out->data;
   }));
   if (share.key != 0 && called) outputs_of_[share.key] = out_data;
   if (!called) out_data = outputs_of_.at(share.key);
   const auto floats = static_cast<std::size_t>(seat_.rank == 0 ? share.all_rows * spec().vocabulary : 0);
   std::span<const float> answer;
-  if (logits_ == nullptr || floats == 0) {
+  if (!choosing_.empty()) {
+    FATHOM_TRY_VOID(choose_tokens(out_data, share));
+  } else if (logits_ == nullptr || floats == 0) {
     FATHOM_TRY_VOID(backend_->synchronize());
     answer = {reinterpret_cast<const float*>(out_data), floats};  // the arena's bytes stay until the next pass
   } else {
@@ -206,11 +248,60 @@ Result<std::span<const float>> Engine::launch(const Share& share) {
   return answer;
 }
 
+// The rows of logits lie replica after replica; what is asked and answered has the caller's order.
+Status Engine::choose_tokens(const std::byte* logits, const Share& share) {
+  const std::size_t rows = choosing_.size();
+  FATHOM_CHECK(static_cast<std::int64_t>(rows) == share.all_rows, "a row of logits for each that is asked for");
+  auto* const asked = reinterpret_cast<tensor::SamplingRow*>(asked_->data());
+  auto* const ids = reinterpret_cast<std::int32_t*>(asked_->data() + static_cast<Bytes>(logit_rows(options_)) * sizeof(tensor::SamplingRow));
+  const auto row_of = [&](std::size_t i) { return share.order.empty() ? i : static_cast<std::size_t>(share.order[i]); };
+  for (std::size_t i = 0; i < rows; ++i) asked[row_of(i)] = choosing_[i];
+  backend_->sample({.logits = reinterpret_cast<const float*>(logits), .rows = share.all_rows, .vocabulary = spec().vocabulary, .asked = asked, .seen = reinterpret_cast<std::uint32_t*>(seen_->data()), .ids = ids});
+  FATHOM_TRY_VOID(backend_->synchronize());
+  chosen_.resize(rows);
+  for (std::size_t i = 0; i < rows; ++i) chosen_[i] = ids[row_of(i)];
+  return {};
+}
+
+Result<std::span<const std::int32_t>> Engine::step_choosing(std::span<const SlotTokens> tokens, std::span<const tensor::SamplingRow> asked) {
+  FATHOM_CHECK(chooses() && asked.size() == tokens.size() && !tokens.empty());
+  std::vector<tensor::SamplingRow> rows(asked.begin(), asked.end());
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i].seen = tokens[i].slot;
+  choosing_ = rows;
+  const auto done = step(tokens, Logits::kLast);
+  choosing_ = {};
+  if (!done) return tl::unexpected<Error>(done.error());
+  return std::span<const std::int32_t>(chosen_);
+}
+
+Result<std::int32_t> Engine::choose(std::int64_t slot, std::span<const std::int32_t> ids, const tensor::SamplingRow& asked) {
+  FATHOM_TRY_VOID(check_room(slot, ids.size()));
+  while (std::ssize(ids) > options_.prefill_chunk) {
+    const SlotTokens part{slot, ids.first(static_cast<std::size_t>(options_.prefill_chunk))};
+    FATHOM_TRY_VOID(step(std::span(&part, 1), Logits::kNone));
+    ids = ids.subspan(part.ids.size());
+  }
+  const SlotTokens last{slot, ids};
+  FATHOM_TRY(const auto chosen, step_choosing(std::span(&last, 1), std::span(&asked, 1)));
+  return chosen[0];
+}
+
+Status Engine::set_history(std::int64_t slot, std::span<const std::uint32_t> seen) {
+  const Bytes words = seen_words(spec().vocabulary);
+  FATHOM_CHECK(chooses() && seen.size() == words);
+  return backend_->upload(seen_->data() + static_cast<Bytes>(slot) * words * sizeof(std::uint32_t), std::as_bytes(seen));
+}
+
+// Refuse a prompt that cannot fit before any of it is computed.
+Status Engine::check_room(std::int64_t slot, std::size_t tokens) const {
+  FATHOM_CHECK(tokens > 0);
+  const std::int64_t needed = length(slot) + static_cast<std::int64_t>(tokens);
+  if (needed <= options_.context) return {};
+  return fail("engine.context_full", {{"context", std::to_string(options_.context)}, {"needed", std::to_string(needed)}, {"max", std::to_string(spec().max_context)}});
+}
+
 Result<std::span<const float>> Engine::prefill(std::int64_t slot, std::span<const std::int32_t> ids) {
-  FATHOM_CHECK(!ids.empty());
-  // Refuse a prompt that cannot fit before any of it is computed.
-  if (length(slot) + static_cast<std::int64_t>(ids.size()) > options_.context)
-    return fail("engine.context_full", {{"context", std::to_string(options_.context)}, {"needed", std::to_string(length(slot) + static_cast<std::int64_t>(ids.size()))}, {"max", std::to_string(spec().max_context)}});
+  FATHOM_TRY_VOID(check_room(slot, ids.size()));
   std::span<const float> logits;
   while (!ids.empty()) {
     const std::size_t n = std::min(ids.size(), static_cast<std::size_t>(options_.prefill_chunk));

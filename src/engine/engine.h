@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/offload.h"
 #include "engine/spread.h"
 #include "model/architecture.h"
 #include "tensor/backend.h"
@@ -33,7 +34,10 @@ struct EngineMemory {
   Bytes activations_peak = 0;     // most bytes alive at once
   Bytes constants = 0;            // rotary frequencies and the batch's own tables
   Bytes workspace = 0;            // of kernels
-  Bytes total() const { return weights_arena + cache + activations + constants + workspace; }
+  Bytes ring = 0;                 // places that weights in host memory are streamed into
+  Bytes sampling = 0;             // bits of seen tokens, where the device chooses
+  Bytes host = 0;                 // not in total(): weights in host memory, and what the host keeps for the device
+  Bytes total() const { return weights_arena + ring + cache + activations + constants + workspace + sampling; }
 };
 
 /// The three kinds of pass have an arena plan each: from nothing, after earlier tokens, and one token a sequence.
@@ -43,6 +47,8 @@ struct EnginePlan {
   EngineMemory memory;
   std::array<tensor::ArenaPlan, 3> arenas;  // by PassKind
 };
+/// What one block must have for the device buffers of such an engine and its weights (Backend::reserve), without the backend's workspace.
+Bytes reserved_bytes(const EngineMemory& memory);
 /// What an engine of these options will allocate, without allocating it. Errors: kUnsupported when the architecture can only be planned.
 /// `options` are those of the whole run, `spread` and `rank` say whose share `architecture` is.
 Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights, const EngineOptions& options, DType activation_dtype, const Spread& spread = {}, int rank = 0);
@@ -59,7 +65,7 @@ class Engine {
   /// Takes over all three. `architecture` must be unsplit or sharded as `weights` are. With other ranks beside it all of them call this at
   /// once (crew.h does), and share what went wrong: an error of one is the error of all.
   static Result<std::unique_ptr<Engine>> create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend,
-                                                weights::LoadedWeights weights, const EngineOptions& options, Seat seat = {});
+                                                weights::LoadedWeights weights, const EngineOptions& options, Seat seat = {}, OffloadOptions offload = {});
   /// Rank 0's lets the others go.
   ~Engine();
   Engine(const Engine&) = delete;
@@ -72,6 +78,8 @@ class Engine {
   /// Read back from the buffers themselves and the peak that was seen.
   EngineMemory allocated() const;
   const Spread& spread() const { return seat_.spread; }
+  /// Null when all weights are on the device.
+  const OffloadOps* offload() const { return offload_.get(); }
   /// What every rank planned and took when it was made, by rank; rank 0 knows.
   struct RankMemory { EngineMemory planned, allocated; };
   const std::vector<RankMemory>& ranks() const { return ranks_; }
@@ -90,6 +98,16 @@ class Engine {
   /// Appends a prompt of any length in chunks; answers the logits of its last token.
   Result<std::span<const float>> prefill(std::int64_t slot, std::span<const std::int32_t> ids);
 
+  /// Whether the device chooses tokens by itself, so that ids alone come to the host.
+  bool chooses() const { return asked_ != nullptr; }
+  /// A pass as step(kLast), of whose logits the device chooses a token a slot by `asked` (Sampler::next_row; `seen` is set here), the same that a
+  /// Sampler would: valid until the next call, -1 where logits are not finite. Only where chooses().
+  Result<std::span<const std::int32_t>> step_choosing(std::span<const SlotTokens> tokens, std::span<const tensor::SamplingRow> asked);
+  /// The same after a text of any length, appended in chunks.
+  Result<std::int32_t> choose(std::int64_t slot, std::span<const std::int32_t> ids, const tensor::SamplingRow& asked);
+  /// Tokens (Sampler::seen) that penalties of this slot look at; what is chosen is added. Only where chooses().
+  Status set_history(std::int64_t slot, std::span<const std::uint32_t> seen);
+
   /// Ranks other than 0: passes as rank 0 asks for them, until it lets this one go.
   Status follow();
   /// Keeps `company` (the threads of the other ranks) until after they were let go.
@@ -99,13 +117,17 @@ class Engine {
   Engine() = default;
   Status prepare();
   Status allocate();
+  Status set_up_offload();
+  Status set_up_choosing();
   Status join_ranks(Status mine);
+  Status check_room(std::int64_t slot, std::size_t tokens) const;
   Result<std::int64_t> check_tokens(std::span<const SlotTokens> tokens) const;
   Status command(std::span<const SlotTokens> tokens, Logits logits);
   Result<std::span<const float>> pass(std::span<const SlotTokens> tokens, Logits logits);
   struct Share;  // of a pass: what falls to this rank
   Share take_share(std::span<const SlotTokens> tokens, Logits logits);
   Result<std::span<const float>> launch(const Share& share);
+  Status choose_tokens(const std::byte* logits, const Share& share);
   std::span<const float> in_order(std::span<const float> logits, const std::vector<std::int64_t>& order);
 
   std::shared_ptr<void> company_;  // destroyed last
@@ -116,15 +138,21 @@ class Engine {
   EnginePlan plan_;
   std::unique_ptr<model::Architecture> architecture_;
   std::unique_ptr<tensor::Backend> backend_;
+  OffloadOptions offload_options_;
   std::unique_ptr<tensor::Collectives> comm_;  // on the backend's memory
   weights::LoadedWeights weights_;
   std::unique_ptr<tensor::Buffer> cache_memory_, arena_, constants_;
   std::map<std::uint64_t, const std::byte*> outputs_of_;  // where a pass that may be replayed leaves its logits
   std::unique_ptr<tensor::Buffer> logits_;  // where the host reads them; null when it reads the arena
+  std::unique_ptr<tensor::Buffer> handover_;  // to experts on the host
+  std::unique_ptr<OffloadOps> offload_;
   model::CacheSet cache_;
   std::vector<std::int64_t> lengths_;
   std::int64_t topk_horizon_ = 0;
   std::int64_t passes_ = 0;
+  std::unique_ptr<tensor::Buffer> asked_, seen_;   // of tokens chosen on the device: rows and ids as both see them; bits by slot
+  std::span<const tensor::SamplingRow> choosing_;  // what the pass in progress asks for
+  std::vector<std::int32_t> chosen_;
   std::vector<float> ordered_;                     // logits of several replicas, in the order of the caller's tokens
   std::vector<tensor::Sequence> sequences_;
   tensor::Tensor ids_, positions_, rows_, table_;  // where the host fills them in

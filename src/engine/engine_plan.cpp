@@ -164,6 +164,13 @@ Value collect_logits(model::Pass& pass, Value logits, std::int64_t vocabulary, s
   return logits;
 }
 
+Bytes reserved_bytes(const EngineMemory& memory) {
+  Bytes all = 0;
+  for (const Bytes bytes : {memory.weights_arena, memory.ring, std::max<Bytes>(memory.cache, 1), std::max<Bytes>(memory.activations, 1), std::max<Bytes>(memory.constants, 1), memory.sampling})
+    all += tensor::Backend::reserved_bytes(bytes);
+  return all;
+}
+
 Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights, const EngineOptions& options, DType activation_dtype, const Spread& spread, int rank) {
   FATHOM_TRY_VOID(check_options(architecture, options));
   EnginePlan plan;
@@ -180,6 +187,9 @@ Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights:
   }
   plan.memory.weights = weights.tensor_bytes;
   plan.memory.weights_arena = weights.arena_bytes;
+  plan.memory.ring = weights.residence.ring_bytes();
+  plan.memory.host = weights.residence.host_bytes;
+  if (rank == 0) plan.memory.sampling = static_cast<Bytes>(options.slots) * static_cast<Bytes>((architecture.spec().vocabulary + 31) / 32) * sizeof(std::uint32_t);
   plan.memory.cache = layout.total;
   plan.memory.constants = constants + table_bytes(local);
   return plan;

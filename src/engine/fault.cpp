@@ -40,13 +40,14 @@ Status inject_fault_at_start(int rank) {
   return {};
 }
 
-Status inject_fault(const Seat& seat, std::int64_t pass) {
+Status inject_fault(const Seat& seat, std::int64_t pass, tensor::Backend& backend) {
   const Fault fault = asked();
   if (fault.rank != seat.rank || fault.pass != pass) return {};
   if (fault.kind == "kill") std::raise(SIGKILL);
   if (fault.kind == "hang")
     while (seat.transport == nullptr || !seat.transport->failure()) std::this_thread::sleep_for(std::chrono::milliseconds(20));
-  if (fault.kind == "hang" || fault.kind == "error") return fail_environment("ranks.injected", {{"kind", fault.kind}});
+  if (fault.kind == "device" && backend.break_device()) return {};  // the pass will find out
+  if (fault.kind == "hang" || fault.kind == "error" || fault.kind == "device") return fail_environment("ranks.injected", {{"kind", fault.kind}});
   return {};
 }
 

@@ -68,11 +68,20 @@ Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const st
   if (tokenizer != nullptr) decoder.emplace(tokenizer->stream(/*skip_special=*/true));
   result.token_seconds.reserve(static_cast<std::size_t>(std::max<std::int64_t>(options.max_tokens, 0)));
   engine.reset(slot);
+  if (engine.chooses() && sampler.uses_history()) FATHOM_TRY_VOID(engine.set_history(slot, sampler.seen()));
+  // The token that follows these: chosen where the logits are, or here.
+  const auto next = [&](std::span<const std::int32_t> ids) -> Result<std::int32_t> {
+    if (engine.chooses()) {
+      FATHOM_TRY(const std::int32_t id, engine.choose(slot, ids, sampler.next_row()));
+      return sampler.chosen(id);
+    }
+    FATHOM_TRY(const auto logits, engine.prefill(slot, ids));
+    return sampler.sample(logits);
+  };
   double started = now();
-  FATHOM_TRY(std::span<const float> logits, engine.prefill(slot, prompt));
+  FATHOM_TRY(std::int32_t id, next(prompt));
   result.prefill_seconds = now() - started;
   while (static_cast<std::int64_t>(result.ids.size()) < options.max_tokens) {
-    FATHOM_TRY(const std::int32_t id, sampler.sample(logits));
     if (!options.ignore_stop && std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) {
       result.reason = StopReason::kEndToken;
       break;
@@ -88,8 +97,7 @@ Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const st
       break;
     }
     started = now();
-    const SlotTokens part{slot, std::span(&id, 1)};
-    FATHOM_TRY(logits, engine.step(std::span(&part, 1), Logits::kLast));
+    FATHOM_TRY(id, next({&id, 1}));
     result.token_seconds.push_back(now() - started);
   }
   if (decoder && result.reason != StopReason::kStopString && result.reason != StopReason::kCancelled) {

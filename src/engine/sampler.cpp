@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
+#include <numbers>
 
 namespace fathom::engine {
 
@@ -18,64 +18,106 @@ Status check_sampling(const SamplingOptions& o) {
 }
 
 Sampler::Sampler(const SamplingOptions& options, std::int64_t vocabulary)
-    : options_(options), state_(options.seed), seen_(static_cast<std::size_t>(vocabulary), false), scores_(static_cast<std::size_t>(vocabulary)), order_(static_cast<std::size_t>(vocabulary)) {}
+    : options_(options), state_(options.seed), seen_((static_cast<std::size_t>(vocabulary) + 31) / 32, 0), scores_(static_cast<std::size_t>(vocabulary)) {}
 
 void Sampler::add_history(std::span<const std::int32_t> ids) {
   for (const std::int32_t id : ids)
-    if (id >= 0 && static_cast<std::size_t>(id) < seen_.size()) seen_[static_cast<std::size_t>(id)] = true;
+    if (id >= 0 && static_cast<std::size_t>(id) < scores_.size()) seen_[static_cast<std::size_t>(id) / 32] |= 1u << (id % 32);
 }
 
-double Sampler::uniform() {  // SplitMix64 (Steele, Lea, Flood 2014)
+std::uint32_t Sampler::draw() {  // SplitMix64 (Steele, Lea, Flood 2014)
   state_ += 0x9e3779b97f4a7c15ull;
   std::uint64_t z = state_;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1p-53;
+  return static_cast<std::uint32_t>((z ^ (z >> 31)) >> 32);
+}
+
+tensor::SamplingRow Sampler::next_row() {
+  tensor::SamplingRow row{.penalty = static_cast<float>(options_.repetition_penalty)};
+  if (options_.temperature <= 0) return row;
+  row.per_octave = 1 / (options_.temperature * std::numbers::ln2);
+  row.draw = draw();
+  row.top_k = options_.top_k;
+  if (options_.top_p < 1) row.top_p = std::max<std::uint64_t>(static_cast<std::uint64_t>(options_.top_p * 0x1p32), 1);
+  row.least = static_cast<std::uint64_t>(std::ceil(options_.min_p * std::ldexp(1.0, tensor::kWeightBits)));
+  return row;
+}
+
+Result<std::int32_t> Sampler::chosen(std::int32_t id) {
+  if (id < 0) return fail("engine.no_finite_logit");
+  add_history({&id, 1});
+  return id;
+}
+
+// The first `count` in rank; their order is open.
+void Sampler::keep_best(std::int64_t count) {
+  if (count >= std::ssize(kept_)) return;
+  const auto before = [&](std::int32_t a, std::int32_t b) {
+    const float x = scores_[static_cast<std::size_t>(a)], y = scores_[static_cast<std::size_t>(b)];
+    return x != y ? x > y : a < b;
+  };
+  std::nth_element(kept_.begin(), kept_.begin() + count, kept_.end(), before);
+  kept_.resize(static_cast<std::size_t>(count));
+}
+
+// The shortest beginning of the ranking that has this share of the weights.
+void Sampler::keep_share(std::uint64_t share) {
+  std::uint64_t sum = 0;
+  for (const std::int32_t id : kept_) sum += weights_[static_cast<std::size_t>(id)];
+  const std::uint64_t needed = std::max<std::uint64_t>(tensor::share_of(sum, share), 1);
+  const auto before = [&](std::int32_t a, std::int32_t b) {
+    const float x = scores_[static_cast<std::size_t>(a)], y = scores_[static_cast<std::size_t>(b)];
+    return x != y ? x > y : a < b;
+  };
+  // Halves: the better one is kept whole and the search goes on in the other, or the other is given up.
+  auto first = kept_.begin(), last = kept_.end();
+  std::uint64_t reached = 0;
+  while (last - first > 1) {
+    const auto middle = first + (last - first) / 2;
+    std::nth_element(first, middle, last, before);
+    std::uint64_t half = 0;
+    for (auto at = first; at != middle; ++at) half += weights_[static_cast<std::size_t>(*at)];
+    if (reached + half >= needed) {
+      last = middle;
+    } else {
+      reached += half;
+      first = middle;
+    }
+  }
+  kept_.erase(last, kept_.end());
 }
 
 Result<std::int32_t> Sampler::sample(std::span<const float> logits) {
   FATHOM_CHECK(logits.size() == scores_.size());
-  const auto penalty = static_cast<float>(options_.repetition_penalty);
-  std::size_t best = logits.size();
+  const tensor::SamplingRow row = next_row();
+  std::size_t best = 0;
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    float score = logits[i];
-    if (seen_[i] && penalty != 1.0f) score = score > 0 ? score / penalty : score * penalty;
-    if (std::isnan(score)) score = -std::numeric_limits<float>::infinity();
-    scores_[i] = score;
-    if (best == logits.size() || score > scores_[best]) best = i;
+    scores_[i] = tensor::sampling_score(logits[i], row.penalty, row.penalty != 1 && is_seen(i));
+    if (scores_[i] > scores_[best]) best = i;
   }
-  if (best == logits.size() || !std::isfinite(scores_[best])) return fail("engine.no_finite_logit");
-  std::size_t chosen = best;
-  if (options_.temperature > 0) {
-    // Candidates in descending order; only as many as top_k asks for need sorting.
-    std::iota(order_.begin(), order_.end(), 0);
-    const auto descending = [&](std::int32_t a, std::int32_t b) { return scores_[static_cast<std::size_t>(a)] != scores_[static_cast<std::size_t>(b)] ? scores_[static_cast<std::size_t>(a)] > scores_[static_cast<std::size_t>(b)] : a < b; };
-    const std::size_t keep = options_.top_k > 0 ? std::min(order_.size(), static_cast<std::size_t>(options_.top_k)) : order_.size();
-    if (keep < order_.size()) std::partial_sort(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(keep), order_.end(), descending);
-    else if (options_.top_p < 1) std::sort(order_.begin(), order_.end(), descending);
-    const double top = scores_[best];
-    double sum = 0;
-    const auto weight = [&](std::size_t rank) { return std::exp((static_cast<double>(scores_[static_cast<std::size_t>(order_[rank])]) - top) / options_.temperature); };
-    for (std::size_t r = 0; r < keep; ++r) sum += weight(r);
-    std::size_t nucleus = keep;
-    if (options_.top_p < 1) {
-      double reached = 0;
-      for (nucleus = 0; nucleus < keep && reached < options_.top_p * sum;) reached += weight(nucleus++);
-    }
-    double total = 0;
-    const auto kept = [&](std::size_t rank) { return weight(rank) >= options_.min_p; };  // the best token's weight is 1
-    for (std::size_t r = 0; r < nucleus; ++r)
-      if (kept(r)) total += weight(r);
-    double target = uniform() * total;
-    for (std::size_t r = 0; r < nucleus; ++r) {
-      if (!kept(r)) continue;
-      chosen = static_cast<std::size_t>(order_[r]);
-      target -= weight(r);
-      if (target < 0) break;
-    }
+  if (logits.empty() || !std::isfinite(scores_[best])) return chosen(-1);
+  if (row.per_octave == 0) return chosen(static_cast<std::int32_t>(best));
+  weights_.resize(logits.size());
+  kept_.clear();
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    weights_[i] = tensor::sampling_weight(scores_[i], scores_[best], row.per_octave);
+    if (weights_[i] > 0) kept_.push_back(static_cast<std::int32_t>(i));  // what weighs nothing ranks behind all that does
   }
-  seen_[chosen] = true;
-  return static_cast<std::int32_t>(chosen);
+  if (row.top_k > 0) keep_best(row.top_k);
+  if (row.top_p > 0) keep_share(row.top_p);
+  std::sort(kept_.begin(), kept_.end());
+  std::uint64_t total = 0, sum = 0;
+  for (const std::int32_t id : kept_)
+    if (weights_[static_cast<std::size_t>(id)] >= row.least) total += weights_[static_cast<std::size_t>(id)];
+  const std::uint64_t target = tensor::share_of(total, row.draw);
+  for (const std::int32_t id : kept_) {
+    const std::uint64_t weight = weights_[static_cast<std::size_t>(id)];
+    if (weight < row.least) continue;
+    sum += weight;
+    if (sum > target) return chosen(id);
+  }
+  return chosen(static_cast<std::int32_t>(best));
 }
 
 }  // namespace fathom::engine

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "tensor/sampling.h"
 
 namespace fathom::engine {
 
@@ -17,7 +18,7 @@ struct SamplingOptions {
 };
 Status check_sampling(const SamplingOptions& options);
 
-/// Deterministic for a seed and a sequence of logits. Not thread-safe.
+/// Deterministic for a seed and a sequence of logits, wherever they are: tensor/sampling.h says how a token is chosen. Not thread-safe.
 class Sampler {
  public:
   Sampler(const SamplingOptions& options, std::int64_t vocabulary);
@@ -27,13 +28,25 @@ class Sampler {
   /// never chosen; when nothing is left, the error says that the model computes NaN.
   Result<std::int32_t> sample(std::span<const float> logits);
 
+  /// What the next token is chosen by, for a device that holds the logits and the bits of seen(): one draw goes by.
+  tensor::SamplingRow next_row();
+  /// What the device chose (negative: nothing finite); the error as above.
+  Result<std::int32_t> chosen(std::int32_t id);
+  bool uses_history() const { return options_.repetition_penalty != 1; }
+  /// One bit a token, 32 a word.
+  std::span<const std::uint32_t> seen() const { return seen_; }
+
  private:
-  double uniform();  // [0, 1)
+  std::uint32_t draw();
+  bool is_seen(std::size_t id) const { return (seen_[id / 32] >> (id % 32) & 1u) != 0; }
+  void keep_best(std::int64_t count);
+  void keep_share(std::uint64_t share);
   SamplingOptions options_;
   std::uint64_t state_;
-  std::vector<bool> seen_;
+  std::vector<std::uint32_t> seen_;
   std::vector<float> scores_;
-  std::vector<std::int32_t> order_;
+  std::vector<std::uint64_t> weights_;
+  std::vector<std::int32_t> kept_;  // ids that are still in question
 };
 
 }  // namespace fathom::engine

@@ -6,7 +6,9 @@
 #include <numeric>
 
 #include "measure/kernels.h"
+#include "measure/trace.h"
 #include "model/sizes.h"
+#include "plan/calibration.h"
 #include "weights/synth.h"
 
 namespace fathom::measure {
@@ -45,11 +47,30 @@ Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t
       parts.push_back({s, std::span(&next[static_cast<std::size_t>(s)], 1)});
     }
     started = now();
-    FATHOM_TRY(const auto logits, engine.step(parts, engine::Logits::kLast));
-    (void)logits;
+    if (engine.chooses()) {
+      FATHOM_TRY_VOID(engine.step_choosing(parts, std::vector<tensor::SamplingRow>(parts.size())));
+    } else {
+      FATHOM_TRY_VOID(engine.step(parts, engine::Logits::kLast));
+    }
     timing.steps.push_back(now() - started);
   }
   return timing;
+}
+
+/// Tokens a second with weights in host memory, where all on the device would give `resident`.
+double decode_rate(const Session& session, std::int64_t batch, double resident) {
+  if (!session.offload) return resident;
+  return static_cast<double>(batch) / plan::offload_seconds(session.offload->problem, session.offload->plan, batch, static_cast<double>(batch) / resident);
+}
+double prefill_rate(const Session& session, std::int64_t prompt, double resident) {
+  if (!session.offload) return resident;
+  const std::int64_t chunk = session.engine->options().prefill_chunk;
+  double seconds = 0;
+  for (std::int64_t at = 0; at < prompt; at += chunk) {
+    const std::int64_t tokens = std::min(chunk, prompt - at);
+    seconds += plan::offload_seconds(session.offload->problem, session.offload->plan, tokens, static_cast<double>(tokens) / resident);
+  }
+  return static_cast<double>(prompt) / seconds;  // prompts come one after the other
 }
 
 /// Times kernels, predicts and runs, again and again: other programs' load comes and goes within seconds, and what is compared shall
@@ -61,16 +82,19 @@ class Rows {
   Result<BenchRow> measure(const Session& session, std::int64_t batch, std::int64_t prompt) {
     engine::Engine& engine = *session.engine;
     std::vector<double> prefill, steps, predicted_prefill, predicted_decode;
-    FATHOM_TRY(const Timing warm_up, run_once(engine, batch, std::min<std::int64_t>(prompt, 16), 2));  // pages and clocks
+    // Pages and clocks; a device's libraries also choose their ways for every shape that they first see.
+    const std::int64_t first = engine.backend().host_addressable() ? std::min<std::int64_t>(prompt, 16) : prompt;
+    FATHOM_TRY(const Timing warm_up, run_once(engine, batch, first, 2));
     (void)warm_up;
     for (int r = 0; r < std::max(options_.repetitions, 1); ++r) {
       std::optional<plan::KernelRates> kernels;
       if (meter_ != nullptr) kernels = meter_->measure({.tokens = prompt, .batch = batch, .context = prompt + options_.generate / 2});
       // Ranks on one CPU share what a plan gives to one: there is nothing to predict them by.
       if (session.spread.ranks() == 1 || session_.device == "cuda") {
-        FATHOM_TRY(const auto plan, predict(machine_, session.spec, session.spec.quantization.empty() ? session_.weights : "native", {batch, prompt, options_.generate}, session_.device != "cuda", kernels, layout_of(session.spread)));
-        if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(*plan.best.time.prefill_tokens_per_second);
-        if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(*plan.best.time.decode_tokens_per_second);
+        FATHOM_TRY(const auto plan, predict(machine_, session.spec, session.spec.quantization.empty() ? session_.weights : "native", {batch, prompt, options_.generate, session_.engine.prefill_chunk}, session_.device != "cuda", kernels, layout_of(session.spread)));
+        calibrated = plan.best.time.calibrated, here = plan.best.time.provenance == plan::ProvenanceTier::kMeasuredHere;
+        if (plan.best.time.prefill_tokens_per_second) predicted_prefill.push_back(prefill_rate(session, prompt, *plan.best.time.prefill_tokens_per_second));
+        if (plan.best.time.decode_tokens_per_second) predicted_decode.push_back(decode_rate(session, batch, *plan.best.time.decode_tokens_per_second));
       }
       FATHOM_TRY(const Timing timing, run_once(engine, batch, prompt, options_.generate));
       prefill.push_back(timing.prefill_seconds);
@@ -86,6 +110,8 @@ class Rows {
     if (!predicted_decode.empty()) row.decode_tokens_per_second.predicted = quantile(predicted_decode, 0.5);
     return row;
   }
+  std::string calibrated;  // of the last prediction
+  bool here = false;
 
  private:
   const hardware::Machine& machine_;
@@ -94,9 +120,11 @@ class Rows {
   KernelMeter* meter_;
 };
 
-/// For a CPU with plain weights; nothing otherwise.
-Result<std::optional<KernelMeter>> meter_for(const SessionOptions& session) {
+/// For a CPU that is not calibrated, with plain weights; nothing otherwise.
+Result<std::optional<KernelMeter>> meter_for(const SessionOptions& session, const hardware::Machine& machine) {
   if (session.device != "cpu") return std::nullopt;
+  FATHOM_TRY(const plan::Cluster host, plan::machine_cluster(machine, true));
+  if (host.device.calibration != nullptr && host.device.calibration->threads == (session.threads > 0 ? session.threads : host.device.cores)) return std::nullopt;
   FATHOM_TRY(const auto spec, weights::find_model_spec(session.model));
   tensor::WeightFormat format = spec.plain_format;
   if (session.weights != "native") {
@@ -118,14 +146,19 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
   const std::int64_t longest = *std::max_element(options.prompts.begin(), options.prompts.end());
   session_options.engine.slots = *std::max_element(options.batches.begin(), options.batches.end());
   session_options.engine.context = longest + options.generate;
+  session_options.work = {.prompt = longest, .generate = options.generate};
   FATHOM_TRY(const Launch launch, find_launch(session_options.ranks, session_options.device));
   std::optional<KernelMeter> meter;
   if (launch.count == 1) {
-    FATHOM_TRY(meter, meter_for(session_options));
+    FATHOM_TRY(meter, meter_for(session_options, machine));
   }
   const Bytes before = resident_bytes();
+  session_options.trace = !options.trace.empty();
   FATHOM_TRY(Session session, open_session(session_options, launch));
-  if (session.engine == nullptr) return BenchReport{.followed = true};
+  if (session.engine == nullptr) {
+    FATHOM_TRY_VOID(finish_trace(session.tracer, launch, options.trace));
+    return BenchReport{.followed = true};
+  }
   engine::Engine& engine = *session.engine;
   BenchReport report{.model = session.name, .device = engine.backend().description(), .synthetic = session.synthetic, .planned = engine.planned(), .allocated = {}, .best_read_gb_per_second = {}, .rows = {}};
   report.load_seconds = session.load_seconds;
@@ -135,8 +168,8 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
   report.ranks = engine.ranks();
   // What the process holds is that of its ranks: of all, when they are its threads.
   Bytes planned = 0;
-  for (const auto& rank : report.ranks) planned += rank.planned.total();
-  if (report.ranks.empty() || launch.process != nullptr) planned = report.planned.total();
+  for (const auto& rank : report.ranks) planned += rank.planned.total() + rank.planned.host;
+  if (report.ranks.empty() || launch.process != nullptr) planned = report.planned.total() + report.planned.host;
   Rows rows(machine, session_options, options, meter ? &*meter : nullptr);
   double fastest_step = 0;
   for (const std::int64_t batch : options.batches)
@@ -148,7 +181,10 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
       if (batch == 1 && (fastest_step == 0 || row.p50_ms < fastest_step)) fastest_step = row.p50_ms;
       report.rows.push_back(row);
     }
+  report.calibrated = rows.calibrated, report.here = rows.here;
   report.allocated = engine.allocated();
+  report.offload = session.offload;
+  if (const auto device = engine.backend().device_memory()) report.device_bytes = device->total - device->free;
   if (machine.read_bandwidth() && engine.backend().host_addressable()) report.best_read_gb_per_second = *machine.read_bandwidth() / kGB;
   if (fastest_step > 0 && session.spec.routing.experts == 0 && launch.count == 1) {
     // An embedding row is one read; everything else is read whole every step.
@@ -156,6 +192,8 @@ Result<BenchReport> bench(SessionOptions session_options, const BenchOptions& op
     const bool tied = session.spec.tied_embeddings;
     report.weight_read_gb_per_second = static_cast<double>(report.planned.weights) * (tied ? 1 : 1 - embedding) / (fastest_step * 1e-3) / kGB;
   }
+  session.engine.reset();  // other ranks are let go
+  FATHOM_TRY_VOID(finish_trace(session.tracer, launch, options.trace));
   return report;
 }
 

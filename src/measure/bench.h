@@ -14,6 +14,7 @@ struct BenchOptions {
   std::vector<std::int64_t> batches{1};
   std::int64_t generate = 64;
   int repetitions = 1;               // the median counts
+  Path trace;                        // "": none
 };
 
 /// Predicted value beside the measured one; error = measured / predicted - 1.
@@ -36,6 +37,10 @@ struct BenchReport {
   std::uint64_t parameters = 0;
   double load_seconds = 0;
   engine::Spread spread;
+  std::optional<OffloadReport> offload;
+  std::optional<Bytes> device_bytes;           // in use on the device after the runs, as its driver tells, with what other programs use
+  std::string calibrated;                      // the day on which the predictions' figures were measured; "": not calibrated
+  bool here = false;                           // on this machine
   bool followed = false;                       // this process followed another's rank 0, which has the report
   engine::EngineMemory planned, allocated;     // of rank 0
   std::vector<engine::Engine::RankMemory> ranks;  // of all, when there are several

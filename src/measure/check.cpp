@@ -12,9 +12,10 @@ namespace {
 
 // In the order in which a person would want them: precision first, then what makes it fit.
 struct Way { const char* engine; const char* weights; };
-std::vector<Way> ways(plan::Task task, bool on_cpu) {
+std::vector<Way> ways(plan::Task task, bool on_cpu, bool calibrated = false) {
   switch (task) {
     case plan::Task::kChat:
+      if (!on_cpu && calibrated) return {{"fathom", "native"}, {"vllm", "native"}, {"vllm", "fp8"}, {"vllm", "int4"}, {"llama.cpp", "q4_k_m"}};
       if (on_cpu) return {{"fathom", "bf16"}, {"llama.cpp", "q8_0"}, {"llama.cpp", "q4_k_m"}};
       return {{"vllm", "native"}, {"vllm", "fp8"}, {"vllm", "int4"}, {"llama.cpp", "q4_k_m"}};
     case plan::Task::kServe:
@@ -57,6 +58,7 @@ plan::Range scaled(double value, const std::optional<plan::Range>& like, bool in
 void fill_speed(const plan::PlanAnswer& answer, plan::Task task, int devices, TaskVerdict& verdict) {
   const plan::TimeEstimate& time = answer.best.time;
   verdict.provenance = time.provenance;
+  verdict.calibrated = time.calibrated;
   if (task == plan::Task::kChat && time.decode_tokens_per_second) verdict.speed = scaled(*time.decode_tokens_per_second, time.tpot_ms, true);
   if (task == plan::Task::kServe && time.output_tokens_per_second_per_gpu) verdict.speed = scaled(*time.output_tokens_per_second_per_gpu * devices, time.tpot_ms, true);
   if (plan::is_training(task) && time.train_tokens_per_second_per_gpu) verdict.speed = scaled(*time.train_tokens_per_second_per_gpu * devices, time.step_ms, true);
@@ -65,7 +67,7 @@ void fill_speed(const plan::PlanAnswer& answer, plan::Task task, int devices, Ta
 TaskVerdict judge(const std::shared_ptr<const plan::PlanModel>& model, const plan::Cluster& cluster, plan::Task task) {
   TaskVerdict verdict{.task = task, .speed = {}};
   std::optional<plan::PlanRequest> last;
-  for (const Way& way : ways(task, cluster.device.is_cpu())) {
+  for (const Way& way : ways(task, cluster.device.is_cpu(), cluster.device.calibration != nullptr)) {
     auto request = make_request(model, cluster, task, way);
     if (!request) continue;
     const auto answer = plan::make_plan(*request);
@@ -103,7 +105,7 @@ TaskVerdict judge(const std::shared_ptr<const plan::PlanModel>& model, const pla
 Result<std::vector<ModelVerdict>> survey(const hardware::Machine& machine, const std::optional<plan::KernelRates>& kernels, const std::function<void(std::size_t, std::size_t)>& progress) {
   FATHOM_TRY(const model::ModelCatalog* catalog, model::model_catalog());
   FATHOM_TRY(plan::Cluster cluster, plan::machine_cluster(machine));
-  if (cluster.device.is_cpu()) cluster.device.kernels = kernels;
+  if (cluster.device.is_cpu() && cluster.device.calibration == nullptr) cluster.device.kernels = kernels;
   std::vector<ModelVerdict> verdicts;
   std::map<std::string, std::size_t> by_config;
   std::vector<const model::ModelEntry*> distinct;

@@ -18,6 +18,7 @@ struct TaskVerdict {
   std::int64_t context = 0;               // input + output, or the training sequence
   plan::Range speed;                      // tokens a second of all devices: decode (chat), output (serve), training; 0: not known
   plan::ProvenanceTier provenance = plan::ProvenanceTier::kDefault;
+  std::string calibrated;                 // the day of the calibration that the speed rests on, "" none
   Bytes needed = 0, capacity = 0;         // of the fullest device, when it does not fit
   std::string why;                        // a sentence, when it does not fit
   std::string rented;                     // cloud machine that would do, "" none

@@ -20,6 +20,7 @@ Result<plan::PlanAnswer> predict(const hardware::Machine& machine, const model::
   request.batch = work.batch;
   request.input = work.prompt;
   request.output = work.generate;
+  request.prefill_chunk = work.chunk;
   return plan::make_plan(request);
 }
 

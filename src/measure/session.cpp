@@ -6,6 +6,7 @@
 
 #include "backends/backends.h"
 #include "base/strings.h"
+#include "measure/trace.h"
 #include "weights/quantize.h"
 #include "weights/synth.h"
 
@@ -87,19 +88,27 @@ Result<Session> open_session(const SessionOptions& options, const Launch& launch
   const Status early = look_up(options, session, storage, engine_options);
   if (launch.process != nullptr) FATHOM_TRY_VOID(tensor::agree(*launch.process, early));
   FATHOM_TRY_VOID(early);
-  FATHOM_TRY(session.spread, choose_spread(launch, options.ranks, session.spec, {.device = options.device, .weights = options.weights, .batch = engine_options.slots}));
+  FATHOM_TRY(session.spread, choose_spread(launch, options.ranks, session.spec, {.device = options.device, .weights = options.weights, .batch = engine_options.slots, .prompt = options.work.prompt, .generate = options.work.generate}));
+  if (options.trace) {
+    FATHOM_TRY(session.tracer, make_tracer(options.device, session.spread));
+  }
   const auto make = [&options, &session, &storage, engine_options](const engine::Seat& seat) -> Result<engine::EngineParts> {
     engine::EngineParts parts{.options = engine_options};
     FATHOM_TRY(parts.architecture, model::make_architecture(session.spec, sharding_of(session.spec, seat)));
     if (!parts.architecture->runnable()) return fail_unsupported("model.v41_not_runnable");
     const tensor::BackendOptions backend = backend_options(seat, options.threads, options.isa);
     FATHOM_TRY(parts.backend, backends::make_backend(options.device, backend));
+    FATHOM_TRY(OffloadChoice offload, prepare_memory({.architecture = parts.architecture.get(), .backend = parts.backend.get(), .storage = storage, .engine = engine_options, .seat = &seat, .work = options.work,
+                                                      .weights = options.weights, .isa = options.isa, .threads = seat.alone() ? options.threads : backend.threads, .mmap = options.mmap}, options.offload));
+    parts.offload = std::move(offload.options);
+    if (seat.rank == 0) session.offload = std::move(offload.report);
+    if (session.tracer != nullptr) parts.backend = session.tracer->wrap(std::move(parts.backend), seat.rank, parts.architecture->weights());
     const auto progress = seat.rank == 0 ? options.progress : nullptr;
     const int threads = seat.alone() ? options.threads : backend.threads;
     if (session.synthetic) {
-      FATHOM_TRY(parts.weights, weights::synthesize_in_memory(parts.architecture->weights(), *parts.backend, {.storage = storage, .seed = options.seed, .threads = threads, .progress = progress}));
+      FATHOM_TRY(parts.weights, weights::synthesize_in_memory(parts.architecture->weights(), *parts.backend, {.storage = storage, .host = std::move(offload.units), .seed = options.seed, .threads = threads, .progress = progress}));
     } else {
-      weights::LoadOptions load{.storage = storage, .mmap = options.mmap};
+      weights::LoadOptions load{.storage = storage, .host = std::move(offload.units), .mmap = options.mmap};
       load.read.progress = progress;
       if (!seat.alone()) load.read.threads = threads;
       FATHOM_TRY(parts.weights, weights::load_weights(*parts.architecture, *session.folder, *parts.backend, load));

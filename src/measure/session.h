@@ -5,10 +5,13 @@
 #include <string>
 
 #include "engine/engine.h"
+#include "measure/offload.h"
 #include "measure/ranks.h"
 #include "text/tokenizer.h"
 
 namespace fathom::measure {
+
+class Tracer;  // trace.h
 
 struct SessionOptions {
   std::string model = "default";    // "default", a folder, a config.json, or an id or short name of the catalog
@@ -23,6 +26,9 @@ struct SessionOptions {
   std::uint64_t seed = 0;
   engine::EngineOptions engine;     // context 0: the model's own, at most 4096
   RankWishes ranks;
+  OffloadWishes offload;
+  OffloadWork work;                 // that a layout and an offload are chosen for
+  bool trace = false;               // every op on its own, with its times (trace.h)
   std::function<bool(Bytes, Bytes)> progress;
 };
 
@@ -31,8 +37,10 @@ struct Session {
   bool synthetic = false;
   model::ModelSpec spec;
   engine::Spread spread;
+  std::shared_ptr<Tracer> tracer;   // null unless it was asked for
   std::unique_ptr<engine::Engine> engine;  // null: this process followed another's rank 0, and is done
   std::optional<Path> folder;       // of the checkpoint
+  std::optional<OffloadReport> offload;  // of this rank; nothing: all weights are on the device
   double load_seconds = 0;
 };
 

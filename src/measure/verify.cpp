@@ -10,6 +10,7 @@
 #include "base/strings.h"
 #include "engine/engine.h"
 #include "engine/sampler.h"
+#include "measure/trace.h"
 #include "model/architecture.h"
 #include "weights/loader.h"
 
@@ -141,23 +142,34 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
     needed = std::max(needed, static_cast<std::int64_t>(prompt.ids.size() + prompt.greedy.size()));
   }
   FATHOM_TRY(const Launch launch, find_launch(options.ranks, options.device));
-  VerifyReport report{.passed = true};
+  VerifyReport report;
+  report.passed = true;
   FATHOM_TRY(report.spread, choose_spread(launch, options.ranks, spec, {.device = options.device, .weights = options.weights}));
   // Replicas take the prompts in turns.
   const engine::EngineOptions engine_options{.slots = report.spread.dp, .context = std::min(needed, spec.max_context), .prefill_chunk = std::max<std::int64_t>(longest, report.spread.dp), .logit_rows = longest, .cache_dtype = DType::f32};
+  std::shared_ptr<Tracer> tracer;
+  if (!options.trace.empty()) {
+    FATHOM_TRY(tracer, make_tracer(options.device, report.spread));
+  }
   const auto make = [&](const engine::Seat& seat) -> Result<engine::EngineParts> {
     engine::EngineParts parts{.options = engine_options};
     FATHOM_TRY(parts.architecture, model::make_architecture(spec, sharding_of(spec, seat)));
     const tensor::BackendOptions backend = backend_options(seat, options.threads, options.isa);
     FATHOM_TRY(parts.backend, backends::make_backend(options.device, backend));
-    weights::LoadOptions load{.storage = storage};
+    FATHOM_TRY(OffloadChoice offload, prepare_memory({.architecture = parts.architecture.get(), .backend = parts.backend.get(), .storage = storage, .engine = engine_options, .seat = &seat,
+                                                      .work = {.prompt = longest, .generate = needed - longest}, .weights = options.weights, .isa = options.isa, .threads = seat.alone() ? options.threads : backend.threads}, options.offload));
+    parts.offload = std::move(offload.options);
+    if (seat.rank == 0) report.offload = std::move(offload.report);
+    if (tracer != nullptr) parts.backend = tracer->wrap(std::move(parts.backend), seat.rank, parts.architecture->weights());
+    weights::LoadOptions load{.storage = storage, .host = std::move(offload.units)};
     if (!seat.alone()) load.read.threads = backend.threads;
     FATHOM_TRY(parts.weights, weights::load_weights(*parts.architecture, folder, *parts.backend, load));
     return parts;
   };
-  FATHOM_TRY(const auto engine, start_engine(launch, report.spread, make));
+  FATHOM_TRY(auto engine, start_engine(launch, report.spread, make));
   if (engine == nullptr) {
     report.followed = true;
+    FATHOM_TRY_VOID(finish_trace(tracer, launch, options.trace));
     return report;
   }
   report.device = engine->backend().description();
@@ -172,6 +184,12 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
       report.cases.push_back(std::move(result));
     }
   }
+  if (engine->offload() != nullptr) {
+    report.fetched_bytes = engine->offload()->fetched_bytes();
+    report.host_calls = engine->offload()->host_calls();
+  }
+  engine.reset();  // other ranks are let go
+  FATHOM_TRY_VOID(finish_trace(tracer, launch, options.trace));
   return report;
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/files.h"
+#include "measure/offload.h"
 #include "measure/ranks.h"
 
 namespace fathom::measure {
@@ -19,6 +20,8 @@ struct VerifyOptions {
   std::string isa;                    // cpu only
   int threads = 0;
   RankWishes ranks;
+  OffloadWishes offload;
+  Path trace;                         // "": none
 };
 
 /// One prompt computed in one way.
@@ -37,6 +40,9 @@ struct VerifyReport {
   std::string device;                 // description of the backend
   engine::Spread spread;
   bool followed = false;              // this process followed another's rank 0, which has the report
+  std::optional<OffloadReport> offload;
+  Bytes fetched_bytes = 0;            // that were streamed to the device
+  std::int64_t host_calls = 0;        // experts' ops that the host computed
   std::vector<VerifyCase> cases;
   double worst = 0;                   // over all; NaN counts as the worst
   bool passed = false;

@@ -6,6 +6,7 @@
 
 #include "plan/layout.h"
 #include "plan/memory.h"
+#include "plan/offload_answer.h"
 
 namespace fathom::plan {
 
@@ -28,6 +29,7 @@ struct TimeEstimate {
   BoundBy bound_by = BoundBy::kWeights;
   ProvenanceTier provenance = ProvenanceTier::kDefault;
   bool engine_fell_back = false;       // the engine has no data of its own: ranges are wider
+  std::string calibrated;              // the day on which this engine's kernels were timed on the device; "": they were not
 };
 
 /// One layout with what it gives.
@@ -53,6 +55,7 @@ struct PlanAnswer {
   std::vector<Candidate> runners_up;   // ranked, without best
   std::vector<Candidate> pareto;       // latency against throughput a device, of those that fit
   std::vector<WayOut> ways_out;        // when best does not fit
+  std::optional<OffloadAnswer> offload;  // with weights in host memory; when best does not fit, of a report
   bool searched = false;
   std::size_t layouts_seen = 0;
 };

@@ -1,4 +1,6 @@
 // The contract's answer as JSON, written by hand: it is the inner loop of a batch.
+#include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 
@@ -107,6 +109,21 @@ void write_answer(Writer& w, const PlanRequest& request, const PlanAnswer& answe
   write_figures(w, answer.best);
 }
 
+void write_offload(Writer& w, const OffloadAnswer& offload) {
+  w.open("offload");
+  w.text("what", offload.plan.experts ? "experts" : "layers");
+  w.count("layers", static_cast<std::int64_t>(offload.plan.layers.size()));
+  w.bytes("moved_bytes", offload.plan.moved_bytes);
+  w.count("places", offload.plan.places);
+  w.bytes("place_bytes", offload.plan.place_bytes);
+  w.count("host_tokens", std::min<std::int64_t>(offload.plan.host_tokens, INT32_MAX));
+  w.number("link_bytes_per_second", offload.problem.rates.link);
+  w.number("host_bytes_per_second", offload.problem.rates.host_stream);
+  w.number("ttft_ms", offload.ttft_ms);
+  w.number("tpot_ms", offload.tpot_ms);
+  w.close();
+}
+
 void write_list(Writer& w, std::string_view name, const std::vector<Candidate>& list) {
   w.open_list(name);
   for (const Candidate& candidate : list) {
@@ -156,6 +173,8 @@ void append_report_json(const PlanRequest& request, const PlanAnswer& answer, st
     w.close();
   }
   w.close_list();
+  if (answer.offload) write_offload(w, *answer.offload);
+  else w.raw("offload", "null");
   w.close();
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/strings.h"
+#include "plan/calibration.h"
 
 namespace fathom::plan {
 namespace {
@@ -51,6 +52,7 @@ Result<Cluster> make_cluster(const hardware::HardwareChoice& choice, int devices
   FATHOM_TRY(const hardware::Catalog* catalog, hardware::hardware_catalog());
   const Accelerator& a = *choice.accelerator;
   Cluster cluster{.device = device_of(choice), .devices = devices};
+  FATHOM_TRY(cluster.device.calibration, find_calibration(cluster.device));
   cluster.devices_per_node = std::max(1, per_node.value_or(a.devices_per_node(devices)));
   cluster.domain = std::max(per_node ? std::min(a.node.domain, a.node.domain > a.node.devices ? a.node.domain : *per_node) : a.node.domain, 1);
   if (const auto link = catalog->find_link(a.node.intra_link); !a.node.intra_link.empty() && link) cluster.intra = wire_of(**link, kIntraLatency);

@@ -1,6 +1,7 @@
 // Cluster: the devices of a plan and what lies between them, resolved from the catalog, a file, or this machine.
 #pragma once
 #include <array>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,6 +25,8 @@ struct KernelRates {
   bool operator==(const KernelRates&) const = default;
 };
 
+struct Calibration;  // calibration.h
+
 /// One device. On a machine without an accelerator the whole host is one device.
 struct Device {
   std::string id, name;
@@ -35,6 +38,7 @@ struct Device {
   int cores = 0;                                        // CPU: threads that a plan uses
   bool probed = false;                                  // figures were measured on this machine
   std::optional<KernelRates> kernels;                   // for engines that run them
+  std::shared_ptr<const Calibration> calibration;       // tables of what they take; where `kernels` were timed, those count
   bool is_cpu() const { return accelerator == nullptr; }
 };
 

@@ -33,7 +33,7 @@ template <class Visitor>
 void visit_fields(EngineProfile& p, Visitor&& v) {
   v("name", p.name), v("aliases", p.aliases), v("base", p.base), v("default_for", p.default_for), v("serves", p.serves), v("trains", p.trains), v("chats", p.chats);
   v("measured", p.measured), v("own_kernels", p.own_kernels), v("sources", p.sources), v("scheduler", p.scheduler);
-  v("max_batched_tokens", p.max_batched_tokens);
+  v("max_batched_tokens", p.max_batched_tokens), v("prefill_chunk", p.prefill_chunk);
   Lowering& l = p.lowering;
   v("lowering.fuse_qkv", l.fuse_qkv), v("lowering.fuse_gate_up", l.fuse_gate_up), v("lowering.fuse_residual_norm", l.fuse_residual_norm);
   v("lowering.fuse_rope_cache", l.fuse_rope_cache), v("lowering.graphs", l.graphs), v("lowering.graph_batch", l.graph_batch);

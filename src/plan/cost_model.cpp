@@ -5,6 +5,7 @@
 #include <memory>
 #include <unordered_map>
 
+#include "plan/cost_measured.h"
 #include "plan/cost_ranges.h"
 #include "plan/cost_serving.h"
 #include "plan/cost_training.h"
@@ -69,7 +70,8 @@ struct Context {
   const CostInputs& in;
   const EngineProfile& engine;
   ProvenanceTier tier;
-  bool known() const { return engine.measured || (engine.own_kernels && in.request->cluster.device.kernels); }
+  bool calibrated = false;
+  bool known() const { return engine.measured || calibrated || (engine.own_kernels && in.request->cluster.device.kernels); }
   Range range(double value, Metric metric) const { return with_range(value, metric, tier, known()); }
 };
 
@@ -190,6 +192,7 @@ void estimate_training(const Context& c, const Rates& rates, TimeEstimate& out) 
 TimeEstimate estimate_with(const Context& c, const Rates& rates, const StepModel* model) {
   TimeEstimate out;
   out.provenance = c.tier;
+  if (c.calibrated) out.calibrated = calibration_for(*c.in.request)->date;
   if (!c.known()) {
     out.engine_fell_back = true;
     out.provenance = std::max(out.provenance, ProvenanceTier::kMeasuredSibling);
@@ -198,6 +201,25 @@ TimeEstimate estimate_with(const Context& c, const Rates& rates, const StepModel
   else if (c.in.request->task == Task::kServe) estimate_serve(c, *model, out);
   else estimate_chat(c, *model, out);
   return out;
+}
+
+UnitProgram group_inference(const CostInputs& in, const ModelTrace& trace, const LowerInputs& lower, const Calibration& calibration) {
+  UnitProgram program;
+  add_units(trace.embed, 1, lower, in.layout, calibration, false, program);
+  for (const KindTrace& kind : trace.kinds) add_units(kind.forward, static_cast<double>(kind.layers), lower, in.layout, calibration, false, program);
+  add_units(trace.head, 1, lower, in.layout, calibration, true, program);
+  return program;
+}
+
+std::shared_ptr<const MeasuredPasses> measured_passes(const CostInputs& in, const EngineProfile& engine, const Rates& rates, const std::shared_ptr<const Calibration>& calibration) {
+  auto passes = std::make_shared<MeasuredPasses>();
+  passes->calibration = calibration;
+  passes->prefill = group_inference(in, *in.prefill, lower_inputs(in, engine, rates, Phase::kPrefill), *calibration);
+  passes->decode = group_inference(in, *in.decode, lower_inputs(in, engine, rates, Phase::kDecode), *calibration);
+  passes->resume = in.resume != nullptr ? group_inference(in, *in.resume, lower_inputs(in, engine, rates, Phase::kContinue), *calibration) : passes->prefill;
+  passes->logit_bytes = 4 * static_cast<double>(in.request->model->spec().vocabulary);
+  passes->chunk = static_cast<double>(in.request->prefill_chunk > 0 ? in.request->prefill_chunk : engine.prefill_chunk);
+  return passes;
 }
 
 StepModel make_step_model(const CostInputs& in, const EngineProfile& engine, const Rates& rates) {
@@ -222,24 +244,26 @@ struct RatesKey {
   int domain, per_node;
   bool probed;
   std::optional<KernelRates> kernels;
+  const Calibration* calibration;
   bool operator==(const RatesKey&) const = default;
 };
-struct RatesEntry { RatesKey key; std::uint64_t number; Rates rates; ProvenanceTier tier; };
+struct RatesEntry { RatesKey key; std::uint64_t number; Rates rates; ProvenanceTier tier; std::shared_ptr<const Calibration> calibration; };
 
 const RatesEntry& kept_rates(const PlanRequest& r) {
   thread_local std::vector<std::unique_ptr<RatesEntry>> kept;
   thread_local std::uint64_t made = 0;
   const Device& d = r.cluster.device;
   const RatesKey key{d.accelerator, r.engine, d.bandwidth_bytes_per_second, d.peak_flops[static_cast<std::size_t>(hardware::Precision::bf16)].value_or(0), r.cluster.intra.bytes_per_second,
-                     r.cluster.inter.bytes_per_second, r.cluster.host.bytes_per_second, r.cluster.domain, r.cluster.devices_per_node, d.probed, d.kernels};
+                     r.cluster.inter.bytes_per_second, r.cluster.host.bytes_per_second, r.cluster.domain, r.cluster.devices_per_node, d.probed, d.kernels, calibration_for(r).get()};
   for (const auto& entry : kept)
     if (entry->key == key) return *entry;
   if (kept.size() > 64) kept.clear();
   const auto tables = curve_tables();
   FATHOM_CHECK(tables.has_value(), "the tables were read when the request was parsed");
   const Curves curves = find_curves(**tables, r.cluster);
-  const ProvenanceTier tier = r.engine->own_kernels && d.kernels ? ProvenanceTier::kMeasuredHere : curves.tier;
-  kept.push_back(std::make_unique<RatesEntry>(RatesEntry{key, ++made, make_rates(r.cluster, curves, *r.engine), tier}));
+  const bool here = r.engine->own_kernels && (d.kernels || (key.calibration != nullptr && key.calibration->here));
+  const ProvenanceTier tier = here ? ProvenanceTier::kMeasuredHere : key.calibration != nullptr ? ProvenanceTier::kMeasuredSame : curves.tier;
+  kept.push_back(std::make_unique<RatesEntry>(RatesEntry{key, ++made, make_rates(r.cluster, curves, *r.engine), tier, calibration_for(r)}));
   return *kept.back();
 }
 
@@ -247,13 +271,14 @@ struct ModelKey {
   std::uint64_t prefill, decode, share;  // serials: a model may be forgotten and its addresses come again
   const void *kv, *weights;
   std::uint64_t rates;
+  std::int64_t chunk;
   int compute;
   bool offline;
   bool operator==(const ModelKey&) const = default;
 };
 struct ModelKeyHash {
   std::size_t operator()(const ModelKey& k) const {
-    std::size_t h = static_cast<std::size_t>(k.compute) * 131 + k.rates * 2 + (k.offline ? 1 : 0);
+    std::size_t h = static_cast<std::size_t>(k.compute) * 131 + static_cast<std::size_t>(k.chunk) * 17 + k.rates * 2 + (k.offline ? 1 : 0);
     for (const std::uint64_t n : {k.prefill, k.decode, k.share}) h = h * 0x9E3779B97F4A7C15ULL + n;
     for (const void* p : {k.kv, k.weights}) h = h * 0x9E3779B97F4A7C15ULL + (reinterpret_cast<std::size_t>(p) >> 4);
     return h;
@@ -262,14 +287,12 @@ struct ModelKeyHash {
 
 StepModel& kept_model(const CostInputs& in, const RatesEntry& rates) {
   thread_local std::unordered_map<ModelKey, std::unique_ptr<StepModel>, ModelKeyHash> kept;
-  const ModelKey key{in.prefill->serial, in.decode->serial, in.share->serial, in.kv, in.weights, rates.number, in.request->compute ? static_cast<int>(*in.request->compute) : -1, in.request->task == Task::kChat};
+  const ModelKey key{in.prefill->serial, in.decode->serial, in.share->serial, in.kv, in.weights, rates.number, in.request->prefill_chunk, in.request->compute ? static_cast<int>(*in.request->compute) : -1, in.request->task == Task::kChat};
+  if (kept.size() > 4096) kept.clear();
   std::unique_ptr<StepModel>& model = kept[key];
   if (model == nullptr) {
-    if (kept.size() > 4096) {
-      kept.clear();
-      return *(kept[key] = std::make_unique<StepModel>(make_step_model(in, *in.request->engine, rates.rates)));
-    }
     model = std::make_unique<StepModel>(make_step_model(in, *in.request->engine, rates.rates));
+    if (rates.calibration != nullptr) model->measured = measured_passes(in, *in.request->engine, rates.rates, rates.calibration);
   }
   model->layout = in.layout;
   return *model;
@@ -297,15 +320,20 @@ WeightBytes weight_bytes(const model::WeightTable& share, const WeightFormatRule
   return sums;
 }
 
+std::shared_ptr<const Calibration> calibration_for(const PlanRequest& request) {
+  const Device& device = request.cluster.device;
+  return request.engine->own_kernels && !is_training(request.task) && !device.kernels ? device.calibration : nullptr;
+}
+
 TimeEstimate estimate_time(const CostInputs& inputs) {
   const RatesEntry& rates = kept_rates(*inputs.request);
-  const Context context{inputs, *inputs.request->engine, rates.tier};
+  const Context context{inputs, *inputs.request->engine, rates.tier, rates.calibration != nullptr && !is_training(inputs.request->task)};
   return estimate_with(context, rates.rates, is_training(inputs.request->task) ? nullptr : &kept_model(inputs, rates));
 }
 
 TimeEstimate estimate_time(const CostInputs& inputs, const Curves& curves, const EngineProfile& engine) {
   const Rates rates = make_rates(inputs.request->cluster, curves, engine);
-  const Context context{inputs, engine, curves.tier};
+  const Context context{inputs, engine, curves.tier, false};
   if (is_training(inputs.request->task)) return estimate_with(context, rates, nullptr);
   const StepModel model = make_step_model(inputs, engine, rates);
   return estimate_with(context, rates, &model);

@@ -3,6 +3,7 @@
 // strings, no Result.
 #pragma once
 #include "plan/answer.h"
+#include "plan/calibration.h"
 #include "plan/cost_curves.h"
 #include "plan/engine_profile.h"
 #include "plan/layout.h"
@@ -29,10 +30,15 @@ struct CostInputs {
   const ShareWeights* share = nullptr;   // of sharding_of(layout) under `weights`
   const ModelTrace* prefill = nullptr;   // inference
   const ModelTrace* decode = nullptr;    // inference
+  const ModelTrace* resume = nullptr;    // inference on a calibrated device: after earlier tokens
   const ModelTrace* train = nullptr;     // training
   std::int64_t batch = 1;                // chat: sequences; serve: users overall; training: ignored
   std::int64_t concurrent = 0;           // serve: sequences that fit at once on one attention replica; 0: no limit
 };
+
+/// The tables that inference of this request is priced by; null: curves. Engines that run other kernels, CPUs whose kernels were just
+/// timed, and training have none.
+std::shared_ptr<const Calibration> calibration_for(const PlanRequest& request);
 
 /// Seconds of everything that the task answers. Never fails: what cannot run is the caller's to refuse.
 TimeEstimate estimate_time(const CostInputs& inputs);

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plan/cost_measured.h"
+
 namespace fathom::plan {
 namespace {
 
@@ -119,7 +121,10 @@ BatchResult static_batch(const StepModel& m, double sequences, double input, dou
   BatchResult result;
   const EngineProfile& e = *m.engine;
   const double pipeline = std::max(1, m.layout.pp);
-  if (input > 0) {
+  if (input > 0 && m.measured != nullptr) {
+    // Prompt after prompt, each in passes of a chunk, as the engine does it.
+    result.prefill = sequences * measured_prompt(m, input, &result.prefill_parts);
+  } else if (input > 0) {
     // Chunked engines cut long prompts; a static batch is one pass. Either way a chunk is a step.
     const double total = sequences * input;
     const double passes = e.scheduler == Scheduler::kStatic ? 1 : std::max(1.0, std::ceil(total / static_cast<double>(e.max_batched_tokens)));

@@ -1,4 +1,4 @@
-#include "plan/cost_step.h"
+#include "plan/cost_measured.h"
 
 #include <algorithm>
 #include <cmath>
@@ -133,6 +133,7 @@ double program_seconds(const StepModel& m, const Program& program, const Load& s
 }  // namespace
 
 double device_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
+  if (m.measured != nullptr) return measured_seconds(m, s, parts);
   const double decode_tokens = s.decodes * s.decode_tokens;
   Load decode{.tokens = decode_tokens, .outputs = decode_tokens, .sequences = s.decodes, .visible = s.context, .keys = s.context, .replicas = static_cast<double>(m.layout.dp_attention), .decode = true};
   double seconds = 0;
@@ -157,6 +158,7 @@ double device_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
 }
 
 double step_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
+  if (m.measured != nullptr) return measured_seconds(m, s, parts) + measured_step(m, s, parts);
   const EngineProfile& e = *m.engine;
   double device = device_seconds(m, s, parts);
   const bool replayed = e.lowering.graphs && s.prompt_tokens == 0 && s.decodes <= static_cast<double>(e.lowering.graph_batch);

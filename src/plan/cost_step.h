@@ -1,6 +1,7 @@
 // The price of one step: prompts' tokens and decoding sequences together, on one device of a layout.
 #pragma once
 #include <array>
+#include <memory>
 
 #include "plan/cost_program.h"
 
@@ -21,6 +22,8 @@ struct StepShape {
 using Parts = std::array<double, 7>;
 inline double& part(Parts& parts, BoundBy bound) { return parts[static_cast<std::size_t>(bound)]; }
 
+struct MeasuredPasses;  // cost_measured.h
+
 /// A model under an engine on a device, ready to be asked.
 struct StepModel {
   Program prefill, decode;       // of all layers
@@ -30,6 +33,7 @@ struct StepModel {
   bool offline = false;          // no server around the engine
   bool packed = false;           // weights are unpacked by the kernels
   double hidden_bytes = 0;       // of a token's residual row: sent between pipeline stages
+  std::shared_ptr<const MeasuredPasses> measured;  // of a calibrated device: instead of the programs above
 };
 
 /// Device seconds of the pass, every stage of a pipeline after the other.

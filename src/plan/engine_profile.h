@@ -71,6 +71,7 @@ struct EngineProfile {
   std::vector<std::string> sources;  // which
   Scheduler scheduler = Scheduler::kStatic;
   std::int64_t max_batched_tokens = 8192;  // of one step
+  std::int64_t prefill_chunk = 512;  // own kernels: tokens of one prompt that a pass takes
   Lowering lowering;
   HostCosts host;
   TrainingSchedule training;

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/strings.h"
+#include "plan/calibration.h"
 #include "plan/cluster.h"
 
 namespace fathom::plan {
@@ -73,7 +74,9 @@ Result<Cluster> machine_cluster(const Machine& machine, bool cpu_only) {
   const auto gpus = cpu_only ? std::nullopt : best_gpus(machine);
   if (!gpus) {
     // The host's memory is the device's own: there is nowhere to offload to.
-    return Cluster{.device = host_device(machine)};
+    Cluster host{.device = host_device(machine)};
+    FATHOM_TRY(host.device.calibration, find_calibration(host.device));
+    return host;
   }
   FATHOM_TRY(Cluster cluster, make_cluster(gpus->choice, gpus->count, gpus->count));
   cluster.domain = cluster.devices_per_node = gpus->count;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "plan/engine_profile.h"
 #include "plan/memory_parts.h"
 
 namespace fathom::plan {
@@ -25,7 +26,7 @@ class InferenceMemory {
  public:
   explicit InferenceMemory(const MemoryInputs& in)
       : in_(in), profile_(*in.profile), task_(in.request->task), cp_(in.layout->cp), capacity_(static_cast<double>(in.request->cluster.device.capacity_bytes)),
-        chunk_(static_cast<double>(in.profile->chunk_tokens)), most_sequences_(in.profile->max_sequences > 0 ? static_cast<double>(in.profile->max_sequences) : 1e12) {}
+        chunk_(static_cast<double>(in.request->prefill_chunk > 0 && in.request->engine->own_kernels ? in.request->prefill_chunk : in.profile->chunk_tokens)), most_sequences_(in.profile->max_sequences > 0 ? static_cast<double>(in.profile->max_sequences) : 1e12) {}
 
   MemoryPlan plan() const {
     MemoryPlan plan;

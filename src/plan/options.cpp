@@ -103,6 +103,11 @@ Result<PlanRequest> request_from_options(const PlanOptions& options) {
     request.input = *options.context - request.output;
   }
   FATHOM_TRY_VOID(read_slo(options.slo, request.slo));
+  if (!options.gpu_memory.empty()) {
+    Bytes most = 0;
+    if (!parse_bytes(options.gpu_memory, most)) return fail("plan.bad_gpu_memory", {{"text", printable(options.gpu_memory)}});
+    request.cluster.device.capacity_bytes = std::min(request.cluster.device.capacity_bytes, most);
+  }
   return request;
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::size_t kRunnersUp = 4, kParetoLayouts = 24;
 
-DType trace_type(const PlanRequest& request) { return request.cluster.device.is_cpu() ? DType::f32 : DType::bf16; }
+DType trace_type(const PlanRequest& request) { return request.cluster.device.is_cpu() || request.engine->own_kernels ? DType::f32 : DType::bf16; }
 
 /// Users that a request's figures are for: what it says, or for a server as many as fit.
 std::int64_t users(const PlanRequest& request, const Layout& layout, const MemoryPlan& memory) {
@@ -29,6 +29,9 @@ Result<TimeEstimate> estimate(const PlanRequest& request, const Candidate& candi
   } else {
     FATHOM_TRY(inputs.prefill, request.model->trace(sharding, Phase::kPrefill, trace_type(request)));
     FATHOM_TRY(inputs.decode, request.model->trace(sharding, Phase::kDecode, trace_type(request)));
+    if (calibration_for(request) != nullptr) {
+      FATHOM_TRY(inputs.resume, request.model->trace(sharding, Phase::kContinue, trace_type(request)));
+    }
   }
   inputs.batch = candidate.batch;
   inputs.concurrent = std::max<std::int64_t>(1, candidate.memory.concurrent);
@@ -165,7 +168,7 @@ Result<PlanAnswer> make_plan(const PlanRequest& request, PlanScope scope) {
     for (std::size_t i = 1; i < candidates.size() && answer.runners_up.size() < kRunnersUp; ++i) answer.runners_up.push_back(candidates[i]);
   }
   answer.best = candidates.front();
-  if (scope == PlanScope::kReport && !answer.best.memory.fits) answer.ways_out = find_ways_out(request, answer.best);
+  if (scope == PlanScope::kReport && !answer.best.memory.fits) answer.ways_out = find_ways_out(request, answer.best), answer.offload = offload_answer(request, answer.best);
   return answer;
 }
 

@@ -104,7 +104,8 @@ class Report {
     if (t.train_tokens_per_second_per_gpu) row("plan.report.train", number(*t.train_tokens_per_second_per_gpu) + " tokens/s");
     if (t.mfu) row("plan.report.mfu", number(100 * *t.mfu) + " %");
     row("plan.report.bound_by", tr("plan.bound." + std::string(bound_name(t.bound_by))));
-    row("plan.report.provenance", tr("plan.provenance." + std::string(provenance_name(t.provenance))));
+    const std::string provenance = tr("plan.provenance." + std::string(provenance_name(t.provenance)));
+    row("plan.report.provenance", t.calibrated.empty() ? provenance : tr("plan.report.calibrated", {{"provenance", provenance}, {"date", t.calibrated}}));
     out_ += table.render();
     if (t.engine_fell_back) line(tr("plan.report.fell_back", {{"engine", request_.engine->name}}));
     if (!best_.memory.fits) line(tr("plan.report.if_it_fitted"));
@@ -142,8 +143,21 @@ class Report {
   void others() { candidates(answer_.runners_up, "plan.report.runners_up"); }
   void front() { candidates(answer_.pareto, "plan.report.pareto"); }
 
+  void offload() {
+    if (!answer_.offload) return;
+    const OffloadAnswer& o = *answer_.offload;
+    title("plan.report.offload");
+    const TextArgs args{{"count", std::to_string(o.plan.layers.size())}, {"layers", std::to_string(o.problem.layers.size())}, {"moved", format_bytes(o.plan.moved_bytes)}, {"places", format_bytes(o.plan.place_bytes * static_cast<Bytes>(o.plan.places))},
+                        {"tokens", std::to_string(o.plan.host_tokens)}, {"link", format_bytes(static_cast<Bytes>(o.problem.rates.link))}, {"host", format_bytes(static_cast<Bytes>(o.problem.rates.host_stream))},
+                        {"ttft", milliseconds(o.ttft_ms)}, {"tpot", milliseconds(o.tpot_ms)}};
+    line(tr(o.plan.experts ? "plan.report.offload_experts" : "plan.report.offload_layers", args));
+    line(tr(o.plan.host_tokens == 0 ? "plan.report.offload_streams" : o.plan.places == 0 ? "plan.report.offload_computes" : "plan.report.offload_both", args));
+    line(tr("plan.report.offload_times", args));
+  }
+
   void ways_out() {
     if (best_.memory.fits) return;
+    offload();
     title("plan.report.ways_out");
     if (answer_.ways_out.empty()) line(tr("plan.report.no_way_out"));
     for (const WayOut& way : answer_.ways_out) line(std::string("  - ").append(way_out_text(request_, way)));

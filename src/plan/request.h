@@ -52,6 +52,7 @@ struct PlanRequest {
   std::int64_t seq = 4096;                        // training
   std::optional<std::int64_t> batch;              // chat: default 1; serve, empty: the largest that fits
   std::int64_t input = 1024, output = 256;
+  std::int64_t prefill_chunk = 0;                 // tokens of a prompt that a pass takes (calibrated devices); 0: the engine's
   int mtp_drafts = 0;                             // speculative "mtp:N"
   Slo slo;
   std::int64_t context() const { return is_training(task) ? seq : input + output; }

@@ -93,8 +93,9 @@ Status agree(Transport& transport, const Status& mine) {
     verdict = one;
     break;
   }
-  FATHOM_TRY_VOID(broadcast(transport, verdict));
-  if (verdict.empty()) return {};
+  // Who hears of an error leaves at once, perhaps before all others were told: the error that was agreed on stands.
+  const Status told = broadcast(transport, verdict);
+  if (verdict.empty()) return told;
   Error error = unpack_error(verdict);
   if (transport.rank() == 0) return tl::unexpected<Error>(std::move(error));
   return fail("ranks.told", {{"cause", error_text(error)}}, error.kind);

@@ -48,6 +48,7 @@ Result<SynthReport> synthesize_checkpoint(const model::ModelSpec& spec, const Pa
 
 struct MemorySynthOptions {
   StoragePolicy storage;
+  HostUnits host{};
   std::uint64_t seed = 0;
   int threads = 0;
   ProgressFn progress;

@@ -60,8 +60,8 @@ namespace {
 /// Fills one rank's weights where they lie: on the device where that can draw them, else on the host, straight or through a stager.
 class Filler {
  public:
-  Filler(const model::WeightTable& table, tensor::Backend& backend, const MemorySynthOptions& options, const WeightPlan& plan, std::byte* arena)
-      : table_(table), backend_(backend), options_(options), plan_(plan), arena_(arena) {}
+  Filler(const model::WeightTable& table, tensor::Backend& backend, const MemorySynthOptions& options, const WeightPlan& plan, const WeightBlocks& blocks)
+      : table_(table), backend_(backend), options_(options), plan_(plan), blocks_(blocks) {}
 
   Result<int> run() {
     if (!backend_.host_addressable()) FATHOM_TRY_VOID(launch());
@@ -87,7 +87,9 @@ class Filler {
 
  private:
   const WeightEntry& entry_of(const Piece& piece) const { return table_.entries()[piece.entry]; }
-  const TensorOffsets& offsets_of(const Piece& piece) const { return plan_.tensors[static_cast<std::size_t>(entry_of(piece).first_parameter + piece.expert)]; }
+  const TensorOffsets& offsets_of(const Piece& piece) const { return plan_.tensors[parameter_of(piece)]; }
+  std::size_t parameter_of(const Piece& piece) const { return static_cast<std::size_t>(entry_of(piece).first_parameter + piece.expert); }
+  std::byte* home_of(const Piece& piece) const { return plan_.home(blocks_, parameter_of(piece)); }
   bool has_scales(const Piece& piece) const { return offsets_of(piece).scales != kNotInArena; }
   bool on_device(const Piece& piece) const { return piece.entry < launched_.size() && launched_[piece.entry]; }
   Bytes row_bytes(const Piece& piece) const {
@@ -118,7 +120,7 @@ class Filler {
           all = false;
           break;
         }
-        fill->out = arena_ + offsets_of(whole).data;
+        fill->out = home_of(whole) + offsets_of(whole).data;  // a device that draws can also write to the host's memory
         all = backend_.fill_random(*fill);
       }
       launched_[i] = all;
@@ -132,19 +134,20 @@ class Filler {
     const Bytes row = row_bytes(piece);
     if (!on_device(piece)) {
       const Bytes first = static_cast<Bytes>(piece.first) * row;
-      FATHOM_TRY_VOID(put(arena_ + offsets_of(piece).data + first, static_cast<Bytes>(piece.count) * row, [&](std::byte* out) {
+      FATHOM_TRY_VOID(put(piece, offsets_of(piece).data + first, static_cast<Bytes>(piece.count) * row, [&](std::byte* out) {
         WeightEntry rows = entry;  // that begin where the piece does
         rows.first_row += piece.first;
         fill_rows(made, rows, row, 0, piece.count, out);
       }));
     }
     if (!has_scales(piece) || piece.first != 0) return {};
-    return put(arena_ + offsets_of(piece).scales, scales_of(piece), [&](std::byte* out) { fill_scales(made, entry, plan_.formats[piece.entry], out); });
+    return put(piece, offsets_of(piece).scales, scales_of(piece), [&](std::byte* out) { fill_scales(made, entry, plan_.formats[piece.entry], out); });
   }
 
   template <class Fill>
-  Status put(std::byte* to, Bytes bytes, const Fill& fill) {
-    if (stager_ != nullptr)
+  Status put(const Piece& of, Bytes offset, Bytes bytes, const Fill& fill) {
+    std::byte* const to = home_of(of) + offset;
+    if (stager_ != nullptr && plan_.residence.unit(parameter_of(of)) < 0)
       return stager_->put(to, bytes, [&](std::span<std::byte> piece) -> Status {
         fill(piece.data());
         return {};
@@ -157,7 +160,7 @@ class Filler {
   tensor::Backend& backend_;
   const MemorySynthOptions& options_;
   const WeightPlan& plan_;
-  std::byte* arena_;
+  WeightBlocks blocks_;
   std::unique_ptr<Stager> stager_;
   std::vector<bool> launched_;  // by entry
 };
@@ -166,10 +169,10 @@ class Filler {
 
 Result<LoadedWeights> synthesize_in_memory(const model::WeightTable& table, tensor::Backend& backend, const MemorySynthOptions& options) {
   LoadedWeights made;
-  FATHOM_TRY(made.plan, plan_weights(table, options.storage));
-  FATHOM_TRY(made.arena, backend.allocate_buffer(made.plan.arena_bytes));
-  FATHOM_TRY(const int threads, Filler(table, backend, options, made.plan, made.arena->data()).run());
-  made.set = bind_weights(table, options.storage, made.plan, made.arena->data());
+  FATHOM_TRY(WeightPlan plan, plan_weights(table, options.storage, options.host));
+  FATHOM_TRY_VOID(allocate_blocks(backend, std::move(plan), made));
+  FATHOM_TRY(const int threads, Filler(table, backend, options, made.plan, made.blocks()).run());
+  bind_weights(table, options.storage, made);
   made.stats = {.threads = threads};
   return made;
 }

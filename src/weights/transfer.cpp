@@ -174,14 +174,14 @@ Bytes TransferJob::row_bytes() const {
   return static_cast<Bytes>(full_cols) * static_cast<Bytes>(dtype_bytes(from));
 }
 
-std::vector<TransferJob> make_jobs(const model::WeightTable& table, const StoragePolicy& policy, const WeightPlan& plan, std::span<const TensorSource> sources, std::byte* arena) {
+std::vector<TransferJob> make_jobs(const model::WeightTable& table, const StoragePolicy& policy, const WeightPlan& plan, std::span<const TensorSource> sources, const WeightBlocks& blocks) {
   std::vector<TransferJob> jobs;
   for (std::size_t i = 0; i < table.entries().size(); ++i) {
     const WeightEntry& entry = table.entries()[i];
     if (entry.tied_to >= 0 || !policy.wants(entry)) continue;
     for (std::int64_t e = 0; e < entry.experts; ++e) {
       const auto parameter = static_cast<std::size_t>(entry.first_parameter + e);
-      add_jobs(jobs, entry, plan.formats[i], sources[parameter], plan.tensors[parameter], arena);
+      add_jobs(jobs, entry, plan.formats[i], sources[parameter], plan.tensors[parameter], plan.home(blocks, parameter));
     }
   }
   std::sort(jobs.begin(), jobs.end(), [](const TransferJob& a, const TransferJob& b) { return std::pair(a.data.file, a.data.tensor->begin) < std::pair(b.data.file, b.data.tensor->begin); });

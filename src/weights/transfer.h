@@ -32,7 +32,7 @@ struct TransferJob {
 };
 
 /// The jobs of all sources, in the order of their files.
-std::vector<TransferJob> make_jobs(const model::WeightTable& table, const StoragePolicy& policy, const WeightPlan& plan, std::span<const TensorSource> sources, std::byte* arena);
+std::vector<TransferJob> make_jobs(const model::WeightTable& table, const StoragePolicy& policy, const WeightPlan& plan, std::span<const TensorSource> sources, const WeightBlocks& blocks);
 
 /// Rows [first, first + count) of a window, or that many elements of a contiguous plain one.
 struct TransferPiece { std::uint32_t job = 0; std::int64_t first = 0, count = 0; };

@@ -90,6 +90,7 @@ TEST(Json, OfEveryVerbIsOneDocument) {
   const std::string speaking = speaking_model(folder).string(), out = (other / "synthetic").string();
   const std::vector<std::vector<std::string>> lines = {{"check", "--no-run"},
                                                        {"probe", "--no-measure", "--no-disk"},
+                                                       {"calibrate", "--quick", "-o", (other / "calibration.json").string()},
                                                        {"models"},
                                                        {"models", "show", "r1"},
                                                        {"hardware"},

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -133,6 +134,62 @@ TEST(Sampling, ASeedDecides) {
   EXPECT_EQ(run(42), run(42));
   EXPECT_NE(run(42), run(43));
   EXPECT_NE(run(0), run(1));
+}
+
+// tensor/sampling.h, word for word.
+std::int32_t by_the_rule(const std::vector<float>& logits, const tensor::SamplingRow& row) {
+  std::vector<std::int32_t> rank(logits.size());
+  std::iota(rank.begin(), rank.end(), 0);
+  const auto score = [&](std::int32_t id) { return tensor::sampling_score(logits[static_cast<std::size_t>(id)], 1, false); };
+  std::sort(rank.begin(), rank.end(), [&](std::int32_t a, std::int32_t b) { return score(a) != score(b) ? score(a) > score(b) : a < b; });
+  const float best = score(rank[0]);
+  const auto weight = [&](std::int32_t id) { return tensor::sampling_weight(score(id), best, row.per_octave); };
+  if (row.top_k > 0 && row.top_k < std::ssize(rank)) rank.resize(static_cast<std::size_t>(row.top_k));
+  if (row.top_p > 0) {
+    std::uint64_t sum = 0, reached = 0;
+    for (const std::int32_t id : rank) sum += weight(id);
+    std::size_t kept = 0;
+    while (kept < rank.size() && reached < std::max<std::uint64_t>(tensor::share_of(sum, row.top_p), 1)) reached += weight(rank[kept++]);
+    rank.resize(kept);
+  }
+  std::erase_if(rank, [&](std::int32_t id) { return weight(id) < row.least; });
+  std::sort(rank.begin(), rank.end());
+  std::uint64_t total = 0, sum = 0;
+  for (const std::int32_t id : rank) total += weight(id);
+  for (const std::int32_t id : rank)
+    if ((sum += weight(id)) > tensor::share_of(total, row.draw)) return id;
+  return -1;
+}
+
+RC_GTEST_PROP(Sampling, IsWhatTheRuleSays, (std::uint64_t seed, std::uint8_t k, std::uint8_t p, std::uint8_t m, bool equals)) {
+  std::vector<float> logits(40);
+  std::uint64_t state = seed;
+  for (float& x : logits) {
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    x = static_cast<float>(static_cast<std::int64_t>(state >> 40) % 2000 - 1000) / (equals ? 500.0f : 130.0f);
+    if (equals) x = std::round(x);
+  }
+  const SamplingOptions options{.temperature = 0.9, .top_k = k % 45, .top_p = (p % 100 + 1) / 100.0, .min_p = m % 50 / 100.0, .seed = seed};
+  Sampler one(options, 40), other(options, 40);
+  for (int i = 0; i < 5; ++i) {
+    const auto id = one.sample(logits);
+    RC_ASSERT(id.has_value());
+    RC_ASSERT(*id == by_the_rule(logits, other.next_row()));
+  }
+}
+
+TEST(Arithmetic, WeightsArePowers) {
+  for (double octaves = 0; octaves < 40; octaves += 0.37) {
+    const double weight = static_cast<double>(tensor::sampling_weight(static_cast<float>(-octaves), 0, 1));
+    EXPECT_NEAR(weight, std::exp2(tensor::kWeightBits - static_cast<double>(static_cast<float>(octaves))), 1 + weight * 3e-8);
+  }
+  EXPECT_EQ(tensor::sampling_weight(2, 2, 1), std::uint64_t{1} << tensor::kWeightBits);
+  EXPECT_EQ(tensor::sampling_weight(-kInfinity, 2, 1), 0u);
+  EXPECT_EQ(tensor::sampling_weight(-1e30f, 2, 1e10), 0u);
+  for (const float x : {-kInfinity, -3.5f, -1e-40f, 0.0f, 1e-40f, 2.0f, kInfinity}) EXPECT_EQ(tensor::score_of_key(tensor::sampling_key(x)), x);
+  EXPECT_LT(tensor::sampling_key(-1), tensor::sampling_key(-0.5f));
+  EXPECT_LT(tensor::sampling_key(-0.5f), tensor::sampling_key(0));
+  EXPECT_LT(tensor::sampling_key(0), tensor::sampling_key(1e-30f));
 }
 
 TEST(Options, OutsideTheirRangesAreRefused) {

@@ -1,9 +1,11 @@
 #include "backends/cuda/cuda_backend.h"
 
+#include <array>
 #include <chrono>
 #include <cstring>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -11,7 +13,10 @@
 #include "backends/cuda/context.h"
 #include "backends/cuda/cuda_collectives.h"
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/fault.h"
 #include "backends/cuda/fill.h"
+#include "backends/cuda/sample.h"
+#include "backends/cuda/marks.h"
 
 namespace fathom::cuda {
 namespace {
@@ -22,9 +27,34 @@ constexpr int kOldestCapability = 80;
 
 std::string text_of(cudaError_t error) { return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error); }
 
-tl::unexpected<Error> device_failed(cudaError_t error) { return fail_environment("cuda.device_failed", {{"error", text_of(error)}}); }
+/// Names of the GPUs that were started, by number: a device that failed may not tell its own any more.
+class GpuNames {
+ public:
+  void set(int device, std::string name) {
+    const std::lock_guard lock(mutex_);
+    names_[device] = std::move(name);
+  }
+  /// "0 (NVIDIA H200)", of this thread's.
+  std::string current() {
+    int device = 0;
+    cudaGetDevice(&device);
+    const std::lock_guard lock(mutex_);
+    const auto found = names_.find(device);
+    return std::to_string(device) + (found != names_.end() ? " (" + found->second + ")" : "");
+  }
 
-enum class Memory { kDevice, kShared };
+ private:
+  std::mutex mutex_;
+  std::map<int, std::string> names_;
+};
+GpuNames& gpu_names() {
+  static GpuNames names;
+  return names;
+}
+
+tl::unexpected<Error> device_failed(cudaError_t error) { return fail_environment("cuda.device_failed", {{"gpu", gpu_names().current()}, {"error", text_of(error)}}); }
+
+enum class Memory { kDevice, kShared, kPart };  // kPart: of a device block that another buffer owns
 
 tl::unexpected<Error> no_memory(Bytes asked, Memory memory, cudaError_t error) {
   std::size_t free = 0, total = 0;
@@ -32,7 +62,7 @@ tl::unexpected<Error> no_memory(Bytes asked, Memory memory, cudaError_t error) {
   if (error != cudaErrorMemoryAllocation) return device_failed(error);
   if (memory == Memory::kShared) return fail_environment("cuda.no_shared_memory", {{"asked", format_bytes(asked)}});
   if (const cudaError_t asked_device = cudaMemGetInfo(&free, &total); asked_device != cudaSuccess) return device_failed(asked_device);
-  return fail_environment("cuda.no_memory", {{"asked", format_bytes(asked)}, {"free", format_bytes(free)}, {"total", format_bytes(total)}});
+  return fail_environment("cuda.no_memory", {{"gpu", gpu_names().current()}, {"asked", format_bytes(asked)}, {"free", format_bytes(free)}, {"total", format_bytes(total)}});
 }
 
 class CudaBuffer final : public tensor::Buffer {
@@ -43,7 +73,7 @@ class CudaBuffer final : public tensor::Buffer {
   ~CudaBuffer() override {  // both wait for the kernels that may still use it
     if (data_ == nullptr) return;
     if (memory_ == Memory::kDevice) cudaFree(data_);
-    else cudaFreeHost(data_);
+    else if (memory_ == Memory::kShared) cudaFreeHost(data_);
   }
   std::byte* data() const override { return data_; }
   Bytes bytes() const override { return bytes_; }
@@ -152,6 +182,47 @@ class Recordings {
   std::map<std::uint64_t, cudaGraphExec_t> graphs_;
 };
 
+/// Copies from pinned memory on a stream of their own, in turns with the ops that read what they brought.
+class CopyStream {
+ public:
+  CopyStream() = default;
+  CopyStream(const CopyStream&) = delete;
+  CopyStream& operator=(const CopyStream&) = delete;
+  ~CopyStream() {
+    if (stream_ == nullptr) return;
+    cudaStreamSynchronize(stream_);
+    for (const Place& place : places_)
+      for (const cudaEvent_t event : {place.here, place.left})
+        if (event != nullptr) cudaEventDestroy(event);
+    cudaStreamDestroy(stream_);
+  }
+
+  void fetch(Context& context, int place, std::byte* to, const std::byte* from, Bytes bytes) {
+    if (stream_ == nullptr) context.note(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    Place& at = of(context, place);
+    if (at.was_left) context.note(cudaStreamWaitEvent(stream_, at.left, 0));
+    context.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
+    context.note(cudaEventRecord(at.here, stream_));
+  }
+  void await(Context& context, int place) { context.note(cudaStreamWaitEvent(context.stream, of(context, place).here, 0)); }
+  void leave(Context& context, int place) {
+    Place& at = of(context, place);
+    context.note(cudaEventRecord(at.left, context.stream));
+    at.was_left = true;
+  }
+
+ private:
+  struct Place { cudaEvent_t here = nullptr, left = nullptr; bool was_left = false; };
+  Place& of(Context& context, int place) {
+    Place& at = places_[static_cast<std::size_t>(place)];
+    for (cudaEvent_t* event : {&at.here, &at.left})
+      if (*event == nullptr) context.note(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    return at;
+  }
+  cudaStream_t stream_ = nullptr;
+  std::array<Place, tensor::kMostPlaces> places_{};
+};
+
 class CudaBackend final : public tensor::Backend {
  public:
   explicit CudaBackend(int device) { context_.device = device; }
@@ -162,6 +233,7 @@ class CudaBackend final : public tensor::Backend {
       cudaSetDevice(context_.device);
       cudaStreamSynchronize(context_.stream);
       recordings_.clear();
+      marks_.clear();
       cudaStreamDestroy(context_.stream);
     }
   }
@@ -174,6 +246,7 @@ class CudaBackend final : public tensor::Backend {
     cudaDeviceProp properties{};
     if (const cudaError_t error = cudaGetDeviceProperties(&properties, context_.device); error != cudaSuccess) return device_failed(error);
     name_ = properties.name;
+    gpu_names().set(context_.device, name_);
     context_.multiprocessors = properties.multiProcessorCount;
     context_.compute_capability = properties.major * 10 + properties.minor;
     context_.shared_bytes = properties.sharedMemPerBlockOptin;
@@ -197,8 +270,25 @@ class CudaBackend final : public tensor::Backend {
   tensor::GradOps* grad_ops() override { return nullptr; }
   tensor::ActivationMemory& activations() override { return activations_; }
   Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement placement) override {
+    if (placement == tensor::Placement::kDevice && block_ != nullptr && reserved_bytes(bytes) <= block_->bytes() - block_used_) {
+      std::byte* const data = block_->data() + block_used_;
+      block_used_ += reserved_bytes(bytes);
+      return std::make_unique<CudaBuffer>(data, bytes, Memory::kPart);
+    }
     FATHOM_TRY(auto buffer, CudaBuffer::make(bytes, placement == tensor::Placement::kDevice ? Memory::kDevice : Memory::kShared));
     return std::unique_ptr<tensor::Buffer>(std::move(buffer));
+  }
+  Status reserve(Bytes bytes) override {
+    block_.reset();
+    block_used_ = 0;
+    FATHOM_TRY(block_, CudaBuffer::make(bytes, Memory::kDevice));
+    return {};
+  }
+  std::optional<tensor::DeviceMemory> device_memory() const override {
+    std::size_t free = 0, total = 0;
+    cudaSetDevice(context_.device);
+    if (cudaMemGetInfo(&free, &total) != cudaSuccess) return std::nullopt;
+    return tensor::DeviceMemory{free, total};
   }
   bool host_addressable() const override { return false; }
   Status upload(std::byte* to, std::span<const std::byte> from) override { return transfer(to, from.data(), from.size()); }
@@ -206,6 +296,31 @@ class CudaBackend final : public tensor::Backend {
   void copy_in(std::byte* to, const std::byte* from, Bytes bytes) override {
     ops_.flush();
     context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context_.stream));
+  }
+  bool sample(const tensor::SampleArgs& args) override {
+    if (args.rows == 0) return true;
+    ops_.flush();
+    launch_sample(context_, args);
+    return true;
+  }
+  bool break_device() override {
+    ops_.flush();
+    launch_fault(context_);
+    return true;
+  }
+  void copy_out(std::byte* to, const std::byte* from, Bytes bytes) override {
+    ops_.flush();
+    context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, context_.stream));
+  }
+  void call_host(void (*work)(void*), void* data) override {
+    ops_.flush();
+    context_.note(cudaLaunchHostFunc(context_.stream, work, data));
+  }
+  void fetch(int place, std::byte* to, const std::byte* from, Bytes bytes) override { copies_.fetch(context_, place, to, from, bytes); }
+  void await(int place) override { copies_.await(context_, place); }
+  void leave(int place) override {
+    ops_.flush();
+    copies_.leave(context_, place);
   }
   bool fill_random(const tensor::RandomFill& fill) override {
     std::byte* codes = nullptr;
@@ -232,6 +347,7 @@ class CudaBackend final : public tensor::Backend {
     return std::unique_ptr<tensor::Collectives>(std::move(made));
   }
   Result<bool> run_pass(std::uint64_t key, const std::function<void()>& pass) override {
+    const Range range(key != 0 ? "step" : "pass");
     const auto whole = [&] {
       pass();
       ops_.flush();
@@ -245,6 +361,16 @@ class CudaBackend final : public tensor::Backend {
     }
     whole();
     return true;
+  }
+  void mark(const char* opens) override {
+    ops_.flush();
+    marks_.mark(context_, opens);
+  }
+  Result<std::vector<double>> take_marks() override {
+    FATHOM_TRY_VOID(synchronize());
+    std::vector<double> seconds = marks_.take(context_);
+    if (context_.error != cudaSuccess) return device_failed(context_.error);
+    return seconds;
   }
   Status synchronize() override {
     ops_.flush();
@@ -282,9 +408,13 @@ class CudaBackend final : public tensor::Backend {
   SharedBlocks blocks_;                    // outlives the activations that lie in it
   tensor::ActivationMemory activations_;
   std::unique_ptr<CudaBuffer> workspace_;
+  std::unique_ptr<CudaBuffer> block_;      // that other buffers are parts of
+  Bytes block_used_ = 0;
+  CopyStream copies_;
   std::unique_ptr<Blas> blas_;
   std::map<const std::uint8_t*, std::unique_ptr<CudaBuffer>> tables_;  // of codes to draw from
   Recordings recordings_;
+  Marks marks_;
   CudaCollectives* collectives_ = nullptr;  // the engine's, gone before this backend
   Bytes collectives_bytes_ = 0;
   CudaOps ops_{context_, activations_};

@@ -18,6 +18,16 @@ std::int64_t width_of(const Tensor& x) {
   return width;
 }
 
+/// Whether the elements of each outer row lie one after the other.
+bool in_one_piece(const Tensor& x) {
+  std::int64_t elements = x.dim(x.shape.rank - 1);
+  for (int i = x.shape.rank - 2; i > 0; --i) {
+    if (x.strides[static_cast<std::size_t>(i)] != elements) return false;
+    elements *= x.shape[i];
+  }
+  return x.shape.rank >= 2;
+}
+
 /// One block a row; a thread's kEights of eight elements stay in registers between the sum and the scaling.
 template <class T, int kEights>
 __global__ void __launch_bounds__(kRowThreads) norm_rows(const float* x, FloatVector weight, float eps, float* out, T* rounded, int width) {
@@ -85,6 +95,41 @@ __global__ void __launch_bounds__(kRowThreads) rotate_rows(const __grid_constant
   row[at + args.fours] = make_float4(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y, b.z * c.z + a.z * s.z, b.w * c.w + a.w * s.w);
 }
 
+struct ManyWrites {
+  const float* src;
+  std::byte* cache;
+  std::int64_t src_stride, cache_stride, rows_per_slot;  // elements; rows
+  const int4* sequences;                                 // slot, first_token, tokens, past
+  int sequence_count, eights;
+  bool ring;
+};
+
+/// Grid: tokens, stretches of a token's eights. Rows of a cache that lie in one piece on both sides.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads) write_rows(const __grid_constant__ ManyWrites args) {
+  __shared__ std::int64_t place;
+  const int t = static_cast<int>(blockIdx.x), at = static_cast<int>(blockIdx.y) * kRowThreads + static_cast<int>(threadIdx.x);
+  if (threadIdx.x == 0) place = -1;
+  float4 low = make_float4(0, 0, 0, 0), high = low;
+  if (at < args.eights) {
+    const auto* from = reinterpret_cast<const float4*>(args.src + t * args.src_stride) + 2 * at;
+    low = from[0], high = from[1];
+  }
+  __syncthreads();
+  for (int s = static_cast<int>(threadIdx.x); s < args.sequence_count; s += kRowThreads) {
+    const int4 sequence = args.sequences[s];
+    if (t < sequence.y || t >= sequence.y + sequence.z) continue;
+    const std::int64_t position = sequence.w + t - sequence.y, first = sequence.x * args.rows_per_slot;
+    if (!args.ring) place = first + position;
+    else if (position >= sequence.w + sequence.z - args.rows_per_slot) place = first + position % args.rows_per_slot;
+  }
+  __syncthreads();
+  if (place < 0 || at >= args.eights) return;
+  T* to = reinterpret_cast<T*>(args.cache) + place * args.cache_stride + 8 * at;
+  if constexpr (std::is_same_v<T, float>) reinterpret_cast<float4*>(to)[0] = low, reinterpret_cast<float4*>(to)[1] = high;
+  else *reinterpret_cast<uint4*>(to) = pack_eight<T>(low, high);
+}
+
 template <class T>
 void launch_norm(Context& context, const RmsNormArgs& args, std::byte* room) {
   const auto rows = static_cast<unsigned>(args.x.dim(0));
@@ -138,6 +183,21 @@ bool rotate_many(Context& context, const RopeArgs& args) {
   const ManyRotations view{view_of<float>(args.x), view_of<const float>(args.cos), view_of<const float>(args.sin), static_cast<int>(half / 4), static_cast<int>(args.first_dim),
                            args.inverse ? -1 : 1};
   rotate_rows<<<dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(args.x.dim(1) * view.fours, kRowThreads))), kRowThreads, 0, context.stream>>>(view);
+  context.launched();
+  return true;
+}
+
+bool write_many(Context& context, const CacheWriteArgs& args) {
+  const std::int64_t tokens = args.src.dim(0), width = width_of(args.src);
+  const auto fits = [&](const Tensor& x) { return in_one_piece(x) && rows_aligned(x, 16); };
+  if (args.rows == RowsOf::kEntry || tokens < kManyTokens || width % 8 != 0 || width_of(args.cache) != width || !fits(args.src) || !fits(args.cache)) return false;
+  const ManyWrites view{.src = args.src.as<float>(), .cache = args.cache.data, .src_stride = args.src.strides[0], .cache_stride = args.cache.strides[0],
+                        .rows_per_slot = args.rows_per_slot, .sequences = reinterpret_cast<const int4*>(args.batch->sequence_table.data),
+                        .sequence_count = static_cast<int>(args.batch->sequences.size()), .eights = static_cast<int>(width / 8), .ring = args.rows == RowsOf::kRing};
+  const dim3 grid(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(width / 8, kRowThreads)));
+  if (args.cache.dtype == DType::f32) write_rows<float><<<grid, kRowThreads, 0, context.stream>>>(view);
+  else if (args.cache.dtype == DType::f16) write_rows<__half><<<grid, kRowThreads, 0, context.stream>>>(view);
+  else write_rows<__nv_bfloat16><<<grid, kRowThreads, 0, context.stream>>>(view);
   context.launched();
   return true;
 }

@@ -15,5 +15,7 @@ bool norm_and_round(Context& context, const tensor::RmsNormArgs& args);
 bool gate_and_round(Context& context, const tensor::SwigluArgs& args);
 /// Halves rotated against each other, four pairs a thread.
 bool rotate_many(Context& context, const tensor::RopeArgs& args);
+/// Rows of a cache (kPosition, kRing) that lie in one piece, eight elements a thread.
+bool write_many(Context& context, const tensor::CacheWriteArgs& args);
 
 }  // namespace fathom::cuda

@@ -52,7 +52,6 @@ struct CacheRows {
   int sequence_count;
   std::int64_t inner, rows_per_slot, ratio;
   RowsOf rows;
-  bool fours;                  // a token's elements lie one after the other on both sides, at multiples of four
 };
 
 /// Where row `i` of src goes; -1: nowhere.
@@ -71,16 +70,6 @@ template <class To>
 __device__ void write_rows(const CacheRows& args, std::int64_t from, std::int64_t to) {
   const int n = static_cast<int>(args.src.n), elements = static_cast<int>(args.inner) * n, step = static_cast<int>(gridDim.y * blockDim.x);
   const int first = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x);
-  if (args.fours) {  // all of a token in one piece
-    const auto* src = args.src.row<const float4>(from * args.inner);
-    To* cache = args.cache.row<To>(to * args.inner);
-    for (int e = first; e < elements / 4; e += step) {
-      const float4 v = src[e];
-      struct alignas(4 * sizeof(To)) Four { To of[4]; };
-      reinterpret_cast<Four*>(cache)[e] = {{from_float<To>(v.x), from_float<To>(v.y), from_float<To>(v.z), from_float<To>(v.w)}};
-    }
-    return;
-  }
   for (int e = first; e < elements; e += step) {
     const int j = e / n, i = e % n;
     args.cache.row<To>(to * args.inner + j)[i] = from_float<To>(args.src.row<const float>(from * args.inner + j)[i]);
@@ -122,16 +111,6 @@ std::int64_t inner_rows(const Tensor& x) {
   std::int64_t inner = 1;
   for (int i = 1; i + 1 < x.shape.rank; ++i) inner *= x.shape[i];
   return inner;
-}
-
-/// Whether the elements of each outer row lie one after the other and can be had four at a time.
-bool one_piece(const Tensor& x) {
-  std::int64_t elements = x.dim(x.shape.rank - 1);
-  for (int i = x.shape.rank - 2; i > 0; --i) {
-    if (x.strides[static_cast<std::size_t>(i)] != elements) return false;
-    elements *= x.shape[i];
-  }
-  return elements % 4 == 0 && rows_aligned(x, 4 * dtype_bytes(x.dtype));
 }
 
 }  // namespace
@@ -177,6 +156,7 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
   if (args.rows != RowsOf::kEntry && count <= TokenProgram::kMostTokens && src.n > 0 && src.n == cache.n && src.inner == cache.inner)
     return waiting_->take(context_, {.kind = TokenAction::Kind::kWrite, .x = src, .out = cache, .ring = args.rows == RowsOf::kRing, .rows_per_slot = args.rows_per_slot}, count, &batch);
   flush();
+  if (write_many(context_, args)) return;
   const CacheRows rows{.src = rows_of(args.src),
                        .cache = rows_of(args.cache),
                        .sequences = reinterpret_cast<const int4*>(batch.sequence_table.data),
@@ -184,10 +164,9 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
                        .inner = inner_rows(args.src),
                        .rows_per_slot = args.rows_per_slot,
                        .ratio = args.ratio,
-                       .rows = args.rows,
-                       .fours = one_piece(args.src) && one_piece(args.cache)};
+                       .rows = args.rows};
   FATHOM_CHECK(rows.inner == inner_rows(args.cache) && rows.src.n == rows.cache.n && rows.inner * rows.src.n < (std::int64_t{1} << 31));
-  const std::int64_t items = rows.inner * rows.src.n / (rows.fours ? 4 : 1);
+  const std::int64_t items = rows.inner * rows.src.n;
   const dim3 grid(grid_for(context_, count, 1), static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(items, kThreads), 1, 64)));
   launch_early(context_, &cache_write_kernel, grid, kThreads, 0, rows, count);
 }
