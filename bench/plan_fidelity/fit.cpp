@@ -5,8 +5,8 @@
 //   PARAMETERS  a line a figure: device|link|engine NAMES field prior sigma low high   (NAMES: a,b,c move together)
 //   KINDS       kinds of rows, separated by commas: serving,serve,decode,prefill,train,finetune
 //   GROUPING    engine, hardware, model, source or group (engine x hardware x model): refitted once without each
-// Prints errors a kind and a group, and, without hold, the fitted figures as lines "FIT device|link|engine NAMES field value"
-// (apply.py writes them into data/).
+// Prints errors a kind and a group, and, without hold, the fitted figures as lines "FIT device|link|engine NAMES field
+// value" (apply.py writes them into data/).
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -38,7 +38,9 @@ struct Row {
 struct Parameter {
   std::string kind, names, field;
   double prior = 1, sigma = 1, low = 0, high = 1e30, value = 1;
-  bool names_one(const std::string& name) const { return ("," + names + ",").find("," + name + ",") != std::string::npos; }
+  bool names_one(const std::string& name) const {
+    return ("," + names + ",").find("," + name + ",") != std::string::npos;
+  }
 };
 
 struct World {
@@ -63,29 +65,35 @@ std::unique_ptr<Row> read_row(const std::string& line, const std::string& kinds)
   const Json json = Json::parse(line);
   const Json& measured = json["measured"];
   auto row = std::make_unique<Row>();
-  row->kind = measured["kind"], row->field = measured["field"], row->source = measured["source"], row->measured = measured["value"];
+  row->kind = measured["kind"], row->field = measured["field"], row->source = measured["source"],
+  row->measured = measured["value"];
   row->hardware = json["hardware"];
-  if (("," + kinds + ",").find("," + row->kind + ",") == std::string::npos || row->field.starts_with("memory")) return nullptr;
+  if (("," + kinds + ",").find("," + row->kind + ",") == std::string::npos || row->field.starts_with("memory"))
+    return nullptr;
   std::string id;
   auto request = parse_request(line, id);
   if (!request) return nullptr;
   row->request = std::move(*request);
   row->engine = row->request.engine->name;
   const auto& spec = row->request.model->spec();
-  row->model = json["model"].is_string() ? json["model"].get<std::string>() : std::to_string(spec.hidden) + "x" + std::to_string(spec.layers);
+  row->model = json["model"].is_string() ? json["model"].get<std::string>()
+                                         : std::to_string(spec.hidden) + "x" + std::to_string(spec.layers);
   const auto answer = make_plan(row->request);
   if (!answer) return nullptr;
   const Candidate& best = answer->best;
   CostInputs& in = row->inputs;
-  in.request = &row->request, in.layout = best.layout, in.weights = best.weights, in.kv = best.kv, in.batch = best.batch;
+  in.request = &row->request, in.layout = best.layout, in.weights = best.weights, in.kv = best.kv,
+  in.batch = best.batch;
   in.concurrent = std::max<std::int64_t>(1, best.memory.concurrent);
   const auto sharding = sharding_of(in.layout);
   const auto share = row->request.model->share_weights(sharding, *best.weights);
   if (!share) return nullptr;
   in.share = *share;
   const auto trace = [&](Phase phase) { return row->request.model->trace(sharding, phase).value_or(nullptr); };
-  if (is_training(row->request.task)) in.train = trace(Phase::kTrain);
-  else in.prefill = trace(Phase::kPrefill), in.decode = trace(Phase::kDecode);
+  if (is_training(row->request.task))
+    in.train = trace(Phase::kTrain);
+  else
+    in.prefill = trace(Phase::kPrefill), in.decode = trace(Phase::kDecode);
   return in.train != nullptr || (in.prefill != nullptr && in.decode != nullptr) ? std::move(row) : nullptr;
 }
 
@@ -102,9 +110,15 @@ double* field_of(Record& record, const std::string& name) {
 
 std::vector<double*> targets(World& world, const Parameter& p) {
   std::vector<double*> out;
-  if (p.kind == "device") for (auto& d : world.tables.devices) if (p.names_one(d.id)) out.push_back(field_of(d, p.field));
-  if (p.kind == "link") for (auto& l : world.tables.links) if (p.names_one(l.kind)) out.push_back(field_of(l, p.field));
-  if (p.kind == "engine") for (auto& e : world.engines) if (p.names_one(e.name)) out.push_back(field_of(e, p.field));
+  if (p.kind == "device")
+    for (auto& d : world.tables.devices)
+      if (p.names_one(d.id)) out.push_back(field_of(d, p.field));
+  if (p.kind == "link")
+    for (auto& l : world.tables.links)
+      if (p.names_one(l.kind)) out.push_back(field_of(l, p.field));
+  if (p.kind == "engine")
+    for (auto& e : world.engines)
+      if (p.names_one(e.name)) out.push_back(field_of(e, p.field));
   if (out.empty() || std::find(out.begin(), out.end(), nullptr) != out.end()) {
     std::cerr << "no figure " << p.kind << " " << p.names << " " << p.field << "\n";
     std::exit(2);
@@ -113,8 +127,10 @@ std::vector<double*> targets(World& world, const Parameter& p) {
 }
 
 double error_of(const Row& row, const World& world) {
-  const auto engine = std::find_if(world.engines.begin(), world.engines.end(), [&](const EngineProfile& e) { return e.name == row.engine; });
-  const double predicted = figure_of(estimate_time(row.inputs, find_curves(world.tables, row.request.cluster), *engine), row.field);
+  const auto engine = std::find_if(world.engines.begin(), world.engines.end(),
+                                   [&](const EngineProfile& e) { return e.name == row.engine; });
+  const double predicted =
+      figure_of(estimate_time(row.inputs, find_curves(world.tables, row.request.cluster), *engine), row.field);
   if (!(predicted > 0)) return 3;
   return row.field.ends_with("_ms.value") ? std::log(predicted / row.measured) : std::log(row.measured / predicted);
 }
@@ -124,7 +140,8 @@ double loss(double error) { return std::log1p(std::pow(error / 0.12, 2)); }
 
 class Fit {
  public:
-  Fit(World& world, std::vector<Parameter>& parameters, std::vector<Row*> rows) : world_(world), parameters_(parameters), rows_(std::move(rows)) {
+  Fit(World& world, std::vector<Parameter>& parameters, std::vector<Row*> rows)
+      : world_(world), parameters_(parameters), rows_(std::move(rows)) {
     for (Parameter& p : parameters_)
       for (double* x : targets(world_, p)) *x = p.value;
     for (Row* row : rows_) row->error = error_of(*row, world_), weight_ += row->weight;
@@ -172,7 +189,8 @@ class Fit {
     return 0;
   }
 
-  static constexpr double kPriorWeight = 1.0;  // a figure one sigma off costs as much as one group's rows missing by 15 %
+  static constexpr double kPriorWeight =
+      1.0;  // a figure one sigma off costs as much as one group's rows missing by 15 %
   World& world_;
   std::vector<Parameter>& parameters_;
   std::vector<Row*> rows_;
@@ -192,8 +210,10 @@ void report(const std::vector<std::unique_ptr<Row>>& rows) {
   for (const auto& [name, errors] : groups) {
     std::vector<double> size, ratio;
     for (const double e : errors) ratio.push_back(std::exp(-e)), size.push_back(std::fabs(std::exp(e) - 1));
-    std::printf("%-88s %4zu rows  median %5.1f%%  p90 %6.1f%%  measured / predicted time: 5 %% %.2f, 50 %% %.2f, 95 %% %.2f\n", name.c_str(), errors.size(), 100 * quantile(size, 0.5), 100 * quantile(size, 0.9),
-                quantile(ratio, 0.05), quantile(ratio, 0.5), quantile(ratio, 0.95));
+    std::printf(
+        "%-88s %4zu rows  median %5.1f%%  p90 %6.1f%%  measured / predicted time: 5 %% %.2f, 50 %% %.2f, 95 %% %.2f\n",
+        name.c_str(), errors.size(), 100 * quantile(size, 0.5), 100 * quantile(size, 0.9), quantile(ratio, 0.05),
+        quantile(ratio, 0.5), quantile(ratio, 0.95));
   }
 }
 
@@ -240,11 +260,19 @@ int main(int count, char** words) {
   Fit(world, parameters, all).run(rounds);
   if (count < 7) {
     report(rows);
-    for (const Parameter& p : parameters) std::printf("FIT %s %s %s %.4g  (prior %.4g)\n", p.kind.c_str(), p.names.c_str(), p.field.c_str(), p.value, p.prior);
+    for (const Parameter& p : parameters)
+      std::printf("FIT %s %s %s %.4g  (prior %.4g)\n", p.kind.c_str(), p.names.c_str(), p.field.c_str(), p.value,
+                  p.prior);
     return 0;
   }
   const std::string grouping = words[6];
-  const auto key = [&](const Row& row) { return grouping == "engine" ? row.engine : grouping == "hardware" ? row.hardware : grouping == "model" ? row.model : grouping == "source" ? row.source : row.group(); };
+  const auto key = [&](const Row& row) {
+    return grouping == "engine"     ? row.engine
+           : grouping == "hardware" ? row.hardware
+           : grouping == "model"    ? row.model
+           : grouping == "source"   ? row.source
+                                    : row.group();
+  };
   std::set<std::string> keys;
   for (const auto& row : rows) keys.insert(key(*row));
   std::map<Row*, double> unseen;

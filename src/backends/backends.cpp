@@ -18,7 +18,8 @@ Result<std::unique_ptr<tensor::Backend>> make_backend(std::string_view name, con
   if (name == "reference") return reference::make_reference_backend(options);
   if (name == "cpu") {
     // Backward of everything but the matrix products is the reference's, on the same memory.
-    FATHOM_TRY(auto plain, reference::make_reference_backend({.threads = 1, .activation_dtype = options.activation_dtype, .isa = ""}));
+    FATHOM_TRY(auto plain, reference::make_reference_backend(
+                               {.threads = 1, .activation_dtype = options.activation_dtype, .isa = ""}));
     return cpu::make_cpu_backend(options, std::move(plain));
   }
   if (name == "cuda") return cuda::make_cuda_backend(options);

@@ -7,12 +7,22 @@
 
 namespace fathom {
 namespace {
-struct Names { std::string_view ours, safetensors, torch; };
-constexpr Names kNames[kDTypeCount] = {
-    {"f64", "F64", "float64"}, {"f32", "F32", "float32"}, {"f16", "F16", "float16"}, {"bf16", "BF16", "bfloat16"},
-    {"f8e4m3", "F8_E4M3", "float8_e4m3fn"}, {"f8e5m2", "F8_E5M2", "float8_e5m2"}, {"e8m0", "F8_E8M0", "float8_e8m0fnu"},
-    {"i64", "I64", "int64"}, {"i32", "I32", "int32"}, {"i16", "I16", "int16"}, {"i8", "I8", "int8"}, {"u8", "U8", "uint8"},
-    {"bool", "BOOL", "bool"}};
+struct Names {
+  std::string_view ours, safetensors, torch;
+};
+constexpr Names kNames[kDTypeCount] = {{"f64", "F64", "float64"},
+                                       {"f32", "F32", "float32"},
+                                       {"f16", "F16", "float16"},
+                                       {"bf16", "BF16", "bfloat16"},
+                                       {"f8e4m3", "F8_E4M3", "float8_e4m3fn"},
+                                       {"f8e5m2", "F8_E5M2", "float8_e5m2"},
+                                       {"e8m0", "F8_E8M0", "float8_e8m0fnu"},
+                                       {"i64", "I64", "int64"},
+                                       {"i32", "I32", "int32"},
+                                       {"i16", "I16", "int16"},
+                                       {"i8", "I8", "int8"},
+                                       {"u8", "U8", "uint8"},
+                                       {"bool", "BOOL", "bool"}};
 }  // namespace
 
 std::string_view dtype_name(DType dtype) { return kNames[static_cast<int>(dtype)].ours; }
@@ -25,7 +35,8 @@ std::optional<DType> parse_dtype(std::string_view name) {
   if (lower == "fp16" || lower == "half") lower = "f16";
   if (lower == "fp64" || lower == "double") lower = "f64";
   for (int i = 0; i < kDTypeCount; ++i)
-    if (lower == kNames[i].ours || lower == to_lower(kNames[i].safetensors) || lower == kNames[i].torch) return static_cast<DType>(i);
+    if (lower == kNames[i].ours || lower == to_lower(kNames[i].safetensors) || lower == kNames[i].torch)
+      return static_cast<DType>(i);
   return std::nullopt;
 }
 
@@ -46,7 +57,7 @@ std::uint16_t f32_to_f16(float value) {
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return sign | 0x7e00u;
   if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds to 65520 or more: infinity
-  if (magnitude < 0x38800000u) {                         // below the smallest normal: exact scaling, then round to nearest even
+  if (magnitude < 0x38800000u) {  // below the smallest normal: exact scaling, then round to nearest even
     const float scaled = __builtin_bit_cast(float, magnitude) * 0x1p24f;
     return sign | static_cast<std::uint16_t>(std::nearbyintf(scaled));
   }
@@ -69,9 +80,9 @@ std::uint8_t f32_to_f8e4m3(float value) {
   if (magnitude >= 448.0f) return sign | 0x7eu;
   if (magnitude < 0x1p-6f) return sign | static_cast<std::uint8_t>(std::nearbyintf(magnitude * 0x1p9f));
   int exponent = 0;
-  const float fraction = std::frexp(magnitude, &exponent);                     // [0.5, 1) · 2^exponent
-  const auto steps = static_cast<int>(std::nearbyintf(fraction * 16.0f));      // 8 … 16
-  const int code = ((exponent - 1 + 7) << 3) + (steps - 8);                    // a carry walks into the exponent
+  const float fraction = std::frexp(magnitude, &exponent);                 // [0.5, 1) · 2^exponent
+  const auto steps = static_cast<int>(std::nearbyintf(fraction * 16.0f));  // 8 … 16
+  const int code = ((exponent - 1 + 7) << 3) + (steps - 8);                // a carry walks into the exponent
   return sign | static_cast<std::uint8_t>(code > 0x7e ? 0x7e : code);
 }
 

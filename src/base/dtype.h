@@ -35,9 +35,9 @@ inline std::uint16_t f32_to_bf16(float value) {
 }
 float f16_to_f32(std::uint16_t value);
 std::uint16_t f32_to_f16(float value);
-float f8e4m3_to_f32(std::uint8_t value);   // OCP e4m3fn: no infinities, 0x7f and 0xff are NaN, largest 448
-std::uint8_t f32_to_f8e4m3(float value);   // saturates to ±448
+float f8e4m3_to_f32(std::uint8_t value);  // OCP e4m3fn: no infinities, 0x7f and 0xff are NaN, largest 448
+std::uint8_t f32_to_f8e4m3(float value);  // saturates to ±448
 float f8e5m2_to_f32(std::uint8_t value);
-float e8m0_to_f32(std::uint8_t value);     // 2^(value-127); 0xff is NaN
+float e8m0_to_f32(std::uint8_t value);  // 2^(value-127); 0xff is NaN
 
 }  // namespace fathom

@@ -28,7 +28,8 @@ Status open_regular(const Path& path, Descriptor& file, std::uint64_t& size) {
   file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (file.fd < 0) return fail("base.cannot_open", {{"path", path.string()}, {"reason", errno_text(errno)}});
   struct stat info = {};
-  if (::fstat(file.fd, &info) != 0) return fail("base.cannot_open", {{"path", path.string()}, {"reason", errno_text(errno)}});
+  if (::fstat(file.fd, &info) != 0)
+    return fail("base.cannot_open", {{"path", path.string()}, {"reason", errno_text(errno)}});
   if (!S_ISREG(info.st_mode)) return fail("base.not_a_file", {{"path", path.string()}});
   size = static_cast<std::uint64_t>(info.st_size);
   return {};
@@ -46,7 +47,8 @@ Result<std::string> read_file(const Path& path, std::uint64_t max_bytes) {
   std::uint64_t size = 0;
   FATHOM_TRY_VOID(open_regular(path, file, size));
   if (size > max_bytes)
-    return fail("base.file_too_large", {{"path", path.string()}, {"size", format_bytes(size)}, {"limit", format_bytes(max_bytes)}});
+    return fail("base.file_too_large",
+                {{"path", path.string()}, {"size", format_bytes(size)}, {"limit", format_bytes(max_bytes)}});
   std::string contents(size, '\0');
   for (std::size_t done = 0; done < contents.size();) {
     const ssize_t n = ::read(file.fd, contents.data() + done, contents.size() - done);
@@ -89,7 +91,8 @@ Result<MappedFile> MappedFile::open(const Path& path) {
   MappedFile mapped;
   if (size == 0) return mapped;
   void* data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd, 0);
-  if (data == MAP_FAILED) return fail_environment("base.cannot_read", {{"path", path.string()}, {"reason", errno_text(errno)}});
+  if (data == MAP_FAILED)
+    return fail_environment("base.cannot_read", {{"path", path.string()}, {"reason", errno_text(errno)}});
   mapped.data_ = static_cast<const std::byte*>(data);
   mapped.size_ = size;
   return mapped;
@@ -110,7 +113,8 @@ MappedFile::~MappedFile() {
 
 Path user_folder() {
   if (const char* home = std::getenv("FATHOM_HOME"); home != nullptr && *home != '\0') return home;
-  if (const char* config = std::getenv("XDG_CONFIG_HOME"); config != nullptr && *config != '\0') return Path(config) / "fathom";
+  if (const char* config = std::getenv("XDG_CONFIG_HOME"); config != nullptr && *config != '\0')
+    return Path(config) / "fathom";
   const char* home = std::getenv("HOME");
   return Path(home != nullptr && *home != '\0' ? home : "/") / ".config" / "fathom";
 }

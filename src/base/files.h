@@ -36,7 +36,8 @@ class MappedFile {
   std::size_t size_ = 0;
 };
 
-/// The user's folder for profiles, overrides and caches: $FATHOM_HOME, else $XDG_CONFIG_HOME/fathom, else ~/.config/fathom.
+/// The user's folder for profiles, overrides and caches: $FATHOM_HOME, else $XDG_CONFIG_HOME/fathom, else
+/// ~/.config/fathom.
 Path user_folder();
 /// data/<relative> from the user's folder when it is there, else the embedded file; nullopt when neither is.
 std::optional<std::string> data_file(std::string_view relative);

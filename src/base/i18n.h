@@ -20,7 +20,8 @@ Language language_from_environment();
 Result<Language> parse_language(std::string_view name);
 
 using TextArgs = std::vector<std::pair<std::string_view, std::string>>;
-/// The text of `key` with its {name} places filled. An unknown key answers the key itself, so that a missing text is seen.
+/// The text of `key` with its {name} places filled. An unknown key answers the key itself, so that a missing text is
+/// seen.
 std::string tr(std::string_view key, const TextArgs& args = {});
 
 /// The catalog of one language, sorted by key (for the test that compares languages).

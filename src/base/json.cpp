@@ -14,8 +14,10 @@ int nesting_depth(std::string_view text) {
   for (std::size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
     if (in_string) {
-      if (c == '\\') ++i;
-      else if (c == '"') in_string = false;
+      if (c == '\\')
+        ++i;
+      else if (c == '"')
+        in_string = false;
     } else if (c == '"') {
       in_string = true;
     } else if (c == '[' || c == '{') {
@@ -27,8 +29,11 @@ int nesting_depth(std::string_view text) {
   return deepest;
 }
 
-tl::unexpected<Error> wrong_type(std::string_view key, std::string_view what, std::string_view expected, const Json& value) {
-  return fail("base.json_wrong_type", {{"key", printable(key)}, {"what", std::string(what)}, {"expected", std::string(expected)},
+tl::unexpected<Error> wrong_type(std::string_view key, std::string_view what, std::string_view expected,
+                                 const Json& value) {
+  return fail("base.json_wrong_type", {{"key", printable(key)},
+                                       {"what", std::string(what)},
+                                       {"expected", std::string(expected)},
                                        {"value", printable(dump_json(value), 40)}});
 }
 
@@ -41,7 +46,8 @@ const Json* find(const Json& object, std::string_view key) {
 }  // namespace
 
 Result<Json> parse_json(std::string_view text, std::string_view what, int max_depth) {
-  if (nesting_depth(text) > max_depth) return fail("base.json_too_deep", {{"what", std::string(what)}, {"limit", std::to_string(max_depth)}});
+  if (nesting_depth(text) > max_depth)
+    return fail("base.json_too_deep", {{"what", std::string(what)}, {"limit", std::to_string(max_depth)}});
   Json value = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
   if (value.is_discarded()) {
     std::size_t at = 0;  // find where it stops being JSON, for the message
@@ -60,11 +66,13 @@ Result<Json> parse_json(std::string_view text, std::string_view what, int max_de
 Result<std::optional<std::int64_t>> json_integer(const Json& object, std::string_view key, std::string_view what) {
   const Json* value = find(object, key);
   if (value == nullptr) return std::nullopt;
-  if (value->is_number_unsigned() && value->get<std::uint64_t>() <= static_cast<std::uint64_t>(INT64_MAX)) return static_cast<std::int64_t>(value->get<std::uint64_t>());
+  if (value->is_number_unsigned() && value->get<std::uint64_t>() <= static_cast<std::uint64_t>(INT64_MAX))
+    return static_cast<std::int64_t>(value->get<std::uint64_t>());
   if (value->is_number_integer() && !value->is_number_unsigned()) return value->get<std::int64_t>();
   if (value->is_number_float()) {  // 4096.0 is an integer that somebody's tool wrote as a float
     const double number = value->get<double>();
-    if (std::isfinite(number) && number == std::floor(number) && std::fabs(number) < 0x1p53) return static_cast<std::int64_t>(number);
+    if (std::isfinite(number) && number == std::floor(number) && std::fabs(number) < 0x1p53)
+      return static_cast<std::int64_t>(number);
   }
   return wrong_type(key, what, "integer", *value);
 }

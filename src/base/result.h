@@ -4,10 +4,9 @@
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <tl/expected.hpp>
 #include <utility>
 #include <vector>
-
-#include <tl/expected.hpp>
 
 namespace fathom {
 
@@ -48,23 +47,23 @@ std::string error_text(const Error& error);
 }  // namespace fathom
 
 /// Stops with file and line: for our own bugs only, never for what a user or a file can cause.
-#define FATHOM_CHECK(condition, ...)                                                              \
-  do {                                                                                            \
-    if (!(condition)) [[unlikely]]                                                                \
-      ::fathom::check_failed(#condition, __FILE__, __LINE__, ::std::string_view{__VA_ARGS__});   \
+#define FATHOM_CHECK(condition, ...)                                                           \
+  do {                                                                                         \
+    if (!(condition)) [[unlikely]]                                                             \
+      ::fathom::check_failed(#condition, __FILE__, __LINE__, ::std::string_view{__VA_ARGS__}); \
   } while (0)
 
 #define FATHOM_CONCAT_INNER(a, b) a##b
 #define FATHOM_CONCAT(a, b) FATHOM_CONCAT_INNER(a, b)
 /// FATHOM_TRY(auto value, call()): unwraps a Result or returns its error from the enclosing function.
-#define FATHOM_TRY(declaration, ...)                                                              \
-  auto FATHOM_CONCAT(result_, __LINE__) = (__VA_ARGS__);                                          \
-  if (!FATHOM_CONCAT(result_, __LINE__))                                                          \
+#define FATHOM_TRY(declaration, ...)                                                                 \
+  auto FATHOM_CONCAT(result_, __LINE__) = (__VA_ARGS__);                                             \
+  if (!FATHOM_CONCAT(result_, __LINE__))                                                             \
     return ::tl::unexpected<::fathom::Error>(::std::move(FATHOM_CONCAT(result_, __LINE__)).error()); \
   declaration = ::std::move(*FATHOM_CONCAT(result_, __LINE__))
 /// FATHOM_TRY_VOID(call()): the same for a Status.
-#define FATHOM_TRY_VOID(...)                                                                      \
-  do {                                                                                            \
-    if (auto status_ = (__VA_ARGS__); !status_)                                                   \
-      return ::tl::unexpected<::fathom::Error>(::std::move(status_).error());                     \
+#define FATHOM_TRY_VOID(...)                                                  \
+  do {                                                                        \
+    if (auto status_ = (__VA_ARGS__); !status_)                               \
+      return ::tl::unexpected<::fathom::Error>(::std::move(status_).error()); \
   } while (0)

@@ -36,12 +36,17 @@ std::size_t utf8_length(std::string_view text, std::size_t i) {
   const auto byte = [&](std::size_t k) { return static_cast<unsigned char>(text[k]); };
   const unsigned char first = byte(i);
   if (first < 0x80) return 1;
-  const std::size_t n = first >= 0xf0 && first <= 0xf4 ? 4 : first >= 0xe0 && first < 0xf0 ? 3 : first >= 0xc2 && first < 0xe0 ? 2 : 0;
+  const std::size_t n = first >= 0xf0 && first <= 0xf4  ? 4
+                        : first >= 0xe0 && first < 0xf0 ? 3
+                        : first >= 0xc2 && first < 0xe0 ? 2
+                                                        : 0;
   if (n == 0 || i + n > text.size()) return 0;
   for (std::size_t k = 1; k < n; ++k)
     if ((byte(i + k) & 0xc0) != 0x80) return 0;
   const unsigned char second = byte(i + 1);
-  if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second >= 0xa0) || (first == 0xf0 && second < 0x90) || (first == 0xf4 && second >= 0x90)) return 0;
+  if ((first == 0xe0 && second < 0xa0) || (first == 0xed && second >= 0xa0) || (first == 0xf0 && second < 0x90) ||
+      (first == 0xf4 && second >= 0x90))
+    return 0;
   return n;
 }
 }  // namespace
@@ -89,13 +94,15 @@ int edit_distance(std::string_view a, std::string_view b) {
   return row[y.size()];
 }
 
-std::vector<std::string> nearest_names(std::string_view name, std::span<const std::string> candidates, int max_results) {
+std::vector<std::string> nearest_names(std::string_view name, std::span<const std::string> candidates,
+                                       int max_results) {
   const std::string_view head = name.substr(0, 128);
   const std::string lower = to_lower(head);
   const int farthest = std::max<int>(2, static_cast<int>(head.size()) / 3);
   std::vector<std::pair<int, std::string>> scored;
   for (const std::string& candidate : candidates) {
-    const auto apart = static_cast<int>(std::max(head.size(), candidate.size()) - std::min(head.size(), candidate.size()));  // at least that far
+    const auto apart = static_cast<int>(std::max(head.size(), candidate.size()) -
+                                        std::min(head.size(), candidate.size()));  // at least that far
     int distance = apart > farthest ? apart : edit_distance(head, candidate);
     if (lower.size() >= 3 && to_lower(candidate).find(lower) != std::string::npos) distance = std::min(distance, 1);
     if (distance <= farthest) scored.emplace_back(distance, candidate);
@@ -103,7 +110,8 @@ std::vector<std::string> nearest_names(std::string_view name, std::span<const st
   std::stable_sort(scored.begin(), scored.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<std::string> out;
   for (const auto& [distance, candidate] : scored)
-    if (static_cast<int>(out.size()) < max_results && std::find(out.begin(), out.end(), candidate) == out.end()) out.push_back(candidate);
+    if (static_cast<int>(out.size()) < max_results && std::find(out.begin(), out.end(), candidate) == out.end())
+      out.push_back(candidate);
   return out;
 }
 

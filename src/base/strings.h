@@ -16,7 +16,8 @@ std::string printable(std::string_view text, std::size_t max_chars = 80);
 /// Levenshtein distance over bytes, case-insensitive in ASCII.
 int edit_distance(std::string_view a, std::string_view b);
 /// The candidates nearest to `name`, best first, only those near enough to be worth suggesting.
-std::vector<std::string> nearest_names(std::string_view name, std::span<const std::string> candidates, int max_results = 3);
+std::vector<std::string> nearest_names(std::string_view name, std::span<const std::string> candidates,
+                                       int max_results = 3);
 /// "a, b, c".
 std::string join(std::span<const std::string> parts, std::string_view separator = ", ");
 

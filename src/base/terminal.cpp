@@ -21,7 +21,8 @@ std::uint32_t next_code_point(std::string_view text, std::size_t& i) {
   const int extra = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : first >= 0xc0 ? 1 : 0;
   std::uint32_t point = extra == 3 ? first & 7u : extra == 2 ? first & 15u : extra == 1 ? first & 31u : first;
   ++i;
-  for (int k = 0; k < extra && i < text.size() && (byte(i) & 0xc0) == 0x80; ++k) point = point << 6 | (byte(i++) & 0x3fu);
+  for (int k = 0; k < extra && i < text.size() && (byte(i) & 0xc0) == 0x80; ++k)
+    point = point << 6 | (byte(i++) & 0x3fu);
   return point;
 }
 
@@ -105,7 +106,8 @@ std::string styled(Style style, std::string_view text) {
   return fmt::format("\x1b[{}m{}\x1b[0m", codes[static_cast<int>(style)], text);
 }
 
-Progress::Progress(std::string label, std::uint64_t total) : label_(std::move(label)), total_(total), started_(now_seconds()) {}
+Progress::Progress(std::string label, std::uint64_t total)
+    : label_(std::move(label)), total_(total), started_(now_seconds()) {}
 
 Progress::~Progress() {
   if (stderr_is_terminal() && shown_permille_ != ~std::uint64_t{0}) std::fputs("\r\x1b[K", stderr);
@@ -115,7 +117,8 @@ void Progress::update(std::uint64_t done) {
   static std::mutex mutex;
   const std::scoped_lock lock(mutex);
   if (!stderr_is_terminal() || total_ == 0) return;
-  const std::uint64_t permille = std::min<std::uint64_t>(1000, static_cast<std::uint64_t>(1000.0 * static_cast<double>(done) / static_cast<double>(total_)));
+  const std::uint64_t permille = std::min<std::uint64_t>(
+      1000, static_cast<std::uint64_t>(1000.0 * static_cast<double>(done) / static_cast<double>(total_)));
   if (permille == shown_permille_) return;
   shown_permille_ = permille;
   const double elapsed = now_seconds() - started_;
@@ -123,7 +126,10 @@ void Progress::update(std::uint64_t done) {
   const auto filled = static_cast<std::size_t>(permille * 30 / 1000);
   std::string bar;
   for (std::size_t i = 0; i < 30; ++i) bar += i < filled ? "█" : "░";
-  std::fputs(fmt::format("\r\x1b[K{} {} {:5.1f} %  {}", label_, bar, static_cast<double>(permille) / 10, format_seconds(left)).c_str(), stderr);
+  std::fputs(
+      fmt::format("\r\x1b[K{} {} {:5.1f} %  {}", label_, bar, static_cast<double>(permille) / 10, format_seconds(left))
+          .c_str(),
+      stderr);
   std::fflush(stderr);
 }
 

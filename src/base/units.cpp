@@ -23,18 +23,29 @@ bool parse_bytes(const std::string& text, Bytes& out) {
   double number = 0;
   const auto [end, error] = std::from_chars(lower.data(), lower.data() + lower.size(), number);
   if (error != std::errc{} || !std::isfinite(number) || number < 0) return false;
-  const std::string_view unit = trim(std::string_view(end, static_cast<std::size_t>(lower.data() + lower.size() - end)));
+  const std::string_view unit =
+      trim(std::string_view(end, static_cast<std::size_t>(lower.data() + lower.size() - end)));
   double scale = 0;
-  if (unit.empty() || unit == "b") scale = 1;
-  else if (unit == "k" || unit == "kib") scale = 0x1p10;
-  else if (unit == "m" || unit == "mib") scale = 0x1p20;
-  else if (unit == "g" || unit == "gib") scale = 0x1p30;
-  else if (unit == "t" || unit == "tib") scale = 0x1p40;
-  else if (unit == "kb") scale = 1e3;
-  else if (unit == "mb") scale = 1e6;
-  else if (unit == "gb") scale = 1e9;
-  else if (unit == "tb") scale = 1e12;
-  else return false;
+  if (unit.empty() || unit == "b")
+    scale = 1;
+  else if (unit == "k" || unit == "kib")
+    scale = 0x1p10;
+  else if (unit == "m" || unit == "mib")
+    scale = 0x1p20;
+  else if (unit == "g" || unit == "gib")
+    scale = 0x1p30;
+  else if (unit == "t" || unit == "tib")
+    scale = 0x1p40;
+  else if (unit == "kb")
+    scale = 1e3;
+  else if (unit == "mb")
+    scale = 1e6;
+  else if (unit == "gb")
+    scale = 1e9;
+  else if (unit == "tb")
+    scale = 1e12;
+  else
+    return false;
   const double bytes = number * scale;
   if (bytes >= 0x1p63) return false;
   out = static_cast<Bytes>(bytes + 0.5);

@@ -13,8 +13,12 @@ inline constexpr Bytes kGiB = Bytes{1} << 30;
 inline constexpr double kGB = 1e9;
 
 /// a + b and a * b that say so instead of wrapping: for arithmetic on what a file or a request says.
-[[nodiscard]] inline bool checked_add(std::uint64_t a, std::uint64_t b, std::uint64_t& out) { return !__builtin_add_overflow(a, b, &out); }
-[[nodiscard]] inline bool checked_mul(std::uint64_t a, std::uint64_t b, std::uint64_t& out) { return !__builtin_mul_overflow(a, b, &out); }
+[[nodiscard]] inline bool checked_add(std::uint64_t a, std::uint64_t b, std::uint64_t& out) {
+  return !__builtin_add_overflow(a, b, &out);
+}
+[[nodiscard]] inline bool checked_mul(std::uint64_t a, std::uint64_t b, std::uint64_t& out) {
+  return !__builtin_mul_overflow(a, b, &out);
+}
 
 /// "12.3 GiB", "640.0 MiB", "17 B".
 std::string format_bytes(Bytes bytes);

@@ -15,7 +15,10 @@
 namespace fathom::cli {
 namespace {
 
-struct Flags { measure::CalibrateOptions options; std::string out; };
+struct Flags {
+  measure::CalibrateOptions options;
+  std::string out;
+};
 Flags flags;
 
 double best_rate(const plan::MeasuredTable& table, const std::vector<double>& of) {
@@ -26,12 +29,18 @@ double best_rate(const plan::MeasuredTable& table, const std::vector<double>& of
 
 /// What a person looks for first: bandwidths and rates of each family.
 void print_tables(const plan::Calibration& made) {
-  Table table({{tr("cli.calibrate.col_family")}, {tr("cli.calibrate.col_format")}, {tr("cli.calibrate.col_points"), Align::kRight}, {tr("cli.calibrate.col_least"), Align::kRight},
-               {tr("cli.calibrate.col_bytes"), Align::kRight}, {tr("cli.calibrate.col_flops"), Align::kRight}});
+  Table table({{tr("cli.calibrate.col_family")},
+               {tr("cli.calibrate.col_format")},
+               {tr("cli.calibrate.col_points"), Align::kRight},
+               {tr("cli.calibrate.col_least"), Align::kRight},
+               {tr("cli.calibrate.col_bytes"), Align::kRight},
+               {tr("cli.calibrate.col_flops"), Align::kRight}});
   for (const plan::MeasuredTable& t : made.tables) {
     const double bytes = best_rate(t, t.bytes), flops = best_rate(t, t.flops);
-    table.add_row({tr("cli.calibrate.family_" + std::string(plan::family_name(t.family))), t.format, std::to_string(t.points()), fmt::format("{:.1f}", 1e6 * *std::min_element(t.seconds.begin(), t.seconds.end())),
-                   bytes > 0 ? fmt::format("{:.1f}", bytes / kGB) : "", flops > 0 ? fmt::format("{:.2f}", flops / 1e12) : ""});
+    table.add_row(
+        {tr("cli.calibrate.family_" + std::string(plan::family_name(t.family))), t.format, std::to_string(t.points()),
+         fmt::format("{:.1f}", 1e6 * *std::min_element(t.seconds.begin(), t.seconds.end())),
+         bytes > 0 ? fmt::format("{:.1f}", bytes / kGB) : "", flops > 0 ? fmt::format("{:.2f}", flops / 1e12) : ""});
   }
   std::fputs(table.render().c_str(), stdout);
 }
@@ -43,11 +52,13 @@ void setup_calibrate(CLI::App& app) {
   app.add_option("--gpus", flags.options.gpus, tr("cli.calibrate.gpus"))->check(CLI::Range(1, 64));
   app.add_option("--threads", flags.options.threads, tr("cli.calibrate.threads"))->check(CLI::Range(1, 4096));
   CLI::Option* output = app.add_option("-o,--output", flags.out, tr("cli.calibrate.output"));
-  app.add_flag("--quick", flags.options.quick, tr("cli.calibrate.quick"))->needs(output);  // never this machine's profile
+  app.add_flag("--quick", flags.options.quick, tr("cli.calibrate.quick"))
+      ->needs(output);  // never this machine's profile
 }
 
 Result<int> run_calibrate(const Common& common) {
-  if (flags.options.gpus > 1 && flags.options.device != "cuda") return fail("ranks.gpus_device", {{"gpus", std::to_string(flags.options.gpus)}, {"device", flags.options.device}});
+  if (flags.options.gpus > 1 && flags.options.device != "cuda")
+    return fail("ranks.gpus_device", {{"gpus", std::to_string(flags.options.gpus)}, {"device", flags.options.device}});
   std::unique_ptr<Progress> bar;
   flags.options.progress = [&](std::size_t done, std::size_t all) {
     if (!bar) bar = std::make_unique<Progress>(tr("cli.calibrate.measuring"), all);
@@ -62,7 +73,9 @@ Result<int> run_calibrate(const Common& common) {
   }
   std::puts(tr("cli.calibrate.title", {{"name", made.name}, {"date", made.date}}).c_str());
   print_tables(made);
-  std::puts(tr(flags.out.empty() ? "cli.calibrate.saved" : "cli.calibrate.written", {{"path", path.string()}, {"device", flags.options.device}}).c_str());
+  std::puts(tr(flags.out.empty() ? "cli.calibrate.saved" : "cli.calibrate.written",
+               {{"path", path.string()}, {"device", flags.options.device}})
+                .c_str());
   return kExitOk;
 }
 

@@ -16,12 +16,37 @@ namespace fathom::cli {
 namespace {
 
 // Flags that are keys of a request: the flag, the key, and the key of its help where that differs from the flag.
-struct Setting { const char* flag; const char* key; };
-constexpr Setting kSettings[] = {
-    {"task", "task"}, {"engine", "engine"}, {"gpus", "gpus"}, {"gpus-per-node", "gpus_per_node"}, {"network", "network"}, {"weights", "weights"}, {"compute", "compute"}, {"kv", "kv"},
-    {"tp", "tp"}, {"pp", "pp"}, {"dp", "dp"}, {"dp-attention", "dp_attention"}, {"ep", "ep"}, {"cp", "cp"}, {"vp", "vp"}, {"zero", "zero"}, {"offload", "offload"}, {"recompute", "recompute"},
-    {"optimizer", "optimizer"}, {"lora-rank", "lora_rank"}, {"micro-batch", "micro_batch"}, {"global-batch", "global_batch"}, {"seq", "seq"}, {"batch-size", "batch"}, {"input", "input"},
-    {"output", "output"}, {"speculative", "speculative"}};
+struct Setting {
+  const char* flag;
+  const char* key;
+};
+constexpr Setting kSettings[] = {{"task", "task"},
+                                 {"engine", "engine"},
+                                 {"gpus", "gpus"},
+                                 {"gpus-per-node", "gpus_per_node"},
+                                 {"network", "network"},
+                                 {"weights", "weights"},
+                                 {"compute", "compute"},
+                                 {"kv", "kv"},
+                                 {"tp", "tp"},
+                                 {"pp", "pp"},
+                                 {"dp", "dp"},
+                                 {"dp-attention", "dp_attention"},
+                                 {"ep", "ep"},
+                                 {"cp", "cp"},
+                                 {"vp", "vp"},
+                                 {"zero", "zero"},
+                                 {"offload", "offload"},
+                                 {"recompute", "recompute"},
+                                 {"optimizer", "optimizer"},
+                                 {"lora-rank", "lora_rank"},
+                                 {"micro-batch", "micro_batch"},
+                                 {"global-batch", "global_batch"},
+                                 {"seq", "seq"},
+                                 {"batch-size", "batch"},
+                                 {"input", "input"},
+                                 {"output", "output"},
+                                 {"speculative", "speculative"}};
 
 struct Options {
   std::vector<std::string> words;  // of the model's name: "r1 distill qwen 7b" needs no quotes
@@ -32,7 +57,8 @@ struct Options {
 } options;
 
 Status print(std::string_view text) {
-  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) return fail_environment("cli.plan.cannot_write");
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
+    return fail_environment("cli.plan.cannot_write");
   return {};
 }
 
@@ -44,8 +70,10 @@ Result<int> run_one(const Common& common) {
   FATHOM_TRY(const plan::PlanRequest request, plan::request_from_options(options.plan));
   FATHOM_TRY(const plan::PlanAnswer answer, plan::make_plan(request, plan::PlanScope::kReport));
   std::string text;
-  if (common.json) plan::append_report_json(request, answer, text);
-  else text = plan::report_text(request, answer);
+  if (common.json)
+    plan::append_report_json(request, answer, text);
+  else
+    text = plan::report_text(request, answer);
   if (common.json) text += '\n';
   FATHOM_TRY_VOID(print(text));
   return answer.best.memory.fits || (answer.offload && request.engine->own_kernels) ? kExitOk : kExitNo;

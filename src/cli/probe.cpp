@@ -1,11 +1,12 @@
 // fathom probe: what this machine is, measured.
+#include "hardware/probe.h"
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
 #include "base/i18n.h"
 #include "base/terminal.h"
 #include "cli/verbs.h"
-#include "hardware/probe.h"
 #include "hardware/probe_report.h"
 
 namespace fathom::cli {

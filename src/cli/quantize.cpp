@@ -1,4 +1,6 @@
 // fathom quantize: a checkpoint in fewer bits.
+#include "weights/quantize.h"
+
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -13,7 +15,6 @@
 #include "base/units.h"
 #include "cli/verbs.h"
 #include "weights/interrupt.h"
-#include "weights/quantize.h"
 
 namespace fathom::cli {
 namespace {
@@ -26,19 +27,37 @@ struct Flags {
 Flags flags;
 
 void print_json(const weights::QuantizeReport& report) {
-  const Json json = {{"folder", report.folder.string()}, {"format", tensor::weight_format_name(report.format)}, {"quantized_tensors", report.quantized}, {"kept_tensors", report.kept},
-                     {"quantized_elements", report.elements}, {"indivisible", report.indivisible}, {"relative_error", report.relative_error}, {"files", report.files},
-                     {"bytes_before", report.bytes_before}, {"bytes", report.bytes}, {"seconds", report.seconds}};
+  const Json json = {{"folder", report.folder.string()},
+                     {"format", tensor::weight_format_name(report.format)},
+                     {"quantized_tensors", report.quantized},
+                     {"kept_tensors", report.kept},
+                     {"quantized_elements", report.elements},
+                     {"indivisible", report.indivisible},
+                     {"relative_error", report.relative_error},
+                     {"files", report.files},
+                     {"bytes_before", report.bytes_before},
+                     {"bytes", report.bytes},
+                     {"seconds", report.seconds}};
   std::printf("%s\n", dump_json(json, 2).c_str());
 }
 
 void print_text(const weights::QuantizeReport& report) {
-  std::printf("%s\n", tr("cli.quantize.done", {{"folder", report.folder.string()}, {"quantized", std::to_string(report.quantized)}, {"kept", std::to_string(report.kept)},
-                                               {"before", format_bytes(report.bytes_before)}, {"after", format_bytes(report.bytes)}, {"files", std::to_string(report.files)},
-                                               {"error", fmt::format("{:.2f} %", 100 * report.relative_error)}, {"seconds", format_seconds(report.seconds)}}).c_str());
+  std::printf("%s\n", tr("cli.quantize.done", {{"folder", report.folder.string()},
+                                               {"quantized", std::to_string(report.quantized)},
+                                               {"kept", std::to_string(report.kept)},
+                                               {"before", format_bytes(report.bytes_before)},
+                                               {"after", format_bytes(report.bytes)},
+                                               {"files", std::to_string(report.files)},
+                                               {"error", fmt::format("{:.2f} %", 100 * report.relative_error)},
+                                               {"seconds", format_seconds(report.seconds)}})
+                          .c_str());
   if (!report.indivisible.empty()) {
-    const std::vector<std::string> shown(report.indivisible.begin(), report.indivisible.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(report.indivisible.size(), 3)));
-    std::printf("%s\n", tr("cli.quantize.indivisible", {{"count", std::to_string(report.indivisible.size())}, {"names", join(shown)}}).c_str());
+    const std::vector<std::string> shown(
+        report.indivisible.begin(),
+        report.indivisible.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(report.indivisible.size(), 3)));
+    std::printf("%s\n", tr("cli.quantize.indivisible",
+                           {{"count", std::to_string(report.indivisible.size())}, {"names", join(shown)}})
+                            .c_str());
   }
 }
 
@@ -66,10 +85,13 @@ Result<int> run_quantize(const Common& common) {
     bar->update(done);
     return !weights::InterruptGuard::requested();
   };
-  FATHOM_TRY(const weights::QuantizeReport report, weights::quantize_checkpoint(flags.model, flags.out, flags.quantize));
+  FATHOM_TRY(const weights::QuantizeReport report,
+             weights::quantize_checkpoint(flags.model, flags.out, flags.quantize));
   bar.reset();
-  if (common.json) print_json(report);
-  else print_text(report);
+  if (common.json)
+    print_json(report);
+  else
+    print_text(report);
   return kExitOk;
 }
 

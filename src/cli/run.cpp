@@ -38,7 +38,10 @@ std::string read_standard_input() {
   return text;
 }
 
-struct Prepared { std::vector<std::int32_t> ids; std::optional<text::Tokenizer> tokenizer; };
+struct Prepared {
+  std::vector<std::int32_t> ids;
+  std::optional<text::Tokenizer> tokenizer;
+};
 
 // The prompt as the model wants it: through its chat template when it has one and --raw was not given.
 Result<Prepared> prepare(const measure::Session& session, const std::string& prompt) {
@@ -68,15 +71,31 @@ Result<Prepared> prepare(const measure::Session& session, const std::string& pro
 
 void print_json(const measure::Session& session, const Prepared& prepared, const engine::Generated& g) {
   const double decode = std::accumulate(g.token_seconds.begin(), g.token_seconds.end(), 0.0);
-  const Json json = {{"model", session.name}, {"synthetic_weights", session.synthetic}, {"text", g.text}, {"ids", g.ids}, {"stopped_by", engine::stop_reason_name(g.reason)}, {"offload", offload_json(session.offload)}, {"prompt_tokens", prepared.ids.size()}, {"tokens", g.ids.size()},
-                     {"prefill_seconds", g.prefill_seconds}, {"decode_tokens_per_second", decode > 0 ? Json(static_cast<double>(g.token_seconds.size()) / decode) : Json()}};
+  const Json json = {
+      {"model", session.name},
+      {"synthetic_weights", session.synthetic},
+      {"text", g.text},
+      {"ids", g.ids},
+      {"stopped_by", engine::stop_reason_name(g.reason)},
+      {"offload", offload_json(session.offload)},
+      {"prompt_tokens", prepared.ids.size()},
+      {"tokens", g.ids.size()},
+      {"prefill_seconds", g.prefill_seconds},
+      {"decode_tokens_per_second", decode > 0 ? Json(static_cast<double>(g.token_seconds.size()) / decode) : Json()}};
   std::puts(dump_json(json, 2).c_str());
 }
 
 void print_statistics(const Prepared& prepared, const engine::Generated& g) {
   const double decode = std::accumulate(g.token_seconds.begin(), g.token_seconds.end(), 0.0);
-  std::fprintf(stderr, "%s\n", tr("cli.run.statistics", {{"prompt", std::to_string(prepared.ids.size())}, {"prefill", fmt::format("{:.1f}", static_cast<double>(prepared.ids.size()) / g.prefill_seconds)}, {"tokens", std::to_string(g.ids.size())},
-                                                        {"decode", decode > 0 ? fmt::format("{:.1f}", static_cast<double>(g.token_seconds.size()) / decode) : "-"}, {"reason", tr("cli.run.stopped_" + std::string(engine::stop_reason_name(g.reason)))}}).c_str());
+  std::fprintf(
+      stderr, "%s\n",
+      tr("cli.run.statistics",
+         {{"prompt", std::to_string(prepared.ids.size())},
+          {"prefill", fmt::format("{:.1f}", static_cast<double>(prepared.ids.size()) / g.prefill_seconds)},
+          {"tokens", std::to_string(g.ids.size())},
+          {"decode", decode > 0 ? fmt::format("{:.1f}", static_cast<double>(g.token_seconds.size()) / decode) : "-"},
+          {"reason", tr("cli.run.stopped_" + std::string(engine::stop_reason_name(g.reason)))}})
+          .c_str());
 }
 
 }  // namespace
@@ -123,7 +142,8 @@ Result<int> run_run(const Common& common) {
     bar->update(done);
     return true;
   };
-  flags.session.work = {.prompt = std::max<std::int64_t>(static_cast<std::int64_t>(prompt.size()) / 4, 16), .generate = flags.generate.max_tokens};
+  flags.session.work = {.prompt = std::max<std::int64_t>(static_cast<std::int64_t>(prompt.size()) / 4, 16),
+                        .generate = flags.generate.max_tokens};
   flags.session.trace = !flags.trace.empty();
   FATHOM_TRY(measure::Session session, measure::open_session(flags.session, launch));
   bar.reset();
@@ -135,13 +155,16 @@ Result<int> run_run(const Common& common) {
   if (session.offload && !flags.quiet) std::fprintf(stderr, "%s\n", measure::offload_text(*session.offload).c_str());
   if (session.synthetic) std::fprintf(stderr, "%s\n", tr("cli.run.synthetic").c_str());
   for (const std::int64_t id : session.spec.eos_ids) flags.generate.stop_ids.push_back(static_cast<std::int32_t>(id));
-  if (prepared.tokenizer && prepared.tokenizer->eos_id()) flags.generate.stop_ids.push_back(*prepared.tokenizer->eos_id());
+  if (prepared.tokenizer && prepared.tokenizer->eos_id())
+    flags.generate.stop_ids.push_back(*prepared.tokenizer->eos_id());
   const bool stream = !common.json && prepared.tokenizer.has_value();
   const auto on_text = [&](std::string_view piece) {
     if (!stream) return true;
     return std::fwrite(piece.data(), 1, piece.size(), stdout) == piece.size() && std::fflush(stdout) == 0;
   };
-  FATHOM_TRY(const engine::Generated generated, engine::generate(*session.engine, 0, prepared.ids, flags.generate, prepared.tokenizer ? &*prepared.tokenizer : nullptr, on_text));
+  FATHOM_TRY(const engine::Generated generated,
+             engine::generate(*session.engine, 0, prepared.ids, flags.generate,
+                              prepared.tokenizer ? &*prepared.tokenizer : nullptr, on_text));
   if (common.json) {
     print_json(session, prepared, generated);
   } else {

@@ -1,4 +1,6 @@
 // fathom synth: a checkpoint with random weights.
+#include "weights/synth.h"
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -11,7 +13,6 @@
 #include "base/units.h"
 #include "cli/verbs.h"
 #include "weights/interrupt.h"
-#include "weights/synth.h"
 
 namespace fathom::cli {
 namespace {
@@ -24,16 +25,30 @@ struct Flags {
 Flags flags;
 
 void print_json(const model::ModelSpec& spec, const weights::SynthReport& report) {
-  const Json json = {{"folder", report.folder.string()}, {"model_type", spec.model_type}, {"layers", spec.layers},   {"dtype", flags.dtype}, {"seed", flags.synth.seed},
-                     {"parameters", report.parameters},  {"tensors", report.tensors},     {"files", report.files}, {"bytes", report.bytes}, {"seconds", report.seconds}};
+  const Json json = {{"folder", report.folder.string()},
+                     {"model_type", spec.model_type},
+                     {"layers", spec.layers},
+                     {"dtype", flags.dtype},
+                     {"seed", flags.synth.seed},
+                     {"parameters", report.parameters},
+                     {"tensors", report.tensors},
+                     {"files", report.files},
+                     {"bytes", report.bytes},
+                     {"seconds", report.seconds}};
   std::printf("%s\n", dump_json(json, 2).c_str());
 }
 
 void print_text(const model::ModelSpec& spec, const weights::SynthReport& report) {
-  std::printf("%s\n", tr("cli.synth.done", {{"folder", report.folder.string()}, {"type", spec.model_type}, {"layers", std::to_string(spec.layers)},
-                                            {"parameters", format_count(static_cast<double>(report.parameters))}, {"tensors", std::to_string(report.tensors)},
-                                            {"bytes", format_bytes(report.bytes)}, {"files", std::to_string(report.files)}, {"seconds", format_seconds(report.seconds)},
-                                            {"rate", format_bytes(report.bytes_per_second())}}).c_str());
+  std::printf("%s\n", tr("cli.synth.done", {{"folder", report.folder.string()},
+                                            {"type", spec.model_type},
+                                            {"layers", std::to_string(spec.layers)},
+                                            {"parameters", format_count(static_cast<double>(report.parameters))},
+                                            {"tensors", std::to_string(report.tensors)},
+                                            {"bytes", format_bytes(report.bytes)},
+                                            {"files", std::to_string(report.files)},
+                                            {"seconds", format_seconds(report.seconds)},
+                                            {"rate", format_bytes(report.bytes_per_second())}})
+                          .c_str());
   std::printf("%s\n", tr("cli.synth.note", {{"seed", std::to_string(flags.synth.seed)}}).c_str());
 }
 
@@ -62,8 +77,10 @@ Result<int> run_synth(const Common& common) {
   };
   FATHOM_TRY(const weights::SynthReport report, weights::synthesize_checkpoint(spec, flags.out, flags.synth));
   bar.reset();
-  if (common.json) print_json(spec, report);
-  else print_text(spec, report);
+  if (common.json)
+    print_json(spec, report);
+  else
+    print_text(spec, report);
   return kExitOk;
 }
 

@@ -12,7 +12,9 @@
 namespace fathom::cli {
 
 // One line a verb, here and in the list below.
-#define FATHOM_VERB(name) void setup_##name(CLI::App& app); Result<int> run_##name(const Common& common);
+#define FATHOM_VERB(name)           \
+  void setup_##name(CLI::App& app); \
+  Result<int> run_##name(const Common& common);
 #include "cli/verb_list.inc"
 #undef FATHOM_VERB
 
@@ -35,9 +37,12 @@ Status choose_language(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string_view arg = argv[i];
     std::string_view value;
-    if (arg.starts_with("--lang=")) value = arg.substr(7);
-    else if (arg == "--lang" && i + 1 < argc) value = argv[i + 1];
-    else continue;
+    if (arg.starts_with("--lang="))
+      value = arg.substr(7);
+    else if (arg == "--lang" && i + 1 < argc)
+      value = argv[i + 1];
+    else
+      continue;
     FATHOM_TRY(const Language language, parse_language(value));
     set_language(language);
   }

@@ -19,8 +19,8 @@ struct Common {
   bool json = false;
 };
 
-/// One verb. `setup` adds its flags to `app` and keeps them in static storage of its own file; `run` does it and answers the exit code.
-/// A failure is an Error, printed by run() as one sentence on standard error with exit code 2.
+/// One verb. `setup` adds its flags to `app` and keeps them in static storage of its own file; `run` does it and
+/// answers the exit code. A failure is an Error, printed by run() as one sentence on standard error with exit code 2.
 struct Verb {
   std::string_view name;
   void (*setup)(CLI::App& app);

@@ -10,7 +10,8 @@ namespace {
 
 constexpr auto kFarewell = std::chrono::seconds(5);  // that a thread has to end after a failure
 
-/// The threads of ranks 1 …. One that hangs in its device cannot be joined: it is left behind, and ends with the process.
+/// The threads of ranks 1 …. One that hangs in its device cannot be joined: it is left behind, and ends with the
+/// process.
 class Threads {
  public:
   Threads() = default;
@@ -19,9 +20,12 @@ class Threads {
   ~Threads() {
     const auto until = std::chrono::steady_clock::now() + kFarewell;
     for (Member& member : members_) {
-      while (!member.done->load(std::memory_order_acquire) && std::chrono::steady_clock::now() < until) std::this_thread::sleep_for(std::chrono::microseconds(100));
-      if (member.done->load(std::memory_order_acquire)) member.thread.join();
-      else member.thread.detach();
+      while (!member.done->load(std::memory_order_acquire) && std::chrono::steady_clock::now() < until)
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      if (member.done->load(std::memory_order_acquire))
+        member.thread.join();
+      else
+        member.thread.detach();
     }
   }
   template <class Body>
@@ -36,7 +40,10 @@ class Threads {
   }
 
  private:
-  struct Member { std::thread thread; std::shared_ptr<std::atomic<bool>> done; };
+  struct Member {
+    std::thread thread;
+    std::shared_ptr<std::atomic<bool>> done;
+  };
   std::vector<Member> members_;
 };
 
@@ -45,7 +52,8 @@ Result<std::unique_ptr<Engine>> take_seat(Seat seat, const PartsMaker& make) {
   tensor::Transport& transport = *seat.transport;
   auto parts = make(seat);
   FATHOM_TRY_VOID(tensor::agree(transport, parts ? Status() : Status(tl::unexpected<Error>(parts.error()))));
-  return Engine::create(std::move(parts->architecture), std::move(parts->backend), std::move(parts->weights), parts->options, std::move(seat), std::move(parts->offload));
+  return Engine::create(std::move(parts->architecture), std::move(parts->backend), std::move(parts->weights),
+                        parts->options, std::move(seat), std::move(parts->offload));
 }
 
 // A rank other than 0, from its first breath to its last.
@@ -64,10 +72,13 @@ Status follow(Seat seat, const PartsMaker& make) {
 
 Result<std::unique_ptr<Engine>> start_alone(const PartsMaker& make) {
   FATHOM_TRY(EngineParts parts, make({}));
-  return Engine::create(std::move(parts.architecture), std::move(parts.backend), std::move(parts.weights), parts.options, {}, std::move(parts.offload));
+  return Engine::create(std::move(parts.architecture), std::move(parts.backend), std::move(parts.weights),
+                        parts.options, {}, std::move(parts.offload));
 }
 
-Result<std::unique_ptr<Engine>> start_threads(const Spread& spread, std::vector<std::shared_ptr<tensor::Transport>> ends, const PartsMaker& make) {
+Result<std::unique_ptr<Engine>> start_threads(const Spread& spread,
+                                              std::vector<std::shared_ptr<tensor::Transport>> ends,
+                                              const PartsMaker& make) {
   FATHOM_CHECK(static_cast<int>(ends.size()) == spread.ranks());
   if (ends.size() == 1) return start_alone(make);
   auto threads = std::make_shared<Threads>();
@@ -82,7 +93,8 @@ Result<std::unique_ptr<Engine>> start_threads(const Spread& spread, std::vector<
   return engine;
 }
 
-Result<std::unique_ptr<Engine>> start_process(const Spread& spread, std::shared_ptr<tensor::Transport> transport, const PartsMaker& make) {
+Result<std::unique_ptr<Engine>> start_process(const Spread& spread, std::shared_ptr<tensor::Transport> transport,
+                                              const PartsMaker& make) {
   Seat seat{.spread = spread, .rank = transport->rank(), .transport = transport};
   if (seat.rank == 0) return take_seat(std::move(seat), make);
   FATHOM_TRY_VOID(follow(std::move(seat), make));

@@ -21,10 +21,13 @@ using PartsMaker = std::function<Result<EngineParts>(const Seat& seat)>;
 
 /// One rank alone.
 Result<std::unique_ptr<Engine>> start_alone(const PartsMaker& make);
-/// The ranks of `spread` as threads of this process; `ends` are their transports, by rank. The engine of rank 0; the threads end with it.
-/// An error of one rank's maker is the answer, whichever it was.
-Result<std::unique_ptr<Engine>> start_threads(const Spread& spread, std::vector<std::shared_ptr<tensor::Transport>> ends, const PartsMaker& make);
+/// The ranks of `spread` as threads of this process; `ends` are their transports, by rank. The engine of rank 0; the
+/// threads end with it. An error of one rank's maker is the answer, whichever it was.
+Result<std::unique_ptr<Engine>> start_threads(const Spread& spread,
+                                              std::vector<std::shared_ptr<tensor::Transport>> ends,
+                                              const PartsMaker& make);
 /// This process is one rank. Rank 0: its engine. Others: follow until rank 0 lets them go, then null.
-Result<std::unique_ptr<Engine>> start_process(const Spread& spread, std::shared_ptr<tensor::Transport> transport, const PartsMaker& make);
+Result<std::unique_ptr<Engine>> start_process(const Spread& spread, std::shared_ptr<tensor::Transport> transport,
+                                              const PartsMaker& make);
 
 }  // namespace fathom::engine

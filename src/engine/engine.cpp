@@ -18,7 +18,9 @@ Engine::~Engine() {
   if (!seat_.alone() && seat_.rank == 0 && seat_.transport != nullptr) let_go(*seat_.transport);
 }
 
-Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend, weights::LoadedWeights weights, const EngineOptions& options, Seat seat, OffloadOptions offload) {
+Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architecture> architecture,
+                                               std::unique_ptr<tensor::Backend> backend, weights::LoadedWeights weights,
+                                               const EngineOptions& options, Seat seat, OffloadOptions offload) {
   std::unique_ptr<Engine> engine(new Engine());
   engine->options_ = options;
   engine->local_ = local_options(options, seat.spread);
@@ -38,7 +40,8 @@ Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architectu
 
 Status Engine::prepare() {
   FATHOM_TRY_VOID(inject_fault_at_start(seat_.rank));
-  FATHOM_TRY(plan_, plan_engine(*architecture_, weights_.plan, options_, backend_->ops().activation_dtype(), seat_.spread, seat_.rank));
+  FATHOM_TRY(plan_, plan_engine(*architecture_, weights_.plan, options_, backend_->ops().activation_dtype(),
+                                seat_.spread, seat_.rank));
   return allocate();
 }
 
@@ -48,9 +51,12 @@ Status Engine::allocate() {
   FATHOM_TRY(arena_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.activations, 1)));
   FATHOM_TRY(constants_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1)));
   if (!backend_->host_addressable()) {
-    FATHOM_TRY(staging_, backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1), tensor::Placement::kShared));
+    FATHOM_TRY(staging_,
+               backend_->allocate_buffer(std::max<Bytes>(plan_.memory.constants, 1), tensor::Placement::kShared));
     if (seat_.rank == 0) {
-      FATHOM_TRY(logits_, backend_->allocate_buffer(static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float), tensor::Placement::kShared));
+      FATHOM_TRY(logits_,
+                 backend_->allocate_buffer(static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float),
+                                           tensor::Placement::kShared));
     }
   }
   cache_ = view_cache(architecture_->cache(), local_, layout, cache_memory_->data());
@@ -75,14 +81,17 @@ Status Engine::allocate() {
   plan_.memory.workspace = backend_->workspace_bytes();
   if (seat_.rank != 0 || !backend_->sample({})) plan_.memory.sampling = 0;
   if (staging_ != nullptr) plan_.memory.host += std::max<Bytes>(plan_.memory.constants, 1);
-  if (logits_ != nullptr) plan_.memory.host += static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float);
+  if (logits_ != nullptr)
+    plan_.memory.host += static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float);
   FATHOM_TRY_VOID(set_up_choosing());
   return set_up_offload();
 }
 
 namespace {
 Bytes seen_words(std::int64_t vocabulary) { return static_cast<Bytes>(vocabulary + 31) / 32; }
-Bytes asked_bytes(const EngineOptions& options) { return static_cast<Bytes>(logit_rows(options)) * (sizeof(tensor::SamplingRow) + sizeof(std::int32_t)); }
+Bytes asked_bytes(const EngineOptions& options) {
+  return static_cast<Bytes>(logit_rows(options)) * (sizeof(tensor::SamplingRow) + sizeof(std::int32_t));
+}
 }  // namespace
 
 Status Engine::set_up_choosing() {
@@ -98,22 +107,31 @@ Status Engine::set_up_offload() {
   HostHandover handover;
   if (offload_options_.host != nullptr) {
     // The experts of a rank see the tokens of all replicas.
-    handover = {.tokens = weights_.plan.residence.places > 0 ? std::min(offload_options_.host_tokens, options_.prefill_chunk) : options_.prefill_chunk, .hidden = spec().hidden, .top_k = spec().routing.top_k};
+    handover = {.tokens = weights_.plan.residence.places > 0
+                              ? std::min(offload_options_.host_tokens, options_.prefill_chunk)
+                              : options_.prefill_chunk,
+                .hidden = spec().hidden,
+                .top_k = spec().routing.top_k};
     offload_options_.host_tokens = handover.tokens;
     FATHOM_TRY(handover_, backend_->allocate_buffer(std::max<Bytes>(handover.bytes(), 1), tensor::Placement::kShared));
     plan_.memory.host += std::max<Bytes>(handover.bytes(), 1) + offload_options_.host->workspace_bytes();
   }
-  offload_ = std::make_unique<OffloadOps>(*backend_, architecture_->weights(), weights_, offload_options_, handover, handover_ != nullptr ? handover_->data() : nullptr);
+  offload_ = std::make_unique<OffloadOps>(*backend_, architecture_->weights(), weights_, offload_options_, handover,
+                                          handover_ != nullptr ? handover_->data() : nullptr);
   return {};
 }
 
 EngineMemory Engine::allocated() const {
   EngineMemory memory = plan_.memory;
-  const auto bytes = [](const std::unique_ptr<tensor::Buffer>& buffer) { return buffer != nullptr ? buffer->bytes() : 0; };
+  const auto bytes = [](const std::unique_ptr<tensor::Buffer>& buffer) {
+    return buffer != nullptr ? buffer->bytes() : 0;
+  };
   memory.weights_arena = bytes(weights_.arena);
   memory.ring = bytes(weights_.ring);
   memory.sampling = bytes(seen_);
-  memory.host = bytes(weights_.host) + bytes(staging_) + bytes(logits_) + bytes(handover_) + bytes(asked_) + (offload_options_.host != nullptr && offload_ != nullptr ? offload_options_.host->workspace_bytes() : 0);
+  memory.host =
+      bytes(weights_.host) + bytes(staging_) + bytes(logits_) + bytes(handover_) + bytes(asked_) +
+      (offload_options_.host != nullptr && offload_ != nullptr ? offload_options_.host->workspace_bytes() : 0);
   memory.cache = cache_memory_->bytes();
   memory.activations = arena_->bytes();
   memory.activations_peak = backend_->activations().peak_bytes();
@@ -128,9 +146,13 @@ Result<std::int64_t> Engine::check_tokens(std::span<const SlotTokens> tokens) co
     FATHOM_CHECK(part.slot >= 0 && part.slot < options_.slots && !part.ids.empty());
     const auto n = static_cast<std::int64_t>(part.ids.size());
     if (length(part.slot) + n > options_.context)
-      return fail("engine.context_full", {{"context", std::to_string(options_.context)}, {"needed", std::to_string(length(part.slot) + n)}, {"max", std::to_string(spec().max_context)}});
+      return fail("engine.context_full", {{"context", std::to_string(options_.context)},
+                                          {"needed", std::to_string(length(part.slot) + n)},
+                                          {"max", std::to_string(spec().max_context)}});
     for (const std::int32_t id : part.ids)
-      if (id < 0 || id >= spec().vocabulary) return fail("engine.bad_token", {{"id", std::to_string(id)}, {"vocabulary", std::to_string(spec().vocabulary)}});
+      if (id < 0 || id >= spec().vocabulary)
+        return fail("engine.bad_token",
+                    {{"id", std::to_string(id)}, {"vocabulary", std::to_string(spec().vocabulary)}});
     total += n;
   }
   FATHOM_CHECK(total >= 1 && total <= options_.prefill_chunk);
@@ -155,14 +177,16 @@ struct Engine::Share {
 };
 
 Engine::Share Engine::take_share(std::span<const SlotTokens> tokens, Logits logits) {
-  const auto replicas = static_cast<std::size_t>(seat_.spread.dp), mine = static_cast<std::size_t>(seat_.spread.replica(seat_.rank));
+  const auto replicas = static_cast<std::size_t>(seat_.spread.dp),
+             mine = static_cast<std::size_t>(seat_.spread.replica(seat_.rank));
   Share share{.tokens = std::vector<std::int64_t>(replicas), .rows = std::vector<std::int64_t>(replicas), .order = {}};
   std::vector<std::pair<std::size_t, std::int64_t>> places;  // replica, row there
   bool all_decode = true;
   sequences_.clear();
   for (const SlotTokens& part : tokens) {
     const auto replica = static_cast<std::size_t>(part.slot) % replicas;
-    const auto n = static_cast<std::int32_t>(part.ids.size()), past = static_cast<std::int32_t>(length(part.slot)), at = static_cast<std::int32_t>(share.tokens[replica]);
+    const auto n = static_cast<std::int32_t>(part.ids.size()), past = static_cast<std::int32_t>(length(part.slot)),
+               at = static_cast<std::int32_t>(share.tokens[replica]);
     const std::int32_t wanted = logits == Logits::kAll ? n : logits == Logits::kLast ? 1 : 0;
     all_decode = all_decode && n == 1;
     if (replicas > 1)
@@ -190,13 +214,20 @@ Engine::Share Engine::take_share(std::span<const SlotTokens> tokens, Logits logi
   }
   for (const auto& [replica, row] : places) share.order.push_back(first[replica] + row);
   const auto count = static_cast<std::int64_t>(sequences_.size());
-  // What is decoded beside another replica's prompt has that one's tokens among its experts': the arena for many tokens is laid out alike.
-  share.kind = share.own_tokens == count ? (all_decode ? PassKind::kDecode : PassKind::kContinue) : share.fresh ? PassKind::kPrefill : PassKind::kContinue;
+  // What is decoded beside another replica's prompt has that one's tokens among its experts': the arena for many tokens
+  // is laid out alike.
+  share.kind = share.own_tokens == count ? (all_decode ? PassKind::kDecode : PassKind::kContinue)
+               : share.fresh             ? PassKind::kPrefill
+                                         : PassKind::kContinue;
   // A step of decoding launches the same for as many sequences, wherever they are.
-  const bool even = std::all_of(share.tokens.begin(), share.tokens.end(), [&](std::int64_t n) { return n == share.own_tokens; }) && std::all_of(share.rows.begin(), share.rows.end(), [&](std::int64_t n) { return n == share.own_rows; });
+  const bool even =
+      std::all_of(share.tokens.begin(), share.tokens.end(), [&](std::int64_t n) { return n == share.own_tokens; }) &&
+      std::all_of(share.rows.begin(), share.rows.end(), [&](std::int64_t n) { return n == share.own_rows; });
   const std::int64_t together = std::accumulate(share.tokens.begin(), share.tokens.end(), std::int64_t{0});
-  if (share.kind == PassKind::kDecode && topk_horizon_ == 0 && even && (offload_ == nullptr || !offload_->streams(together)))
-    share.key = static_cast<std::uint64_t>(count) << 32 | static_cast<std::uint64_t>(share.own_rows) << 1 | (share.fresh ? 1 : 0);
+  if (share.kind == PassKind::kDecode && topk_horizon_ == 0 && even &&
+      (offload_ == nullptr || !offload_->streams(together)))
+    share.key = static_cast<std::uint64_t>(count) << 32 | static_cast<std::uint64_t>(share.own_rows) << 1 |
+                (share.fresh ? 1 : 0);
   return share;
 }
 
@@ -210,7 +241,8 @@ Result<std::span<const float>> Engine::pass(std::span<const SlotTokens> tokens, 
     seat_.transport->fail(result.error());
     return tl::unexpected<Error>(*seat_.transport->failure());
   }
-  for (const SlotTokens& part : tokens) lengths_[static_cast<std::size_t>(part.slot)] += static_cast<std::int64_t>(part.ids.size());
+  for (const SlotTokens& part : tokens)
+    lengths_[static_cast<std::size_t>(part.slot)] += static_cast<std::int64_t>(part.ids.size());
   return in_order(*result, share.order);
 }
 
@@ -218,11 +250,23 @@ Result<std::span<const float>> Engine::launch(const Share& share) {
   std::memcpy(table_.data, sequences_.data(), sequences_.size() * sizeof(Sequence));
   const auto count = static_cast<std::int64_t>(sequences_.size());
   backend_->activations().use_plan(&plan_.arenas[static_cast<std::size_t>(share.kind)], arena_->data());
-  const auto seen = [&](const Tensor& table, tensor::Shape shape) { return make_tensor(on_device(table.data), DType::i32, shape); };
-  const Batch batch{.tokens = share.own_tokens, .sequences = sequences_, .sequence_table = seen(table_, {count, 4}), .ids = seen(ids_, {share.own_tokens}), .positions = seen(positions_, {share.own_tokens}),
-                    .output_rows = seen(rows_, {share.own_rows}), .topk_horizon = topk_horizon_};
+  const auto seen = [&](const Tensor& table, tensor::Shape shape) {
+    return make_tensor(on_device(table.data), DType::i32, shape);
+  };
+  const Batch batch{.tokens = share.own_tokens,
+                    .sequences = sequences_,
+                    .sequence_table = seen(table_, {count, 4}),
+                    .ids = seen(ids_, {share.own_tokens}),
+                    .positions = seen(positions_, {share.own_tokens}),
+                    .output_rows = seen(rows_, {share.own_rows}),
+                    .topk_horizon = topk_horizon_};
   tensor::Ops& ops = offload_ != nullptr ? *offload_ : backend_->ops();
-  model::Pass pass{.ops = ops, .comm = *comm_, .weights = weights_.set, .cache = &cache_, .batch = batch, .replica_tokens = share.tokens};
+  model::Pass pass{.ops = ops,
+                   .comm = *comm_,
+                   .weights = weights_.set,
+                   .cache = &cache_,
+                   .batch = batch,
+                   .replica_tokens = share.tokens};
   const std::byte* out_data = nullptr;
   FATHOM_TRY(const bool called, backend_->run_pass(share.key, [&] {
     if (staging_ != nullptr) backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
@@ -253,17 +297,24 @@ Status Engine::choose_tokens(const std::byte* logits, const Share& share) {
   const std::size_t rows = choosing_.size();
   FATHOM_CHECK(static_cast<std::int64_t>(rows) == share.all_rows, "a row of logits for each that is asked for");
   auto* const asked = reinterpret_cast<tensor::SamplingRow*>(asked_->data());
-  auto* const ids = reinterpret_cast<std::int32_t*>(asked_->data() + static_cast<Bytes>(logit_rows(options_)) * sizeof(tensor::SamplingRow));
+  auto* const ids = reinterpret_cast<std::int32_t*>(asked_->data() + static_cast<Bytes>(logit_rows(options_)) *
+                                                                         sizeof(tensor::SamplingRow));
   const auto row_of = [&](std::size_t i) { return share.order.empty() ? i : static_cast<std::size_t>(share.order[i]); };
   for (std::size_t i = 0; i < rows; ++i) asked[row_of(i)] = choosing_[i];
-  backend_->sample({.logits = reinterpret_cast<const float*>(logits), .rows = share.all_rows, .vocabulary = spec().vocabulary, .asked = asked, .seen = reinterpret_cast<std::uint32_t*>(seen_->data()), .ids = ids});
+  backend_->sample({.logits = reinterpret_cast<const float*>(logits),
+                    .rows = share.all_rows,
+                    .vocabulary = spec().vocabulary,
+                    .asked = asked,
+                    .seen = reinterpret_cast<std::uint32_t*>(seen_->data()),
+                    .ids = ids});
   FATHOM_TRY_VOID(backend_->synchronize());
   chosen_.resize(rows);
   for (std::size_t i = 0; i < rows; ++i) chosen_[i] = ids[row_of(i)];
   return {};
 }
 
-Result<std::span<const std::int32_t>> Engine::step_choosing(std::span<const SlotTokens> tokens, std::span<const tensor::SamplingRow> asked) {
+Result<std::span<const std::int32_t>> Engine::step_choosing(std::span<const SlotTokens> tokens,
+                                                            std::span<const tensor::SamplingRow> asked) {
   FATHOM_CHECK(chooses() && asked.size() == tokens.size() && !tokens.empty());
   std::vector<tensor::SamplingRow> rows(asked.begin(), asked.end());
   for (std::size_t i = 0; i < rows.size(); ++i) rows[i].seen = tokens[i].slot;
@@ -274,7 +325,8 @@ Result<std::span<const std::int32_t>> Engine::step_choosing(std::span<const Slot
   return std::span<const std::int32_t>(chosen_);
 }
 
-Result<std::int32_t> Engine::choose(std::int64_t slot, std::span<const std::int32_t> ids, const tensor::SamplingRow& asked) {
+Result<std::int32_t> Engine::choose(std::int64_t slot, std::span<const std::int32_t> ids,
+                                    const tensor::SamplingRow& asked) {
   FATHOM_TRY_VOID(check_room(slot, ids.size()));
   while (std::ssize(ids) > options_.prefill_chunk) {
     const SlotTokens part{slot, ids.first(static_cast<std::size_t>(options_.prefill_chunk))};
@@ -289,7 +341,8 @@ Result<std::int32_t> Engine::choose(std::int64_t slot, std::span<const std::int3
 Status Engine::set_history(std::int64_t slot, std::span<const std::uint32_t> seen) {
   const Bytes words = seen_words(spec().vocabulary);
   FATHOM_CHECK(chooses() && seen.size() == words);
-  return backend_->upload(seen_->data() + static_cast<Bytes>(slot) * words * sizeof(std::uint32_t), std::as_bytes(seen));
+  return backend_->upload(seen_->data() + static_cast<Bytes>(slot) * words * sizeof(std::uint32_t),
+                          std::as_bytes(seen));
 }
 
 // Refuse a prompt that cannot fit before any of it is computed.
@@ -297,7 +350,9 @@ Status Engine::check_room(std::int64_t slot, std::size_t tokens) const {
   FATHOM_CHECK(tokens > 0);
   const std::int64_t needed = length(slot) + static_cast<std::int64_t>(tokens);
   if (needed <= options_.context) return {};
-  return fail("engine.context_full", {{"context", std::to_string(options_.context)}, {"needed", std::to_string(needed)}, {"max", std::to_string(spec().max_context)}});
+  return fail("engine.context_full", {{"context", std::to_string(options_.context)},
+                                      {"needed", std::to_string(needed)},
+                                      {"max", std::to_string(spec().max_context)}});
 }
 
 Result<std::span<const float>> Engine::prefill(std::int64_t slot, std::span<const std::int32_t> ids) {

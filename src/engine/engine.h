@@ -1,6 +1,6 @@
-// Engine: a model, its weights, caches and activations in memory, ready to step. Everything is allocated in create(), exactly as
-// planned by running the same model on meta; a step allocates nothing. Of a model that is spread over ranks each has an engine with its
-// share: rank 0's is stepped, and has the others, which follow(), make the same pass.
+// Engine: a model, its weights, caches and activations in memory, ready to step. Everything is allocated in create(),
+// exactly as planned by running the same model on meta; a step allocates nothing. Of a model that is spread over ranks
+// each has an engine with its share: rank 0's is stepped, and has the others, which follow(), make the same pass.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -27,16 +27,16 @@ struct EngineOptions {
 
 /// Bytes by category. Planned by plan_memory() on meta; what create() allocates is equal, to the byte.
 struct EngineMemory {
-  Bytes weights = 0;              // tensors
-  Bytes weights_arena = 0;        // as they lie, aligned
+  Bytes weights = 0;        // tensors
+  Bytes weights_arena = 0;  // as they lie, aligned
   Bytes cache = 0;
-  Bytes activations = 0;          // the arena
-  Bytes activations_peak = 0;     // most bytes alive at once
-  Bytes constants = 0;            // rotary frequencies and the batch's own tables
-  Bytes workspace = 0;            // of kernels
-  Bytes ring = 0;                 // places that weights in host memory are streamed into
-  Bytes sampling = 0;             // bits of seen tokens, where the device chooses
-  Bytes host = 0;                 // not in total(): weights in host memory, and what the host keeps for the device
+  Bytes activations = 0;       // the arena
+  Bytes activations_peak = 0;  // most bytes alive at once
+  Bytes constants = 0;         // rotary frequencies and the batch's own tables
+  Bytes workspace = 0;         // of kernels
+  Bytes ring = 0;              // places that weights in host memory are streamed into
+  Bytes sampling = 0;          // bits of seen tokens, where the device chooses
+  Bytes host = 0;              // not in total(): weights in host memory, and what the host keeps for the device
   Bytes total() const { return weights_arena + ring + cache + activations + constants + workspace + sampling; }
 };
 
@@ -47,11 +47,14 @@ struct EnginePlan {
   EngineMemory memory;
   std::array<tensor::ArenaPlan, 3> arenas;  // by PassKind
 };
-/// What one block must have for the device buffers of such an engine and its weights (Backend::reserve), without the backend's workspace.
+/// What one block must have for the device buffers of such an engine and its weights (Backend::reserve), without the
+/// backend's workspace.
 Bytes reserved_bytes(const EngineMemory& memory);
-/// What an engine of these options will allocate, without allocating it. Errors: kUnsupported when the architecture can only be planned.
-/// `options` are those of the whole run, `spread` and `rank` say whose share `architecture` is.
-Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights, const EngineOptions& options, DType activation_dtype, const Spread& spread = {}, int rank = 0);
+/// What an engine of these options will allocate, without allocating it. Errors: kUnsupported when the architecture can
+/// only be planned. `options` are those of the whole run, `spread` and `rank` say whose share `architecture` is.
+Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights,
+                               const EngineOptions& options, DType activation_dtype, const Spread& spread = {},
+                               int rank = 0);
 
 /// Tokens to append to a sequence.
 struct SlotTokens {
@@ -62,10 +65,12 @@ enum class Logits : std::uint8_t { kNone, kLast, kAll };
 
 class Engine {
  public:
-  /// Takes over all three. `architecture` must be unsplit or sharded as `weights` are. With other ranks beside it all of them call this at
-  /// once (crew.h does), and share what went wrong: an error of one is the error of all.
-  static Result<std::unique_ptr<Engine>> create(std::unique_ptr<model::Architecture> architecture, std::unique_ptr<tensor::Backend> backend,
-                                                weights::LoadedWeights weights, const EngineOptions& options, Seat seat = {}, OffloadOptions offload = {});
+  /// Takes over all three. `architecture` must be unsplit or sharded as `weights` are. With other ranks beside it all
+  /// of them call this at once (crew.h does), and share what went wrong: an error of one is the error of all.
+  static Result<std::unique_ptr<Engine>> create(std::unique_ptr<model::Architecture> architecture,
+                                                std::unique_ptr<tensor::Backend> backend,
+                                                weights::LoadedWeights weights, const EngineOptions& options,
+                                                Seat seat = {}, OffloadOptions offload = {});
   /// Rank 0's lets the others go.
   ~Engine();
   Engine(const Engine&) = delete;
@@ -81,17 +86,20 @@ class Engine {
   /// Null when all weights are on the device.
   const OffloadOps* offload() const { return offload_.get(); }
   /// What every rank planned and took when it was made, by rank; rank 0 knows.
-  struct RankMemory { EngineMemory planned, allocated; };
+  struct RankMemory {
+    EngineMemory planned, allocated;
+  };
   const std::vector<RankMemory>& ranks() const { return ranks_; }
 
   /// Tokens that the slot's sequence has so far.
   std::int64_t length(std::int64_t slot) const { return lengths_[static_cast<std::size_t>(slot)]; }
   void reset(std::int64_t slot) { lengths_[static_cast<std::size_t>(slot)] = 0; }
 
-  /// One pass over the given tokens (at most prefill_chunk in total, each slot at most once), appended to their sequences. Answers logits
-  /// [rows, vocabulary] f32: none, one row a slot (its last token), or one a token; valid until the next call.
-  /// Errors: engine.context_full (naming the limit), engine.bad_token; those of the device, and "ranks.failed" and "ranks.silent" when
-  /// another rank is at fault: afterwards this run of ranks is over and every step answers the same.
+  /// One pass over the given tokens (at most prefill_chunk in total, each slot at most once), appended to their
+  /// sequences. Answers logits [rows, vocabulary] f32: none, one row a slot (its last token), or one a token; valid
+  /// until the next call. Errors: engine.context_full (naming the limit), engine.bad_token; those of the device, and
+  /// "ranks.failed" and "ranks.silent" when another rank is at fault: afterwards this run of ranks is over and every
+  /// step answers the same.
   Result<std::span<const float>> step(std::span<const SlotTokens> tokens, Logits logits);
   /// For comparing with a reference that computed `tokens` tokens at once (tensor/topk_horizon.h); 0, the default: not.
   void set_topk_horizon(std::int64_t tokens) { topk_horizon_ = tokens; }
@@ -100,9 +108,11 @@ class Engine {
 
   /// Whether the device chooses tokens by itself, so that ids alone come to the host.
   bool chooses() const { return asked_ != nullptr; }
-  /// A pass as step(kLast), of whose logits the device chooses a token a slot by `asked` (Sampler::next_row; `seen` is set here), the same that a
-  /// Sampler would: valid until the next call, -1 where logits are not finite. Only where chooses().
-  Result<std::span<const std::int32_t>> step_choosing(std::span<const SlotTokens> tokens, std::span<const tensor::SamplingRow> asked);
+  /// A pass as step(kLast), of whose logits the device chooses a token a slot by `asked` (Sampler::next_row; `seen` is
+  /// set here), the same that a Sampler would: valid until the next call, -1 where logits are not finite. Only where
+  /// chooses().
+  Result<std::span<const std::int32_t>> step_choosing(std::span<const SlotTokens> tokens,
+                                                      std::span<const tensor::SamplingRow> asked);
   /// The same after a text of any length, appended in chunks.
   Result<std::int32_t> choose(std::int64_t slot, std::span<const std::int32_t> ids, const tensor::SamplingRow& asked);
   /// Tokens (Sampler::seen) that penalties of this slot look at; what is chosen is added. Only where chooses().
@@ -143,21 +153,23 @@ class Engine {
   weights::LoadedWeights weights_;
   std::unique_ptr<tensor::Buffer> cache_memory_, arena_, constants_;
   std::map<std::uint64_t, const std::byte*> outputs_of_;  // where a pass that may be replayed leaves its logits
-  std::unique_ptr<tensor::Buffer> logits_;  // where the host reads them; null when it reads the arena
-  std::unique_ptr<tensor::Buffer> handover_;  // to experts on the host
+  std::unique_ptr<tensor::Buffer> logits_;                // where the host reads them; null when it reads the arena
+  std::unique_ptr<tensor::Buffer> handover_;              // to experts on the host
   std::unique_ptr<OffloadOps> offload_;
   model::CacheSet cache_;
   std::vector<std::int64_t> lengths_;
   std::int64_t topk_horizon_ = 0;
   std::int64_t passes_ = 0;
-  std::unique_ptr<tensor::Buffer> asked_, seen_;   // of tokens chosen on the device: rows and ids as both see them; bits by slot
+  std::unique_ptr<tensor::Buffer> asked_,
+      seen_;  // of tokens chosen on the device: rows and ids as both see them; bits by slot
   std::span<const tensor::SamplingRow> choosing_;  // what the pass in progress asks for
   std::vector<std::int32_t> chosen_;
-  std::vector<float> ordered_;                     // logits of several replicas, in the order of the caller's tokens
+  std::vector<float> ordered_;  // logits of several replicas, in the order of the caller's tokens
   std::vector<tensor::Sequence> sequences_;
   tensor::Tensor ids_, positions_, rows_, table_;  // where the host fills them in
-  std::unique_ptr<tensor::Buffer> staging_;        // constants_ as the host sees it, copied when a pass begins; null when it sees constants_
-  Bytes tables_ = 0, tables_bytes_ = 0;            // of both
+  std::unique_ptr<tensor::Buffer>
+      staging_;  // constants_ as the host sees it, copied when a pass begins; null when it sees constants_
+  Bytes tables_ = 0, tables_bytes_ = 0;  // of both
   std::byte* staged() const { return staging_ != nullptr ? staging_->data() : constants_->data(); }
   std::byte* on_device(const std::byte* at) const { return constants_->data() + (at - staged()); }
 };

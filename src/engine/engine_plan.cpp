@@ -38,19 +38,23 @@ std::vector<std::int64_t> beside(std::int64_t mine, std::int64_t most, const Spr
 }
 
 // The pass of each kind with the most tokens, run on meta: its buffers' lives become offsets.
-tensor::ArenaPlan trace_pass(model::Architecture& architecture, const model::WeightSet& weights, const EngineOptions& run, DType activations, PassKind kind, const CacheLayout& layout, const Spread& spread, int rank) {
+tensor::ArenaPlan trace_pass(model::Architecture& architecture, const model::WeightSet& weights,
+                             const EngineOptions& run, DType activations, PassKind kind, const CacheLayout& layout,
+                             const Spread& spread, int rank) {
   const EngineOptions options = local_options(run, spread);
   std::vector<Sequence> sequences;
   std::int64_t tokens = 0;
   if (kind == PassKind::kDecode) {
-    for (std::int64_t s = 0; s < options.slots; ++s) sequences.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(s), 1, 1});
+    for (std::int64_t s = 0; s < options.slots; ++s)
+      sequences.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(s), 1, 1});
     tokens = options.slots;
   } else {
     // Many sequences in one pass need a row more of some tables than one long one: entries are rounded up for each.
     const std::int64_t count = std::min(options.slots, options.prefill_chunk);
     for (std::int64_t s = 0; s < count; ++s) {
       const std::int64_t share = (options.prefill_chunk - tokens) / (count - s);
-      sequences.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(tokens), static_cast<std::int32_t>(share), kind == PassKind::kContinue ? 1 : 0});
+      sequences.push_back({static_cast<std::int32_t>(s), static_cast<std::int32_t>(tokens),
+                           static_cast<std::int32_t>(share), kind == PassKind::kContinue ? 1 : 0});
       tokens += share;
     }
   }
@@ -60,12 +64,21 @@ tensor::ArenaPlan trace_pass(model::Architecture& architecture, const model::Wei
   meta::MetaCollectives comm(ops, group_sizes(spread, rank));
   std::byte* const nowhere = nullptr;
   const model::CacheSet cache = view_cache(architecture.cache(), options, layout, nowhere);
-  Batch batch{.tokens = tokens, .sequences = sequences, .sequence_table = {}, .ids = make_tensor(nowhere, DType::i32, {tokens}), .positions = make_tensor(nowhere, DType::i32, {tokens}),
+  Batch batch{.tokens = tokens,
+              .sequences = sequences,
+              .sequence_table = {},
+              .ids = make_tensor(nowhere, DType::i32, {tokens}),
+              .positions = make_tensor(nowhere, DType::i32, {tokens}),
               .output_rows = make_tensor(nowhere, DType::i32, {std::min(tokens, logit_rows(options))})};
-  const std::vector<std::int64_t> replica_tokens = beside(tokens, std::max(tokens, kind == PassKind::kDecode ? run.slots : run.prefill_chunk), spread, rank);
-  const std::vector<std::int64_t> replica_rows = beside(batch.output_rows.dim(0), std::max(batch.output_rows.dim(0), logit_rows(run)), spread, rank);
-  model::Pass pass{.ops = ops, .comm = comm, .weights = weights, .cache = &cache, .batch = batch, .replica_tokens = replica_tokens};
-  { const Value logits = collect_logits(pass, architecture.forward(pass), architecture.spec().vocabulary, replica_rows); }
+  const std::vector<std::int64_t> replica_tokens =
+      beside(tokens, std::max(tokens, kind == PassKind::kDecode ? run.slots : run.prefill_chunk), spread, rank);
+  const std::vector<std::int64_t> replica_rows =
+      beside(batch.output_rows.dim(0), std::max(batch.output_rows.dim(0), logit_rows(run)), spread, rank);
+  model::Pass pass{
+      .ops = ops, .comm = comm, .weights = weights, .cache = &cache, .batch = batch, .replica_tokens = replica_tokens};
+  {
+    const Value logits = collect_logits(pass, architecture.forward(pass), architecture.spec().vocabulary, replica_rows);
+  }
   pass.rotary.clear();
   pass.shared.clear();
   const meta::Trace trace = ops.take();
@@ -75,7 +88,9 @@ tensor::ArenaPlan trace_pass(model::Architecture& architecture, const model::Wei
   for (const meta::MemoryEvent& event : trace.events) {
     if (event.allocate) {
       index[event.buffer] = static_cast<std::int64_t>(lives.size());
-      lives.push_back({.bytes = aligned(static_cast<Bytes>(trace.buffers[event.buffer].bytes.fixed)), .first = clock, .last = clock});
+      lives.push_back({.bytes = aligned(static_cast<Bytes>(trace.buffers[event.buffer].bytes.fixed)),
+                       .first = clock,
+                       .last = clock});
     } else {
       lives[static_cast<std::size_t>(index[event.buffer])].last = clock;
     }
@@ -87,7 +102,8 @@ tensor::ArenaPlan trace_pass(model::Architecture& architecture, const model::Wei
 Status check_options(const model::Architecture& architecture, const EngineOptions& options) {
   if (!architecture.runnable()) return fail_unsupported("model.v41_not_runnable");
   if (options.context < 1 || options.context > architecture.spec().max_context)
-    return fail("engine.context_range", {{"context", std::to_string(options.context)}, {"max", std::to_string(architecture.spec().max_context)}});
+    return fail("engine.context_range", {{"context", std::to_string(options.context)},
+                                         {"max", std::to_string(architecture.spec().max_context)}});
   FATHOM_CHECK(options.slots >= 1 && options.prefill_chunk >= options.slots);
   return {};
 }
@@ -103,20 +119,23 @@ EngineOptions local_options(const EngineOptions& options, const Spread& spread) 
 CacheLayout lay_out_cache(const model::CacheSpec& spec, const EngineOptions& options) {
   CacheLayout layout;
   for (const model::CacheTensor& t : spec.tensors) {
-    const Bytes bytes = static_cast<Bytes>(options.slots * t.rows_for(options.context) * t.width) * static_cast<Bytes>(dtype_bytes(cache_type(t, options)));
+    const Bytes bytes = static_cast<Bytes>(options.slots * t.rows_for(options.context) * t.width) *
+                        static_cast<Bytes>(dtype_bytes(cache_type(t, options)));
     layout.offsets.push_back(layout.total);
     layout.total += aligned(bytes);
   }
   return layout;
 }
 
-model::CacheSet view_cache(const model::CacheSpec& spec, const EngineOptions& options, const CacheLayout& layout, std::byte* base) {
+model::CacheSet view_cache(const model::CacheSpec& spec, const EngineOptions& options, const CacheLayout& layout,
+                           std::byte* base) {
   model::CacheSet set{.spec = &spec, .tensors = {}, .rows_per_slot = {}};
   for (std::size_t i = 0; i < spec.tensors.size(); ++i) {
     const model::CacheTensor& t = spec.tensors[i];
     const std::int64_t rows = t.rows_for(options.context);
     set.rows_per_slot.push_back(rows);
-    set.tensors.push_back(make_tensor(base + layout.offsets[i], cache_type(t, options), {options.slots * rows, t.width}));
+    set.tensors.push_back(
+        make_tensor(base + layout.offsets[i], cache_type(t, options), {options.slots * rows, t.width}));
   }
   return set;
 }
@@ -130,7 +149,8 @@ std::vector<Tensor> place_constants(const model::Architecture& architecture, std
   std::vector<Tensor> tensors;
   for (const std::vector<float>& values : architecture.constants()) {
     if (base != nullptr) std::memcpy(base + used, values.data(), values.size() * sizeof(float));
-    tensors.push_back(make_tensor(base == nullptr ? nullptr : base + used, DType::f32, {static_cast<std::int64_t>(values.size())}));
+    tensors.push_back(
+        make_tensor(base == nullptr ? nullptr : base + used, DType::f32, {static_cast<std::int64_t>(values.size())}));
     used += aligned(values.size() * sizeof(float));
   }
   return tensors;
@@ -138,7 +158,8 @@ std::vector<Tensor> place_constants(const model::Architecture& architecture, std
 
 Value collect_logits(model::Pass& pass, Value logits, std::int64_t vocabulary, std::span<const std::int64_t> rows) {
   tensor::Collectives& comm = pass.comm;
-  const std::int64_t total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0}), own = rows[static_cast<std::size_t>(comm.rank(Group::kAttention))];
+  const std::int64_t total = std::accumulate(rows.begin(), rows.end(), std::int64_t{0}),
+                     own = rows[static_cast<std::size_t>(comm.rank(Group::kAttention))];
   if (total == 0) return {};
   const int stages = comm.size(Group::kPipeline), parts = comm.size(Group::kTensor);
   const bool speaks = comm.rank(Group::kTensor) == 0 && comm.rank(Group::kAttention) == 0;
@@ -153,7 +174,8 @@ Value collect_logits(model::Pass& pass, Value logits, std::int64_t vocabulary, s
     Value beside = tensor::allocate(pass.ops, logits->dtype, {own * parts, width});
     comm.all_gather(Group::kTensor, logits, beside);
     logits = tensor::allocate(pass.ops, beside->dtype, {own, vocabulary});
-    for (int i = 0; i < parts; ++i) pass.ops.copy({.x = beside->rows(own * i, own), .out = logits->columns(width * i, width)});
+    for (int i = 0; i < parts; ++i)
+      pass.ops.copy({.x = beside->rows(own * i, own), .out = logits->columns(width * i, width)});
   }
   if (comm.size(Group::kAttention) > 1) {
     Value all = tensor::allocate(pass.ops, logits->dtype, {total, vocabulary});
@@ -166,12 +188,15 @@ Value collect_logits(model::Pass& pass, Value logits, std::int64_t vocabulary, s
 
 Bytes reserved_bytes(const EngineMemory& memory) {
   Bytes all = 0;
-  for (const Bytes bytes : {memory.weights_arena, memory.ring, std::max<Bytes>(memory.cache, 1), std::max<Bytes>(memory.activations, 1), std::max<Bytes>(memory.constants, 1), memory.sampling})
+  for (const Bytes bytes :
+       {memory.weights_arena, memory.ring, std::max<Bytes>(memory.cache, 1), std::max<Bytes>(memory.activations, 1),
+        std::max<Bytes>(memory.constants, 1), memory.sampling})
     all += tensor::Backend::reserved_bytes(bytes);
   return all;
 }
 
-Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights, const EngineOptions& options, DType activation_dtype, const Spread& spread, int rank) {
+Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights::WeightPlan& weights,
+                               const EngineOptions& options, DType activation_dtype, const Spread& spread, int rank) {
   FATHOM_TRY_VOID(check_options(architecture, options));
   EnginePlan plan;
   Bytes constants = 0;
@@ -189,7 +214,9 @@ Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights:
   plan.memory.weights_arena = weights.arena_bytes;
   plan.memory.ring = weights.residence.ring_bytes();
   plan.memory.host = weights.residence.host_bytes;
-  if (rank == 0) plan.memory.sampling = static_cast<Bytes>(options.slots) * static_cast<Bytes>((architecture.spec().vocabulary + 31) / 32) * sizeof(std::uint32_t);
+  if (rank == 0)
+    plan.memory.sampling = static_cast<Bytes>(options.slots) *
+                           static_cast<Bytes>((architecture.spec().vocabulary + 31) / 32) * sizeof(std::uint32_t);
   plan.memory.cache = layout.total;
   plan.memory.constants = constants + table_bytes(local);
   return plan;

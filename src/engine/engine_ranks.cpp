@@ -14,7 +14,9 @@ struct Header {
   std::uint32_t logits = 0;
   std::int64_t parts = 0, topk_horizon = 0;
 };
-struct Part { std::int64_t slot = 0, past = 0, tokens = 0; };
+struct Part {
+  std::int64_t slot = 0, past = 0, tokens = 0;
+};
 
 template <class T>
 void append(std::vector<std::byte>& out, const T* values, std::size_t count) {
@@ -58,7 +60,9 @@ Status Engine::join_ranks(Status mine) {
 Status Engine::command(std::span<const SlotTokens> tokens, Logits logits) {
   if (const auto failure = seat_.transport->failure()) return tl::unexpected<Error>(*failure);
   std::vector<std::byte> bytes;
-  const Header header{.logits = static_cast<std::uint32_t>(logits), .parts = static_cast<std::int64_t>(tokens.size()), .topk_horizon = topk_horizon_};
+  const Header header{.logits = static_cast<std::uint32_t>(logits),
+                      .parts = static_cast<std::int64_t>(tokens.size()),
+                      .topk_horizon = topk_horizon_};
   append(bytes, &header, 1);
   for (const SlotTokens& tokens_of : tokens) {
     const Part part{tokens_of.slot, length(tokens_of.slot), static_cast<std::int64_t>(tokens_of.ids.size())};
@@ -99,7 +103,9 @@ std::span<const float> Engine::in_order(std::span<const float> logits, const std
   if (order.empty() || logits.empty()) return logits;
   const auto width = static_cast<std::size_t>(spec().vocabulary);
   ordered_.resize(logits.size());
-  for (std::size_t row = 0; row < order.size(); ++row) std::memcpy(ordered_.data() + row * width, logits.data() + static_cast<std::size_t>(order[row]) * width, width * sizeof(float));
+  for (std::size_t row = 0; row < order.size(); ++row)
+    std::memcpy(ordered_.data() + row * width, logits.data() + static_cast<std::size_t>(order[row]) * width,
+                width * sizeof(float));
   return ordered_;
 }
 

@@ -12,7 +12,11 @@
 namespace fathom::engine {
 namespace {
 
-struct Fault { std::string kind; int rank = -1; std::int64_t pass = 0; };
+struct Fault {
+  std::string kind;
+  int rank = -1;
+  std::int64_t pass = 0;
+};
 
 int number(std::string_view text, int otherwise) {
   int value = otherwise;
@@ -45,9 +49,11 @@ Status inject_fault(const Seat& seat, std::int64_t pass, tensor::Backend& backen
   if (fault.rank != seat.rank || fault.pass != pass) return {};
   if (fault.kind == "kill") std::raise(SIGKILL);
   if (fault.kind == "hang")
-    while (seat.transport == nullptr || !seat.transport->failure()) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    while (seat.transport == nullptr || !seat.transport->failure())
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
   if (fault.kind == "device" && backend.break_device()) return {};  // the pass will find out
-  if (fault.kind == "hang" || fault.kind == "error" || fault.kind == "device") return fail_environment("ranks.injected", {{"kind", fault.kind}});
+  if (fault.kind == "hang" || fault.kind == "error" || fault.kind == "device")
+    return fail_environment("ranks.injected", {{"kind", fault.kind}});
   return {};
 }
 

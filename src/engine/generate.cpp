@@ -12,7 +12,8 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 // Text that is out, and text held back because it may be the beginning of a stop string.
 class StopFilter {
  public:
-  StopFilter(const std::vector<std::string>& stops, const std::function<bool(std::string_view)>& out) : stops_(stops), out_(out) {}
+  StopFilter(const std::vector<std::string>& stops, const std::function<bool(std::string_view)>& out)
+      : stops_(stops), out_(out) {}
   /// False when a stop string is complete or the listener cancelled.
   bool push(std::string_view piece) {
     held_ += piece;
@@ -56,7 +57,8 @@ std::string_view stop_reason_name(StopReason reason) {
   return names[static_cast<int>(reason)];
 }
 
-Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const std::int32_t> prompt, const GenerateOptions& options, const text::Tokenizer* tokenizer,
+Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const std::int32_t> prompt,
+                           const GenerateOptions& options, const text::Tokenizer* tokenizer,
                            const std::function<bool(std::string_view)>& on_text) {
   FATHOM_TRY_VOID(check_sampling(options.sampling));
   if (prompt.empty()) return fail("engine.empty_prompt");
@@ -82,7 +84,8 @@ Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const st
   FATHOM_TRY(std::int32_t id, next(prompt));
   result.prefill_seconds = now() - started;
   while (static_cast<std::int64_t>(result.ids.size()) < options.max_tokens) {
-    if (!options.ignore_stop && std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) {
+    if (!options.ignore_stop &&
+        std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) {
       result.reason = StopReason::kEndToken;
       break;
     }
@@ -101,8 +104,10 @@ Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const st
     result.token_seconds.push_back(now() - started);
   }
   if (decoder && result.reason != StopReason::kStopString && result.reason != StopReason::kCancelled) {
-    if (filter.push(decoder->finish())) filter.finish();
-    else if (filter.stopped()) result.reason = StopReason::kStopString;
+    if (filter.push(decoder->finish()))
+      filter.finish();
+    else if (filter.stopped())
+      result.reason = StopReason::kStopString;
   }
   result.text = filter.take_text();
   return result;

@@ -10,7 +10,8 @@ using tensor::Weight;
 namespace {
 
 Bytes aligned_rows(std::int64_t rows, std::int64_t width) {
-  return (static_cast<Bytes>(rows) * static_cast<Bytes>(width) * 4 + tensor::kBufferAlignment - 1) / tensor::kBufferAlignment * tensor::kBufferAlignment;
+  return (static_cast<Bytes>(rows) * static_cast<Bytes>(width) * 4 + tensor::kBufferAlignment - 1) /
+         tensor::kBufferAlignment * tensor::kBufferAlignment;
 }
 
 }  // namespace
@@ -31,20 +32,30 @@ struct OffloadOps::HostCall {
   }
 };
 
-OffloadOps::OffloadOps(tensor::Backend& device, const model::WeightTable& table, const weights::LoadedWeights& weights, const OffloadOptions& options, const HostHandover& handover, std::byte* staging)
-    : device_(device), ops_(device.ops()), weights_(weights), options_(options), handover_(handover), staging_(staging), held_(static_cast<std::size_t>(weights.plan.residence.places), -1) {
+OffloadOps::OffloadOps(tensor::Backend& device, const model::WeightTable& table, const weights::LoadedWeights& weights,
+                       const OffloadOptions& options, const HostHandover& handover, std::byte* staging)
+    : device_(device),
+      ops_(device.ops()),
+      weights_(weights),
+      options_(options),
+      handover_(handover),
+      staging_(staging),
+      held_(static_cast<std::size_t>(weights.plan.residence.places), -1) {
   FATHOM_CHECK(!weights.plan.residence.units.empty() && weights.plan.residence.places <= tensor::kMostPlaces);
   FATHOM_CHECK(ops_.activation_dtype() == DType::f32, "what is handed over is f32");
   layer_of_.assign(static_cast<std::size_t>(table.parameters()), -1);
   for (const model::WeightEntry& entry : table.entries()) {
     if (entry.tied_to >= 0) continue;
     std::fill_n(layer_of_.begin() + entry.first_parameter, entry.experts, entry.layer);
-    if (weights.plan.residence.unit(static_cast<std::size_t>(entry.first_parameter)) >= 0) experts_alone_ = experts_alone_ && entry.cls == model::WeightClass::kRoutedExpert;
+    if (weights.plan.residence.unit(static_cast<std::size_t>(entry.first_parameter)) >= 0)
+      experts_alone_ = experts_alone_ && entry.cls == model::WeightClass::kRoutedExpert;
   }
 }
 OffloadOps::~OffloadOps() = default;
 
-bool OffloadOps::streams(std::int64_t tokens) const { return weights_.plan.residence.places > 0 && (options_.host == nullptr || tokens > options_.host_tokens); }
+bool OffloadOps::streams(std::int64_t tokens) const {
+  return weights_.plan.residence.places > 0 && (options_.host == nullptr || tokens > options_.host_tokens);
+}
 
 std::int64_t OffloadOps::host_calls() const {
   std::int64_t count = 0;
@@ -55,7 +66,8 @@ std::int64_t OffloadOps::host_calls() const {
 void OffloadOps::fetch(int unit) {
   const weights::Residence::Unit& of = weights_.plan.residence.units[static_cast<std::size_t>(unit)];
   const weights::WeightBlocks blocks = weights_.blocks();
-  device_.fetch(of.place, blocks.ring + weights_.plan.residence.place_bytes * static_cast<Bytes>(of.place), blocks.host + of.offset, of.bytes);
+  device_.fetch(of.place, blocks.ring + weights_.plan.residence.place_bytes * static_cast<Bytes>(of.place),
+                blocks.host + of.offset, of.bytes);
   held_[static_cast<std::size_t>(of.place)] = unit;
   fetched_ += of.bytes;
 }
@@ -66,7 +78,8 @@ void OffloadOps::leave_current() {
   const weights::Residence& residence = weights_.plan.residence;
   const int place = residence.units[static_cast<std::size_t>(current_)].place, next = current_ + residence.places;
   device_.leave(place);
-  fetch(next < static_cast<int>(residence.units.size()) ? next : place);  // unit number `place` is the first that lies there
+  fetch(next < static_cast<int>(residence.units.size()) ? next
+                                                        : place);  // unit number `place` is the first that lies there
   current_ = -1;
 }
 
@@ -86,7 +99,8 @@ void OffloadOps::bring(std::int32_t parameter) {
 }
 
 void OffloadOps::leave_before(std::int32_t parameter) {
-  if (current_ >= 0 && parameter >= 0 && layer_of_[static_cast<std::size_t>(parameter)] != current_layer_) leave_current();
+  if (current_ >= 0 && parameter >= 0 && layer_of_[static_cast<std::size_t>(parameter)] != current_layer_)
+    leave_current();
 }
 
 void OffloadOps::rms_norm(const tensor::RmsNormArgs& args) {
@@ -113,7 +127,8 @@ void OffloadOps::grouped_linear(const tensor::GroupedLinearArgs& args) {
 
 void OffloadOps::experts(const tensor::ExpertsArgs& args) {
   const std::int32_t parameter = args.gate.empty() ? -1 : args.gate[0].parameter;
-  if (parameter < 0 || weights_.plan.residence.unit(static_cast<std::size_t>(parameter)) < 0 || args.x.dim(0) == 0) return ops_.experts(args);
+  if (parameter < 0 || weights_.plan.residence.unit(static_cast<std::size_t>(parameter)) < 0 || args.x.dim(0) == 0)
+    return ops_.experts(args);
   if (!streams(args.x.dim(0))) return compute_on_host(args);
   bring(parameter);
   ops_.experts(args);
@@ -129,14 +144,17 @@ void OffloadOps::copy_rows(const Tensor& rows, std::byte* host, bool up) {
   for (std::int64_t i = 0; i < pieces; ++i) {
     std::byte* const there = rows.data + static_cast<Bytes>(i * rows.strides[0]) * 4;
     std::byte* const here = host + static_cast<Bytes>(i) * row;
-    if (up) device_.copy_in(there, here, bytes);
-    else device_.copy_out(here, there, bytes);
+    if (up)
+      device_.copy_in(there, here, bytes);
+    else
+      device_.copy_out(here, there, bytes);
   }
 }
 
 void OffloadOps::compute_on_host(const tensor::ExpertsArgs& args) {
   const std::int64_t tokens = args.x.dim(0), hidden = args.x.dim(1), top_k = args.indices.dim(1);
-  FATHOM_CHECK(tokens <= handover_.tokens && hidden == handover_.hidden && top_k == handover_.top_k, "more than was planned to be handed over");
+  FATHOM_CHECK(tokens <= handover_.tokens && hidden == handover_.hidden && top_k == handover_.top_k,
+               "more than was planned to be handed over");
   std::byte* at = staging_;
   const auto take = [&](DType dtype, std::int64_t width, std::int64_t most) {
     const Tensor tensor = tensor::make_tensor(at, dtype, {tokens, width});
@@ -150,7 +168,8 @@ void OffloadOps::compute_on_host(const tensor::ExpertsArgs& args) {
     call = std::make_unique<HostCall>();
     const auto of = [&](std::span<const Weight> seen) {
       std::vector<Weight> own;
-      for (const Weight& weight : seen) own.push_back(weights_.on_host.all()[static_cast<std::size_t>(weight.parameter)]);
+      for (const Weight& weight : seen)
+        own.push_back(weights_.on_host.all()[static_cast<std::size_t>(weight.parameter)]);
       return own;
     };
     call->ops = &options_.host->ops();
@@ -166,7 +185,8 @@ void OffloadOps::compute_on_host(const tensor::ExpertsArgs& args) {
     call->args.up = call->up;
     call->args.down = call->down;
   }
-  FATHOM_CHECK(call->args.accumulate == args.accumulate && call->args.first_expert == args.first_expert, "experts that are called in two ways");
+  FATHOM_CHECK(call->args.accumulate == args.accumulate && call->args.first_expert == args.first_expert,
+               "experts that are called in two ways");
   copy_rows(args.x, x.data, false);
   copy_rows(args.indices, indices.data, false);
   copy_rows(args.weights, weights.data, false);

@@ -1,6 +1,7 @@
-// OffloadOps: the ops of a device that does not hold all weights. It passes every op on. Before one whose weights belong to a unit in
-// host memory (weights::Residence) it sees to it that the unit is in its place on the device, and has the next ones fetched while ops run; or it
-// has experts computed by the host's own backend, where a pass is small: activations go down, sums come up. Models know nothing of it.
+// OffloadOps: the ops of a device that does not hold all weights. It passes every op on. Before one whose weights
+// belong to a unit in host memory (weights::Residence) it sees to it that the unit is in its place on the device, and
+// has the next ones fetched while ops run; or it has experts computed by the host's own backend, where a pass is small:
+// activations go down, sums come up. Models know nothing of it.
 #pragma once
 #include <map>
 #include <memory>
@@ -14,9 +15,9 @@ namespace fathom::engine {
 
 /// How a run offloads.
 struct OffloadOptions {
-  std::int64_t host_tokens = 0;              // experts of at most so many tokens are computed on the host; without places: of all
-  std::shared_ptr<tensor::Backend> host;     // that does; null: none. Its memory is the host's
-  int threads = 0;                           // of it, for people
+  std::int64_t host_tokens = 0;  // experts of at most so many tokens are computed on the host; without places: of all
+  std::shared_ptr<tensor::Backend> host;  // that does; null: none. Its memory is the host's
+  int threads = 0;                        // of it, for people
 };
 
 /// Host memory for activations of experts that are computed there: of `tokens` tokens at most.
@@ -27,8 +28,10 @@ struct HostHandover {
 
 class OffloadOps final : public tensor::Ops {
  public:
-  /// All are borrowed. `weights` has units of `table`; with options.host their experts' ops are of `handover`'s shapes at most, whose memory is `staging` (kShared).
-  OffloadOps(tensor::Backend& device, const model::WeightTable& table, const weights::LoadedWeights& weights, const OffloadOptions& options, const HostHandover& handover, std::byte* staging);
+  /// All are borrowed. `weights` has units of `table`; with options.host their experts' ops are of `handover`'s shapes
+  /// at most, whose memory is `staging` (kShared).
+  OffloadOps(tensor::Backend& device, const model::WeightTable& table, const weights::LoadedWeights& weights,
+             const OffloadOptions& options, const HostHandover& handover, std::byte* staging);
   ~OffloadOps() override;
 
   /// Whether a pass of so many tokens (of all replicas) streams: what it launches is then not the same each time.
@@ -71,7 +74,8 @@ class OffloadOps final : public tensor::Ops {
   void bring(std::int32_t parameter);
   void fetch(int unit);
   void leave_current();
-  /// The same when a norm of another layer comes: a backend may join it with the products that follow, which leaving would part.
+  /// The same when a norm of another layer comes: a backend may join it with the products that follow, which leaving
+  /// would part.
   void leave_before(std::int32_t parameter);
   struct HostCall;
   void compute_on_host(const tensor::ExpertsArgs& args);
@@ -86,10 +90,11 @@ class OffloadOps final : public tensor::Ops {
   std::vector<int> layer_of_;  // by parameter
   int current_layer_ = -1;     // of current_
   bool experts_alone_ = true;  // units are routed experts: of no use after their op
-  std::vector<int> held_;  // by place: the unit that was fetched last; -1: none
-  int current_ = -1;       // the unit that ops read
+  std::vector<int> held_;      // by place: the unit that was fetched last; -1: none
+  int current_ = -1;           // the unit that ops read
   Bytes fetched_ = 0;
-  std::map<std::pair<std::int32_t, std::int64_t>, std::unique_ptr<HostCall>> calls_;  // by parameter of the first gate, and tokens: recorded passes keep them
+  std::map<std::pair<std::int32_t, std::int64_t>, std::unique_ptr<HostCall>>
+      calls_;  // by parameter of the first gate, and tokens: recorded passes keep them
 };
 
 }  // namespace fathom::engine

@@ -8,7 +8,9 @@
 namespace fathom::engine {
 
 Status check_sampling(const SamplingOptions& o) {
-  const auto bad = [](const char* name, const char* range) { return fail("engine.sampling_range", {{"name", name}, {"range", range}}); };
+  const auto bad = [](const char* name, const char* range) {
+    return fail("engine.sampling_range", {{"name", name}, {"range", range}});
+  };
   if (!(o.temperature >= 0 && o.temperature <= 100)) return bad("temperature", "0 … 100");
   if (o.top_k < 0) return bad("top-k", "≥ 0");
   if (!(o.top_p > 0 && o.top_p <= 1)) return bad("top-p", "0 < p ≤ 1");
@@ -18,11 +20,15 @@ Status check_sampling(const SamplingOptions& o) {
 }
 
 Sampler::Sampler(const SamplingOptions& options, std::int64_t vocabulary)
-    : options_(options), state_(options.seed), seen_((static_cast<std::size_t>(vocabulary) + 31) / 32, 0), scores_(static_cast<std::size_t>(vocabulary)) {}
+    : options_(options),
+      state_(options.seed),
+      seen_((static_cast<std::size_t>(vocabulary) + 31) / 32, 0),
+      scores_(static_cast<std::size_t>(vocabulary)) {}
 
 void Sampler::add_history(std::span<const std::int32_t> ids) {
   for (const std::int32_t id : ids)
-    if (id >= 0 && static_cast<std::size_t>(id) < scores_.size()) seen_[static_cast<std::size_t>(id) / 32] |= 1u << (id % 32);
+    if (id >= 0 && static_cast<std::size_t>(id) < scores_.size())
+      seen_[static_cast<std::size_t>(id) / 32] |= 1u << (id % 32);
 }
 
 std::uint32_t Sampler::draw() {  // SplitMix64 (Steele, Lea, Flood 2014)
@@ -102,7 +108,8 @@ Result<std::int32_t> Sampler::sample(std::span<const float> logits) {
   kept_.clear();
   for (std::size_t i = 0; i < logits.size(); ++i) {
     weights_[i] = tensor::sampling_weight(scores_[i], scores_[best], row.per_octave);
-    if (weights_[i] > 0) kept_.push_back(static_cast<std::int32_t>(i));  // what weighs nothing ranks behind all that does
+    if (weights_[i] > 0)
+      kept_.push_back(static_cast<std::int32_t>(i));  // what weighs nothing ranks behind all that does
   }
   if (row.top_k > 0) keep_best(row.top_k);
   if (row.top_p > 0) keep_share(row.top_p);

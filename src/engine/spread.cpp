@@ -15,13 +15,16 @@ std::vector<StageLayers> even_stages(std::int64_t layers, int pp) {
 
 Status check_spread(const model::ModelSpec& spec, const Spread& spread) {
   FATHOM_CHECK(spread.tp >= 1 && spread.pp >= 1 && spread.dp >= 1 && spread.ep >= 1);
-  if (spread.pp > spec.layers) return fail("ranks.layers", {{"pp", std::to_string(spread.pp)}, {"layers", std::to_string(spec.layers)}});
+  if (spread.pp > spec.layers)
+    return fail("ranks.layers", {{"pp", std::to_string(spread.pp)}, {"layers", std::to_string(spec.layers)}});
   if (spread.ep > 1 && spec.routing.experts == 0) return fail("ranks.no_experts", {{"ep", std::to_string(spread.ep)}});
-  if (spread.tp * spread.dp % spread.ep != 0) return fail("ranks.experts", {{"ep", std::to_string(spread.ep)}, {"ranks", std::to_string(spread.tp * spread.dp)}});
+  if (spread.tp * spread.dp % spread.ep != 0)
+    return fail("ranks.experts", {{"ep", std::to_string(spread.ep)}, {"ranks", std::to_string(spread.tp * spread.dp)}});
   return {};
 }
 
-model::Sharding sharding_of(const model::ModelSpec& spec, const Spread& spread, int rank, const std::vector<StageLayers>& stages) {
+model::Sharding sharding_of(const model::ModelSpec& spec, const Spread& spread, int rank,
+                            const std::vector<StageLayers>& stages) {
   const std::vector<StageLayers> cut = stages.empty() ? even_stages(spec.layers, spread.pp) : stages;
   const StageLayers layers = cut[static_cast<std::size_t>(spread.stage(rank))];
   const int inside = rank % (spread.tp * spread.dp);  // among the ranks that share the stage's experts
@@ -42,7 +45,9 @@ tensor::GroupMembers groups_of(const Spread& spread, int rank) {
   tensor::GroupMembers members;
   const auto of = [&](Group group) -> std::vector<int>& { return members.ranks[static_cast<std::size_t>(group)]; };
   const int t = spread.tensor_rank(rank), d = spread.replica(rank), p = spread.stage(rank);
-  const auto number = [&](int tensor, int replica, int stage) { return tensor + spread.tp * (replica + spread.dp * stage); };
+  const auto number = [&](int tensor, int replica, int stage) {
+    return tensor + spread.tp * (replica + spread.dp * stage);
+  };
   for (int i = 0; i < spread.tp; ++i) of(Group::kTensor).push_back(number(i, d, p));
   for (int i = 0; i < spread.dp; ++i) of(Group::kAttention).push_back(number(t, i, p));
   for (int i = 0; i < spread.pp; ++i) of(Group::kPipeline).push_back(number(t, d, i));

@@ -29,7 +29,8 @@ std::vector<Hierarchy> hierarchies(const SystemFiles& files) {
     const auto left = split(line.substr(0, dash), ' '), right = split(line.substr(dash + 3), ' ');
     if (left.size() < 5 || right.size() < 3 || !left[4].starts_with('/')) continue;
     if (right[0] != "cgroup" && right[0] != "cgroup2") continue;
-    found.push_back({std::string(left[4].substr(1)), std::string(left[3]), std::string(right[2]), right[0] == "cgroup2"});
+    found.push_back(
+        {std::string(left[4].substr(1)), std::string(left[3]), std::string(right[2]), right[0] == "cgroup2"});
   }
   return found;
 }
@@ -44,7 +45,8 @@ std::optional<std::string> own_path(const SystemFiles& files, std::string_view c
     if (second == std::string_view::npos) continue;
     const std::string_view controllers = line.substr(first + 1, second - first - 1);
     const auto list = split(controllers, ',');
-    const bool hit = controller.empty() ? controllers.empty() : std::find(list.begin(), list.end(), controller) != list.end();
+    const bool hit =
+        controller.empty() ? controllers.empty() : std::find(list.begin(), list.end(), controller) != list.end();
     if (hit) return std::string(trim(line.substr(second + 1)));
   }
   return std::nullopt;
@@ -93,8 +95,8 @@ void tighten_memory(CgroupLimits& limits, const SystemFiles& files, const std::s
   limits.memory_bytes = static_cast<Bytes>(*limit);
   limits.memory_used_bytes.reset();
   if (const auto usage = files.integer(folder + "/" + usage_file); usage && *usage >= 0)
-    limits.memory_used_bytes =
-        static_cast<Bytes>(std::max<std::int64_t>(*usage - stat_value(files, folder + "/memory.stat", droppable_key), 0));
+    limits.memory_used_bytes = static_cast<Bytes>(
+        std::max<std::int64_t>(*usage - stat_value(files, folder + "/memory.stat", droppable_key), 0));
 }
 
 void tighten_cpus(CgroupLimits& limits, double quota, double period) {
@@ -114,7 +116,8 @@ bool read_v2(const SystemFiles& files, const std::vector<Hierarchy>& all, Cgroup
     if (const auto line = files.line(folder + "/cpu.max")) {
       const auto parts = split(*line, ' ');
       if (parts.size() == 2)
-        tighten_cpus(limits, static_cast<double>(parse_integer(parts[0]).value_or(0)), static_cast<double>(parse_integer(parts[1]).value_or(0)));
+        tighten_cpus(limits, static_cast<double>(parse_integer(parts[0]).value_or(0)),
+                     static_cast<double>(parse_integer(parts[1]).value_or(0)));
     }
   }
   return found;
@@ -131,7 +134,8 @@ bool read_v1(const SystemFiles& files, const std::vector<Hierarchy>& all, Cgroup
   if (const Hierarchy* cpu = find_hierarchy(all, "cpu"))
     if (const auto own = own_path(files, "cpu"))
       for (const std::string& folder : group_folders(files, *cpu, *own)) {
-        const auto quota = files.integer(folder + "/cpu.cfs_quota_us"), period = files.integer(folder + "/cpu.cfs_period_us");
+        const auto quota = files.integer(folder + "/cpu.cfs_quota_us"),
+                   period = files.integer(folder + "/cpu.cfs_period_us");
         found = found || quota;
         if (quota && period) tighten_cpus(limits, static_cast<double>(*quota), static_cast<double>(*period));
       }

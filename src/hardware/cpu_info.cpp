@@ -20,13 +20,30 @@ struct FlagName {
   Isa isa;
 };
 // As Linux spells them: x86 first, then ARM.
-constexpr FlagName kFlags[] = {
-    {"sse4_2", Isa::sse4}, {"avx", Isa::avx}, {"avx2", Isa::avx2}, {"fma", Isa::fma}, {"f16c", Isa::f16c},
-    {"avx512f", Isa::avx512f}, {"avx512bw", Isa::avx512bw}, {"avx512dq", Isa::avx512dq}, {"avx512vl", Isa::avx512vl},
-    {"avx512_vnni", Isa::avx512_vnni}, {"avx512_bf16", Isa::avx512_bf16}, {"avx512_fp16", Isa::avx512_fp16},
-    {"avx_vnni", Isa::avx_vnni}, {"amx_tile", Isa::amx_tile}, {"amx_bf16", Isa::amx_bf16}, {"amx_int8", Isa::amx_int8},
-    {"amx_fp16", Isa::amx_fp16}, {"asimd", Isa::neon}, {"asimdhp", Isa::neon_fp16}, {"asimddp", Isa::neon_dotprod},
-    {"i8mm", Isa::neon_i8mm}, {"bf16", Isa::neon_bf16}, {"sve", Isa::sve}, {"sve2", Isa::sve2}};
+constexpr FlagName kFlags[] = {{"sse4_2", Isa::sse4},
+                               {"avx", Isa::avx},
+                               {"avx2", Isa::avx2},
+                               {"fma", Isa::fma},
+                               {"f16c", Isa::f16c},
+                               {"avx512f", Isa::avx512f},
+                               {"avx512bw", Isa::avx512bw},
+                               {"avx512dq", Isa::avx512dq},
+                               {"avx512vl", Isa::avx512vl},
+                               {"avx512_vnni", Isa::avx512_vnni},
+                               {"avx512_bf16", Isa::avx512_bf16},
+                               {"avx512_fp16", Isa::avx512_fp16},
+                               {"avx_vnni", Isa::avx_vnni},
+                               {"amx_tile", Isa::amx_tile},
+                               {"amx_bf16", Isa::amx_bf16},
+                               {"amx_int8", Isa::amx_int8},
+                               {"amx_fp16", Isa::amx_fp16},
+                               {"asimd", Isa::neon},
+                               {"asimdhp", Isa::neon_fp16},
+                               {"asimddp", Isa::neon_dotprod},
+                               {"i8mm", Isa::neon_i8mm},
+                               {"bf16", Isa::neon_bf16},
+                               {"sve", Isa::sve},
+                               {"sve2", Isa::sve2}};
 
 // ARM prints numbers where x86 prints a name.
 struct ArmPart {
@@ -34,10 +51,12 @@ struct ArmPart {
   std::string_view name;
 };
 constexpr ArmPart kArmParts[] = {
-    {0x41, 0xd03, "Cortex-A53"}, {0x41, 0xd08, "Cortex-A72"}, {0x41, 0xd0b, "Cortex-A76"}, {0x41, 0xd0c, "Neoverse-N1"},
-    {0x41, 0xd40, "Neoverse-V1"}, {0x41, 0xd49, "Neoverse-N2"}, {0x41, 0xd4f, "Neoverse-V2"}, {0x41, 0xd84, "Neoverse-V3"},
-    {0x41, 0xd8e, "Neoverse-N3"}, {0x46, 0x001, "A64FX"}, {0x48, 0xd01, "Kunpeng-920"}, {0x48, 0xd02, "Kunpeng-920B"},
-    {0x61, 0x022, "Apple M1"}, {0x61, 0x032, "Apple M2"}, {0xc0, 0xac3, "Ampere-1"}, {0xc0, 0xac4, "Ampere-1a"}};
+    {0x41, 0xd03, "Cortex-A53"},  {0x41, 0xd08, "Cortex-A72"},  {0x41, 0xd0b, "Cortex-A76"},
+    {0x41, 0xd0c, "Neoverse-N1"}, {0x41, 0xd40, "Neoverse-V1"}, {0x41, 0xd49, "Neoverse-N2"},
+    {0x41, 0xd4f, "Neoverse-V2"}, {0x41, 0xd84, "Neoverse-V3"}, {0x41, 0xd8e, "Neoverse-N3"},
+    {0x46, 0x001, "A64FX"},       {0x48, 0xd01, "Kunpeng-920"}, {0x48, 0xd02, "Kunpeng-920B"},
+    {0x61, 0x022, "Apple M1"},    {0x61, 0x032, "Apple M2"},    {0xc0, 0xac3, "Ampere-1"},
+    {0xc0, 0xac4, "Ampere-1a"}};
 
 std::string arm_name(std::string_view cpuinfo) {
   const auto implementer = parse_integer(value_of(cpuinfo, "CPU implementer").value_or(""));
@@ -45,7 +64,8 @@ std::string arm_name(std::string_view cpuinfo) {
   if (!implementer || !part) return {};
   for (const ArmPart& known : kArmParts)
     if (known.implementer == *implementer && known.part == *part) return std::string(known.name);
-  return "ARM " + std::string(*value_of(cpuinfo, "CPU implementer")) + ":" + std::string(*value_of(cpuinfo, "CPU part"));
+  return "ARM " + std::string(*value_of(cpuinfo, "CPU implementer")) + ":" +
+         std::string(*value_of(cpuinfo, "CPU part"));
 }
 
 // "2.30" out of "… CPU @ 2.30GHz".
@@ -65,7 +85,10 @@ std::optional<double> mhz_file(const SystemFiles& files, const char* name) {
 Bytes cache_size(std::string_view text) {
   const auto number = parse_leading_number(text);
   if (!number || *number <= 0 || *number > 1e9) return 0;
-  const double unit = text.ends_with('K') ? 1024.0 : text.ends_with('M') ? 1048576.0 : text.ends_with('G') ? 1073741824.0 : 1.0;
+  const double unit = text.ends_with('K')   ? 1024.0
+                      : text.ends_with('M') ? 1048576.0
+                      : text.ends_with('G') ? 1073741824.0
+                                            : 1.0;
   return static_cast<Bytes>(*number * unit);
 }
 
@@ -101,8 +124,7 @@ std::map<int, Place> read_places(const SystemFiles& files, std::string_view cpui
   std::map<int, Place> places = places_from_cpuinfo(cpuinfo);
   const std::string base = "sys/devices/system/cpu/";
   const auto online = files.line(base + "online");
-  for (const int cpu : online ? parse_cpu_list(*online) : std::vector<int>())
-    places.try_emplace(cpu, Place{0, cpu});
+  for (const int cpu : online ? parse_cpu_list(*online) : std::vector<int>()) places.try_emplace(cpu, Place{0, cpu});
   for (auto& [cpu, place] : places) {
     const std::string topology = base + "cpu" + std::to_string(cpu) + "/topology/";
     const auto package = files.integer(topology + "physical_package_id"), core = files.integer(topology + "core_id");
@@ -115,7 +137,8 @@ std::map<int, Place> read_places(const SystemFiles& files, std::string_view cpui
 int count_cores(const std::map<int, Place>& places, const std::vector<int>* among) {
   std::set<std::pair<std::int64_t, std::int64_t>> cores;
   for (const auto& [cpu, place] : places)
-    if (among == nullptr || std::binary_search(among->begin(), among->end(), cpu)) cores.emplace(place.package, place.core);
+    if (among == nullptr || std::binary_search(among->begin(), among->end(), cpu))
+      cores.emplace(place.package, place.core);
   return static_cast<int>(cores.size());
 }
 
@@ -176,7 +199,8 @@ std::vector<NumaNode> read_numa(const SystemFiles& files) {
     if (const auto list = files.line(base + name + "/cpulist")) node.cpus = parse_cpu_list(*list);
     if (const auto text = files.text(base + name + "/meminfo"))
       if (const std::size_t at = text->find("MemTotal:"); at != std::string::npos)
-        if (const auto kib = parse_leading_number(std::string_view(*text).substr(at + 9)); kib && *kib >= 0 && *kib < 1e15)
+        if (const auto kib = parse_leading_number(std::string_view(*text).substr(at + 9));
+            kib && *kib >= 0 && *kib < 1e15)
           node.memory_bytes = static_cast<Bytes>(*kib) * kKiB;
     if (const auto line = files.line(base + name + "/distance"))
       for (const std::string_view part : split(*line, ' '))
@@ -197,7 +221,8 @@ void read_identity(const SystemFiles& files, std::string_view cpuinfo, CpuInfo& 
   cpu.architecture = value_of(cpuinfo, "flags") ? "x86_64" : value_of(cpuinfo, "CPU implementer") ? "aarch64" : "";
   const auto words = split(flags, ' ');
   cpu.virtualized = std::find(words.begin(), words.end(), "hypervisor") != words.end();
-  if (const auto mhz = parse_leading_number(value_of(cpuinfo, "cpu MHz").value_or("")); mhz && *mhz > 0) cpu.current_mhz = mhz;
+  if (const auto mhz = parse_leading_number(value_of(cpuinfo, "cpu MHz").value_or("")); mhz && *mhz > 0)
+    cpu.current_mhz = mhz;
   cpu.base_mhz = mhz_file(files, "base_frequency");
   if (!cpu.base_mhz) cpu.base_mhz = mhz_in_name(cpu.model);
   cpu.max_mhz = mhz_file(files, "cpuinfo_max_freq");

@@ -14,8 +14,8 @@ CpuInfo read_cpu(const SystemFiles& files, const CgroupLimits& limits);
 
 /// Instruction sets named by a "flags" (x86) or "Features" (ARM) line of /proc/cpuinfo.
 IsaSet isa_from_flags(std::string_view flags);
-/// What this process can execute right now, asked of the chip and the operating system (CPUID and XCR0, or the auxiliary
-/// vector). AMX counts only after the kernel granted its use, which the first call requests.
+/// What this process can execute right now, asked of the chip and the operating system (CPUID and XCR0, or the
+/// auxiliary vector). AMX counts only after the kernel granted its use, which the first call requests.
 IsaSet executable_isa();
 
 /// Fills caches and NUMA nodes that are still unknown from hwloc. Of the real machine only.

@@ -112,7 +112,9 @@ void caches_from(hwloc_topology_t topology, CpuInfo& cpu) {
     const hwloc_obj_t first = hwloc_get_obj_by_type(topology, type, 0);
     if (first == nullptr || first->attr == nullptr || first->attr->cache.size == 0) continue;
     const auto cache_type = first->attr->cache.type;
-    const char* kind = cache_type == HWLOC_OBJ_CACHE_INSTRUCTION ? "instruction" : cache_type == HWLOC_OBJ_CACHE_DATA ? "data" : "unified";
+    const char* kind = cache_type == HWLOC_OBJ_CACHE_INSTRUCTION ? "instruction"
+                       : cache_type == HWLOC_OBJ_CACHE_DATA      ? "data"
+                                                                 : "unified";
     cpu.caches.push_back({static_cast<int>(first->attr->cache.depth), kind, first->attr->cache.size, count,
                           hwloc_bitmap_weight(first->cpuset)});
   }
@@ -126,7 +128,8 @@ void nodes_from(hwloc_topology_t topology, CpuInfo& cpu) {
     NumaNode node;
     node.id = static_cast<int>(object->os_index);
     if (object->attr != nullptr) node.memory_bytes = object->attr->numanode.local_memory;
-    for (int number = hwloc_bitmap_first(object->cpuset); number >= 0; number = hwloc_bitmap_next(object->cpuset, number))
+    for (int number = hwloc_bitmap_first(object->cpuset); number >= 0;
+         number = hwloc_bitmap_next(object->cpuset, number))
       node.cpus.push_back(number);
     cpu.numa.push_back(std::move(node));
   }

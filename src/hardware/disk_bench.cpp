@@ -22,9 +22,11 @@ namespace {
 constexpr std::size_t kBlock = kMiB;
 constexpr unsigned kInFlight = 16;
 constexpr int kReaders = 8;
-constexpr Bytes kLeastBytes = 16 * kMiB;    // less says nothing
+constexpr Bytes kLeastBytes = 16 * kMiB;  // less says nothing
 
-double now_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 struct Descriptor {
   int fd = -1;
@@ -119,7 +121,8 @@ Result<OpenFile> open_existing(const Path& path, Bytes max_bytes) {
     out.file.fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   }
   struct stat info = {};
-  if (out.file.fd < 0 || ::fstat(out.file.fd, &info) != 0) return failed("hardware_probe.disk_cannot_read", path, errno);
+  if (out.file.fd < 0 || ::fstat(out.file.fd, &info) != 0)
+    return failed("hardware_probe.disk_cannot_read", path, errno);
   out.bytes = std::min<Bytes>(static_cast<Bytes>(std::max<off_t>(info.st_size, 0)), max_bytes) / kBlock * kBlock;
   if (!S_ISREG(info.st_mode) || out.bytes == 0) return failed("hardware_probe.disk_cannot_read", path, EINVAL);
   return out;
@@ -156,8 +159,10 @@ std::int64_t read_with_ring(io_uring& ring, int fd, Bytes total, double deadline
     io_uring_cqe* cqe = nullptr;
     while (flying > 0 && ::io_uring_peek_cqe(&ring, &cqe) == 0 && cqe != nullptr) {
       const std::uint64_t slot = reinterpret_cast<std::uint64_t>(::io_uring_cqe_get_data(cqe)) - 1;
-      if (cqe->res > 0) done += static_cast<Bytes>(cqe->res);
-      else error = cqe->res == 0 ? EIO : -cqe->res;
+      if (cqe->res > 0)
+        done += static_cast<Bytes>(cqe->res);
+      else
+        error = cqe->res == 0 ? EIO : -cqe->res;
       ::io_uring_cqe_seen(&ring, cqe);
       --flying;
       if (error == 0 && next < total && now_seconds() < deadline) submit(slot);
@@ -173,9 +178,12 @@ std::int64_t read_with_threads(int fd, Bytes total, double deadline, Buffer& buf
     for (;;) {
       const Bytes at = next.fetch_add(kBlock);
       if (at >= total || error.load() != 0 || now_seconds() >= deadline) return;
-      const ssize_t n = ::pread(fd, buffer.data + static_cast<std::size_t>(index) * kBlock, kBlock, static_cast<off_t>(at));
-      if (n <= 0) error = n == 0 ? EIO : errno;
-      else done += static_cast<Bytes>(n);
+      const ssize_t n =
+          ::pread(fd, buffer.data + static_cast<std::size_t>(index) * kBlock, kBlock, static_cast<off_t>(at));
+      if (n <= 0)
+        error = n == 0 ? EIO : errno;
+      else
+        done += static_cast<Bytes>(n);
     }
   };
   std::vector<std::thread> threads;
@@ -191,7 +199,8 @@ std::int64_t read_with_threads(int fd, Bytes total, double deadline, Buffer& buf
 }  // namespace
 
 Result<DiskRead> measure_disk_read(const DiskBenchOptions& options) {
-  FATHOM_TRY(OpenFile target, options.existing ? open_existing(*options.existing, options.bytes) : write_temporary(options));
+  FATHOM_TRY(OpenFile target,
+             options.existing ? open_existing(*options.existing, options.bytes) : write_temporary(options));
   if (!target.direct) ::posix_fadvise(target.file.fd, 0, 0, POSIX_FADV_DONTNEED);
   Buffer buffer(kInFlight * kBlock);
   if (buffer.data == nullptr) return failed("hardware_probe.disk_cannot_read", options.folder, ENOMEM);
@@ -214,7 +223,9 @@ Result<DiskRead> measure_disk_read(const DiskBenchOptions& options) {
     done = read_with_threads(target.file.fd, target.bytes, start + options.read_seconds, buffer);
   }
   const double seconds = now_seconds() - start;
-  if (done <= 0) return failed("hardware_probe.disk_cannot_read", options.existing.value_or(options.folder), done == 0 ? EIO : static_cast<int>(-done));
+  if (done <= 0)
+    return failed("hardware_probe.disk_cannot_read", options.existing.value_or(options.folder),
+                  done == 0 ? EIO : static_cast<int>(-done));
   if (!target.direct) result.method += ", buffered";
   result.bytes = static_cast<Bytes>(done);
   result.bytes_per_second = static_cast<double>(done) / std::max(seconds, 1e-9);

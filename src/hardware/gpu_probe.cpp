@@ -74,7 +74,8 @@ void add_rocm_names(std::string_view text, std::vector<GpuInfo>& gpus) {
       if (lower == "pci bus") address = normal_pci_address(entry);
       // "Card Model" is often a bare number; the series is the name that people know
       const bool useful = !entry.empty() && entry != "N/A" && !entry.starts_with("0x");
-      if (useful && (lower == "card series" || (name.empty() && (lower == "device name" || lower == "card model")))) name = entry;
+      if (useful && (lower == "card series" || (name.empty() && (lower == "device name" || lower == "card model"))))
+        name = entry;
     }
     if (const std::size_t open = name.rfind('['); open != std::string::npos && name.ends_with(']'))
       name = name.substr(open + 1, name.size() - open - 2);
@@ -86,7 +87,8 @@ void add_rocm_names(std::string_view text, std::vector<GpuInfo>& gpus) {
   }
 }
 
-// Two lines a chip: "| 0  910B3 | OK | …" and "| 0 | 0000:C1:00.0 | … 3316 / 65536 |". The second is known by its address.
+// Two lines a chip: "| 0  910B3 | OK | …" and "| 0 | 0000:C1:00.0 | … 3316 / 65536 |". The second is known by its
+// address.
 std::vector<GpuInfo> parse_npu_smi(std::string_view table) {
   std::vector<GpuInfo> gpus;
   std::string name, driver;
@@ -129,16 +131,19 @@ GpuReport probe_gpus(const SystemFiles& files) {
     });
     if (nvidia) report = *nvidia;
     for (GpuInfo& gpu : report.gpus)
-      if (const auto node = files.integer("sys/bus/pci/devices/" + gpu.pci_address + "/numa_node"); node && *node >= 0 && *node < 65536)
+      if (const auto node = files.integer("sys/bus/pci/devices/" + gpu.pci_address + "/numa_node");
+          node && *node >= 0 && *node < 65536)
         gpu.numa_node = static_cast<int>(*node);
     if (!nvidia) report.notes.push_back({"hardware_probe.nvml_hangs", {}});
   }
   GpuReport others = gpus_from_sysfs(files);
   const bool have_nvidia = !report.gpus.empty();
   if (have_nvidia) others = only(std::move(others), [](const GpuInfo& gpu) { return gpu.vendor != GpuVendor::nvidia; });
-  const bool amd = std::any_of(others.gpus.begin(), others.gpus.end(), [](const GpuInfo& gpu) { return gpu.vendor == GpuVendor::amd; });
+  const bool amd = std::any_of(others.gpus.begin(), others.gpus.end(),
+                               [](const GpuInfo& gpu) { return gpu.vendor == GpuVendor::amd; });
   if (files.is_real() && amd)
-    if (const auto names = run_program({"rocm-smi", "--showproductname", "--showbus", "--json"}, kToolSeconds)) add_rocm_names(*names, others.gpus);
+    if (const auto names = run_program({"rocm-smi", "--showproductname", "--showbus", "--json"}, kToolSeconds))
+      add_rocm_names(*names, others.gpus);
   append(report, std::move(others));
   if (files.is_real())
     if (const auto table = run_program({"npu-smi", "info"}, kToolSeconds)) {

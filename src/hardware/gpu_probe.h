@@ -1,6 +1,6 @@
 // Accelerators of this machine and what lies between them: NVIDIA through its management library, AMD and Intel through
-// sysfs (names through rocm-smi or pci.ids), Ascend through npu-smi. Nothing needs to be installed; what is not there is
-// simply not found.
+// sysfs (names through rocm-smi or pci.ids), Ascend through npu-smi. Nothing needs to be installed; what is not there
+// is simply not found.
 #pragma once
 #include <string_view>
 #include <vector>

@@ -17,7 +17,8 @@ constexpr unsigned kRemoteGpu = 0, kRemoteSwitch = 2;
 constexpr int kP2pRead = 0;
 constexpr unsigned kP2pOk = 0;
 constexpr unsigned kFieldCommonLinkSpeed = 90, kFieldLinkSpeed = 164;  // 10^6 bytes per second; the second of one link
-constexpr unsigned kLevelBoard = 0, kLevelSwitch = 10, kLevelSwitches = 20, kLevelHostBridge = 30, kLevelNode = 40, kLevelSystem = 50;
+constexpr unsigned kLevelBoard = 0, kLevelSwitch = 10, kLevelSwitches = 20, kLevelHostBridge = 30, kLevelNode = 40,
+                   kLevelSystem = 50;
 
 template <class F>
 void look_up(void* library, F& function, const char* name) {
@@ -35,7 +36,8 @@ std::string text_of(const char* buffer, std::size_t size) { return std::string(b
 template <class F>
 std::string ask_text(F function, NvmlDevice device) {
   char buffer[128] = {};
-  return ask(function, device, buffer, static_cast<unsigned>(sizeof buffer)) ? text_of(buffer, sizeof buffer) : std::string();
+  return ask(function, device, buffer, static_cast<unsigned>(sizeof buffer)) ? text_of(buffer, sizeof buffer)
+                                                                             : std::string();
 }
 
 template <class F>
@@ -73,14 +75,16 @@ std::vector<NvLinkPort> read_links(const NvmlApi& api, NvmlDevice device) {
         port.remote_kind = value == kRemoteGpu ? "gpu" : value == kRemoteSwitch ? "switch" : "other";
       NvmlPci pci = {};
       if (ask(api.nvlink_remote_pci, device, link, &pci)) port.remote_pci = pci_text(pci);
-      if (port.remote_pci.starts_with("ffffffff")) port.remote_pci.clear();  // a switch that is not shown to this machine
+      if (port.remote_pci.starts_with("ffffffff"))
+        port.remote_pci.clear();  // a switch that is not shown to this machine
     }
     ports.push_back(std::move(port));
   }
   return ports;
 }
 
-// Bytes per second of one link and direction: of all links, or where the driver no longer tells that, of the first active.
+// Bytes per second of one link and direction: of all links, or where the driver no longer tells that, of the first
+// active.
 std::optional<double> link_speed(const NvmlApi& api, NvmlDevice device, const std::vector<NvLinkPort>& ports) {
   const auto active = std::find_if(ports.begin(), ports.end(), [](const NvLinkPort& port) { return port.active; });
   if (active == ports.end()) return std::nullopt;
@@ -116,7 +120,8 @@ GpuInfo read_device(const NvmlApi& api, NvmlDevice device) {
   gpu.pcie_max_width = ask_int(api.pcie_max_width, device);
   gpu.memory_bus_bits = ask_int(api.bus_width, device);
   int major = 0, minor = 0;
-  if (ask(api.compute_capability, device, &major, &minor)) gpu.compute_capability = std::to_string(major) + "." + std::to_string(minor);
+  if (ask(api.compute_capability, device, &major, &minor))
+    gpu.compute_capability = std::to_string(major) + "." + std::to_string(minor);
   unsigned current = 0, pending = 0;
   if (ask(api.mig_mode, device, &current, &pending)) gpu.mig = current != 0;
   gpu.nvlinks = read_links(api, device);
@@ -149,7 +154,8 @@ std::vector<std::pair<NvmlDevice, GpuInfo>> mig_instances(const NvmlApi& api, Nv
 int links_between(const GpuInfo& a, const GpuInfo& b) {
   int direct = 0, switched_a = 0, switched_b = 0;
   for (const NvLinkPort& port : a.nvlinks) {
-    direct += port.active && port.remote_kind != "switch" && !port.remote_pci.empty() && port.remote_pci == b.pci_address;
+    direct +=
+        port.active && port.remote_kind != "switch" && !port.remote_pci.empty() && port.remote_pci == b.pci_address;
     switched_a += port.active && port.remote_kind == "switch";
   }
   for (const NvLinkPort& port : b.nvlinks) switched_b += port.active && port.remote_kind == "switch";
@@ -158,13 +164,20 @@ int links_between(const GpuInfo& a, const GpuInfo& b) {
 
 const char* level_name(unsigned level) {
   switch (level) {
-    case kLevelBoard: return "BOARD";
-    case kLevelSwitch: return "PIX";
-    case kLevelSwitches: return "PXB";
-    case kLevelHostBridge: return "PHB";
-    case kLevelNode: return "NODE";
-    case kLevelSystem: return "SYS";
-    default: return "";
+    case kLevelBoard:
+      return "BOARD";
+    case kLevelSwitch:
+      return "PIX";
+    case kLevelSwitches:
+      return "PXB";
+    case kLevelHostBridge:
+      return "PHB";
+    case kLevelNode:
+      return "NODE";
+    case kLevelSystem:
+      return "SYS";
+    default:
+      return "";
   }
 }
 
@@ -173,14 +186,20 @@ GpuLink read_link(const NvmlApi& api, int a, int b, const std::vector<std::pair<
   const auto& [handle_b, gpu_b] = devices[static_cast<std::size_t>(b)];
   GpuLink link{a, b, "", links_between(gpu_a, gpu_b), std::nullopt};
   unsigned value = 0;
-  if (handle_a == handle_b) link.path = "BOARD";
-  else if (link.nvlinks > 0) link.path = "NV" + std::to_string(link.nvlinks);
-  else if (ask(api.common_ancestor, handle_a, handle_b, &value)) link.path = level_name(value);
-  if (handle_a != handle_b && ask(api.p2p_status, handle_a, handle_b, kP2pRead, &value)) link.peer_to_peer = value == kP2pOk;
+  if (handle_a == handle_b)
+    link.path = "BOARD";
+  else if (link.nvlinks > 0)
+    link.path = "NV" + std::to_string(link.nvlinks);
+  else if (ask(api.common_ancestor, handle_a, handle_b, &value))
+    link.path = level_name(value);
+  if (handle_a != handle_b && ask(api.p2p_status, handle_a, handle_b, kP2pRead, &value))
+    link.peer_to_peer = value == kP2pOk;
   return link;
 }
 
-std::string cuda_text(int version) { return "CUDA " + std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+std::string cuda_text(int version) {
+  return "CUDA " + std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
 
 }  // namespace
 
@@ -244,11 +263,14 @@ GpuReport gpus_from_nvml(const NvmlApi& api) {
     gpu.driver = text_of(driver, sizeof driver);
     if (cuda > 0) gpu.runtime = cuda_text(cuda);
     auto instances = mig_instances(api, handle, gpu);
-    if (instances.empty()) devices.emplace_back(handle, std::move(gpu));
-    else std::move(instances.begin(), instances.end(), std::back_inserter(devices));
+    if (instances.empty())
+      devices.emplace_back(handle, std::move(gpu));
+    else
+      std::move(instances.begin(), instances.end(), std::back_inserter(devices));
   }
   for (int a = 0; a < static_cast<int>(devices.size()); ++a)
-    for (int b = a + 1; b < static_cast<int>(devices.size()); ++b) report.links.push_back(read_link(api, a, b, devices));
+    for (int b = a + 1; b < static_cast<int>(devices.size()); ++b)
+      report.links.push_back(read_link(api, a, b, devices));
   for (auto& entry : devices) report.gpus.push_back(std::move(entry.second));
   if (api.shutdown != nullptr) api.shutdown();
   return report;

@@ -1,5 +1,5 @@
-// The part of NVIDIA's management library that we use, found at run time. Declared here from the documented ABI, so that
-// nothing of NVIDIA's is needed to build.
+// The part of NVIDIA's management library that we use, found at run time. Declared here from the documented ABI, so
+// that nothing of NVIDIA's is needed to build.
 #pragma once
 #include <memory>
 

@@ -26,7 +26,8 @@ std::string pci_name(const SystemFiles& files, std::int64_t vendor, std::int64_t
     bool inside = false;
     for (const std::string_view line : lines_of(*text)) {
       if (line.empty() || line[0] == '#') continue;
-      if (line[0] != '\t') inside = line.starts_with(hex4(vendor) + " ");
+      if (line[0] != '\t')
+        inside = line.starts_with(hex4(vendor) + " ");
       else if (inside && line.size() > 6 && line[1] != '\t' && line.substr(1, 4) == hex4(device)) {
         const std::string_view name = trim(line.substr(5));
         const std::size_t open = name.rfind('['), close = name.rfind(']');
@@ -39,7 +40,8 @@ std::string pci_name(const SystemFiles& files, std::int64_t vendor, std::int64_t
 }
 
 // pp_dpm_sclk: "0: 500Mhz\n1: 2100Mhz *": the starred and the highest.
-void read_levels(const SystemFiles& files, const std::string& file, std::optional<double>& now, std::optional<double>& highest) {
+void read_levels(const SystemFiles& files, const std::string& file, std::optional<double>& now,
+                 std::optional<double>& highest) {
   const auto text = files.text(file);
   if (!text) return;
   for (const std::string_view line : lines_of(*text)) {
@@ -61,7 +63,8 @@ void read_pcie(const SystemFiles& files, const std::string& device, GpuInfo& gpu
   };
   gpu.pcie_width = width("current_link_width");
   gpu.pcie_max_width = width("max_link_width");
-  if (const auto node = files.integer(device + "numa_node"); node && *node >= 0 && *node < 65536) gpu.numa_node = static_cast<int>(*node);
+  if (const auto node = files.integer(device + "numa_node"); node && *node >= 0 && *node < 65536)
+    gpu.numa_node = static_cast<int>(*node);
 }
 
 Bytes bytes_file(const SystemFiles& files, const std::string& file) {
@@ -85,9 +88,11 @@ std::string amd_gfx(const SystemFiles& files, const std::string& pci_address) {
       if (line.starts_with("domain ")) domain = value;
     }
     if (version <= 0 || location < 0) continue;
-    const std::string here = hex4(domain) + ":" + hex4(location >> 8 & 0xff).substr(2) + ":" + hex4(location >> 3 & 0x1f).substr(2) +
-                             "." + hex4(location & 7).substr(3);
-    if (here == pci_address) return "gfx" + std::to_string(version / 10000) + hex4(version / 100 % 100).substr(3) + hex4(version % 100).substr(3);
+    const std::string here = hex4(domain) + ":" + hex4(location >> 8 & 0xff).substr(2) + ":" +
+                             hex4(location >> 3 & 0x1f).substr(2) + "." + hex4(location & 7).substr(3);
+    if (here == pci_address)
+      return "gfx" + std::to_string(version / 10000) + hex4(version / 100 % 100).substr(3) +
+             hex4(version % 100).substr(3);
   }
   return {};
 }
@@ -103,7 +108,8 @@ void read_amd(const SystemFiles& files, const std::string& device, GpuInfo& gpu)
   read_levels(files, device + "pp_dpm_sclk", gpu.core_mhz, gpu.core_max_mhz);
   read_levels(files, device + "pp_dpm_mclk", gpu.memory_mhz, gpu.memory_max_mhz);
   for (const std::string& monitor : files.names(device + "hwmon"))
-    if (const auto microwatts = files.integer(device + "hwmon/" + monitor + "/power1_cap"); microwatts && *microwatts > 0)
+    if (const auto microwatts = files.integer(device + "hwmon/" + monitor + "/power1_cap");
+        microwatts && *microwatts > 0)
       gpu.power_limit_watts = static_cast<double>(*microwatts) / 1e6;
   gpu.driver = files.line("sys/module/amdgpu/version").value_or("amdgpu");
   gpu.compute_capability = amd_gfx(files, gpu.pci_address);
@@ -134,8 +140,10 @@ void read_intel(const SystemFiles& files, const std::string& card, const std::st
     gpu.memory_is_estimate = gpu.memory_total_bytes > 0;
   }
   gpu.memory_used_bytes = gpu.memory_total_bytes - std::min(gpu.memory_free_bytes, gpu.memory_total_bytes);
-  if (const auto mhz = files.integer(card + "gt_max_freq_mhz"); mhz && *mhz > 0) gpu.core_max_mhz = static_cast<double>(*mhz);
-  if (const auto mhz = files.integer(device + "tile0/gt0/freq0/max_freq"); mhz && *mhz > 0) gpu.core_max_mhz = static_cast<double>(*mhz);
+  if (const auto mhz = files.integer(card + "gt_max_freq_mhz"); mhz && *mhz > 0)
+    gpu.core_max_mhz = static_cast<double>(*mhz);
+  if (const auto mhz = files.integer(device + "tile0/gt0/freq0/max_freq"); mhz && *mhz > 0)
+    gpu.core_max_mhz = static_cast<double>(*mhz);
 }
 
 std::string fallback_name(const SystemFiles& files, const std::string& device, std::int64_t vendor) {
@@ -157,8 +165,10 @@ std::string pci_relation(const SystemFiles& files, const GpuInfo& a, const GpuIn
   auto i = first.begin(), j = second.begin();
   for (; i != first.end() && j != second.end() && *i == *j; ++i, ++j) {
     const std::string part = i->string();
-    if (part.starts_with("pci")) same_root = true;
-    else if (same_root && part.find(':') != std::string::npos) ++bridges;
+    if (part.starts_with("pci"))
+      same_root = true;
+    else if (same_root && part.find(':') != std::string::npos)
+      ++bridges;
   }
   if (bridges > 0) {
     const auto rest = std::distance(i, first.end());
@@ -204,8 +214,10 @@ GpuReport gpus_from_sysfs(const SystemFiles& files) {
     const Path real = std::filesystem::canonical(files.path(device), error);
     if (!error) gpu.pci_address = normal_pci_address(real.filename().string());
     read_pcie(files, device, gpu);
-    if (vendor == kVendorAmd) read_amd(files, device, gpu);
-    else read_intel(files, card, device, gpu);
+    if (vendor == kVendorAmd)
+      read_amd(files, device, gpu);
+    else
+      read_intel(files, card, device, gpu);
     if (gpu.name.empty()) gpu.name = fallback_name(files, device, vendor);
     hives.push_back(files.line(device + "xgmi_hive_info/xgmi_hive_id").value_or(""));
     report.gpus.push_back(std::move(gpu));
@@ -221,7 +233,8 @@ GpuReport gpus_from_sysfs(const SystemFiles& files) {
     gpu.name = fallback_name(files, device, kVendorNvidia);
     gpu.driver = files.link_name(device + "driver");
     read_pcie(files, device, gpu);
-    report.notes.push_back({"hardware_probe.nvidia_without_library", {{"name", gpu.name}, {"address", gpu.pci_address}}});
+    report.notes.push_back(
+        {"hardware_probe.nvidia_without_library", {{"name", gpu.name}, {"address", gpu.pci_address}}});
     hives.emplace_back();
     report.gpus.push_back(std::move(gpu));
   }
@@ -229,7 +242,8 @@ GpuReport gpus_from_sysfs(const SystemFiles& files) {
     for (int b = a + 1; b < static_cast<int>(report.gpus.size()); ++b) {
       const auto i = static_cast<std::size_t>(a), j = static_cast<std::size_t>(b);
       const bool hive = !hives[i].empty() && hives[i] != "0" && hives[i] == hives[j];
-      report.links.push_back({a, b, hive ? "XGMI" : pci_relation(files, report.gpus[i], report.gpus[j]), 0, std::nullopt});
+      report.links.push_back(
+          {a, b, hive ? "XGMI" : pci_relation(files, report.gpus[i], report.gpus[j]), 0, std::nullopt});
     }
   return report;
 }

@@ -13,9 +13,9 @@ namespace fathom::hardware {
 namespace {
 
 constexpr std::string_view kIsaNames[kIsaCount] = {
-    "sse4",        "avx",      "avx2",     "fma",      "f16c",     "avx512f",  "avx512bw",  "avx512dq",
-    "avx512vl",    "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8",
-    "amx_fp16",    "neon",     "neon_fp16", "neon_dotprod", "neon_i8mm", "neon_bf16", "sve", "sve2"};
+    "sse4",     "avx",         "avx2",        "fma",          "f16c",      "avx512f",   "avx512bw", "avx512dq",
+    "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",  "avx_vnni",  "amx_tile",  "amx_bf16", "amx_int8",
+    "amx_fp16", "neon",        "neon_fp16",   "neon_dotprod", "neon_i8mm", "neon_bf16", "sve",      "sve2"};
 
 // The largest profile that makes sense; more is not ours.
 constexpr Bytes kProfileLimit = 16 * kMiB;
@@ -81,7 +81,8 @@ std::string note_text(const Note& note) {
 }
 
 int GpuInfo::active_nvlinks() const {
-  return static_cast<int>(std::count_if(nvlinks.begin(), nvlinks.end(), [](const NvLinkPort& port) { return port.active; }));
+  return static_cast<int>(
+      std::count_if(nvlinks.begin(), nvlinks.end(), [](const NvLinkPort& port) { return port.active; }));
 }
 
 std::optional<double> GpuInfo::memory_bytes_per_second() const {
@@ -98,7 +99,8 @@ std::optional<double> Machine::read_bandwidth(int threads) const {
   if (!measured || measured->read_curve.empty()) return read_bandwidth();
   const auto& curve = measured->read_curve;
   if (threads >= curve.back().threads) return curve.back().bytes_per_second;
-  const auto next = std::find_if(curve.begin(), curve.end(), [&](const ThreadPoint& p) { return p.threads >= threads; });
+  const auto next =
+      std::find_if(curve.begin(), curve.end(), [&](const ThreadPoint& p) { return p.threads >= threads; });
   if (next == curve.begin()) return next->bytes_per_second * std::max(threads, 1) / std::max(next->threads, 1);
   const auto last = next - 1;
   const double share = double(threads - last->threads) / (next->threads - last->threads);
@@ -119,8 +121,8 @@ std::optional<double> Machine::peak_flops(Precision precision, int threads) cons
 
 std::string fingerprint(const Machine& machine) {
   const CpuInfo& cpu = machine.cpu;
-  std::string line = cpu.model + " | " + std::to_string(cpu.sockets) + " sockets, " + std::to_string(cpu.cores) + " cores, " +
-                     std::to_string(cpu.usable_threads) + " threads | " +
+  std::string line = cpu.model + " | " + std::to_string(cpu.sockets) + " sockets, " + std::to_string(cpu.cores) +
+                     " cores, " + std::to_string(cpu.usable_threads) + " threads | " +
                      std::to_string((machine.memory.total_bytes + kGiB / 2) / kGiB) + " GiB";
   for (const GpuInfo& gpu : machine.gpus) {
     if (gpu.integrated) continue;
@@ -134,7 +136,8 @@ std::string profile_path() { return (user_folder() / "machine.json").string(); }
 Status save_profile(const Machine& machine) {
   std::error_code error;
   std::filesystem::create_directories(user_folder(), error);
-  if (error) return fail_environment("base.cannot_write", {{"path", user_folder().string()}, {"reason", error.message()}});
+  if (error)
+    return fail_environment("base.cannot_write", {{"path", user_folder().string()}, {"reason", error.message()}});
   return write_file_atomic(profile_path(), machine_to_json(machine, 2) + "\n");
 }
 

@@ -18,8 +18,30 @@ namespace fathom::hardware {
 
 /// Instruction sets that matter to kernels. What the operating system lets a program use, not what the chip could.
 enum class Isa : std::uint8_t {
-  sse4, avx, avx2, fma, f16c, avx512f, avx512bw, avx512dq, avx512vl, avx512_vnni, avx512_bf16, avx512_fp16, avx_vnni,
-  amx_tile, amx_bf16, amx_int8, amx_fp16, neon, neon_fp16, neon_dotprod, neon_i8mm, neon_bf16, sve, sve2,
+  sse4,
+  avx,
+  avx2,
+  fma,
+  f16c,
+  avx512f,
+  avx512bw,
+  avx512dq,
+  avx512vl,
+  avx512_vnni,
+  avx512_bf16,
+  avx512_fp16,
+  avx_vnni,
+  amx_tile,
+  amx_bf16,
+  amx_int8,
+  amx_fp16,
+  neon,
+  neon_fp16,
+  neon_dotprod,
+  neon_i8mm,
+  neon_bf16,
+  sve,
+  sve2,
 };
 inline constexpr int kIsaCount = 24;
 std::string_view isa_name(Isa isa);  // "avx512_bf16"
@@ -78,12 +100,12 @@ struct MemoryInfo {
   Bytes total_bytes = 0;      // of the host as this kernel sees it
   Bytes available_bytes = 0;  // the host's estimate of what a program started now may take
   Bytes swap_total_bytes = 0;
-  std::optional<Bytes> limit_bytes;       // the tightest cgroup limit
-  std::optional<Bytes> limit_used_bytes;  // what counts against it already, without what the kernel can drop
-  int cgroup_version = 0;                 // 0: no cgroup found, 1 or 2
-  Bytes usable_bytes = 0;                 // what we may take now: available, held against the limit's room
-  std::string transparent_huge_pages;     // "always", "madvise", "never"; empty unknown
-  std::vector<HugePagePool> pools;        // reserved huge pages (hugetlbfs)
+  std::optional<Bytes> limit_bytes;                 // the tightest cgroup limit
+  std::optional<Bytes> limit_used_bytes;            // what counts against it already, without what the kernel can drop
+  int cgroup_version = 0;                           // 0: no cgroup found, 1 or 2
+  Bytes usable_bytes = 0;                           // what we may take now: available, held against the limit's room
+  std::string transparent_huge_pages;               // "always", "madvise", "never"; empty unknown
+  std::vector<HugePagePool> pools;                  // reserved huge pages (hugetlbfs)
   std::optional<int> modules, channels, speed_mts;  // populated DIMMs; channels in use; transfers per second in 10^6
   std::string kind;                                 // "DDR5"; empty unknown
   std::string modules_source;                       // "edac", "dmi"; empty when neither can be read (DMI needs root)
@@ -105,9 +127,9 @@ std::string_view disk_kind_name(DiskKind kind);
 
 struct DiskRead {
   double bytes_per_second = 0;
-  Bytes bytes = 0;       // read in all
-  std::string method;    // "io_uring", "pread"; with "+cached" when the file system refuses direct reads
-  std::string source;    // "temporary file", "existing file"
+  Bytes bytes = 0;     // read in all
+  std::string method;  // "io_uring", "pread"; with "+cached" when the file system refuses direct reads
+  std::string source;  // "temporary file", "existing file"
   bool operator==(const DiskRead&) const = default;
 };
 
@@ -158,8 +180,9 @@ struct GpuInfo {
 /// What lies between two GPUs; a < b are indices into Machine::gpus.
 struct GpuLink {
   int a = 0, b = 0;
-  std::string path;  // nvidia-smi's words: "NV18", "PIX", "PXB", "PHB", "NODE", "SYS"; "BOARD": one board; empty unknown
-  int nvlinks = 0;   // links between the two, directly or through a switch
+  std::string
+      path;         // nvidia-smi's words: "NV18", "PIX", "PXB", "PHB", "NODE", "SYS"; "BOARD": one board; empty unknown
+  int nvlinks = 0;  // links between the two, directly or through a switch
   std::optional<bool> peer_to_peer;
   bool operator==(const GpuLink&) const = default;
 };
@@ -189,8 +212,8 @@ struct ThreadPoint {
 struct CacheResult {
   int level = 0;  // 4 stands for main memory
   Bytes buffer_bytes = 0;
-  double latency_seconds = 0;                // one dependent load
-  std::optional<double> bytes_per_second;    // one thread reading
+  double latency_seconds = 0;              // one dependent load
+  std::optional<double> bytes_per_second;  // one thread reading
   bool operator==(const CacheResult&) const = default;
 };
 
@@ -207,7 +230,8 @@ struct PeakResult {
 struct Measured {
   std::string effort;  // "quick", "default", "thorough"
   double seconds = 0;
-  double others_share = 0;  // of the usable CPUs' time, what went to other programs and other virtual machines meanwhile
+  double others_share =
+      0;  // of the usable CPUs' time, what went to other programs and other virtual machines meanwhile
   Bytes buffer_bytes = 0;
   double read_bandwidth_bytes_per_second = 0;  // the best of everything below: what decode is held against
   std::vector<BandwidthResult> bandwidth;

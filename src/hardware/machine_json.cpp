@@ -69,7 +69,8 @@ void fields(V& v, GpuInfo& g) {
   v("memory_is_estimate", g.memory_is_estimate), v("integrated", g.integrated), v("memory_bus_bits", g.memory_bus_bits);
   v("core_mhz", g.core_mhz), v("core_max_mhz", g.core_max_mhz), v("memory_mhz", g.memory_mhz);
   v("memory_max_mhz", g.memory_max_mhz), v("power_limit_watts", g.power_limit_watts);
-  v("pcie_generation", g.pcie_generation), v("pcie_width", g.pcie_width), v("pcie_max_generation", g.pcie_max_generation);
+  v("pcie_generation", g.pcie_generation), v("pcie_width", g.pcie_width),
+      v("pcie_max_generation", g.pcie_max_generation);
   v("pcie_max_width", g.pcie_max_width), v("numa_node", g.numa_node), v("mig", g.mig), v("nvlinks", g.nvlinks);
   v("nvlink_bytes_per_second", g.nvlink_bytes_per_second), v("source", g.source);
 }
@@ -94,7 +95,8 @@ void fields(V& v, CacheResult& c) {
 }
 template <class V>
 void fields(V& v, PeakResult& p) {
-  v("kernel", p.kernel), v("precision", p.precision), v("one_thread_flops", p.one_thread_flops), v("threads", p.threads);
+  v("kernel", p.kernel), v("precision", p.precision), v("one_thread_flops", p.one_thread_flops),
+      v("threads", p.threads);
   v("all_threads_flops", p.all_threads_flops);
 }
 template <class V>
@@ -209,7 +211,8 @@ struct Reader {
 
   static void refuse(const Json& value, const std::string& where, const char* expected, std::optional<Error>& error) {
     if (error) return;
-    error = Error{ErrorKind::kInput, "hardware_probe.profile_wrong_type",
+    error = Error{ErrorKind::kInput,
+                  "hardware_probe.profile_wrong_type",
                   {{"where", where}, {"expected", expected}, {"value", printable(dump_json(value), 40)}}};
   }
 
@@ -289,10 +292,14 @@ std::string machine_to_json(const Machine& machine, int indent) {
 Result<Machine> machine_from_json(std::string_view text, std::string_view what) {
   FATHOM_TRY(const Json json, parse_json(text, what));
   const std::string where(what);
-  if (!json.is_object()) return fail("hardware_probe.profile_wrong_type", {{"where", where}, {"expected", "object"}, {"value", printable(dump_json(json), 40)}});
+  if (!json.is_object())
+    return fail("hardware_probe.profile_wrong_type",
+                {{"where", where}, {"expected", "object"}, {"value", printable(dump_json(json), 40)}});
   FATHOM_TRY(const auto version, json_integer(json, "version", what));
   if (!version || *version != kFormatVersion)
-    return fail("hardware_probe.profile_version", {{"where", where}, {"version", version ? std::to_string(*version) : "?"}, {"expected", std::to_string(kFormatVersion)}});
+    return fail("hardware_probe.profile_version", {{"where", where},
+                                                   {"version", version ? std::to_string(*version) : "?"},
+                                                   {"expected", std::to_string(kFormatVersion)}});
   Machine machine;
   std::optional<Error> error;
   Reader reader{json, where, error};

@@ -35,11 +35,13 @@ Plan plan_for(const MemoryBenchOptions& options) {
       plan.sweep = 0.12, plan.finals = 0.15, plan.single = 0.1, plan.curve = 0.05, plan.caches = 0.01;
       plan.small_pages = plan.writes_too = plan.middle_of_curve = false;
       break;
-    case Effort::kDefault: break;
+    case Effort::kDefault:
+      break;
     case Effort::kThorough:
       plan.buffer = 4 * kGiB, plan.window = 512 * kMiB;
       plan.sweep_rounds = 8, plan.final_rounds = 20, plan.finalists = 4;
-      plan.sweep = 2.5, plan.finals = 3, plan.single = 2, plan.curve = 1, plan.writes = 1, plan.small = 1.5, plan.caches = 0.2;
+      plan.sweep = 2.5, plan.finals = 3, plan.single = 2, plan.curve = 1, plan.writes = 1, plan.small = 1.5,
+      plan.caches = 0.2;
       break;
   }
   plan.buffer = std::max(plan.buffer, (options.effort == Effort::kQuick ? 4 : 8) * options.last_level_bytes);
@@ -90,7 +92,8 @@ struct Samples {
     if (rates.empty()) return 0;
     std::vector<double> sorted = rates;
     std::sort(sorted.begin(), sorted.end());
-    return sorted.size() % 2 == 1 ? sorted[sorted.size() / 2] : 0.5 * (sorted[sorted.size() / 2 - 1] + sorted[sorted.size() / 2]);
+    return sorted.size() % 2 == 1 ? sorted[sorted.size() / 2]
+                                  : 0.5 * (sorted[sorted.size() / 2 - 1] + sorted[sorted.size() / 2]);
   }
 };
 
@@ -105,7 +108,8 @@ class Bench {
     const Turn turn = next_turn(threads, window);
     const double seconds = crew_.run(threads, [&](int t) {
       std::uint64_t sum = 0;
-      for (const int s : turn.hands[static_cast<std::size_t>(t)]) sum ^= run_read(variant, {slices_.slice(s) + turn.offset, turn.share});
+      for (const int s : turn.hands[static_cast<std::size_t>(t)])
+        sum ^= run_read(variant, {slices_.slice(s) + turn.offset, turn.share});
       sink.fetch_xor(sum, std::memory_order_relaxed);
     });
     return static_cast<double>(turn.slices * turn.share) / std::max(seconds, 1e-9);
@@ -119,14 +123,16 @@ class Bench {
     const double seconds = crew_.run(threads, [&](int t) {
       for (const int s : turn.hands[static_cast<std::size_t>(t)]) {
         std::byte* at = slices_.slice(s) + turn.offset;
-        loop(reinterpret_cast<float*>(at), reinterpret_cast<const float*>(at + part), reinterpret_cast<const float*>(at + (parts - 1) * part), part);
+        loop(reinterpret_cast<float*>(at), reinterpret_cast<const float*>(at + part),
+             reinterpret_cast<const float*>(at + (parts - 1) * part), part);
       }
     });
     return static_cast<double>(turn.slices * parts * part) / std::max(seconds, 1e-9);
   }
 
   /// Variants by their best window rate, fastest first.
-  std::vector<ReadVariant> sweep(std::vector<ReadVariant> variants, int threads, int rounds, double seconds, Bytes window) {
+  std::vector<ReadVariant> sweep(std::vector<ReadVariant> variants, int threads, int rounds, double seconds,
+                                 Bytes window) {
     std::vector<std::pair<double, std::size_t>> order;
     for (std::size_t i = 0; i < variants.size(); ++i) order.emplace_back(0.0, i);
     const double deadline = now_seconds() + seconds;
@@ -143,7 +149,8 @@ class Bench {
   }
 
   /// Whole passes of the first `finalists`; the result of the one with the best pass.
-  BandwidthResult finals(const std::vector<ReadVariant>& variants, int finalists, int threads, int rounds, double seconds, Pages pages) {
+  BandwidthResult finals(const std::vector<ReadVariant>& variants, int finalists, int threads, int rounds,
+                         double seconds, Pages pages) {
     const std::size_t count = std::min<std::size_t>(variants.size(), static_cast<std::size_t>(finalists));
     std::vector<Samples> samples(count);
     const double deadline = now_seconds() + seconds;
@@ -156,8 +163,13 @@ class Bench {
     std::size_t winner = 0;
     for (std::size_t i = 1; i < count; ++i)
       if (samples[i].best() > samples[winner].best()) winner = i;
-    return {Access::read, pages, threads, samples[winner].best(), samples[winner].median(),
-            static_cast<int>(samples[winner].rates.size()), variants[winner].name};
+    return {Access::read,
+            pages,
+            threads,
+            samples[winner].best(),
+            samples[winner].median(),
+            static_cast<int>(samples[winner].rates.size()),
+            variants[winner].name};
   }
 
  private:
@@ -198,17 +210,21 @@ void measure_writes(Bench& bench, const Plan& plan, IsaSet isa, int threads, Pag
     BandwidthResult best{access, pages, threads, 0, 0, 0, ""};
     for (const WriteVariant& variant : write_variants(isa)) {
       Samples samples;
-      do samples.rates.push_back(bench.write(access == Access::copy ? variant.copy : variant.triad, access, threads, plan.window));
+      do
+        samples.rates.push_back(
+            bench.write(access == Access::copy ? variant.copy : variant.triad, access, threads, plan.window));
       while (samples.rates.size() < 2 && now_seconds() < deadline);
       if (samples.best() > best.best_bytes_per_second)
-        best = {access, pages, threads, samples.best(), samples.median(), static_cast<int>(samples.rates.size()), variant.name};
+        best = {access,      pages, threads, samples.best(), samples.median(), static_cast<int>(samples.rates.size()),
+                variant.name};
     }
     measured.bandwidth.push_back(std::move(best));
   }
 }
 
 // The full programme on huge pages. Answers the best variants for all threads and for one.
-std::pair<ReadVariant, ReadVariant> measure_huge(const MemoryBenchOptions& options, const Plan& plan, Crew& crew, BenchBuffer& buffer, Measured& measured) {
+std::pair<ReadVariant, ReadVariant> measure_huge(const MemoryBenchOptions& options, const Plan& plan, Crew& crew,
+                                                 BenchBuffer& buffer, Measured& measured) {
   const IsaSet isa = executable_isa();
   const Pages pages = Pages::transparent_huge;
   Bench bench(crew, buffer);
@@ -223,7 +239,8 @@ std::pair<ReadVariant, ReadVariant> measure_huge(const MemoryBenchOptions& optio
     if (plan.middle_of_curve) {
       const auto points = middle_points(all);
       for (const int threads : points) {
-        const auto result = bench.finals(for_all, 2, threads, 3, plan.curve / static_cast<double>(points.size()), pages);
+        const auto result =
+            bench.finals(for_all, 2, threads, 3, plan.curve / static_cast<double>(points.size()), pages);
         measured.read_curve.push_back({threads, result.best_bytes_per_second});
       }
     }
@@ -237,10 +254,12 @@ std::pair<ReadVariant, ReadVariant> measure_huge(const MemoryBenchOptions& optio
   return {for_all.front(), for_one.front()};
 }
 
-void measure_reads_only(const Plan& plan, Crew& crew, const BenchBuffer& buffer, Pages pages, const std::pair<ReadVariant, ReadVariant>& best, Measured& measured) {
+void measure_reads_only(const Plan& plan, Crew& crew, const BenchBuffer& buffer, Pages pages,
+                        const std::pair<ReadVariant, ReadVariant>& best, Measured& measured) {
   Bench bench(crew, buffer);
   measured.bandwidth.push_back(bench.finals({best.first}, 1, crew.size(), plan.final_rounds, plan.small / 2, pages));
-  if (crew.size() > 1) measured.bandwidth.push_back(bench.finals({best.second}, 1, 1, plan.final_rounds, plan.small / 2, pages));
+  if (crew.size() > 1)
+    measured.bandwidth.push_back(bench.finals({best.second}, 1, 1, plan.final_rounds, plan.small / 2, pages));
 }
 
 }  // namespace
@@ -262,7 +281,8 @@ BenchBuffer::BenchBuffer(Bytes bytes, Pages pages, Bytes page_bytes) {
   const auto address = reinterpret_cast<std::uintptr_t>(memory);
   data_ = static_cast<std::byte*>(memory) + (reserved ? 0 : (kHugePage - address % kHugePage) % kHugePage);
   size_ = bytes;
-  if (pages == Pages::transparent_huge) ::madvise(data_, size_, MADV_HUGEPAGE);  // refused where THP is off: small pages then
+  if (pages == Pages::transparent_huge)
+    ::madvise(data_, size_, MADV_HUGEPAGE);  // refused where THP is off: small pages then
   if (pages == Pages::small) ::madvise(data_, size_, MADV_NOHUGEPAGE);
 }
 
@@ -282,7 +302,8 @@ void measure_memory(const MemoryBenchOptions& options, Crew& crew, Measured& mea
     }
     measured.buffer_bytes = plan.buffer;
     if (options.effort != Effort::kTiny && plan.buffer < 3 * options.last_level_bytes)
-      notes.push_back({"hardware_probe.buffer_small", {{"bytes", format_bytes(plan.buffer)}, {"cache", format_bytes(options.last_level_bytes)}}});
+      notes.push_back({"hardware_probe.buffer_small",
+                       {{"bytes", format_bytes(plan.buffer)}, {"cache", format_bytes(options.last_level_bytes)}}});
     best = measure_huge(options, plan, crew, buffer, measured);
   }
   if (plan.small_pages)
@@ -298,7 +319,8 @@ void measure_memory(const MemoryBenchOptions& options, Crew& crew, Measured& mea
   }
   for (const BandwidthResult& result : measured.bandwidth)
     if (result.access == Access::read)
-      measured.read_bandwidth_bytes_per_second = std::max(measured.read_bandwidth_bytes_per_second, result.best_bytes_per_second);
+      measured.read_bandwidth_bytes_per_second =
+          std::max(measured.read_bandwidth_bytes_per_second, result.best_bytes_per_second);
 }
 
 }  // namespace fathom::hardware

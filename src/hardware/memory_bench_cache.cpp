@@ -73,7 +73,8 @@ CacheResult measure_level(std::byte* data, int level, Bytes bytes, IsaSet isa, d
 
 }  // namespace
 
-std::vector<CacheResult> measure_caches(Crew& crew, BenchBuffer& buffer, Bytes level2, Bytes level3, IsaSet isa, double seconds) {
+std::vector<CacheResult> measure_caches(Crew& crew, BenchBuffer& buffer, Bytes level2, Bytes level3, IsaSet isa,
+                                        double seconds) {
   std::vector<CacheResult> results;
   crew.run(1, [&](int) {
     if (const Bytes bytes = std::min(level2 / 2 / 4096 * 4096, buffer.size()); bytes > 0)

@@ -15,9 +15,12 @@ enum class Hint { kNone, kNear, kSecondLevel, kOnce };
 template <Hint H>
 inline __attribute__((always_inline)) void prefetch_block(const std::byte* at) {
   // 256 bytes: four lines
-  if constexpr (H == Hint::kNear) for (int i = 0; i < 256; i += 64) __builtin_prefetch(at + i, 0, 3);
-  if constexpr (H == Hint::kSecondLevel) for (int i = 0; i < 256; i += 64) __builtin_prefetch(at + i, 0, 2);
-  if constexpr (H == Hint::kOnce) for (int i = 0; i < 256; i += 64) __builtin_prefetch(at + i, 0, 0);
+  if constexpr (H == Hint::kNear)
+    for (int i = 0; i < 256; i += 64) __builtin_prefetch(at + i, 0, 3);
+  if constexpr (H == Hint::kSecondLevel)
+    for (int i = 0; i < 256; i += 64) __builtin_prefetch(at + i, 0, 2);
+  if constexpr (H == Hint::kOnce)
+    for (int i = 0; i < 256; i += 64) __builtin_prefetch(at + i, 0, 0);
 }
 
 // One 64-byte step of plain C++; the compiler uses the registers that every chip of the family has.
@@ -33,19 +36,19 @@ std::uint64_t read_rest(const std::byte* data, std::size_t bytes) {
 
 // The shape shared by all instruction sets: groups of S streams, `pitch` bytes apart, read 256 bytes from each in turn.
 // BLOCK reads 256 bytes at `at` into accumulator `s`; FOLD answers the xor of all accumulators.
-#define FATHOM_READ_LOOP(NAME, TARGET, DECLARE, BLOCK, FOLD)                                                             \
-  template <int S, Hint H>                                                                                               \
-  TARGET std::uint64_t NAME(const std::byte* data, std::size_t bytes, std::size_t pitch, std::size_t ahead) {            \
-    DECLARE;                                                                                                             \
-    std::size_t group = 0;                                                                                               \
-    for (; group + S * pitch <= bytes; group += S * pitch)                                                               \
-      for (std::size_t i = 0; i + 256 <= pitch; i += 256)                                                                \
-        for (int s = 0; s < S; ++s) {                                                                                    \
-          const std::byte* at = data + group + static_cast<std::size_t>(s) * pitch + i;                                  \
-          prefetch_block<H>(at + ahead);                                                                                 \
-          BLOCK;                                                                                                         \
-        }                                                                                                                \
-    return (FOLD) ^ read_rest(data + group, bytes - group);                                                              \
+#define FATHOM_READ_LOOP(NAME, TARGET, DECLARE, BLOCK, FOLD)                                                  \
+  template <int S, Hint H>                                                                                    \
+  TARGET std::uint64_t NAME(const std::byte* data, std::size_t bytes, std::size_t pitch, std::size_t ahead) { \
+    DECLARE;                                                                                                  \
+    std::size_t group = 0;                                                                                    \
+    for (; group + S * pitch <= bytes; group += S * pitch)                                                    \
+      for (std::size_t i = 0; i + 256 <= pitch; i += 256)                                                     \
+        for (int s = 0; s < S; ++s) {                                                                         \
+          const std::byte* at = data + group + static_cast<std::size_t>(s) * pitch + i;                       \
+          prefetch_block<H>(at + ahead);                                                                      \
+          BLOCK;                                                                                              \
+        }                                                                                                     \
+    return (FOLD) ^ read_rest(data + group, bytes - group);                                                   \
   }
 
 inline std::uint64_t fold_words(const std::uint64_t* words, int count) {
@@ -82,7 +85,9 @@ FATHOM_AVX512 inline std::uint64_t fold_avx512(const __m512i (&sum)[S]) {
 FATHOM_AVX2 inline __attribute__((always_inline)) __m256i load_avx2(const std::byte* at) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
 }
-FATHOM_AVX512 inline __attribute__((always_inline)) __m512i load_avx512(const std::byte* at) { return _mm512_load_si512(at); }
+FATHOM_AVX512 inline __attribute__((always_inline)) __m512i load_avx512(const std::byte* at) {
+  return _mm512_load_si512(at);
+}
 FATHOM_AVX512 inline __attribute__((always_inline)) __m512i load_once_avx512(const std::byte* at) {
   return _mm512_stream_load_si512(const_cast<std::byte*>(at));
 }
@@ -90,34 +95,38 @@ FATHOM_AVX512 inline __attribute__((always_inline)) __m512i load_once_avx512(con
 FATHOM_READ_LOOP(read_avx2, FATHOM_AVX2, __m256i sum[S] = {},
                  for (int k = 0; k < 256; k += 32) sum[s] = _mm256_xor_si256(sum[s], load_avx2(at + k)), fold_avx2(sum))
 FATHOM_READ_LOOP(read_avx512, FATHOM_AVX512, __m512i sum[S] = {},
-                 for (int k = 0; k < 256; k += 64) sum[s] = _mm512_xor_si512(sum[s], load_avx512(at + k)), fold_avx512(sum))
+                 for (int k = 0; k < 256; k += 64) sum[s] = _mm512_xor_si512(sum[s], load_avx512(at + k)),
+                 fold_avx512(sum))
 FATHOM_READ_LOOP(read_once_avx512, FATHOM_AVX512, __m512i sum[S] = {},
-                 for (int k = 0; k < 256; k += 64) sum[s] = _mm512_xor_si512(sum[s], load_once_avx512(at + k)), fold_avx512(sum))
+                 for (int k = 0; k < 256; k += 64) sum[s] = _mm512_xor_si512(sum[s], load_once_avx512(at + k)),
+                 fold_avx512(sum))
 
 #endif
 
 // "avx512 8 streams" / "avx512 8 pages of 4 KiB, prefetch next".
-ReadVariant variant(const char* set, const char* extra, ReadLoop loop, int streams, std::size_t pitch, std::size_t ahead) {
-  std::string name = std::string(set) + " " + std::to_string(streams) + (pitch == 0 ? (streams == 1 ? " stream" : " streams") : " pages");
+ReadVariant variant(const char* set, const char* extra, ReadLoop loop, int streams, std::size_t pitch,
+                    std::size_t ahead) {
+  std::string name = std::string(set) + " " + std::to_string(streams) +
+                     (pitch == 0 ? (streams == 1 ? " stream" : " streams") : " pages");
   if (*extra != '\0') name += std::string(", ") + extra;
   return {name, loop, streams, pitch, ahead};
 }
 
 // The same shapes for every instruction set.
-#define FATHOM_MAIN_VARIANTS(list, set, loop)                                                                            \
-  list.push_back(variant(set, "", loop<8, Hint::kNone>, 8, 0, 0));                                                       \
-  list.push_back(variant(set, "", loop<12, Hint::kNone>, 12, 0, 0));                                                     \
-  list.push_back(variant(set, "", loop<8, Hint::kNone>, 8, 4096, 0));                                                    \
-  list.push_back(variant(set, "prefetch next", loop<8, Hint::kNear>, 8, 4096, 8 * 4096));                                \
-  list.push_back(variant(set, "prefetch 2048", loop<8, Hint::kNear>, 8, 0, 2048));                                       \
+#define FATHOM_MAIN_VARIANTS(list, set, loop)                                             \
+  list.push_back(variant(set, "", loop<8, Hint::kNone>, 8, 0, 0));                        \
+  list.push_back(variant(set, "", loop<12, Hint::kNone>, 12, 0, 0));                      \
+  list.push_back(variant(set, "", loop<8, Hint::kNone>, 8, 4096, 0));                     \
+  list.push_back(variant(set, "prefetch next", loop<8, Hint::kNear>, 8, 4096, 8 * 4096)); \
+  list.push_back(variant(set, "prefetch 2048", loop<8, Hint::kNear>, 8, 0, 2048));        \
   list.push_back(variant(set, "", loop<4, Hint::kNone>, 4, 0, 0))
-#define FATHOM_MORE_VARIANTS(list, set, loop)                                                                            \
-  list.push_back(variant(set, "", loop<16, Hint::kNone>, 16, 4096, 0));                                                  \
-  list.push_back(variant(set, "prefetch 2048 to L2", loop<8, Hint::kSecondLevel>, 8, 0, 2048));                          \
-  list.push_back(variant(set, "prefetch 2048", loop<4, Hint::kNear>, 4, 0, 2048));                                       \
-  list.push_back(variant(set, "prefetch 2048", loop<1, Hint::kNear>, 1, 0, 2048));                                       \
-  list.push_back(variant(set, "prefetch once 1024", loop<4, Hint::kOnce>, 4, 0, 1024));                                  \
-  list.push_back(variant(set, "", loop<1, Hint::kNone>, 1, 0, 0));                                                       \
+#define FATHOM_MORE_VARIANTS(list, set, loop)                                                   \
+  list.push_back(variant(set, "", loop<16, Hint::kNone>, 16, 4096, 0));                         \
+  list.push_back(variant(set, "prefetch 2048 to L2", loop<8, Hint::kSecondLevel>, 8, 0, 2048)); \
+  list.push_back(variant(set, "prefetch 2048", loop<4, Hint::kNear>, 4, 0, 2048));              \
+  list.push_back(variant(set, "prefetch 2048", loop<1, Hint::kNear>, 1, 0, 2048));              \
+  list.push_back(variant(set, "prefetch once 1024", loop<4, Hint::kOnce>, 4, 0, 1024));         \
+  list.push_back(variant(set, "", loop<1, Hint::kNone>, 1, 0, 0));                              \
   list.push_back(variant(set, "", loop<2, Hint::kNone>, 2, 0, 0))
 
 constexpr float kTriadFactor = 3.0f;
@@ -130,26 +139,26 @@ void triad_plain(float* target, const float* a, const float* b, std::size_t byte
 #if defined(__x86_64__)
 
 // Copy and triad 256 bytes at a time from four places of the data, stored through the cache or past it.
-#define FATHOM_WRITE_LOOPS(SUFFIX, TARGET, LANES, LOAD, STORE, ADD_SCALED, BROADCAST)                                    \
-  template <int S>                                                                                                       \
-  TARGET void copy_##SUFFIX(float* target, const float* a, const float*, std::size_t bytes) {                            \
-    const std::size_t part = bytes / sizeof(float) / S / 64 * 64;                                                        \
-    for (std::size_t i = 0; i < part; i += 64)                                                                           \
-      for (std::size_t s = 0; s < S; ++s)                                                                                \
-        for (std::size_t k = s * part + i; k < s * part + i + 64; k += LANES) STORE(target + k, LOAD(a + k));            \
-    _mm_sfence();                                                                                                        \
-    copy_plain(target + S * part, a + S * part, nullptr, bytes - S * part * sizeof(float));                              \
-  }                                                                                                                      \
-  template <int S>                                                                                                       \
-  TARGET void triad_##SUFFIX(float* target, const float* a, const float* b, std::size_t bytes) {                         \
-    const std::size_t part = bytes / sizeof(float) / S / 64 * 64;                                                        \
-    const auto factor = BROADCAST(kTriadFactor);                                                                         \
-    for (std::size_t i = 0; i < part; i += 64)                                                                           \
-      for (std::size_t s = 0; s < S; ++s)                                                                                \
-        for (std::size_t k = s * part + i; k < s * part + i + 64; k += LANES)                                            \
-          STORE(target + k, ADD_SCALED(LOAD(b + k), factor, LOAD(a + k)));                                               \
-    _mm_sfence();                                                                                                        \
-    triad_plain(target + S * part, a + S * part, b + S * part, bytes - S * part * sizeof(float));                        \
+#define FATHOM_WRITE_LOOPS(SUFFIX, TARGET, LANES, LOAD, STORE, ADD_SCALED, BROADCAST)                         \
+  template <int S>                                                                                            \
+  TARGET void copy_##SUFFIX(float* target, const float* a, const float*, std::size_t bytes) {                 \
+    const std::size_t part = bytes / sizeof(float) / S / 64 * 64;                                             \
+    for (std::size_t i = 0; i < part; i += 64)                                                                \
+      for (std::size_t s = 0; s < S; ++s)                                                                     \
+        for (std::size_t k = s * part + i; k < s * part + i + 64; k += LANES) STORE(target + k, LOAD(a + k)); \
+    _mm_sfence();                                                                                             \
+    copy_plain(target + S * part, a + S * part, nullptr, bytes - S * part * sizeof(float));                   \
+  }                                                                                                           \
+  template <int S>                                                                                            \
+  TARGET void triad_##SUFFIX(float* target, const float* a, const float* b, std::size_t bytes) {              \
+    const std::size_t part = bytes / sizeof(float) / S / 64 * 64;                                             \
+    const auto factor = BROADCAST(kTriadFactor);                                                              \
+    for (std::size_t i = 0; i < part; i += 64)                                                                \
+      for (std::size_t s = 0; s < S; ++s)                                                                     \
+        for (std::size_t k = s * part + i; k < s * part + i + 64; k += LANES)                                 \
+          STORE(target + k, ADD_SCALED(LOAD(b + k), factor, LOAD(a + k)));                                    \
+    _mm_sfence();                                                                                             \
+    triad_plain(target + S * part, a + S * part, b + S * part, bytes - S * part * sizeof(float));             \
   }
 
 FATHOM_AVX2 inline __attribute__((always_inline)) __m256 add_scaled_avx2(__m256 b, __m256 factor, __m256 a) {

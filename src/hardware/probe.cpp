@@ -23,7 +23,7 @@ namespace {
 
 constexpr Bytes kDiskSpare = 512 * kMiB;  // left free beside the temporary file
 constexpr Bytes kDiskLeast = 32 * kMiB;
-constexpr double kDiskSeconds = 20;       // for one disk, before we take it to hang
+constexpr double kDiskSeconds = 20;  // for one disk, before we take it to hang
 
 void read_system(const SystemFiles& files, Machine& machine) {
   const std::string release = files.text("etc/os-release").value_or("");
@@ -34,7 +34,8 @@ void read_system(const SystemFiles& files, Machine& machine) {
       machine.os = printable(name);
     }
   machine.kernel = files.line("proc/sys/kernel/osrelease").value_or("");
-  if (utsname name = {}; machine.kernel.empty() && files.is_real() && ::uname(&name) == 0) machine.kernel = name.release;
+  if (utsname name = {}; machine.kernel.empty() && files.is_real() && ::uname(&name) == 0)
+    machine.kernel = name.release;
   machine.container = files.exists(".dockerenv") || files.exists("run/.containerenv");
   const std::string groups = files.text("proc/1/cgroup").value_or("");
   for (const char* sign : {"docker", "kubepods", "containerd", "libpod", "lxc"})
@@ -44,13 +45,19 @@ void read_system(const SystemFiles& files, Machine& machine) {
 void read_notes(Machine& machine) {
   const CpuInfo& cpu = machine.cpu;
   if (machine.memory.limit_bytes)
-    machine.notes.push_back({"hardware_probe.memory_limited", {{"limit", format_bytes(*machine.memory.limit_bytes)}, {"total", format_bytes(machine.memory.total_bytes)}}});
+    machine.notes.push_back(
+        {"hardware_probe.memory_limited",
+         {{"limit", format_bytes(*machine.memory.limit_bytes)}, {"total", format_bytes(machine.memory.total_bytes)}}});
   if (cpu.usable_threads < cpu.threads)
-    machine.notes.push_back({"hardware_probe.cpus_limited", {{"usable", std::to_string(cpu.usable_threads)}, {"total", std::to_string(cpu.threads)}}});
+    machine.notes.push_back({"hardware_probe.cpus_limited",
+                             {{"usable", std::to_string(cpu.usable_threads)}, {"total", std::to_string(cpu.threads)}}});
   if (machine.memory.transparent_huge_pages == "never") machine.notes.push_back({"hardware_probe.no_huge_pages", {}});
   for (const GpuInfo& gpu : machine.gpus)
     if (gpu.pcie_width && gpu.pcie_max_width && *gpu.pcie_width < *gpu.pcie_max_width)
-      machine.notes.push_back({"hardware_probe.gpu_narrow_link", {{"name", gpu.name}, {"width", std::to_string(*gpu.pcie_width)}, {"max", std::to_string(*gpu.pcie_max_width)}}});
+      machine.notes.push_back({"hardware_probe.gpu_narrow_link",
+                               {{"name", gpu.name},
+                                {"width", std::to_string(*gpu.pcie_width)},
+                                {"max", std::to_string(*gpu.pcie_max_width)}}});
 }
 
 void measure_disk(DiskInfo& disk, Effort effort) {
@@ -79,11 +86,16 @@ void measure_disk(DiskInfo& disk, Effort effort) {
     if (!options.existing && !writable) return Answer{DiskRead(), true};
     return Answer{measure_disk_read(options), false};
   });
-  if (!answer) disk.note = Note{"hardware_probe.disk_no_answer", {{"path", disk.path}}};
-  else if (answer->nothing_to_read && !disk.writable) disk.note = Note{"hardware_probe.disk_read_only", {{"path", disk.path}}};
-  else if (answer->nothing_to_read) disk.note = Note{"hardware_probe.disk_full", {{"path", disk.path}, {"free", format_bytes(disk.free_bytes)}}};
-  else if (!answer->read) disk.note = Note{answer->read.error().key, answer->read.error().args};
-  else disk.read = *answer->read;
+  if (!answer)
+    disk.note = Note{"hardware_probe.disk_no_answer", {{"path", disk.path}}};
+  else if (answer->nothing_to_read && !disk.writable)
+    disk.note = Note{"hardware_probe.disk_read_only", {{"path", disk.path}}};
+  else if (answer->nothing_to_read)
+    disk.note = Note{"hardware_probe.disk_full", {{"path", disk.path}, {"free", format_bytes(disk.free_bytes)}}};
+  else if (!answer->read)
+    disk.note = Note{answer->read.error().key, answer->read.error().args};
+  else
+    disk.read = *answer->read;
   if (disk.read && disk.kind == DiskKind::virtual_disk) disk.note = Note{"hardware_probe.disk_virtual", {}};
   if (disk.read && disk.kind == DiskKind::network) disk.note = Note{"hardware_probe.disk_network", {}};
   if (disk.read && disk.kind == DiskKind::overlay) disk.note = Note{"hardware_probe.disk_overlay", {}};
@@ -100,7 +112,8 @@ double busy_seconds(const SystemFiles& files, const std::vector<int>& cpus) {
     const auto cpu = parse_integer(words[0].substr(3));
     if (!cpu || !std::binary_search(cpus.begin(), cpus.end(), static_cast<int>(*cpu))) continue;
     for (int i = 0; i <= kSteal && i + 1 < static_cast<int>(words.size()); ++i)
-      if (i != kIdle && i != kWait) ticks += static_cast<double>(parse_integer(words[static_cast<std::size_t>(i) + 1]).value_or(0));
+      if (i != kIdle && i != kWait)
+        ticks += static_cast<double>(parse_integer(words[static_cast<std::size_t>(i) + 1]).value_or(0));
   }
   return ticks / static_cast<double>(std::max(::sysconf(_SC_CLK_TCK), 1L));
 }
@@ -108,7 +121,9 @@ double busy_seconds(const SystemFiles& files, const std::vector<int>& cpus) {
 double own_seconds() {
   rusage usage = {};
   ::getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6; };
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_usec) * 1e-6;
+  };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
@@ -119,7 +134,8 @@ void note_others(Machine& machine, double others, double seconds) {
   const double capacity = seconds * static_cast<double>(std::max<std::size_t>(machine.cpu.usable_cpus.size(), 1));
   measured.others_share = std::clamp(others / std::max(capacity, 1e-9), 0.0, 1.0);
   if (measured.others_share > kWorthSaying)
-    machine.notes.push_back({"hardware_probe.busy", {{"percent", std::to_string(static_cast<int>(measured.others_share * 100 + 0.5))}}});
+    machine.notes.push_back(
+        {"hardware_probe.busy", {{"percent", std::to_string(static_cast<int>(measured.others_share * 100 + 0.5))}}});
 }
 
 void measure(const SystemFiles& files, Effort effort, Machine& machine) {
@@ -128,7 +144,8 @@ void measure(const SystemFiles& files, Effort effort, Machine& machine) {
   measured.effort = effort_name(effort);
   auto places = thread_places(files, machine.cpu);
   const bool pin = machine.cpu.usable_threads >= static_cast<int>(places.size());
-  if (static_cast<int>(places.size()) > machine.cpu.usable_threads) places.resize(static_cast<std::size_t>(machine.cpu.usable_threads));
+  if (static_cast<int>(places.size()) > machine.cpu.usable_threads)
+    places.resize(static_cast<std::size_t>(machine.cpu.usable_threads));
   const IsaSet isa = executable_isa();
   {
     Crew crew(places, pin);
@@ -145,7 +162,8 @@ void measure(const SystemFiles& files, Effort effort, Machine& machine) {
   measured.seconds = now_seconds() - start;
   machine.measured = std::move(measured);
   if (effort != Effort::kTiny)
-    note_others(machine, busy_seconds(files, machine.cpu.usable_cpus) - busy - (own_seconds() - own), machine.measured->seconds);
+    note_others(machine, busy_seconds(files, machine.cpu.usable_cpus) - busy - (own_seconds() - own),
+                machine.measured->seconds);
 }
 
 }  // namespace

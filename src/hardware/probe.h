@@ -18,7 +18,7 @@ std::string_view effort_name(Effort effort);
 struct ProbeOptions {
   Path root = "/";  // where proc/ and sys/ are: another folder in tests, and then nothing is executed or measured
   Effort effort = Effort::kDefault;
-  bool disks = true;       // find the disks at all
+  bool disks = true;          // find the disks at all
   bool measure_disks = true;  // write (at most 256 MiB, never left behind) and read; only with effort above kNone
   bool gpus = true;
   std::function<void(std::string_view stage)> on_stage;  // called before each stage with a key of the text catalog

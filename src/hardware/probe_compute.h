@@ -7,8 +7,8 @@
 
 namespace fathom::hardware {
 
-/// One result for each family that `isa` has: plain, AVX2 and AVX-512 fp32; AVX-512 bf16 dot and fp16; VNNI int8; AMX bf16
-/// and int8. First one thread alone, then all of the crew. A multiply-add counts two.
+/// One result for each family that `isa` has: plain, AVX2 and AVX-512 fp32; AVX-512 bf16 dot and fp16; VNNI int8; AMX
+/// bf16 and int8. First one thread alone, then all of the crew. A multiply-add counts two.
 std::vector<PeakResult> measure_peaks(Crew& crew, IsaSet isa, Effort effort);
 
 /// One family: how often `run` repeats its block of instructions, and what one block computes.

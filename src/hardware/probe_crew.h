@@ -21,8 +21,8 @@ class Crew {
 
   int size() const;
   int node(int thread) const;
-  /// Calls work(0) … work(threads-1), each on its thread; all wait for each other before they start. Answers the seconds
-  /// from the first start to the last end. `work` must not throw.
+  /// Calls work(0) … work(threads-1), each on its thread; all wait for each other before they start. Answers the
+  /// seconds from the first start to the last end. `work` must not throw.
   double run(int threads, const std::function<void(int thread)>& work);
 
  private:

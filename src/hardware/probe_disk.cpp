@@ -64,9 +64,11 @@ std::optional<DiskKind> kind_by_filesystem(std::string_view filesystem) {
   if (any_of(filesystem, {"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})) return DiskKind::ram;
   if (any_of(filesystem, {"overlay", "aufs", "fuse.fuse-overlayfs"})) return DiskKind::overlay;
   if (any_of(filesystem, {"virtiofs", "vboxsf", "fuse.vmhgfs-fuse"})) return DiskKind::virtual_disk;
-  if (any_of(filesystem, {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "fuse.ceph", "fuse.sshfs", "lustre", "gpfs", "9p", "beegfs",
-                          "glusterfs", "fuse.glusterfs", "afs", "ocfs2", "gfs2", "orangefs", "fuse.juicefs", "fuse.s3fs", "fuse.gcsfuse",
-                          "fuse.mount-s3", "fuse.blobfuse2", "fuse.rclone", "wekafs"}))
+  if (any_of(filesystem, {"nfs",          "nfs4",          "cifs",           "smb3",           "smbfs",
+                          "ceph",         "fuse.ceph",     "fuse.sshfs",     "lustre",         "gpfs",
+                          "9p",           "beegfs",        "glusterfs",      "fuse.glusterfs", "afs",
+                          "ocfs2",        "gfs2",          "orangefs",       "fuse.juicefs",   "fuse.s3fs",
+                          "fuse.gcsfuse", "fuse.mount-s3", "fuse.blobfuse2", "fuse.rclone",    "wekafs"}))
     return DiskKind::network;
   return std::nullopt;
 }
@@ -94,7 +96,8 @@ DiskKind kind_by_name(std::string_view name, std::string_view model) {
   if (name.starts_with("nbd") || name.starts_with("rbd") || name.starts_with("drbd")) return DiskKind::network;
   if (name.starts_with("vd") || name.starts_with("xvd")) return DiskKind::virtual_disk;
   const std::string lower = to_lower(model);
-  for (const std::string_view sign : {"qemu", "virtual", "vbox", "vmware", "elastic block store", "persistentdisk", "msft"})
+  for (const std::string_view sign :
+       {"qemu", "virtual", "vbox", "vmware", "elastic block store", "persistentdisk", "msft"})
     if (lower.find(sign) != std::string::npos) return DiskKind::virtual_disk;
   if (name.starts_with("nvme")) return DiskKind::nvme;
   return DiskKind::unknown;
@@ -141,7 +144,8 @@ Space measure_space(Path folder) {
   struct statvfs info = {};
   if (::statvfs(folder.c_str(), &info) == 0) {
     std::uint64_t total = 0, free = 0;
-    if (checked_mul(info.f_blocks, info.f_frsize, total) && checked_mul(info.f_bavail, info.f_frsize, free)) space.total = total, space.free = free;
+    if (checked_mul(info.f_blocks, info.f_frsize, total) && checked_mul(info.f_bavail, info.f_frsize, free))
+      space.total = total, space.free = free;
   }
   return space;
 }
@@ -160,10 +164,14 @@ std::vector<FolderUse> folders_of_interest() {
   const std::string home = environment("HOME");
   if (home.starts_with('/')) folders.push_back({"home", home});
   Path models;
-  if (const std::string hub = environment("HF_HUB_CACHE"); !hub.empty()) models = hub;
-  else if (const std::string hf = environment("HF_HOME"); !hf.empty()) models = Path(hf) / "hub";
-  else if (const std::string cache = environment("XDG_CACHE_HOME"); !cache.empty()) models = Path(cache) / "huggingface" / "hub";
-  else if (!home.empty()) models = Path(home) / ".cache" / "huggingface" / "hub";
+  if (const std::string hub = environment("HF_HUB_CACHE"); !hub.empty())
+    models = hub;
+  else if (const std::string hf = environment("HF_HOME"); !hf.empty())
+    models = Path(hf) / "hub";
+  else if (const std::string cache = environment("XDG_CACHE_HOME"); !cache.empty())
+    models = Path(cache) / "huggingface" / "hub";
+  else if (!home.empty())
+    models = Path(home) / ".cache" / "huggingface" / "hub";
   if (models.is_absolute()) folders.push_back({"models", models.lexically_normal()});
   return folders;
 }
@@ -200,15 +208,18 @@ std::vector<DiskInfo> read_disks(const SystemFiles& files, const std::vector<Fol
       }
     }
     DiskInfo disk = describe_disk(files, folder);
-    const auto same = std::find_if(disks.begin(), disks.end(), [&](const DiskInfo& d) { return d.mount == disk.mount; });
+    const auto same =
+        std::find_if(disks.begin(), disks.end(), [&](const DiskInfo& d) { return d.mount == disk.mount; });
     if (same != disks.end()) {
       same->uses.push_back(wanted.use);
       if (!same->writable && space && space->writable) same->writable = true, same->path = space->path;
       continue;
     }
     disk.uses = {wanted.use};
-    if (space) disk.writable = space->writable, disk.total_bytes = space->total, disk.free_bytes = space->free;
-    else if (files.is_real()) disk.note = Note{"hardware_probe.disk_no_answer", {{"path", disk.path}}};
+    if (space)
+      disk.writable = space->writable, disk.total_bytes = space->total, disk.free_bytes = space->free;
+    else if (files.is_real())
+      disk.note = Note{"hardware_probe.disk_no_answer", {{"path", disk.path}}};
     disks.push_back(std::move(disk));
   }
   return disks;

@@ -122,7 +122,8 @@ std::vector<int> parse_cpu_list(std::string_view text) {
     const auto first = parse_integer(part.substr(0, dash));
     const auto last = dash == std::string_view::npos ? first : parse_integer(part.substr(dash + 1));
     if (!first || !last || *first < 0 || *last < *first || *last >= std::int64_t{kMaxListed}) continue;
-    for (std::int64_t cpu = *first; cpu <= *last && cpus.size() < kMaxListed; ++cpu) cpus.push_back(static_cast<int>(cpu));
+    for (std::int64_t cpu = *first; cpu <= *last && cpus.size() < kMaxListed; ++cpu)
+      cpus.push_back(static_cast<int>(cpu));
   }
   std::sort(cpus.begin(), cpus.end());
   cpus.erase(std::unique(cpus.begin(), cpus.end()), cpus.end());

@@ -1,5 +1,5 @@
-// Reading the kernel's small text files under a root that tests can replace. Nothing here fails: what is absent, unreadable
-// or malformed is nullopt or empty.
+// Reading the kernel's small text files under a root that tests can replace. Nothing here fails: what is absent,
+// unreadable or malformed is nullopt or empty.
 #pragma once
 #include <cstdint>
 #include <optional>

@@ -29,7 +29,8 @@ void read_huge_pages(const SystemFiles& files, MemoryInfo& memory) {
   for (const std::string& name : files.names(base)) {
     if (!name.starts_with("hugepages-") || !name.ends_with("kB")) continue;
     const auto kib = parse_integer(std::string_view(name).substr(10, name.size() - 12));
-    const auto total = files.integer(base + name + "/nr_hugepages"), free = files.integer(base + name + "/free_hugepages");
+    const auto total = files.integer(base + name + "/nr_hugepages"),
+               free = files.integer(base + name + "/free_hugepages");
     if (!kib || *kib <= 0 || *kib > (std::int64_t{1} << 40) || !total || !free) continue;
     memory.pools.push_back({static_cast<Bytes>(*kib) * kKiB, *total, *free});
   }
@@ -48,7 +49,8 @@ void take_modules(MemoryInfo& memory, const std::vector<Module>& modules, const 
   for (const Module& module : modules) {
     all_named = all_named && !module.channel.empty();
     channels.insert(module.channel);
-    if (module.speed_mts > 0) memory.speed_mts = std::min(memory.speed_mts.value_or(module.speed_mts), module.speed_mts);
+    if (module.speed_mts > 0)
+      memory.speed_mts = std::min(memory.speed_mts.value_or(module.speed_mts), module.speed_mts);
     if (!module.kind.empty()) memory.kind = module.kind;
   }
   if (!memory.modules) memory.modules = static_cast<int>(modules.size());
@@ -100,16 +102,26 @@ std::string_view string_at(std::string_view raw, int n) {
 
 const char* smbios_memory_kind(int type) {
   switch (type) {
-    case 0x18: return "DDR3";
-    case 0x1a: return "DDR4";
-    case 0x1d: return "LPDDR3";
-    case 0x1e: return "LPDDR4";
-    case 0x20: return "HBM";
-    case 0x21: return "HBM2";
-    case 0x22: return "DDR5";
-    case 0x23: return "LPDDR5";
-    case 0x24: return "HBM3";
-    default: return "";
+    case 0x18:
+      return "DDR3";
+    case 0x1a:
+      return "DDR4";
+    case 0x1d:
+      return "LPDDR3";
+    case 0x1e:
+      return "LPDDR4";
+    case 0x20:
+      return "HBM";
+    case 0x21:
+      return "HBM2";
+    case 0x22:
+      return "DDR5";
+    case 0x23:
+      return "LPDDR5";
+    case 0x24:
+      return "HBM3";
+    default:
+      return "";
   }
 }
 
@@ -121,7 +133,8 @@ std::string channel_in(std::string_view locator) {
   at += 7;
   while (at < lower.size() && (lower[at] == ' ' || lower[at] == '_' || lower[at] == '-')) ++at;
   std::size_t end = at;
-  while (end < lower.size() && ((lower[end] >= 'a' && lower[end] <= 'z') || (lower[end] >= '0' && lower[end] <= '9'))) ++end;
+  while (end < lower.size() && ((lower[end] >= 'a' && lower[end] <= 'z') || (lower[end] >= '0' && lower[end] <= '9')))
+    ++end;
   return end == at ? std::string() : lower.substr(0, end);
 }
 
@@ -151,7 +164,8 @@ MemoryInfo read_memory(const SystemFiles& files, const CgroupLimits& limits) {
   const std::string text = files.text("proc/meminfo").value_or("");
   memory.total_bytes = meminfo(text, "MemTotal");
   memory.available_bytes = meminfo(text, "MemAvailable");
-  if (memory.available_bytes == 0) memory.available_bytes = meminfo(text, "MemFree") + meminfo(text, "Buffers") + meminfo(text, "Cached");
+  if (memory.available_bytes == 0)
+    memory.available_bytes = meminfo(text, "MemFree") + meminfo(text, "Buffers") + meminfo(text, "Cached");
   if (memory.total_bytes > 0) memory.available_bytes = std::min(memory.available_bytes, memory.total_bytes);
   memory.swap_total_bytes = meminfo(text, "SwapTotal");
   memory.cgroup_version = limits.version;

@@ -16,7 +16,9 @@ namespace {
 
 constexpr std::size_t kMaxOutput = std::size_t{1} << 20;
 
-double now_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 // Reads until the other end closes, the deadline passes or too much came. True when it closed.
 bool drain(int fd, double deadline, std::string& output) {
@@ -64,7 +66,8 @@ bool start(const std::vector<std::string>& arguments, int output, pid_t& child) 
   const bool ready = ::posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0) == 0 &&
                      ::posix_spawn_file_actions_adddup2(&actions, output, 1) == 0 &&
                      ::posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0) == 0 &&
-                     ::posix_spawnattr_setsigdefault(&attributes, &all) == 0 && ::posix_spawnattr_setpgroup(&attributes, 0) == 0 &&
+                     ::posix_spawnattr_setsigdefault(&attributes, &all) == 0 &&
+                     ::posix_spawnattr_setpgroup(&attributes, 0) == 0 &&
                      ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF) == 0;
   const bool started = ready && ::posix_spawnp(&child, argv[0], &actions, &attributes, argv.data(), environ) == 0;
   ::posix_spawnattr_destroy(&attributes);

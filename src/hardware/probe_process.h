@@ -13,12 +13,13 @@
 
 namespace fathom::hardware {
 
-/// Runs a program found on PATH, without a shell, its input empty and its complaints dropped. Its standard output, at most
-/// 1 MiB; nullopt when it cannot be started, exits with a failure, or has not finished in time (it is then killed).
+/// Runs a program found on PATH, without a shell, its input empty and its complaints dropped. Its standard output, at
+/// most 1 MiB; nullopt when it cannot be started, exits with a failure, or has not finished in time (it is then
+/// killed).
 std::optional<std::string> run_program(const std::vector<std::string>& arguments, double seconds);
 
-/// Calls `work` on a thread of its own. Its answer, or nullopt after `seconds`: the thread is then left behind, so `work`
-/// must own all it touches.
+/// Calls `work` on a thread of its own. Its answer, or nullopt after `seconds`: the thread is then left behind, so
+/// `work` must own all it touches.
 template <class T>
 std::optional<T> with_time_limit(double seconds, std::function<T()> work) {
   struct Shared {

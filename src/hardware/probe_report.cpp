@@ -12,7 +12,9 @@
 namespace fathom::hardware {
 namespace {
 
-std::string text(std::string_view key, const TextArgs& args = {}) { return tr("hardware_probe." + std::string(key), args); }
+std::string text(std::string_view key, const TextArgs& args = {}) {
+  return tr("hardware_probe." + std::string(key), args);
+}
 std::string gb_per_second(double rate) { return fmt::format("{:.1f}", rate / kGB); }
 std::string unknown() { return text("unknown"); }
 
@@ -40,7 +42,8 @@ std::string heading(std::string_view key) { return "\n" + styled(Style::kBold, t
 std::string indented(const Table& table) {
   std::string out;
   const std::string rendered = table.render();
-  for (const std::string_view line : split(std::string_view(rendered).substr(0, rendered.size() - 1), '\n')) out += "  " + std::string(line) + "\n";
+  for (const std::string_view line : split(std::string_view(rendered).substr(0, rendered.size() - 1), '\n'))
+    out += "  " + std::string(line) + "\n";
   return out;
 }
 
@@ -91,15 +94,18 @@ std::string processor(const Machine& machine) {
   const CpuInfo& cpu = machine.cpu;
   Facts facts;
   facts.add("model", cpu.model.empty() ? unknown() : printable(cpu.model));
-  facts.add("cores", text("cores_line", {{"cores", std::to_string(cpu.cores)}, {"sockets", std::to_string(cpu.sockets)},
-                                        {"threads", std::to_string(cpu.threads)}, {"usable", std::to_string(cpu.usable_threads)}}));
+  facts.add("cores", text("cores_line", {{"cores", std::to_string(cpu.cores)},
+                                         {"sockets", std::to_string(cpu.sockets)},
+                                         {"threads", std::to_string(cpu.threads)},
+                                         {"usable", std::to_string(cpu.usable_threads)}}));
   if (cpu.quota_cpus) facts.add("quota", fmt::format("{:.2f}", *cpu.quota_cpus));
   facts.add("clock", clocks(cpu));
   facts.add("isa", isa_list(cpu.isa));
   facts.add("caches", caches(cpu));
   if (cpu.numa.size() > 1) {
     std::vector<std::string> nodes;
-    for (const NumaNode& node : cpu.numa) nodes.push_back(fmt::format("{}: {}", node.id, format_bytes(node.memory_bytes)));
+    for (const NumaNode& node : cpu.numa)
+      nodes.push_back(fmt::format("{}: {}", node.id, format_bytes(node.memory_bytes)));
     facts.add("numa", join(nodes));
   }
   return heading("processor") + facts.render();
@@ -111,7 +117,8 @@ std::string modules(const MemoryInfo& memory) {
   if (!memory.kind.empty()) parts.push_back(memory.kind);
   if (memory.speed_mts) parts.push_back(fmt::format("{} MT/s", *memory.speed_mts));
   if (memory.channels) parts.push_back(text("channels_count", {{"count", std::to_string(*memory.channels)}}));
-  if (const auto peak = memory.theoretical_bytes_per_second()) parts.push_back(text("theoretical", {{"rate", gb_per_second(*peak)}}));
+  if (const auto peak = memory.theoretical_bytes_per_second())
+    parts.push_back(text("theoretical", {{"rate", gb_per_second(*peak)}}));
   return join(parts);
 }
 
@@ -125,7 +132,8 @@ std::string main_memory(const Machine& machine) {
   facts.add("huge_pages", memory.transparent_huge_pages.empty() ? unknown() : memory.transparent_huge_pages);
   std::vector<std::string> pools;
   for (const HugePagePool& pool : memory.pools)
-    if (pool.total > 0) pools.push_back(fmt::format("{} × {} ({})", pool.total, format_bytes(pool.page_bytes), pool.free));
+    if (pool.total > 0)
+      pools.push_back(fmt::format("{} × {} ({})", pool.total, format_bytes(pool.page_bytes), pool.free));
   facts.add("pools", join(pools));
   return heading("memory") + facts.render();
 }
@@ -136,24 +144,32 @@ std::string bandwidth(const Machine& machine) {
   Table table({column("access"), column("pages"), column("threads", Align::kRight), column("best", Align::kRight),
                column("median", Align::kRight), column("loop")});
   for (const BandwidthResult& result : measured.bandwidth)
-    table.add_row({text("access_" + std::string(access_name(result.access))), text("pages_" + std::string(pages_name(result.pages))),
-                   std::to_string(result.threads), gb_per_second(result.best_bytes_per_second),
-                   gb_per_second(result.median_bytes_per_second), result.variant});
+    table.add_row({text("access_" + std::string(access_name(result.access))),
+                   text("pages_" + std::string(pages_name(result.pages))), std::to_string(result.threads),
+                   gb_per_second(result.best_bytes_per_second), gb_per_second(result.median_bytes_per_second),
+                   result.variant});
   std::string out = heading("bandwidth") + indented(table);
   Facts facts;
   facts.add("best_read", text("rate", {{"rate", gb_per_second(measured.read_bandwidth_bytes_per_second)}}));
   if (measured.read_curve.size() > 2) {
     std::vector<std::string> points;
-    for (const ThreadPoint& point : measured.read_curve) points.push_back(fmt::format("{}: {}", point.threads, gb_per_second(point.bytes_per_second)));
+    for (const ThreadPoint& point : measured.read_curve)
+      points.push_back(fmt::format("{}: {}", point.threads, gb_per_second(point.bytes_per_second)));
     facts.add("by_threads", join(points));
   }
   double peak = machine.memory.theoretical_bytes_per_second().value_or(0);
   if (const Cpu* known = catalog_cpu(machine); known != nullptr && known->peak_bytes_per_second) {
     peak = *known->peak_bytes_per_second * std::max(machine.cpu.sockets, 1);
-    facts.add("catalog", text("catalog_cpu", {{"name", known->name}, {"rate", gb_per_second(peak)},
-                                             {"share", fmt::format("{:.0f}", 100 * measured.read_bandwidth_bytes_per_second / peak)}}));
+    facts.add(
+        "catalog",
+        text("catalog_cpu", {{"name", known->name},
+                             {"rate", gb_per_second(peak)},
+                             {"share", fmt::format("{:.0f}", 100 * measured.read_bandwidth_bytes_per_second / peak)}}));
   } else if (peak > 0) {
-    facts.add("catalog", text("theory_share", {{"rate", gb_per_second(peak)}, {"share", fmt::format("{:.0f}", 100 * measured.read_bandwidth_bytes_per_second / peak)}}));
+    facts.add("catalog",
+              text("theory_share",
+                   {{"rate", gb_per_second(peak)},
+                    {"share", fmt::format("{:.0f}", 100 * measured.read_bandwidth_bytes_per_second / peak)}}));
   } else {
     facts.add("catalog", text("catalog_none"));
   }
@@ -162,32 +178,38 @@ std::string bandwidth(const Machine& machine) {
 
 std::string cache_speeds(const Measured& measured) {
   if (measured.caches.empty()) return {};
-  Table table({column("level"), column("buffer", Align::kRight), column("latency", Align::kRight), column("one_thread_rate", Align::kRight)});
+  Table table({column("level"), column("buffer", Align::kRight), column("latency", Align::kRight),
+               column("one_thread_rate", Align::kRight)});
   for (const CacheResult& cache : measured.caches)
-    table.add_row({cache.level > 3 ? text("main_memory") : fmt::format("L{}", cache.level), format_bytes(cache.buffer_bytes),
-                   fmt::format("{:.1f} ns", cache.latency_seconds * 1e9), cache.bytes_per_second ? gb_per_second(*cache.bytes_per_second) : "-"});
+    table.add_row({cache.level > 3 ? text("main_memory") : fmt::format("L{}", cache.level),
+                   format_bytes(cache.buffer_bytes), fmt::format("{:.1f} ns", cache.latency_seconds * 1e9),
+                   cache.bytes_per_second ? gb_per_second(*cache.bytes_per_second) : "-"});
   return heading("cache_speeds") + indented(table);
 }
 
 std::string peaks(const Measured& measured) {
   if (measured.peaks.empty()) return {};
-  Table table({column("instructions"), column("precision"), column("one_thread", Align::kRight), column("all_threads", Align::kRight)});
+  Table table({column("instructions"), column("precision"), column("one_thread", Align::kRight),
+               column("all_threads", Align::kRight)});
   for (const PeakResult& peak : measured.peaks)
-    table.add_row({peak.kernel, std::string(precision_name(peak.precision)), fmt::format("{:.0f}", peak.one_thread_flops / 1e9),
+    table.add_row({peak.kernel, std::string(precision_name(peak.precision)),
+                   fmt::format("{:.0f}", peak.one_thread_flops / 1e9),
                    fmt::format("{:.0f}", peak.all_threads_flops / 1e9)});
   return heading("peaks") + indented(table);
 }
 
 std::string disks(const Machine& machine) {
   if (machine.disks.empty()) return {};
-  Table table({column("use"), column("mount"), column("device"), column("kind"), column("filesystem"), column("free", Align::kRight),
-               column("read", Align::kRight), column("how")});
+  Table table({column("use"), column("mount"), column("device"), column("kind"), column("filesystem"),
+               column("free", Align::kRight), column("read", Align::kRight), column("how")});
   std::string notes;
   for (const DiskInfo& disk : machine.disks) {
     std::vector<std::string> uses;
     for (const std::string& use : disk.uses) uses.push_back(text("use_" + use));
-    table.add_row({join(uses), printable(disk.mount), printable(disk.device), text("disk_kind_" + std::string(disk_kind_name(disk.kind))),
-                   disk.filesystem, format_bytes(disk.free_bytes), disk.read ? fmt::format("{:.2f}", disk.read->bytes_per_second / kGB) : "-",
+    table.add_row({join(uses), printable(disk.mount), printable(disk.device),
+                   text("disk_kind_" + std::string(disk_kind_name(disk.kind))), disk.filesystem,
+                   format_bytes(disk.free_bytes),
+                   disk.read ? fmt::format("{:.2f}", disk.read->bytes_per_second / kGB) : "-",
                    disk.read ? disk.read->method : ""});
     if (disk.note) notes += "  " + printable(disk.mount) + ": " + note_text(*disk.note) + "\n";
   }
@@ -221,17 +243,32 @@ std::string gpu_links(const Machine& machine) {
 
 std::string gpus(const Machine& machine) {
   if (machine.gpus.empty()) return heading("gpus") + "  " + text("no_gpus") + "\n";
-  Table table({{"", Align::kRight}, column("name"), column("memory_column", Align::kRight), column("free", Align::kRight), column("clocks"),
-               column("power", Align::kRight), {"PCIe"}, {"NVLink"}, column("catalog")});
+  Table table({{"", Align::kRight},
+               column("name"),
+               column("memory_column", Align::kRight),
+               column("free", Align::kRight),
+               column("clocks"),
+               column("power", Align::kRight),
+               {"PCIe"},
+               {"NVLink"},
+               column("catalog")});
   for (std::size_t i = 0; i < machine.gpus.size(); ++i) {
     const GpuInfo& gpu = machine.gpus[i];
-    const auto mhz = [](const std::optional<double>& value) { return value ? fmt::format("{:.0f}", *value) : std::string("?"); };
+    const auto mhz = [](const std::optional<double>& value) {
+      return value ? fmt::format("{:.0f}", *value) : std::string("?");
+    };
     const Accelerator* known = catalog_gpu(gpu);
     std::string links = "-";
-    if (gpu.active_nvlinks() > 0) links = std::to_string(gpu.active_nvlinks()) + (gpu.nvlink_bytes_per_second ? fmt::format(" × {} GB/s", gb_per_second(*gpu.nvlink_bytes_per_second)) : "");
-    table.add_row({std::to_string(i), printable(gpu.name), (gpu.memory_is_estimate ? "~" : "") + format_bytes(gpu.memory_total_bytes),
-                   format_bytes(gpu.memory_free_bytes), mhz(gpu.core_max_mhz) + " / " + mhz(gpu.memory_max_mhz) + " MHz",
-                   gpu.power_limit_watts ? fmt::format("{:.0f} W", *gpu.power_limit_watts) : "-", pcie(gpu), links, known != nullptr ? known->id : "-"});
+    if (gpu.active_nvlinks() > 0)
+      links =
+          std::to_string(gpu.active_nvlinks()) +
+          (gpu.nvlink_bytes_per_second ? fmt::format(" × {} GB/s", gb_per_second(*gpu.nvlink_bytes_per_second)) : "");
+    table.add_row({std::to_string(i), printable(gpu.name),
+                   (gpu.memory_is_estimate ? "~" : "") + format_bytes(gpu.memory_total_bytes),
+                   format_bytes(gpu.memory_free_bytes),
+                   mhz(gpu.core_max_mhz) + " / " + mhz(gpu.memory_max_mhz) + " MHz",
+                   gpu.power_limit_watts ? fmt::format("{:.0f} W", *gpu.power_limit_watts) : "-", pcie(gpu), links,
+                   known != nullptr ? known->id : "-"});
   }
   std::string out = heading("gpus") + indented(table);
   Facts facts;
@@ -241,8 +278,12 @@ std::string gpus(const Machine& machine) {
     const GpuInfo& gpu = machine.gpus[i];
     const Accelerator* known = catalog_gpu(gpu);
     const auto theory = gpu.memory_bytes_per_second();
-    if (known == nullptr || !known->memory.bandwidth_bytes_per_second || !theory || (i > 0 && machine.gpus[i - 1].name == gpu.name)) continue;
-    facts.add("catalog", text("catalog_gpu", {{"name", known->name}, {"rate", gb_per_second(*known->memory.bandwidth_bytes_per_second)}, {"clocked", gb_per_second(*theory)}}));
+    if (known == nullptr || !known->memory.bandwidth_bytes_per_second || !theory ||
+        (i > 0 && machine.gpus[i - 1].name == gpu.name))
+      continue;
+    facts.add("catalog", text("catalog_gpu", {{"name", known->name},
+                                              {"rate", gb_per_second(*known->memory.bandwidth_bytes_per_second)},
+                                              {"clocked", gb_per_second(*theory)}}));
   }
   return out + facts.render() + gpu_links(machine);
 }
@@ -282,7 +323,8 @@ std::string probe_json(const Machine& machine) {
     Json entry = nullptr;
     if (known != nullptr) {
       entry = {{"id", known->id}};
-      if (known->memory.bandwidth_bytes_per_second) entry["bandwidth_bytes_per_second"] = *known->memory.bandwidth_bytes_per_second;
+      if (known->memory.bandwidth_bytes_per_second)
+        entry["bandwidth_bytes_per_second"] = *known->memory.bandwidth_bytes_per_second;
     }
     catalog["gpus"].push_back(std::move(entry));
   }

@@ -46,7 +46,8 @@ Result<plan::Device> device_here(const CalibrateOptions& options) {
 // ---------------------------------------------------------------- between ranks
 
 /// Seconds of an all-reduce of so many bytes, on one rank of several that all call this.
-Result<double> reduce_seconds(tensor::Backend& backend, tensor::Collectives& comm, const tensor::Tensor& x, std::uint64_t key) {
+Result<double> reduce_seconds(tensor::Backend& backend, tensor::Collectives& comm, const tensor::Tensor& x,
+                              std::uint64_t key) {
   constexpr double kMoved = 256e6, kRecorded = 8e6;  // bytes of a run; of the largest that steps of decoding record
   const auto bytes = static_cast<double>(x.bytes());
   const int calls = static_cast<int>(std::clamp(kMoved / bytes, 4.0, 64.0)), before = 3, runs = 5;
@@ -66,11 +67,15 @@ Result<double> reduce_seconds(tensor::Backend& backend, tensor::Collectives& com
 }
 
 /// What one rank does; rank 0 fills the table.
-Status time_reduces(const CalibrateOptions& options, const Grid& grid, const std::shared_ptr<tensor::Transport>& transport, plan::MeasuredTable* table, const std::function<void()>& point) {
-  auto backend = backends::make_backend(options.device, {.threads = options.threads, .device = transport->rank(), .isa = options.isa});
+Status time_reduces(const CalibrateOptions& options, const Grid& grid,
+                    const std::shared_ptr<tensor::Transport>& transport, plan::MeasuredTable* table,
+                    const std::function<void()>& point) {
+  auto backend = backends::make_backend(options.device,
+                                        {.threads = options.threads, .device = transport->rank(), .isa = options.isa});
   FATHOM_TRY_VOID(tensor::agree(*transport, backend ? Status() : Status(tl::unexpected<Error>(backend.error()))));
   tensor::GroupMembers members;
-  for (int r = 0; r < transport->size(); ++r) members.ranks[static_cast<std::size_t>(tensor::Group::kTensor)].push_back(r);
+  for (int r = 0; r < transport->size(); ++r)
+    members.ranks[static_cast<std::size_t>(tensor::Group::kTensor)].push_back(r);
   auto comm = (*backend)->make_collectives(transport, members);
   FATHOM_TRY_VOID(tensor::agree(*transport, comm ? Status() : Status(tl::unexpected<Error>(comm.error()))));
   auto buffer = (*backend)->allocate_buffer(static_cast<Bytes>(grid.reduce_bytes.back()));
@@ -79,7 +84,10 @@ Status time_reduces(const CalibrateOptions& options, const Grid& grid, const std
     const auto elements = static_cast<std::int64_t>(at[0] / 4);
     const std::int64_t wide = std::min<std::int64_t>(elements, 4096);
     Point timed{.bytes = at[0]};
-    FATHOM_TRY(timed.seconds, reduce_seconds(**backend, **comm, tensor::make_tensor((*buffer)->data(), DType::f32, {elements / wide, wide}), static_cast<std::uint64_t>(at[0])));
+    FATHOM_TRY(
+        timed.seconds,
+        reduce_seconds(**backend, **comm, tensor::make_tensor((*buffer)->data(), DType::f32, {elements / wide, wide}),
+                       static_cast<std::uint64_t>(at[0])));
     return timed;
   };
   plan::MeasuredTable own = make_table(Family::kAllReduce, std::to_string(transport->size()), {grid.reduce_bytes});
@@ -90,12 +98,14 @@ Status time_reduces(const CalibrateOptions& options, const Grid& grid, const std
   return {};
 }
 
-Result<plan::MeasuredTable> reduce_table(const CalibrateOptions& options, const Grid& grid, const std::function<void()>& point) {
+Result<plan::MeasuredTable> reduce_table(const CalibrateOptions& options, const Grid& grid,
+                                         const std::function<void()>& point) {
   const auto ends = threads::make_thread_transports(options.gpus);
   plan::MeasuredTable table;
   std::vector<Status> results(ends.size());
   std::vector<std::thread> ranks;
-  for (std::size_t r = 1; r < ends.size(); ++r) ranks.emplace_back([&, r] { results[r] = time_reduces(options, grid, ends[r], nullptr, {}); });
+  for (std::size_t r = 1; r < ends.size(); ++r)
+    ranks.emplace_back([&, r] { results[r] = time_reduces(options, grid, ends[r], nullptr, {}); });
   results[0] = time_reduces(options, grid, ends[0], &table, point);
   for (std::thread& rank : ranks) rank.join();
   for (const Status& result : results)
@@ -109,7 +119,15 @@ Result<plan::Calibration> calibrate(const CalibrateOptions& options) {
   FATHOM_TRY(const plan::Device device, device_here(options));
   const bool accelerator = options.device == "cuda";
   const Grid grid = options.quick ? quick_grid() : full_grid(accelerator);
-  plan::Calibration made{.device = accelerator ? device.id : "cpu", .name = device.name, .date = today(), .source = "fathom calibrate", .threads = accelerator ? 0 : options.threads > 0 ? options.threads : device.cores, .here = true, .tables = {}};
+  plan::Calibration made{.device = accelerator ? device.id : "cpu",
+                         .name = device.name,
+                         .date = today(),
+                         .source = "fathom calibrate",
+                         .threads = accelerator           ? 0
+                                    : options.threads > 0 ? options.threads
+                                                          : device.cores,
+                         .here = true,
+                         .tables = {}};
   const std::size_t all = count_points(grid) + (options.gpus > 1 ? grid.reduce_bytes.size() : 0);
   std::size_t done = 0;
   const std::function<void()> point = [&] {

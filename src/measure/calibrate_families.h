@@ -15,7 +15,11 @@ std::size_t count_points(const Grid& grid);
 /// A table with its axes and no points yet.
 plan::MeasuredTable make_table(plan::Family family, std::string format, std::vector<std::vector<double>> axes);
 /// Calls time(place) for each point, which answers its seconds and sets what it moves and does.
-struct Point { double seconds = 0, bytes = 0, flops = 0; };
-Status fill_table(plan::MeasuredTable& table, const std::function<Result<Point>(const std::vector<double>& place)>& time, const std::function<void()>& point);
+struct Point {
+  double seconds = 0, bytes = 0, flops = 0;
+};
+Status fill_table(plan::MeasuredTable& table,
+                  const std::function<Result<Point>(const std::vector<double>& place)>& time,
+                  const std::function<void()>& point);
 
 }  // namespace fathom::measure

@@ -20,13 +20,23 @@ double now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 
 Bytes round_up(Bytes bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-/// Random numbers in a device's memory, or in the host's, where a stretch of them comes again and again. Whole stretches of kCols numbers.
+/// Random numbers in a device's memory, or in the host's, where a stretch of them comes again and again. Whole
+/// stretches of kCols numbers.
 Status fill_random(Backend& backend, std::byte* out, DType dtype, Bytes bytes, float mean, float spread) {
   constexpr std::int64_t kCols = 4096;
   constexpr Bytes kStretch = 4 * kMiB;
   const auto elements = static_cast<std::int64_t>(bytes / static_cast<Bytes>(dtype_bytes(dtype)));
   if (elements == 0) return {};
-  const RandomFill fill{.out = out, .dtype = dtype, .rows = elements / kCols, .cols = kCols, .key = kSeed, .first = 0, .pitch = kCols, .mean = mean, .factor = spread / 131070.0f, .codes = {}};
+  const RandomFill fill{.out = out,
+                        .dtype = dtype,
+                        .rows = elements / kCols,
+                        .cols = kCols,
+                        .key = kSeed,
+                        .first = 0,
+                        .pitch = kCols,
+                        .mean = mean,
+                        .factor = spread / 131070.0f,
+                        .codes = {}};
   if (elements % kCols == 0 && backend.fill_random(fill)) return {};
   std::vector<std::byte> host(static_cast<std::size_t>(std::min(bytes, kStretch)));
   std::uint32_t state = 1;
@@ -41,7 +51,9 @@ Status fill_random(Backend& backend, std::byte* out, DType dtype, Bytes bytes, f
       std::memcpy(host.data() + at, &half, 2);
     }
   }
-  for (Bytes at = 0; at < bytes; at += host.size()) FATHOM_TRY_VOID(backend.upload(out + at, std::span<const std::byte>(host).first(static_cast<std::size_t>(std::min<Bytes>(host.size(), bytes - at)))));
+  for (Bytes at = 0; at < bytes; at += host.size())
+    FATHOM_TRY_VOID(backend.upload(out + at, std::span<const std::byte>(host).first(
+                                                 static_cast<std::size_t>(std::min<Bytes>(host.size(), bytes - at)))));
   return {};
 }
 
@@ -64,7 +76,8 @@ Grid full_grid(bool accelerator) {
     g.latent_tokens = {128, 512, 1024}, g.latent_reaches = {2, 6}, g.latent_chunk_heads = {8, 32};
     g.expanded_tokens = {128, 512, 2048, 4096};
     g.row_tokens = {1, 4, 16, 64, 128, 512, 2048};
-    g.expert_tokens = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048}, g.expert_hidden = {1024, 4096}, g.expert_inner = {512, 2048}, g.expert_choices = {2, 8};
+    g.expert_tokens = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048}, g.expert_hidden = {1024, 4096},
+    g.expert_inner = {512, 2048}, g.expert_choices = {2, 8};
     g.route_tokens = {1, 8, 64, 512, 2048}, g.route_experts = {64, 256};
     g.bytes = {1 << 14, 1 << 17, 1 << 20, 1 << 23, 1 << 26, 1 << 29};
     g.reduce_bytes = {1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28};
@@ -82,7 +95,8 @@ Grid full_grid(bool accelerator) {
   g.latent_tokens = {64, 256}, g.latent_reaches = {2, 4}, g.latent_chunk_heads = {8, 16};
   g.expanded_tokens = {64, 256, 512};
   g.row_tokens = {1, 8, 64, 256, 512}, g.row_queries = {1024, 4096}, g.row_keys = {256, 1024, 4096};
-  g.expert_tokens = {1, 4, 16, 64, 256, 512}, g.expert_hidden = {1024, 2048}, g.expert_inner = {512, 1408}, g.expert_choices = {2, 6};
+  g.expert_tokens = {1, 4, 16, 64, 256, 512}, g.expert_hidden = {1024, 2048}, g.expert_inner = {512, 1408},
+  g.expert_choices = {2, 6};
   g.route_tokens = {1, 16, 256}, g.route_experts = {64, 256};
   g.bytes = {1 << 14, 1 << 17, 1 << 20, 1 << 23, 1 << 26};
   g.reduce_bytes = {1 << 12, 1 << 16, 1 << 20, 1 << 24};
@@ -99,7 +113,8 @@ Grid quick_grid() {
   g.tokens = {1, 16}, g.widths = {64, 256}, g.formats = {"bf16"};
   g.streams = {2, 8}, g.keys = {16, 64}, g.groups = {1, 4};
   g.chunk_tokens = {16, 32}, g.reaches = {1, 2}, g.chunk_heads = {4, 8}, g.chunk_groups = {1, 4};
-  g.sequences = {1, 4}, g.latent_keys = {16, 64}, g.latent_heads = {4, 8}, g.latent_tokens = {8, 16}, g.latent_reaches = {2, 4}, g.latent_chunk_heads = {4, 8}, g.expanded_tokens = {8, 16};
+  g.sequences = {1, 4}, g.latent_keys = {16, 64}, g.latent_heads = {4, 8}, g.latent_tokens = {8, 16},
+  g.latent_reaches = {2, 4}, g.latent_chunk_heads = {4, 8}, g.expanded_tokens = {8, 16};
   g.row_tokens = {1, 16}, g.row_queries = {512, 1024}, g.row_keys = {256, 512};
   g.expert_tokens = {1, 8}, g.expert_hidden = {64, 128}, g.expert_inner = {64, 128}, g.expert_choices = {2, 4};
   g.route_tokens = {1, 8}, g.route_experts = {8, 16};
@@ -124,10 +139,12 @@ Status Rig::fill() {
   FATHOM_TRY(scales_, backend_->allocate_buffer(std::min<Bytes>(kScales, grid_.weights)));
   // As codes these are any: powers do not matter, bits that change do.
   FATHOM_TRY_VOID(fill_random(*backend_, weights_->data(), DType::bf16, weights_->bytes(), 0, 0.05f));
-  FATHOM_TRY_VOID(fill_random(*backend_, activations_->data(), DType::bf16, activations_->bytes(), 0, 1));  // pairs of them are f32 of that size
+  FATHOM_TRY_VOID(fill_random(*backend_, activations_->data(), DType::bf16, activations_->bytes(), 0,
+                              1));  // pairs of them are f32 of that size
   FATHOM_TRY_VOID(fill_random(*backend_, scales_->data(), DType::f32, scales_->bytes(), 0.01f, 0.001f));
   FATHOM_TRY_VOID(backend_->synchronize());
-  Tensor one = make_tensor(activations_->data(), DType::f32, {1, 64}), other = make_tensor(activations_->data() + kAlignment, DType::f32, {1, 64});
+  Tensor one = make_tensor(activations_->data(), DType::f32, {1, 64}),
+         other = make_tensor(activations_->data() + kAlignment, DType::f32, {1, 64});
   for (const bool recorded : {false, true}) {
     std::vector<double> seconds;
     const std::uint64_t key = recorded ? next_key_++ : 0;
@@ -143,12 +160,14 @@ Status Rig::fill() {
 Weight Rig::weight(WeightFormat format, std::int64_t rows, std::int64_t cols) {
   const Bytes bytes = round_up(weight_row_bytes(format, cols) * static_cast<Bytes>(rows));
   if (next_weight_ + bytes > weights_->bytes()) next_weight_ = 0;
-  Weight weight{.format = format, .rows = rows, .cols = cols, .data = weights_->data() + next_weight_, .scales = nullptr};
+  Weight weight{
+      .format = format, .rows = rows, .cols = cols, .data = weights_->data() + next_weight_, .scales = nullptr};
   next_weight_ += bytes;
   const WeightLayout layout = weight_layout(format);
   if (layout.code != WeightCode::kPlain) {
     weight.scales = scales_->data();
-    if (format == WeightFormat::fp8_row || format == WeightFormat::int8_row) weight.activations = Activations::kPerToken;
+    if (format == WeightFormat::fp8_row || format == WeightFormat::int8_row)
+      weight.activations = Activations::kPerToken;
   }
   return weight;
 }
@@ -163,7 +182,8 @@ Status Rig::forget() {
 
 Tensor Rig::tensor(DType dtype, Shape shape) {
   const Bytes bytes = round_up(static_cast<Bytes>(shape.elements()) * static_cast<Bytes>(dtype_bytes(dtype)));
-  FATHOM_CHECK(used_ + bytes <= grid_.activations / 2, "a point of the grid needs more activations than there is room for");
+  FATHOM_CHECK(used_ + bytes <= grid_.activations / 2,
+               "a point of the grid needs more activations than there is room for");
   const Tensor out = make_tensor(activations_->data() + used_, dtype, shape);
   used_ += bytes;
   return out;
@@ -188,10 +208,14 @@ std::unique_ptr<Rig::Tokens> Rig::tokens(std::int64_t sequences, std::int64_t to
   auto made = std::make_unique<Tokens>();
   std::vector<std::int32_t> table, positions, ids;
   for (std::int64_t s = 0; s < sequences; ++s) {
-    made->sequences.push_back({.slot = static_cast<std::int32_t>(s), .first_token = static_cast<std::int32_t>(s * tokens), .tokens = static_cast<std::int32_t>(tokens), .past = static_cast<std::int32_t>(past)});
+    made->sequences.push_back({.slot = static_cast<std::int32_t>(s),
+                               .first_token = static_cast<std::int32_t>(s * tokens),
+                               .tokens = static_cast<std::int32_t>(tokens),
+                               .past = static_cast<std::int32_t>(past)});
     const Sequence& one = made->sequences.back();
     for (const std::int32_t number : {one.slot, one.first_token, one.tokens, one.past}) table.push_back(number);
-    for (std::int64_t t = 0; t < tokens; ++t) positions.push_back(static_cast<std::int32_t>(past + t)), ids.push_back(static_cast<std::int32_t>(t));
+    for (std::int64_t t = 0; t < tokens; ++t)
+      positions.push_back(static_cast<std::int32_t>(past + t)), ids.push_back(static_cast<std::int32_t>(t));
   }
   made->batch.tokens = sequences * tokens;
   made->batch.sequences = made->sequences;

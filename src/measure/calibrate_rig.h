@@ -12,22 +12,23 @@ namespace fathom::measure {
 
 /// The formats that a device's products are timed in, and sizes that fit it.
 struct Grid {
-  std::vector<double> tokens;              // of products
-  std::vector<double> widths;              // outputs and inputs
+  std::vector<double> tokens;                  // of products
+  std::vector<double> widths;                  // outputs and inputs
   std::vector<double> few_tokens, few_widths;  // of the formats after the first
-  std::vector<std::string> formats;        // the first in full
-  std::vector<double> streams, keys, groups;  // decode attention
+  std::vector<std::string> formats;            // the first in full
+  std::vector<double> streams, keys, groups;   // decode attention
   std::vector<double> chunk_tokens, reaches, chunk_heads, chunk_groups;
-  std::vector<double> sequences, latent_keys, latent_heads, latent_tokens, latent_chunk_heads, latent_reaches, expanded_tokens;
+  std::vector<double> sequences, latent_keys, latent_heads, latent_tokens, latent_chunk_heads, latent_reaches,
+      expanded_tokens;
   std::vector<double> row_tokens, row_queries, row_keys;
   std::vector<double> expert_tokens, expert_hidden, expert_inner, expert_choices;
   std::vector<double> route_tokens, route_experts;
   std::vector<double> bytes, reduce_bytes, step_bytes;
   std::int64_t experts = 64;
-  double eager_tokens = 128;               // from so many on passes are prompts: not recorded
-  Bytes weights = 0, activations = 0;      // pools
-  double seconds = 1e-3;                   // that a run lasts at least
-  double cold = 128e6;                     // bytes that it reads at least: more than a processor's cache holds
+  double eager_tokens = 128;           // from so many on passes are prompts: not recorded
+  Bytes weights = 0, activations = 0;  // pools
+  double seconds = 1e-3;               // that a run lasts at least
+  double cold = 128e6;                 // bytes that it reads at least: more than a processor's cache holds
   int runs = 3;
 };
 Grid full_grid(bool accelerator);
@@ -35,7 +36,8 @@ Grid quick_grid();
 
 class Rig {
  public:
-  static Result<std::unique_ptr<Rig>> make(const std::string& device, const tensor::BackendOptions& options, const Grid& grid);
+  static Result<std::unique_ptr<Rig>> make(const std::string& device, const tensor::BackendOptions& options,
+                                           const Grid& grid);
 
   tensor::Backend& backend() { return *backend_; }
   tensor::Ops& ops() { return backend_->ops(); }
@@ -57,9 +59,10 @@ class Rig {
   };
   std::unique_ptr<Tokens> tokens(std::int64_t sequences, std::int64_t tokens, std::int64_t past);
 
-  /// Seconds of one call of `body`, which launches ops: the median of a few runs, each of as many calls as take the grid's time, less what an
-  /// empty run takes. `recorded`: as the backend replays passes. `cold`: bytes of weights and caches a call; a run is long enough to read more
-  /// of them than a processor's cache holds. `body` is told the number of its call.
+  /// Seconds of one call of `body`, which launches ops: the median of a few runs, each of as many calls as take the
+  /// grid's time, less what an empty run takes. `recorded`: as the backend replays passes. `cold`: bytes of weights and
+  /// caches a call; a run is long enough to read more of them than a processor's cache holds. `body` is told the number
+  /// of its call.
   Result<double> time(bool recorded, double cold, const std::function<void(int)>& body);
   /// Of one call of `body`, with all that the host does: the median of so many.
   Result<double> time_calls(int calls, const std::function<Status()>& body);
@@ -74,7 +77,7 @@ class Rig {
   std::unique_ptr<tensor::Buffer> weights_, activations_, scales_;
   Bytes next_weight_ = 0, used_ = 0, next_cache_ = 0;
   std::uint64_t next_key_ = 1;
-  double empty_[2] = {0, 0};       // seconds of a run without calls: launched, recorded
+  double empty_[2] = {0, 0};  // seconds of a run without calls: launched, recorded
 };
 
 }  // namespace fathom::measure

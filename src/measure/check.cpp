@@ -11,27 +11,36 @@ namespace fathom::measure {
 namespace {
 
 // In the order in which a person would want them: precision first, then what makes it fit.
-struct Way { const char* engine; const char* weights; };
+struct Way {
+  const char* engine;
+  const char* weights;
+};
 std::vector<Way> ways(plan::Task task, bool on_cpu, bool calibrated = false) {
   switch (task) {
     case plan::Task::kChat:
-      if (!on_cpu && calibrated) return {{"fathom", "native"}, {"vllm", "native"}, {"vllm", "fp8"}, {"vllm", "int4"}, {"llama.cpp", "q4_k_m"}};
+      if (!on_cpu && calibrated)
+        return {{"fathom", "native"}, {"vllm", "native"}, {"vllm", "fp8"}, {"vllm", "int4"}, {"llama.cpp", "q4_k_m"}};
       if (on_cpu) return {{"fathom", "bf16"}, {"llama.cpp", "q8_0"}, {"llama.cpp", "q4_k_m"}};
       return {{"vllm", "native"}, {"vllm", "fp8"}, {"vllm", "int4"}, {"llama.cpp", "q4_k_m"}};
     case plan::Task::kServe:
       if (on_cpu) return {{"llama.cpp", "q8_0"}, {"llama.cpp", "q4_k_m"}};
       return {{"vllm", "native"}, {"vllm", "fp8"}, {"vllm", "int4"}};
-    case plan::Task::kQlora: return {{"transformers", "nf4"}};
+    case plan::Task::kQlora:
+      return {{"transformers", "nf4"}};
     case plan::Task::kLora:
     case plan::Task::kFull:
-    case plan::Task::kPretrain: return {{"fsdp", "bf16"}};
+    case plan::Task::kPretrain:
+      return {{"fsdp", "bf16"}};
   }
   return {};
 }
 
-struct Question { std::int64_t input = 3072, output = 1024, batch = 1, seq = 2048; };
+struct Question {
+  std::int64_t input = 3072, output = 1024, batch = 1, seq = 2048;
+};
 
-Result<plan::PlanRequest> make_request(const std::shared_ptr<const plan::PlanModel>& model, const plan::Cluster& cluster, plan::Task task, const Way& way) {
+Result<plan::PlanRequest> make_request(const std::shared_ptr<const plan::PlanModel>& model,
+                                       const plan::Cluster& cluster, plan::Task task, const Way& way) {
   const Question question;
   plan::PlanRequest request;
   request.model = model;
@@ -52,16 +61,20 @@ Result<plan::PlanRequest> make_request(const std::shared_ptr<const plan::PlanMod
 
 plan::Range scaled(double value, const std::optional<plan::Range>& like, bool inverse) {
   if (!like || like->value <= 0) return {value, value, value};
-  return inverse ? plan::Range{value, value * like->value / like->high, value * like->value / like->low} : plan::Range{value, value * like->low / like->value, value * like->high / like->value};
+  return inverse ? plan::Range{value, value * like->value / like->high, value * like->value / like->low}
+                 : plan::Range{value, value * like->low / like->value, value * like->high / like->value};
 }
 
 void fill_speed(const plan::PlanAnswer& answer, plan::Task task, int devices, TaskVerdict& verdict) {
   const plan::TimeEstimate& time = answer.best.time;
   verdict.provenance = time.provenance;
   verdict.calibrated = time.calibrated;
-  if (task == plan::Task::kChat && time.decode_tokens_per_second) verdict.speed = scaled(*time.decode_tokens_per_second, time.tpot_ms, true);
-  if (task == plan::Task::kServe && time.output_tokens_per_second_per_gpu) verdict.speed = scaled(*time.output_tokens_per_second_per_gpu * devices, time.tpot_ms, true);
-  if (plan::is_training(task) && time.train_tokens_per_second_per_gpu) verdict.speed = scaled(*time.train_tokens_per_second_per_gpu * devices, time.step_ms, true);
+  if (task == plan::Task::kChat && time.decode_tokens_per_second)
+    verdict.speed = scaled(*time.decode_tokens_per_second, time.tpot_ms, true);
+  if (task == plan::Task::kServe && time.output_tokens_per_second_per_gpu)
+    verdict.speed = scaled(*time.output_tokens_per_second_per_gpu * devices, time.tpot_ms, true);
+  if (plan::is_training(task) && time.train_tokens_per_second_per_gpu)
+    verdict.speed = scaled(*time.train_tokens_per_second_per_gpu * devices, time.step_ms, true);
 }
 
 TaskVerdict judge(const std::shared_ptr<const plan::PlanModel>& model, const plan::Cluster& cluster, plan::Task task) {
@@ -92,7 +105,8 @@ TaskVerdict judge(const std::shared_ptr<const plan::PlanModel>& model, const pla
   for (const Way& way : ways(task, false)) {
     auto request = make_request(model, cluster, task, way);
     if (!request) continue;
-    if (const auto rented = plan::cheapest_rented(*request); rented && (verdict.rented.empty() || rented->usd_per_hour < verdict.rented_usd_per_hour)) {
+    if (const auto rented = plan::cheapest_rented(*request);
+        rented && (verdict.rented.empty() || rented->usd_per_hour < verdict.rented_usd_per_hour)) {
       verdict.rented = rented->offer->provider + " " + rented->offer->instance;
       verdict.rented_usd_per_hour = rented->usd_per_hour;
     }
@@ -102,7 +116,9 @@ TaskVerdict judge(const std::shared_ptr<const plan::PlanModel>& model, const pla
 
 }  // namespace
 
-Result<std::vector<ModelVerdict>> survey(const hardware::Machine& machine, const std::optional<plan::KernelRates>& kernels, const std::function<void(std::size_t, std::size_t)>& progress) {
+Result<std::vector<ModelVerdict>> survey(const hardware::Machine& machine,
+                                         const std::optional<plan::KernelRates>& kernels,
+                                         const std::function<void(std::size_t, std::size_t)>& progress) {
   FATHOM_TRY(const model::ModelCatalog* catalog, model::model_catalog());
   FATHOM_TRY(plan::Cluster cluster, plan::machine_cluster(machine));
   if (cluster.device.is_cpu() && cluster.device.calibration == nullptr) cluster.device.kernels = kernels;
@@ -124,9 +140,12 @@ Result<std::vector<ModelVerdict>> survey(const hardware::Machine& machine, const
     FATHOM_TRY(const auto model, plan::plan_model_from_config(distinct[i]->config));
     verdicts[i].parameters = static_cast<double>(model->sizes().parameters_main);
     verdicts[i].active = static_cast<double>(model->sizes().parameters_active);
-    for (const plan::Task task : {plan::Task::kChat, plan::Task::kServe, plan::Task::kLora, plan::Task::kQlora, plan::Task::kFull}) verdicts[i].tasks.push_back(judge(model, cluster, task));
+    for (const plan::Task task :
+         {plan::Task::kChat, plan::Task::kServe, plan::Task::kLora, plan::Task::kQlora, plan::Task::kFull})
+      verdicts[i].tasks.push_back(judge(model, cluster, task));
   }
-  std::stable_sort(verdicts.begin(), verdicts.end(), [](const ModelVerdict& a, const ModelVerdict& b) { return a.parameters < b.parameters; });
+  std::stable_sort(verdicts.begin(), verdicts.end(),
+                   [](const ModelVerdict& a, const ModelVerdict& b) { return a.parameters < b.parameters; });
   return verdicts;
 }
 

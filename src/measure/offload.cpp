@@ -24,16 +24,19 @@ constexpr Bytes kSlack = 64 * kKiB;       // what units lose to alignment
 bool can_leave(const WeightEntry& entry, const weights::StoragePolicy& storage, bool experts) {
   if (entry.layer < 0 || entry.vector || entry.tied_to >= 0 || !storage.wants(entry)) return false;
   if (entry.cls == WeightClass::kRoutedExpert) return true;
-  return !experts && (entry.cls == WeightClass::kAttention || entry.cls == WeightClass::kDenseFfn || entry.cls == WeightClass::kSharedExpert);
+  return !experts && (entry.cls == WeightClass::kAttention || entry.cls == WeightClass::kDenseFfn ||
+                      entry.cls == WeightClass::kSharedExpert);
 }
 
 /// A unit a layer, of the layers named, ascending.
-weights::HostUnits units_of(const model::WeightTable& table, const weights::StoragePolicy& storage, const std::vector<int>& layers, bool experts) {
+weights::HostUnits units_of(const model::WeightTable& table, const weights::StoragePolicy& storage,
+                            const std::vector<int>& layers, bool experts) {
   weights::HostUnits host;
   for (const int layer : layers) {
     std::vector<model::WeightId> unit;
     for (std::size_t i = 0; i < table.entries().size(); ++i)
-      if (table.entries()[i].layer == layer && can_leave(table.entries()[i], storage, experts)) unit.push_back(static_cast<model::WeightId>(i));
+      if (table.entries()[i].layer == layer && can_leave(table.entries()[i], storage, experts))
+        unit.push_back(static_cast<model::WeightId>(i));
     host.units.push_back(std::move(unit));
   }
   return host;
@@ -50,8 +53,11 @@ std::vector<int> layers_of(const model::WeightTable& table) {
 Status set_sizes(const OffloadInputs& in, const std::vector<int>& layers, plan::OffloadCase& problem) {
   problem.layers.resize(layers.size());
   for (const bool experts : {false, true}) {
-    FATHOM_TRY(const weights::WeightPlan all, weights::plan_weights(in.architecture->weights(), in.storage, units_of(in.architecture->weights(), in.storage, layers, experts)));
-    for (std::size_t l = 0; l < layers.size(); ++l) (experts ? problem.layers[l].experts : problem.layers[l].all) = all.residence.units[l].bytes;
+    FATHOM_TRY(const weights::WeightPlan all,
+               weights::plan_weights(in.architecture->weights(), in.storage,
+                                     units_of(in.architecture->weights(), in.storage, layers, experts)));
+    for (std::size_t l = 0; l < layers.size(); ++l)
+      (experts ? problem.layers[l].experts : problem.layers[l].all) = all.residence.units[l].bytes;
   }
   for (const WeightEntry& entry : in.architecture->weights().entries())
     if (entry.cls == WeightClass::kRoutedExpert && entry.part == model::WeightPart::kMain) {
@@ -69,9 +75,12 @@ void set_resident_seconds(const OffloadInputs& in, plan::OffloadCase& problem) {
   hardware::ProbeOptions probe;
   probe.effort = hardware::Effort::kNone;
   probe.measure_disks = false;
-  const Workload work{.batch = problem.decode_tokens, .prompt = problem.prefill_tokens, .generate = std::max<std::int64_t>(in.work.generate, 1)};
+  const Workload work{.batch = problem.decode_tokens,
+                      .prompt = problem.prefill_tokens,
+                      .generate = std::max<std::int64_t>(in.work.generate, 1)};
   const std::string weights = in.architecture->spec().quantization.empty() ? in.weights : "native";
-  const auto answer = predict(hardware::probe(probe), in.architecture->spec(), weights, work, in.backend->host_addressable(), {}, layout_of(in.seat->spread));
+  const auto answer = predict(hardware::probe(probe), in.architecture->spec(), weights, work,
+                              in.backend->host_addressable(), {}, layout_of(in.seat->spread));
   if (!answer) return;
   const plan::TimeEstimate& time = answer->best.time;
   if (time.ttft_ms) problem.prefill_seconds = time.ttft_ms->value / 1e3 / static_cast<double>(problem.decode_tokens);
@@ -102,14 +111,17 @@ int host_threads(const OffloadInputs& in) {
 
 Result<engine::EngineMemory> memory_with(const OffloadInputs& in, const weights::HostUnits& units) {
   FATHOM_TRY(const weights::WeightPlan weights, weights::plan_weights(in.architecture->weights(), in.storage, units));
-  FATHOM_TRY(const engine::EnginePlan plan, engine::plan_engine(*in.architecture, weights, in.engine, in.backend->ops().activation_dtype(), in.seat->spread, in.seat->rank));
+  FATHOM_TRY(const engine::EnginePlan plan,
+             engine::plan_engine(*in.architecture, weights, in.engine, in.backend->ops().activation_dtype(),
+                                 in.seat->spread, in.seat->rank));
   engine::EngineMemory memory = plan.memory;
   if (!in.backend->sample({})) memory.sampling = 0;
   return memory;
 }
 
 /// Units and options for what `report` says.
-Result<engine::EngineMemory> apply(const OffloadInputs& in, const std::vector<int>& layers, const OffloadReport& report, OffloadChoice& choice) {
+Result<engine::EngineMemory> apply(const OffloadInputs& in, const std::vector<int>& layers, const OffloadReport& report,
+                                   OffloadChoice& choice) {
   std::vector<int> moved;
   for (const int index : report.plan.layers) moved.push_back(layers[static_cast<std::size_t>(index)]);
   choice.units = units_of(in.architecture->weights(), in.storage, moved, report.plan.experts);
@@ -122,17 +134,21 @@ plan::OffloadCase case_of(const OffloadInputs& in) {
   plan::OffloadCase problem;
   problem.prefill_tokens = std::clamp<std::int64_t>(in.work.prompt, 1, in.engine.prefill_chunk);
   problem.decode_tokens = std::max<std::int64_t>(in.engine.slots, 1);
-  problem.prefill_passes = static_cast<double>(problem.decode_tokens) * static_cast<double>((in.work.prompt + in.engine.prefill_chunk - 1) / in.engine.prefill_chunk);
+  problem.prefill_passes =
+      static_cast<double>(problem.decode_tokens) *
+      static_cast<double>((in.work.prompt + in.engine.prefill_chunk - 1) / in.engine.prefill_chunk);
   problem.decode_passes = static_cast<double>(in.work.generate);
   return problem;
 }
 
-Result<OffloadChoice> choose(const OffloadInputs& in, const OffloadWishes& wishes, plan::OffloadWish wish, const engine::EngineMemory& resident, Bytes room, bool limited) {
+Result<OffloadChoice> choose(const OffloadInputs& in, const OffloadWishes& wishes, plan::OffloadWish wish,
+                             const engine::EngineMemory& resident, Bytes room, bool limited) {
   OffloadChoice choice;
   OffloadReport report{.needed = engine::reserved_bytes(resident), .room = room, .problem = case_of(in), .plan = {}};
   plan::OffloadCase& problem = report.problem;
   const Bytes rest = report.needed - tensor::Backend::reserved_bytes(resident.weights_arena);
-  if (limited && rest > room) return fail_environment("measure.offload_rest", {{"rest", format_bytes(rest)}, {"room", format_bytes(room)}});
+  if (limited && rest > room)
+    return fail_environment("measure.offload_rest", {{"rest", format_bytes(rest)}, {"room", format_bytes(room)}});
   const std::vector<int> layers = layers_of(in.architecture->weights());
   FATHOM_TRY_VOID(set_sizes(in, layers, problem));
   problem.everything = wishes.memory == "least";
@@ -145,14 +161,18 @@ Result<OffloadChoice> choose(const OffloadInputs& in, const OffloadWishes& wishe
     report.host_threads = host_threads(in);
     FATHOM_TRY(host, backends::make_backend("cpu", {.threads = report.host_threads, .isa = in.isa}));
   }
-  FATHOM_TRY(problem.rates, measure_offload_rates(*in.backend, host.get(), experts_of(*in.architecture, in.storage), problem));
+  FATHOM_TRY(problem.rates,
+             measure_offload_rates(*in.backend, host.get(), experts_of(*in.architecture, in.storage), problem));
   report.compared = host != nullptr;
   FATHOM_TRY(report.plan, plan::plan_offload(problem, wish));
-  if (report.plan.host_tokens > 0) choice.options.host = std::move(host);
-  else report.host_threads = 0;
+  if (report.plan.host_tokens > 0)
+    choice.options.host = std::move(host);
+  else
+    report.host_threads = 0;
   choice.options.threads = report.host_threads;
   FATHOM_TRY(const engine::EngineMemory memory, apply(in, layers, report, choice));
-  FATHOM_CHECK(!limited || problem.everything || engine::reserved_bytes(memory) <= room, "offload that does not free what it should");
+  FATHOM_CHECK(!limited || problem.everything || engine::reserved_bytes(memory) <= room,
+               "offload that does not free what it should");
   FATHOM_TRY_VOID(in.backend->reserve(engine::reserved_bytes(memory)));
   choice.report = std::move(report);
   return choice;
@@ -175,7 +195,9 @@ Result<OffloadChoice> prepare_memory(const OffloadInputs& in, const OffloadWishe
     return OffloadChoice{};
   }
   if (wish == plan::OffloadWish::kNone) {
-    if (!fits) return fail_environment("measure.offload_none", {{"needed", format_bytes(needed)}, {"room", format_bytes(*room)}});
+    if (!fits)
+      return fail_environment("measure.offload_none",
+                              {{"needed", format_bytes(needed)}, {"room", format_bytes(*room)}});
     FATHOM_TRY_VOID(in.backend->reserve(needed));
     return OffloadChoice{};
   }
@@ -185,12 +207,29 @@ Result<OffloadChoice> prepare_memory(const OffloadInputs& in, const OffloadWishe
 std::string offload_text(const OffloadReport& r) {
   const plan::OffloadPlan& plan = r.plan;
   const auto seconds = [](double s) { return format_seconds(s); };
-  TextArgs args{{"count", std::to_string(plan.layers.size())}, {"layers", std::to_string(r.problem.layers.size())}, {"moved", format_bytes(plan.moved_bytes)}, {"needed", format_bytes(r.needed)}, {"room", format_bytes(r.room)},
-                {"places", format_bytes(plan.place_bytes * static_cast<Bytes>(plan.places))}, {"link", format_bytes(static_cast<Bytes>(r.problem.rates.link))}, {"host", format_bytes(static_cast<Bytes>(r.problem.rates.host_stream))},
-                {"threads", std::to_string(r.host_threads)}, {"tokens", std::to_string(plan.host_tokens)}, {"decode_tokens", std::to_string(r.problem.decode_tokens)}, {"prefill_tokens", std::to_string(r.problem.prefill_tokens)},
-                {"decode_streamed", seconds(plan.decode.streamed)}, {"decode_host", seconds(plan.decode.on_host)}, {"prefill_streamed", seconds(plan.prefill.streamed)}, {"prefill_host", seconds(plan.prefill.on_host)}};
-  std::vector<std::string> sentences{tr(r.problem.everything ? "measure.offload.asked" : "measure.offload.why", args), tr(plan.experts ? "measure.offload.experts" : "measure.offload.whole_layers", args),
-                                     tr(plan.host_tokens == 0 ? "measure.offload.streams" : plan.places == 0 ? "measure.offload.computes" : "measure.offload.both", args)};
+  TextArgs args{{"count", std::to_string(plan.layers.size())},
+                {"layers", std::to_string(r.problem.layers.size())},
+                {"moved", format_bytes(plan.moved_bytes)},
+                {"needed", format_bytes(r.needed)},
+                {"room", format_bytes(r.room)},
+                {"places", format_bytes(plan.place_bytes * static_cast<Bytes>(plan.places))},
+                {"link", format_bytes(static_cast<Bytes>(r.problem.rates.link))},
+                {"host", format_bytes(static_cast<Bytes>(r.problem.rates.host_stream))},
+                {"threads", std::to_string(r.host_threads)},
+                {"tokens", std::to_string(plan.host_tokens)},
+                {"decode_tokens", std::to_string(r.problem.decode_tokens)},
+                {"prefill_tokens", std::to_string(r.problem.prefill_tokens)},
+                {"decode_streamed", seconds(plan.decode.streamed)},
+                {"decode_host", seconds(plan.decode.on_host)},
+                {"prefill_streamed", seconds(plan.prefill.streamed)},
+                {"prefill_host", seconds(plan.prefill.on_host)}};
+  std::vector<std::string> sentences{
+      tr(r.problem.everything ? "measure.offload.asked" : "measure.offload.why", args),
+      tr(plan.experts ? "measure.offload.experts" : "measure.offload.whole_layers", args),
+      tr(plan.host_tokens == 0 ? "measure.offload.streams"
+         : plan.places == 0    ? "measure.offload.computes"
+                               : "measure.offload.both",
+         args)};
   if (plan.experts && r.compared) sentences.push_back(tr("measure.offload.times", args));
   return join(sentences, language() == Language::kChinese ? "" : " ");
 }

@@ -14,8 +14,9 @@ struct ExpertShape {
 };
 ExpertShape experts_of(const model::Architecture& architecture, const weights::StoragePolicy& storage);
 
-/// The link and the handover by copies of `device`, experts by ops of `host` (null: as they are) on up to a GiB of them, for the passes of
-/// `problem`. Some tenths of a second. Errors: no memory.
-Result<plan::OffloadRates> measure_offload_rates(tensor::Backend& device, tensor::Backend* host, const ExpertShape& experts, const plan::OffloadCase& problem);
+/// The link and the handover by copies of `device`, experts by ops of `host` (null: as they are) on up to a GiB of
+/// them, for the passes of `problem`. Some tenths of a second. Errors: no memory.
+Result<plan::OffloadRates> measure_offload_rates(tensor::Backend& device, tensor::Backend* host,
+                                                 const ExpertShape& experts, const plan::OffloadCase& problem);
 
 }  // namespace fathom::measure

@@ -16,7 +16,8 @@ namespace {
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Bytes status_field(std::string_view name) {
-  const auto text = read_file("/proc/self/status", kMiB);  // a proc file has size 0: read_file answers what its size says
+  const auto text =
+      read_file("/proc/self/status", kMiB);  // a proc file has size 0: read_file answers what its size says
   std::string status = text ? *text : "";
   if (status.empty()) {
     if (std::FILE* file = std::fopen("/proc/self/status", "r")) {
@@ -35,20 +36,24 @@ Bytes status_field(std::string_view name) {
 
 Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& spec) {
   if (options.kv == "auto") {
-    const bool wide = options.weights == "f32" || (options.weights == "native" && spec.plain_format == tensor::WeightFormat::f32);
+    const bool wide =
+        options.weights == "f32" || (options.weights == "native" && spec.plain_format == tensor::WeightFormat::f32);
     return wide ? DType::f32 : DType::bf16;
   }
   const auto parsed = options.kv == "fp8" ? DType::f8e4m3 : parse_dtype(options.kv);
   if (parsed == DType::f8e4m3) {
-    if (options.device == "cuda") return fail_unsupported("measure.kv_device", {{"name", options.kv}, {"device", options.device}});
+    if (options.device == "cuda")
+      return fail_unsupported("measure.kv_device", {{"name", options.kv}, {"device", options.device}});
     return DType::f8e4m3;
   }
-  if (!parsed || (*parsed != DType::f32 && *parsed != DType::f16 && *parsed != DType::bf16)) return fail("measure.kv_type", {{"name", printable(options.kv)}});
+  if (!parsed || (*parsed != DType::f32 && *parsed != DType::f16 && *parsed != DType::bf16))
+    return fail("measure.kv_type", {{"name", printable(options.kv)}});
   return *parsed;
 }
 
 /// All that a session is, but for its engine.
-Status look_up(const SessionOptions& options, Session& session, weights::StoragePolicy& storage, engine::EngineOptions& engine_options) {
+Status look_up(const SessionOptions& options, Session& session, weights::StoragePolicy& storage,
+               engine::EngineOptions& engine_options) {
   session.name = options.model;
   std::error_code ignored;
   const bool folder = std::filesystem::is_directory(options.model, ignored);
@@ -56,7 +61,8 @@ Status look_up(const SessionOptions& options, Session& session, weights::Storage
   session.synthetic = options.random_weights || options.model == weights::kDefaultModel;
   if (!folder && !session.synthetic) return fail("measure.no_checkpoint", {{"model", printable(options.model)}});
   const bool quantized = options.weights == "fp8" || options.weights == "int8" || options.weights == "int4";
-  if (quantized && !session.synthetic) return fail("measure.quantized_weights", {{"model", printable(options.model)}, {"name", options.weights}});
+  if (quantized && !session.synthetic)
+    return fail("measure.quantized_weights", {{"model", printable(options.model)}, {"name", options.weights}});
   FATHOM_TRY(storage, weights::parse_storage_policy(quantized ? "native" : options.weights));
   if (!session.synthetic && options.layers) return fail("measure.layers_need_random");
   if (session.synthetic) {
@@ -69,7 +75,8 @@ Status look_up(const SessionOptions& options, Session& session, weights::Storage
   }
   engine_options = options.engine;
   if (engine_options.context == 0) engine_options.context = std::min<std::int64_t>(session.spec.max_context, 4096);
-  engine_options.prefill_chunk = std::max(std::min(engine_options.prefill_chunk, engine_options.context * engine_options.slots), engine_options.slots);
+  engine_options.prefill_chunk = std::max(
+      std::min(engine_options.prefill_chunk, engine_options.context * engine_options.slots), engine_options.slots);
   FATHOM_TRY(engine_options.cache_dtype, cache_type(options, session.spec));
   if (!session.synthetic) session.folder = options.model;
   return {};
@@ -88,25 +95,46 @@ Result<Session> open_session(const SessionOptions& options, const Launch& launch
   const Status early = look_up(options, session, storage, engine_options);
   if (launch.process != nullptr) FATHOM_TRY_VOID(tensor::agree(*launch.process, early));
   FATHOM_TRY_VOID(early);
-  FATHOM_TRY(session.spread, choose_spread(launch, options.ranks, session.spec, {.device = options.device, .weights = options.weights, .batch = engine_options.slots, .prompt = options.work.prompt, .generate = options.work.generate}));
+  FATHOM_TRY(session.spread, choose_spread(launch, options.ranks, session.spec,
+                                           {.device = options.device,
+                                            .weights = options.weights,
+                                            .batch = engine_options.slots,
+                                            .prompt = options.work.prompt,
+                                            .generate = options.work.generate}));
   if (options.trace) {
     FATHOM_TRY(session.tracer, make_tracer(options.device, session.spread));
   }
-  const auto make = [&options, &session, &storage, engine_options](const engine::Seat& seat) -> Result<engine::EngineParts> {
+  const auto make = [&options, &session, &storage,
+                     engine_options](const engine::Seat& seat) -> Result<engine::EngineParts> {
     engine::EngineParts parts{.options = engine_options};
     FATHOM_TRY(parts.architecture, model::make_architecture(session.spec, sharding_of(session.spec, seat)));
     if (!parts.architecture->runnable()) return fail_unsupported("model.v41_not_runnable");
     const tensor::BackendOptions backend = backend_options(seat, options.threads, options.isa);
     FATHOM_TRY(parts.backend, backends::make_backend(options.device, backend));
-    FATHOM_TRY(OffloadChoice offload, prepare_memory({.architecture = parts.architecture.get(), .backend = parts.backend.get(), .storage = storage, .engine = engine_options, .seat = &seat, .work = options.work,
-                                                      .weights = options.weights, .isa = options.isa, .threads = seat.alone() ? options.threads : backend.threads, .mmap = options.mmap}, options.offload));
+    FATHOM_TRY(OffloadChoice offload, prepare_memory({.architecture = parts.architecture.get(),
+                                                      .backend = parts.backend.get(),
+                                                      .storage = storage,
+                                                      .engine = engine_options,
+                                                      .seat = &seat,
+                                                      .work = options.work,
+                                                      .weights = options.weights,
+                                                      .isa = options.isa,
+                                                      .threads = seat.alone() ? options.threads : backend.threads,
+                                                      .mmap = options.mmap},
+                                                     options.offload));
     parts.offload = std::move(offload.options);
     if (seat.rank == 0) session.offload = std::move(offload.report);
-    if (session.tracer != nullptr) parts.backend = session.tracer->wrap(std::move(parts.backend), seat.rank, parts.architecture->weights());
+    if (session.tracer != nullptr)
+      parts.backend = session.tracer->wrap(std::move(parts.backend), seat.rank, parts.architecture->weights());
     const auto progress = seat.rank == 0 ? options.progress : nullptr;
     const int threads = seat.alone() ? options.threads : backend.threads;
     if (session.synthetic) {
-      FATHOM_TRY(parts.weights, weights::synthesize_in_memory(parts.architecture->weights(), *parts.backend, {.storage = storage, .host = std::move(offload.units), .seed = options.seed, .threads = threads, .progress = progress}));
+      FATHOM_TRY(parts.weights, weights::synthesize_in_memory(parts.architecture->weights(), *parts.backend,
+                                                              {.storage = storage,
+                                                               .host = std::move(offload.units),
+                                                               .seed = options.seed,
+                                                               .threads = threads,
+                                                               .progress = progress}));
     } else {
       weights::LoadOptions load{.storage = storage, .host = std::move(offload.units), .mmap = options.mmap};
       load.read.progress = progress;

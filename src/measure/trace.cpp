@@ -32,7 +32,9 @@ Json args_of(const TraceEvent& e) {
 // Events as bytes between processes: they are text anyway.
 std::vector<std::byte> pack(const std::vector<TraceEvent>& events) {
   Json all = Json::array();
-  for (const TraceEvent& e : events) all.push_back({e.name, e.shapes, e.rank, e.layer, e.pass, e.start, e.seconds, e.bytes, e.flops, e.predicted, e.tokens});
+  for (const TraceEvent& e : events)
+    all.push_back(
+        {e.name, e.shapes, e.rank, e.layer, e.pass, e.start, e.seconds, e.bytes, e.flops, e.predicted, e.tokens});
   const std::string text = dump_json(all);
   const auto bytes = std::as_bytes(std::span(text));
   return {bytes.begin(), bytes.end()};
@@ -42,13 +44,26 @@ Result<std::vector<TraceEvent>> unpack(std::span<const std::byte> bytes) {
   FATHOM_TRY(const Json all, parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, "trace"));
   std::vector<TraceEvent> events;
   for (const Json& e : all)
-    events.push_back({.name = e[0], .shapes = e[1], .rank = e[2], .layer = e[3], .pass = e[4], .start = e[5], .seconds = e[6], .bytes = e[7], .flops = e[8], .predicted = e[9], .tokens = e[10]});
+    events.push_back({.name = e[0],
+                      .shapes = e[1],
+                      .rank = e[2],
+                      .layer = e[3],
+                      .pass = e[4],
+                      .start = e[5],
+                      .seconds = e[6],
+                      .bytes = e[7],
+                      .flops = e[8],
+                      .predicted = e[9],
+                      .tokens = e[10]});
   return events;
 }
 
 }  // namespace
 
-std::unique_ptr<tensor::Backend> Tracer::wrap(std::unique_ptr<tensor::Backend> inner, int rank, const model::WeightTable& weights) { return make_traced_backend(*this, std::move(inner), rank, weights); }
+std::unique_ptr<tensor::Backend> Tracer::wrap(std::unique_ptr<tensor::Backend> inner, int rank,
+                                              const model::WeightTable& weights) {
+  return make_traced_backend(*this, std::move(inner), rank, weights);
+}
 
 void Tracer::add(std::vector<TraceEvent> events) {
   const std::lock_guard lock(guard_);
@@ -73,7 +88,8 @@ Status Tracer::write(const Path& path) const {
   const std::vector<TraceEvent> all = events();
   double first = 0;
   int ranks = 0;
-  for (const TraceEvent& e : all) first = &e == &all.front() ? e.start : std::min(first, e.start), ranks = std::max(ranks, e.rank + 1);
+  for (const TraceEvent& e : all)
+    first = &e == &all.front() ? e.start : std::min(first, e.start), ranks = std::max(ranks, e.rank + 1);
   std::string out = "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n";
   const auto put = [&](const Json& event) { out += (out.ends_with("[\n") ? "" : ",\n") + dump_json(event); };
   for (int r = 0; r < ranks; ++r) {
@@ -82,7 +98,14 @@ Status Tracer::write(const Path& path) const {
     put({{"ph", "M"}, {"name", "thread_name"}, {"pid", r}, {"tid", 1}, {"args", {{"name", "ops"}}}});
   }
   for (const TraceEvent& e : all)
-    put({{"ph", "X"}, {"name", e.name}, {"cat", e.pass ? "pass" : "op"}, {"pid", e.rank}, {"tid", e.pass ? 0 : 1}, {"ts", (e.start - first) * kMicro}, {"dur", e.seconds * kMicro}, {"args", args_of(e)}});
+    put({{"ph", "X"},
+         {"name", e.name},
+         {"cat", e.pass ? "pass" : "op"},
+         {"pid", e.rank},
+         {"tid", e.pass ? 0 : 1},
+         {"ts", (e.start - first) * kMicro},
+         {"dur", e.seconds * kMicro},
+         {"args", args_of(e)}});
   return write_file_atomic(path, out + "\n]}\n");
 }
 

@@ -1,5 +1,6 @@
-// Tracer: every op of a run with what it took and what a plan says it takes, as a trace that Chrome and Perfetto open. Backends are wrapped:
-// each op is launched by itself, between two marks, and nothing is recorded or fused, so that a traced run is slower than it would be.
+// Tracer: every op of a run with what it took and what a plan says it takes, as a trace that Chrome and Perfetto open.
+// Backends are wrapped: each op is launched by itself, between two marks, and nothing is recorded or fused, so that a
+// traced run is slower than it would be.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -19,12 +20,12 @@ namespace fathom::measure {
 
 /// One op, or a pass around its ops.
 struct TraceEvent {
-  std::string name, shapes;        // "linear"; "[1, 4096] f32 × [11008, 4096] bf16 → [1, 11008]"
-  int rank = 0, layer = -1;        // layer -1: before and after them
+  std::string name, shapes;  // "linear"; "[1, 4096] f32 × [11008, 4096] bf16 → [1, 11008]"
+  int rank = 0, layer = -1;  // layer -1: before and after them
   bool pass = false;
-  double start = 0, seconds = 0;   // start: of the machine's steady clock
+  double start = 0, seconds = 0;  // start: of the machine's steady clock
   double bytes = 0, flops = 0;
-  double predicted = -1;           // seconds; < 0: nothing to predict by
+  double predicted = -1;  // seconds; < 0: nothing to predict by
   std::int64_t tokens = 0;
 };
 
@@ -33,8 +34,10 @@ class Tracer {
   /// Ops are priced by `pricer`, if there is one.
   explicit Tracer(std::optional<plan::OpPricer> pricer) : pricer_(std::move(pricer)) {}
 
-  /// A backend that does what `inner` does and tells this tracer, which outlives it. `weights`: of the rank's share, for layers' numbers.
-  std::unique_ptr<tensor::Backend> wrap(std::unique_ptr<tensor::Backend> inner, int rank, const model::WeightTable& weights);
+  /// A backend that does what `inner` does and tells this tracer, which outlives it. `weights`: of the rank's share,
+  /// for layers' numbers.
+  std::unique_ptr<tensor::Backend> wrap(std::unique_ptr<tensor::Backend> inner, int rank,
+                                        const model::WeightTable& weights);
 
   const plan::OpPricer* pricer() const { return pricer_ ? &*pricer_ : nullptr; }
   void add(std::vector<TraceEvent> events);

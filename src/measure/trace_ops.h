@@ -4,6 +4,7 @@
 
 namespace fathom::measure {
 
-std::unique_ptr<tensor::Backend> make_traced_backend(Tracer& tracer, std::unique_ptr<tensor::Backend> inner, int rank, const model::WeightTable& weights);
+std::unique_ptr<tensor::Backend> make_traced_backend(Tracer& tracer, std::unique_ptr<tensor::Backend> inner, int rank,
+                                                     const model::WeightTable& weights);
 
 }  // namespace fathom::measure

@@ -17,19 +17,26 @@
 namespace fathom::measure {
 namespace {
 
-struct Prompt { std::vector<std::int32_t> ids, greedy; std::vector<float> logits; };
+struct Prompt {
+  std::vector<std::int32_t> ids, greedy;
+  std::vector<float> logits;
+};
 
 // A tensor of the reference file, its type and rank checked.
-Result<const weights::FileTensor*> reference_tensor(const weights::SafetensorsFile& file, const std::string& name, int rank) {
+Result<const weights::FileTensor*> reference_tensor(const weights::SafetensorsFile& file, const std::string& name,
+                                                    int rank) {
   for (const weights::FileTensor& tensor : file.tensors())
     if (tensor.name == name) {
-      if (tensor.rank != rank || !tensor.dtype) return fail("measure.reference_shape", {{"tensor", name}, {"file", file.path().string()}, {"shape", weights::shape_text(tensor.dims())}});
+      if (tensor.rank != rank || !tensor.dtype)
+        return fail("measure.reference_shape",
+                    {{"tensor", name}, {"file", file.path().string()}, {"shape", weights::shape_text(tensor.dims())}});
       return &tensor;
     }
   return fail("measure.reference_missing", {{"tensor", name}, {"file", file.path().string()}});
 }
 
-Result<std::vector<std::int32_t>> read_ids(const weights::SafetensorsFile& file, std::span<const std::byte> bytes, const std::string& name) {
+Result<std::vector<std::int32_t>> read_ids(const weights::SafetensorsFile& file, std::span<const std::byte> bytes,
+                                           const std::string& name) {
   FATHOM_TRY(const weights::FileTensor* tensor, reference_tensor(file, name, 1));
   const auto n = static_cast<std::size_t>(tensor->dims()[0]);
   std::vector<std::int32_t> ids(n);
@@ -51,7 +58,9 @@ Result<std::vector<Prompt>> read_reference(const Path& path, std::int64_t vocabu
   FATHOM_TRY(const auto file, weights::SafetensorsFile::open(path));
   FATHOM_TRY(const auto mapped, MappedFile::open(path));
   std::vector<Prompt> prompts;
-  const auto has = [&](const std::string& name) { return std::any_of(file.tensors().begin(), file.tensors().end(), [&](const auto& t) { return t.name == name; }); };
+  const auto has = [&](const std::string& name) {
+    return std::any_of(file.tensors().begin(), file.tensors().end(), [&](const auto& t) { return t.name == name; });
+  };
   for (int i = 0; has("input_ids." + std::to_string(i)); ++i) {
     const std::string n = std::to_string(i);
     Prompt prompt;
@@ -60,9 +69,13 @@ Result<std::vector<Prompt>> read_reference(const Path& path, std::int64_t vocabu
       FATHOM_TRY(prompt.greedy, read_ids(file, mapped.bytes(), "greedy." + n));
     }
     FATHOM_TRY(const weights::FileTensor* logits, reference_tensor(file, "logits." + n, 2));
-    if (logits->dtype != DType::f32) return fail("measure.reference_type", {{"tensor", "logits." + n}, {"file", path.string()}, {"type", logits->type}});
-    if (prompt.ids.empty() || logits->dims()[0] != static_cast<std::int64_t>(prompt.ids.size()) || logits->dims()[1] != vocabulary)
-      return fail("measure.reference_shape", {{"tensor", "logits." + n}, {"file", path.string()}, {"shape", weights::shape_text(logits->dims())}});
+    if (logits->dtype != DType::f32)
+      return fail("measure.reference_type",
+                  {{"tensor", "logits." + n}, {"file", path.string()}, {"type", logits->type}});
+    if (prompt.ids.empty() || logits->dims()[0] != static_cast<std::int64_t>(prompt.ids.size()) ||
+        logits->dims()[1] != vocabulary)
+      return fail("measure.reference_shape",
+                  {{"tensor", "logits." + n}, {"file", path.string()}, {"shape", weights::shape_text(logits->dims())}});
     prompt.logits.resize(logits->bytes() / sizeof(float));
     std::memcpy(prompt.logits.data(), mapped.bytes().data() + logits->begin, logits->bytes());
     prompts.push_back(std::move(prompt));
@@ -71,10 +84,12 @@ Result<std::vector<Prompt>> read_reference(const Path& path, std::int64_t vocabu
   return prompts;
 }
 
-void compare(std::span<const float> ours, std::span<const float> reference, std::int64_t first_token, std::int64_t vocabulary, VerifyCase& result) {
+void compare(std::span<const float> ours, std::span<const float> reference, std::int64_t first_token,
+             std::int64_t vocabulary, VerifyCase& result) {
   for (std::size_t i = 0; i < ours.size(); ++i) {
     const double difference = std::fabs(static_cast<double>(ours[i]) - static_cast<double>(reference[i]));
-    if (difference <= result.worst || std::isnan(result.worst)) continue;  // a NaN difference fails both tests and is kept
+    if (difference <= result.worst || std::isnan(result.worst))
+      continue;  // a NaN difference fails both tests and is kept
     result.worst = difference;
     result.worst_token = first_token + static_cast<std::int64_t>(i) / vocabulary;
     result.worst_id = static_cast<std::int64_t>(i) % vocabulary;
@@ -82,27 +97,33 @@ void compare(std::span<const float> ours, std::span<const float> reference, std:
 }
 
 // One pass after another over `ids` from nothing; logits of chunks go to `visit`, those of the last token come back.
-Result<std::span<const float>> run_chunks(engine::Engine& engine, std::int64_t slot, std::span<const std::int32_t> ids, std::int64_t chunk, const std::function<void(std::int64_t, std::span<const float>)>& visit) {
+Result<std::span<const float>> run_chunks(engine::Engine& engine, std::int64_t slot, std::span<const std::int32_t> ids,
+                                          std::int64_t chunk,
+                                          const std::function<void(std::int64_t, std::span<const float>)>& visit) {
   engine.reset(slot);
   std::span<const float> logits;
   const auto total = static_cast<std::int64_t>(ids.size());
   for (std::int64_t at = 0; at < total; at += chunk) {
-    const engine::SlotTokens part{slot, ids.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(std::min(chunk, total - at)))};
+    const engine::SlotTokens part{
+        slot, ids.subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(std::min(chunk, total - at)))};
     FATHOM_TRY(logits, engine.step(std::span(&part, 1), visit ? engine::Logits::kAll : engine::Logits::kLast));
     if (visit) visit(at, logits);
   }
   return logits.last(static_cast<std::size_t>(engine.spec().vocabulary));
 }
 
-Status run_case(engine::Engine& engine, std::int64_t slot, const Prompt& prompt, std::int64_t chunk, VerifyCase& result) {
+Status run_case(engine::Engine& engine, std::int64_t slot, const Prompt& prompt, std::int64_t chunk,
+                VerifyCase& result) {
   const std::int64_t vocabulary = engine.spec().vocabulary;
-  // The reference computed every answer token from the whole text anew. Where an indexer chooses, an exact tie may fall differently
-  // with every length, so there we do the same; elsewhere the caches go on.
+  // The reference computed every answer token from the whole text anew. Where an indexer chooses, an exact tie may fall
+  // differently with every length, so there we do the same; elsewhere the caches go on.
   const bool chooses = engine.spec().index_top_k > 0;
   engine.set_topk_horizon(chooses ? static_cast<std::int64_t>(prompt.ids.size()) : 0);
-  FATHOM_TRY(std::span<const float> logits, run_chunks(engine, slot, prompt.ids, chunk, [&](std::int64_t at, std::span<const float> ours) {
-    compare(ours, std::span(prompt.logits).subspan(static_cast<std::size_t>(at * vocabulary), ours.size()), at, vocabulary, result);
-  }));
+  FATHOM_TRY(std::span<const float> logits,
+             run_chunks(engine, slot, prompt.ids, chunk, [&](std::int64_t at, std::span<const float> ours) {
+               compare(ours, std::span(prompt.logits).subspan(static_cast<std::size_t>(at * vocabulary), ours.size()),
+                       at, vocabulary, result);
+             }));
   engine::Sampler sampler({}, vocabulary);
   std::vector<std::int32_t> text = prompt.ids;
   for (const std::int32_t expected : prompt.greedy) {
@@ -116,7 +137,8 @@ Status run_case(engine::Engine& engine, std::int64_t slot, const Prompt& prompt,
     if (chooses) {
       engine.set_topk_horizon(static_cast<std::int64_t>(text.size()));
       // All but the newest token in chunks of a size that does not take forever; the newest through the cache.
-      const std::int64_t pace = std::min(std::max<std::int64_t>(chunk, 16), static_cast<std::int64_t>(prompt.ids.size()));
+      const std::int64_t pace =
+          std::min(std::max<std::int64_t>(chunk, 16), static_cast<std::int64_t>(prompt.ids.size()));
       FATHOM_TRY(logits, run_chunks(engine, slot, std::span(text).first(text.size() - 1), pace, {}));
       const engine::SlotTokens newest{slot, std::span(&text.back(), 1)};
       FATHOM_TRY(logits, engine.step(std::span(&newest, 1), engine::Logits::kLast));
@@ -134,7 +156,8 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
   FATHOM_TRY(const model::ModelSpec spec, model::load_config(folder));
   FATHOM_TRY(const std::vector<Prompt> prompts, read_reference(folder / "reference.safetensors", spec.vocabulary));
   const auto activations = parse_dtype(options.activations);
-  if (!activations || *activations != DType::f32) return fail("measure.activations", {{"type", printable(options.activations)}});
+  if (!activations || *activations != DType::f32)
+    return fail("measure.activations", {{"type", printable(options.activations)}});
   FATHOM_TRY(const auto storage, weights::parse_storage_policy(options.weights));
   std::int64_t longest = 1, needed = 1;
   for (const Prompt& prompt : prompts) {
@@ -144,9 +167,14 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
   FATHOM_TRY(const Launch launch, find_launch(options.ranks, options.device));
   VerifyReport report;
   report.passed = true;
-  FATHOM_TRY(report.spread, choose_spread(launch, options.ranks, spec, {.device = options.device, .weights = options.weights}));
+  FATHOM_TRY(report.spread,
+             choose_spread(launch, options.ranks, spec, {.device = options.device, .weights = options.weights}));
   // Replicas take the prompts in turns.
-  const engine::EngineOptions engine_options{.slots = report.spread.dp, .context = std::min(needed, spec.max_context), .prefill_chunk = std::max<std::int64_t>(longest, report.spread.dp), .logit_rows = longest, .cache_dtype = DType::f32};
+  const engine::EngineOptions engine_options{.slots = report.spread.dp,
+                                             .context = std::min(needed, spec.max_context),
+                                             .prefill_chunk = std::max<std::int64_t>(longest, report.spread.dp),
+                                             .logit_rows = longest,
+                                             .cache_dtype = DType::f32};
   std::shared_ptr<Tracer> tracer;
   if (!options.trace.empty()) {
     FATHOM_TRY(tracer, make_tracer(options.device, report.spread));
@@ -156,11 +184,20 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
     FATHOM_TRY(parts.architecture, model::make_architecture(spec, sharding_of(spec, seat)));
     const tensor::BackendOptions backend = backend_options(seat, options.threads, options.isa);
     FATHOM_TRY(parts.backend, backends::make_backend(options.device, backend));
-    FATHOM_TRY(OffloadChoice offload, prepare_memory({.architecture = parts.architecture.get(), .backend = parts.backend.get(), .storage = storage, .engine = engine_options, .seat = &seat,
-                                                      .work = {.prompt = longest, .generate = needed - longest}, .weights = options.weights, .isa = options.isa, .threads = seat.alone() ? options.threads : backend.threads}, options.offload));
+    FATHOM_TRY(OffloadChoice offload, prepare_memory({.architecture = parts.architecture.get(),
+                                                      .backend = parts.backend.get(),
+                                                      .storage = storage,
+                                                      .engine = engine_options,
+                                                      .seat = &seat,
+                                                      .work = {.prompt = longest, .generate = needed - longest},
+                                                      .weights = options.weights,
+                                                      .isa = options.isa,
+                                                      .threads = seat.alone() ? options.threads : backend.threads},
+                                                     options.offload));
     parts.offload = std::move(offload.options);
     if (seat.rank == 0) report.offload = std::move(offload.report);
-    if (tracer != nullptr) parts.backend = tracer->wrap(std::move(parts.backend), seat.rank, parts.architecture->weights());
+    if (tracer != nullptr)
+      parts.backend = tracer->wrap(std::move(parts.backend), seat.rank, parts.architecture->weights());
     weights::LoadOptions load{.storage = storage, .host = std::move(offload.units)};
     if (!seat.alone()) load.read.threads = backend.threads;
     FATHOM_TRY(parts.weights, weights::load_weights(*parts.architecture, folder, *parts.backend, load));
@@ -175,7 +212,8 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
   report.device = engine->backend().description();
   for (std::size_t p = 0; p < prompts.size(); ++p) {
     const auto total = static_cast<std::int64_t>(prompts[p].ids.size());
-    for (const auto& [way, chunk] : {std::pair<const char*, std::int64_t>{"whole", total}, {"chunks", options.chunk}, {"tokens", 1}}) {
+    for (const auto& [way, chunk] :
+         {std::pair<const char*, std::int64_t>{"whole", total}, {"chunks", options.chunk}, {"tokens", 1}}) {
       VerifyCase result{.prompt = static_cast<std::int64_t>(p), .way = way, .tokens = total};
       FATHOM_TRY_VOID(run_case(*engine, static_cast<std::int64_t>(p) % report.spread.dp, prompts[p], chunk, result));
       result.passed = result.worst <= options.atol && result.greedy_differs_at < 0;

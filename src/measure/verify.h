@@ -1,5 +1,5 @@
-// Verify: our logits and greedy continuations against a reference of the same checkpoint (reference.safetensors beside it, as
-// transformers gave it: input_ids.i, logits.i, greedy.i).
+// Verify: our logits and greedy continuations against a reference of the same checkpoint (reference.safetensors beside
+// it, as transformers gave it: input_ids.i, logits.i, greedy.i).
 #pragma once
 #include <cstdint>
 #include <string>
@@ -13,43 +13,43 @@ namespace fathom::measure {
 
 struct VerifyOptions {
   std::string device = "cpu";
-  std::string weights = "native";     // precision of weights in memory: native, f32, bf16, f16
-  std::string activations = "f32";    // reference also takes f64
-  double atol = 1e-3;                 // largest logit difference that passes
-  std::int64_t chunk = 16;            // tokens a pass when prompts are computed in chunks
-  std::string isa;                    // cpu only
+  std::string weights = "native";   // precision of weights in memory: native, f32, bf16, f16
+  std::string activations = "f32";  // reference also takes f64
+  double atol = 1e-3;               // largest logit difference that passes
+  std::int64_t chunk = 16;          // tokens a pass when prompts are computed in chunks
+  std::string isa;                  // cpu only
   int threads = 0;
   RankWishes ranks;
   OffloadWishes offload;
-  Path trace;                         // "": none
+  Path trace;  // "": none
 };
 
 /// One prompt computed in one way.
 struct VerifyCase {
-  std::int64_t prompt = 0;            // i of input_ids.i
-  std::string way;                    // "whole", "chunks", "tokens"
+  std::int64_t prompt = 0;  // i of input_ids.i
+  std::string way;          // "whole", "chunks", "tokens"
   std::int64_t tokens = 0;
-  double worst = 0;                   // largest |ours - reference|; NaN when either is
+  double worst = 0;  // largest |ours - reference|; NaN when either is
   std::int64_t worst_token = 0, worst_id = 0;
-  std::int64_t greedy_tokens = 0;     // compared
+  std::int64_t greedy_tokens = 0;       // compared
   std::int64_t greedy_differs_at = -1;  // first place of difference; -1: equal
   bool passed = false;
 };
 
 struct VerifyReport {
-  std::string device;                 // description of the backend
+  std::string device;  // description of the backend
   engine::Spread spread;
-  bool followed = false;              // this process followed another's rank 0, which has the report
+  bool followed = false;  // this process followed another's rank 0, which has the report
   std::optional<OffloadReport> offload;
-  Bytes fetched_bytes = 0;            // that were streamed to the device
-  std::int64_t host_calls = 0;        // experts' ops that the host computed
+  Bytes fetched_bytes = 0;      // that were streamed to the device
+  std::int64_t host_calls = 0;  // experts' ops that the host computed
   std::vector<VerifyCase> cases;
-  double worst = 0;                   // over all; NaN counts as the worst
+  double worst = 0;  // over all; NaN counts as the worst
   bool passed = false;
 };
 
-/// `folder` holds config.json, the weights and reference.safetensors. Errors: what cannot be read; reference tensors that are
-/// missing, misshapen, or of another type (input_ids, greedy i32 or i64 [n]; logits f32 [n, vocabulary]).
+/// `folder` holds config.json, the weights and reference.safetensors. Errors: what cannot be read; reference tensors
+/// that are missing, misshapen, or of another type (input_ids, greedy i32 or i64 [n]; logits f32 [n, vocabulary]).
 Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options);
 
 }  // namespace fathom::measure

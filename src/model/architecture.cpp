@@ -50,7 +50,9 @@ Result<ModelSpec> parse_config(std::string_view text, std::string_view what) {
   }
   const auto known = known_model_types();
   const auto near = nearest_names(*type, known);
-  return fail_unsupported("model.unknown_model_type", {{"type", printable(*type)}, {"what", std::string(what)}, {"known", join(near.empty() ? known : near)}});
+  return fail_unsupported(
+      "model.unknown_model_type",
+      {{"type", printable(*type)}, {"what", std::string(what)}, {"known", join(near.empty() ? known : near)}});
 }
 
 Result<ModelSpec> load_config(const Path& path) {
@@ -62,13 +64,17 @@ Result<ModelSpec> load_config(const Path& path) {
 
 Result<std::unique_ptr<Architecture>> make_architecture(const ModelSpec& spec, const Sharding& sharding) {
   FATHOM_TRY_VOID(check_divides("num_attention_heads", spec.heads, sharding.tp));
-  if (spec.kv_heads >= sharding.tp) FATHOM_TRY_VOID(check_divides("num_key_value_heads", spec.kv_heads, sharding.tp));
-  else FATHOM_TRY_VOID(check_divides("tp", sharding.tp, spec.kv_heads));
+  if (spec.kv_heads >= sharding.tp)
+    FATHOM_TRY_VOID(check_divides("num_key_value_heads", spec.kv_heads, sharding.tp));
+  else
+    FATHOM_TRY_VOID(check_divides("tp", sharding.tp, spec.kv_heads));
   if (spec.intermediate > 0) FATHOM_TRY_VOID(check_divides("intermediate_size", spec.intermediate, sharding.tp));
   if (spec.routing.experts > 0) {
     FATHOM_TRY_VOID(check_divides("n_routed_experts", spec.routing.experts, sharding.ep));
     FATHOM_TRY_VOID(check_divides("moe_intermediate_size", spec.expert_intermediate, sharding.expert_tp));
-    FATHOM_TRY_VOID(check_divides("moe_intermediate_size", spec.expert_intermediate * std::max<std::int64_t>(spec.shared_experts, 1), sharding.tp));
+    FATHOM_TRY_VOID(check_divides("moe_intermediate_size",
+                                  spec.expert_intermediate * std::max<std::int64_t>(spec.shared_experts, 1),
+                                  sharding.tp));
   }
   for (const ArchitectureEntry& entry : architectures())
     if (entry.model_type == spec.model_type) return entry.make(spec, sharding);
@@ -92,11 +98,14 @@ tensor::Value Architecture::forward(Pass& pass) const {
   if (sharding_.first_layer == 0) {
     hidden = embed(pass);
   } else {
-    hidden = spec_.hyper_streams > 0 ? allocate(pass.ops, {pass.batch.tokens, spec_.hyper_streams, spec_.hidden}) : allocate(pass.ops, {pass.batch.tokens, spec_.hidden});
+    hidden = spec_.hyper_streams > 0 ? allocate(pass.ops, {pass.batch.tokens, spec_.hyper_streams, spec_.hidden})
+                                     : allocate(pass.ops, {pass.batch.tokens, spec_.hidden});
     pass.comm.receive(tensor::Group::kPipeline, stage - 1, hidden);
   }
   for (std::int64_t i = sharding_.first_layer; i < last; ++i) {
-    hidden = pass.ops.block(hidden, [this, &pass, i](const tensor::Tensor& input) { return layer(pass, i, input); });  // a tape may run it again later
+    hidden = pass.ops.block(hidden, [this, &pass, i](const tensor::Tensor& input) {
+      return layer(pass, i, input);
+    });  // a tape may run it again later
     pass.comm.beat();
   }
   if (last == spec_.layers) return head(pass, hidden);

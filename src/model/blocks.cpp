@@ -12,7 +12,8 @@ using tensor::WeightFormat;
 // ---------------------------------------------------------------- entries
 
 void EntryMaker::apply_quantization(WeightEntry& entry) const {
-  if (spec_.quantization.empty() || (entry.native != spec_.linear_format && entry.native != spec_.expert_format)) return;
+  if (spec_.quantization.empty() || (entry.native != spec_.linear_format && entry.native != spec_.expert_format))
+    return;
   std::string module = entry.name();  // experts are stored alike: the first stands for all
   if (module.ends_with(".weight")) module.resize(module.size() - 7);
   const QuantizationGroup* group = entry.part == WeightPart::kMain ? spec_.quantization.group_of(module) : nullptr;
@@ -20,8 +21,17 @@ void EntryMaker::apply_quantization(WeightEntry& entry) const {
   if (group != nullptr) entry.activations = group->activations;
 }
 
-WeightId EntryMaker::matrix(const std::string& name, WeightClass cls, int layer, std::int64_t rows, std::int64_t cols, WeightFormat native, Split split, int parts, int part) {
-  WeightEntry entry{.pattern = name, .cls = cls, .part = part_, .layer = layer, .rows = rows, .cols = cols, .full_rows = rows, .full_cols = cols, .native = native};
+WeightId EntryMaker::matrix(const std::string& name, WeightClass cls, int layer, std::int64_t rows, std::int64_t cols,
+                            WeightFormat native, Split split, int parts, int part) {
+  WeightEntry entry{.pattern = name,
+                    .cls = cls,
+                    .part = part_,
+                    .layer = layer,
+                    .rows = rows,
+                    .cols = cols,
+                    .full_rows = rows,
+                    .full_cols = cols,
+                    .native = native};
   if (parts > 1 && split == Split::kRows) {
     entry.rows = rows / parts;
     entry.first_row = entry.rows * part;
@@ -35,8 +45,18 @@ WeightId EntryMaker::matrix(const std::string& name, WeightClass cls, int layer,
   return table_.add(std::move(entry));
 }
 
-WeightId EntryMaker::vector(const std::string& name, WeightClass cls, int layer, std::int64_t size, WeightFormat native, Split split, int parts, int part) {
-  WeightEntry entry{.pattern = name, .cls = cls, .part = part_, .layer = layer, .rows = 1, .cols = size, .full_rows = 1, .full_cols = size, .vector = true, .native = native};
+WeightId EntryMaker::vector(const std::string& name, WeightClass cls, int layer, std::int64_t size, WeightFormat native,
+                            Split split, int parts, int part) {
+  WeightEntry entry{.pattern = name,
+                    .cls = cls,
+                    .part = part_,
+                    .layer = layer,
+                    .rows = 1,
+                    .cols = size,
+                    .full_rows = 1,
+                    .full_cols = size,
+                    .vector = true,
+                    .native = native};
   if (parts > 1 && split != Split::kNone) {
     entry.cols = size / parts;
     entry.first_col = entry.cols * part;
@@ -45,9 +65,18 @@ WeightId EntryMaker::vector(const std::string& name, WeightClass cls, int layer,
   return table_.add(std::move(entry));
 }
 
-WeightId EntryMaker::experts(const std::string& name, int layer, std::int64_t experts, std::int64_t rows, std::int64_t cols, WeightFormat native, Split within) {
+WeightId EntryMaker::experts(const std::string& name, int layer, std::int64_t experts, std::int64_t rows,
+                             std::int64_t cols, WeightFormat native, Split within) {
   const Sharding& s = sharding_;
-  WeightEntry entry{.pattern = name, .cls = WeightClass::kRoutedExpert, .part = part_, .layer = layer, .rows = rows, .cols = cols, .full_rows = rows, .full_cols = cols, .native = native};
+  WeightEntry entry{.pattern = name,
+                    .cls = WeightClass::kRoutedExpert,
+                    .part = part_,
+                    .layer = layer,
+                    .rows = rows,
+                    .cols = cols,
+                    .full_rows = rows,
+                    .full_cols = cols,
+                    .native = native};
   if (within == Split::kRows) {
     entry.rows = rows / s.expert_tp;
     entry.first_row = entry.rows * s.expert_tp_rank;
@@ -67,7 +96,8 @@ WeightId add_vocabulary(EntryMaker& make, const std::string& name, WeightClass c
   const ModelSpec& spec = make.spec();
   const Sharding& s = make.sharding();
   const bool split = spec.vocabulary % s.tp == 0;
-  return make.matrix(name, cls, -1, spec.vocabulary, spec.hidden, spec.plain_format, split ? Split::kRows : Split::kNone, s.tp, s.tp_rank);
+  return make.matrix(name, cls, -1, spec.vocabulary, spec.hidden, spec.plain_format,
+                     split ? Split::kRows : Split::kNone, s.tp, s.tp_rank);
 }
 
 Value run_embed(Pass& pass, const WeightEntry& entry, WeightId id) {
@@ -81,7 +111,8 @@ Value run_embed(Pass& pass, const WeightEntry& entry, WeightId id) {
 
 Status check_divides(std::string_view what, std::int64_t whole, std::int64_t parts) {
   if (parts >= 1 && whole % parts == 0) return {};
-  return fail("model.indivisible", {{"what", std::string(what)}, {"whole", std::to_string(whole)}, {"parts", std::to_string(parts)}});
+  return fail("model.indivisible",
+              {{"what", std::string(what)}, {"whole", std::to_string(whole)}, {"parts", std::to_string(parts)}});
 }
 
 // ---------------------------------------------------------------- shared views
@@ -111,16 +142,24 @@ GqaIds add_gqa(EntryMaker& make, CacheSpec& cache, const std::string& prefix, in
   const auto attention = WeightClass::kAttention;
   const std::string p = prefix + "self_attn.";
   GqaIds ids;
-  ids.q = make.matrix(p + "q_proj.weight", attention, layer, q_rows, spec.hidden, spec.linear_format, Split::kRows, s.tp, s.tp_rank);
-  ids.k = make.matrix(p + "k_proj.weight", attention, layer, kv_rows, spec.hidden, spec.linear_format, Split::kRows, kv_parts, kv_part);
-  ids.v = make.matrix(p + "v_proj.weight", attention, layer, kv_rows, spec.hidden, spec.linear_format, Split::kRows, kv_parts, kv_part);
-  ids.o = make.matrix(p + "o_proj.weight", attention, layer, spec.hidden, q_rows, spec.linear_format, Split::kColumns, s.tp, s.tp_rank);
+  ids.q = make.matrix(p + "q_proj.weight", attention, layer, q_rows, spec.hidden, spec.linear_format, Split::kRows,
+                      s.tp, s.tp_rank);
+  ids.k = make.matrix(p + "k_proj.weight", attention, layer, kv_rows, spec.hidden, spec.linear_format, Split::kRows,
+                      kv_parts, kv_part);
+  ids.v = make.matrix(p + "v_proj.weight", attention, layer, kv_rows, spec.hidden, spec.linear_format, Split::kRows,
+                      kv_parts, kv_part);
+  ids.o = make.matrix(p + "o_proj.weight", attention, layer, spec.hidden, q_rows, spec.linear_format, Split::kColumns,
+                      s.tp, s.tp_rank);
   if (qkv_bias) {
-    ids.q_bias = make.vector(p + "q_proj.bias", WeightClass::kBias, layer, q_rows, spec.plain_format, Split::kColumns, s.tp, s.tp_rank);
-    ids.k_bias = make.vector(p + "k_proj.bias", WeightClass::kBias, layer, kv_rows, spec.plain_format, Split::kColumns, kv_parts, kv_part);
-    ids.v_bias = make.vector(p + "v_proj.bias", WeightClass::kBias, layer, kv_rows, spec.plain_format, Split::kColumns, kv_parts, kv_part);
+    ids.q_bias = make.vector(p + "q_proj.bias", WeightClass::kBias, layer, q_rows, spec.plain_format, Split::kColumns,
+                             s.tp, s.tp_rank);
+    ids.k_bias = make.vector(p + "k_proj.bias", WeightClass::kBias, layer, kv_rows, spec.plain_format, Split::kColumns,
+                             kv_parts, kv_part);
+    ids.v_bias = make.vector(p + "v_proj.bias", WeightClass::kBias, layer, kv_rows, spec.plain_format, Split::kColumns,
+                             kv_parts, kv_part);
   }
-  if (spec.output_bias) ids.o_bias = make.vector(p + "o_proj.bias", WeightClass::kBias, layer, spec.hidden, spec.plain_format);
+  if (spec.output_bias)
+    ids.o_bias = make.vector(p + "o_proj.bias", WeightClass::kBias, layer, spec.hidden, spec.plain_format);
   if (spec.qk_norm) {
     ids.q_norm = make.vector(p + "q_norm.weight", WeightClass::kNorm, layer, d, spec.plain_format);
     ids.k_norm = make.vector(p + "k_norm.weight", WeightClass::kNorm, layer, d, spec.plain_format);
@@ -154,31 +193,48 @@ Value run_gqa(Pass& pass, const ModelSpec& spec, const GqaIds& ids, const Tensor
   KvSegment segment{.kind = KvSegment::Kind::kFresh, .k = kh, .v = vh};
   if (pass.cache != nullptr) {
     const std::int64_t rows = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.k_cache)];
-    ops.cache_write({.src = kh.join_last(), .cache = pass.cache->tensors[static_cast<std::size_t>(ids.k_cache)], .rows_per_slot = rows, .batch = &pass.batch});
-    ops.cache_write({.src = vh.join_last(), .cache = pass.cache->tensors[static_cast<std::size_t>(ids.v_cache)], .rows_per_slot = rows, .batch = &pass.batch});
-    segment = {.kind = KvSegment::Kind::kCache, .k = cache_rows(pass, ids.k_cache, kh.dim(1)), .v = cache_rows(pass, ids.v_cache, kh.dim(1)), .rows_per_slot = rows};
+    ops.cache_write({.src = kh.join_last(),
+                     .cache = pass.cache->tensors[static_cast<std::size_t>(ids.k_cache)],
+                     .rows_per_slot = rows,
+                     .batch = &pass.batch});
+    ops.cache_write({.src = vh.join_last(),
+                     .cache = pass.cache->tensors[static_cast<std::size_t>(ids.v_cache)],
+                     .rows_per_slot = rows,
+                     .batch = &pass.batch});
+    segment = {.kind = KvSegment::Kind::kCache,
+               .k = cache_rows(pass, ids.k_cache, kh.dim(1)),
+               .v = cache_rows(pass, ids.v_cache, kh.dim(1)),
+               .rows_per_slot = rows};
   }
-  Value o = attention(ops, qh, std::span(&segment, 1), d, 1.0 / std::sqrt(static_cast<double>(d)), {}, pass.batch);  // [T, H, d]
+  Value o = attention(ops, qh, std::span(&segment, 1), d, 1.0 / std::sqrt(static_cast<double>(d)), {},
+                      pass.batch);  // [T, H, d]
   q.reset();
   k.reset();
   v.reset();
-  Value out = linear(ops, o->join_last(), pass.weights[ids.o], pass.comm.rank(tensor::Group::kTensor) == 0 ? weight_or_none(pass, ids.o_bias) : tensor::Weight{});
+  Value out = linear(ops, o->join_last(), pass.weights[ids.o],
+                     pass.comm.rank(tensor::Group::kTensor) == 0 ? weight_or_none(pass, ids.o_bias) : tensor::Weight{});
   pass.comm.all_reduce(tensor::Group::kTensor, out);
   return out;
 }
 
 // ---------------------------------------------------------------- feed-forward
 
-FfnIds add_ffn(EntryMaker& make, const std::string& gate, const std::string& up, const std::string& down, WeightClass cls, int layer, std::int64_t intermediate, bool bias) {
+FfnIds add_ffn(EntryMaker& make, const std::string& gate, const std::string& up, const std::string& down,
+               WeightClass cls, int layer, std::int64_t intermediate, bool bias) {
   const ModelSpec& spec = make.spec();
   const Sharding& s = make.sharding();
   FfnIds ids;
-  ids.gate = make.matrix(gate + ".weight", cls, layer, intermediate, spec.hidden, spec.linear_format, Split::kRows, s.tp, s.tp_rank);
-  ids.up = make.matrix(up + ".weight", cls, layer, intermediate, spec.hidden, spec.linear_format, Split::kRows, s.tp, s.tp_rank);
-  ids.down = make.matrix(down + ".weight", cls, layer, spec.hidden, intermediate, spec.linear_format, Split::kColumns, s.tp, s.tp_rank);
+  ids.gate = make.matrix(gate + ".weight", cls, layer, intermediate, spec.hidden, spec.linear_format, Split::kRows,
+                         s.tp, s.tp_rank);
+  ids.up = make.matrix(up + ".weight", cls, layer, intermediate, spec.hidden, spec.linear_format, Split::kRows, s.tp,
+                       s.tp_rank);
+  ids.down = make.matrix(down + ".weight", cls, layer, spec.hidden, intermediate, spec.linear_format, Split::kColumns,
+                         s.tp, s.tp_rank);
   if (bias) {
-    ids.gate_bias = make.vector(gate + ".bias", WeightClass::kBias, layer, intermediate, spec.plain_format, Split::kColumns, s.tp, s.tp_rank);
-    ids.up_bias = make.vector(up + ".bias", WeightClass::kBias, layer, intermediate, spec.plain_format, Split::kColumns, s.tp, s.tp_rank);
+    ids.gate_bias = make.vector(gate + ".bias", WeightClass::kBias, layer, intermediate, spec.plain_format,
+                                Split::kColumns, s.tp, s.tp_rank);
+    ids.up_bias = make.vector(up + ".bias", WeightClass::kBias, layer, intermediate, spec.plain_format, Split::kColumns,
+                              s.tp, s.tp_rank);
     ids.down_bias = make.vector(down + ".bias", WeightClass::kBias, layer, spec.hidden, spec.plain_format);
   }
   return ids;
@@ -194,18 +250,30 @@ Value run_ffn(Pass& pass, const ModelSpec& spec, const FfnIds& ids, const Tensor
     ops.swiglu({.gate = gate, .up = up, .limit = spec.swiglu_limit, .out = gate});
   }
   up.reset();
-  return linear(ops, gate, pass.weights[ids.down], pass.comm.rank(tensor::Group::kTensor) == 0 ? weight_or_none(pass, ids.down_bias) : tensor::Weight{});
+  return linear(ops, gate, pass.weights[ids.down],
+                pass.comm.rank(tensor::Group::kTensor) == 0 ? weight_or_none(pass, ids.down_bias) : tensor::Weight{});
 }
 
 namespace {
 
 // out [T, h] (+)= what this rank's experts make of each token.
-void run_experts(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor& x, const tensor::Routed& routed, const Tensor& out, bool accumulate) {
-  pass.ops.experts({.x = x, .indices = routed.indices, .weights = routed.weights, .gate = pass.weights.experts(ids.gate), .up = pass.weights.experts(ids.up), .down = pass.weights.experts(ids.down),
-                    .first_expert = ids.first_expert, .total_experts = spec.routing.experts, .limit = spec.swiglu_limit, .out = out, .accumulate = accumulate});
+void run_experts(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor& x, const tensor::Routed& routed,
+                 const Tensor& out, bool accumulate) {
+  pass.ops.experts({.x = x,
+                    .indices = routed.indices,
+                    .weights = routed.weights,
+                    .gate = pass.weights.experts(ids.gate),
+                    .up = pass.weights.experts(ids.up),
+                    .down = pass.weights.experts(ids.down),
+                    .first_expert = ids.first_expert,
+                    .total_experts = spec.routing.experts,
+                    .limit = spec.swiglu_limit,
+                    .out = out,
+                    .accumulate = accumulate});
 }
 
-// The tokens of all replicas [all, h] go through the experts of this rank; the sum over the ranks holds every replica's own.
+// The tokens of all replicas [all, h] go through the experts of this rank; the sum over the ranks holds every replica's
+// own.
 Value run_moe_of_replicas(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor& x) {
   tensor::Ops& ops = pass.ops;
   const auto group = tensor::Group::kAttention;
@@ -225,7 +293,8 @@ Value run_moe_of_replicas(Pass& pass, const ModelSpec& spec, const MoeIds& ids, 
   }
   {
     Value logits = linear(ops, together, pass.weights[ids.router]);
-    const tensor::Routed routed = route(ops, logits, spec.routing, weight_or_none(pass, ids.bias), weight_or_none(pass, ids.table), tokens.tensor());
+    const tensor::Routed routed = route(ops, logits, spec.routing, weight_or_none(pass, ids.bias),
+                                        weight_or_none(pass, ids.table), tokens.tensor());
     logits.reset();
     run_experts(pass, spec, ids, together, routed, sum, false);
   }
@@ -246,7 +315,8 @@ Value run_moe(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor
   if (pass.comm.size(tensor::Group::kAttention) > 1) return run_moe_of_replicas(pass, spec, ids, x);
   tensor::Ops& ops = pass.ops;
   Value logits = linear(ops, x, pass.weights[ids.router]);  // [T, E]
-  tensor::Routed routed = route(ops, logits, spec.routing, weight_or_none(pass, ids.bias), weight_or_none(pass, ids.table), pass.batch.ids);
+  tensor::Routed routed =
+      route(ops, logits, spec.routing, weight_or_none(pass, ids.bias), weight_or_none(pass, ids.table), pass.batch.ids);
   Value out;
   if (ids.has_shared) {
     out = run_ffn(pass, spec, ids.shared, x);

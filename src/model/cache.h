@@ -13,11 +13,11 @@ namespace fathom::model {
 struct CacheTensor {
   int layer = 0;
   tensor::RowsOf rows = tensor::RowsOf::kPosition;
-  std::int64_t width = 0;             // elements a row
-  std::int64_t ratio = 1;             // kEntry: tokens an entry
-  std::int64_t ring_rows = 0;         // kRing: rows a sequence, whatever the context
-  bool state = false;                 // always f32 (compressor state), not in the KV precision
-  bool index = false;                 // keys of the indexer (their own precision in some formats)
+  std::int64_t width = 0;      // elements a row
+  std::int64_t ratio = 1;      // kEntry: tokens an entry
+  std::int64_t ring_rows = 0;  // kRing: rows a sequence, whatever the context
+  bool state = false;          // always f32 (compressor state), not in the KV precision
+  bool index = false;          // keys of the indexer (their own precision in some formats)
   /// Rows a sequence needs for `context` tokens.
   std::int64_t rows_for(std::int64_t context) const;
 };
@@ -38,7 +38,13 @@ struct CacheSet {
 
 /// KV bytes as the field states them: growing per context token and fixed per sequence, keyed like the facts
 /// ("16bit", "fp8", "fp8_flashmla", "bf16", "fp8_fp4index", …; fixed: "window_bytes_fp8", …).
-struct KvFigure { std::string key; double bytes = 0; };
-struct KvFigures { std::vector<KvFigure> per_token; std::vector<KvFigure> fixed; };
+struct KvFigure {
+  std::string key;
+  double bytes = 0;
+};
+struct KvFigures {
+  std::vector<KvFigure> per_token;
+  std::vector<KvFigure> fixed;
+};
 
 }  // namespace fathom::model

@@ -13,16 +13,70 @@ namespace {
 
 // Keys that say nothing about the mathematics of a forward pass. One explicit list, for every architecture.
 constexpr std::string_view kHarmless[] = {
-    "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range", "_name_or_path", "_attn_implementation",
-    "_attn_implementation_autoset", "pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "sep_token_id", "output_attentions", "output_hidden_states",
-    "output_router_logits", "return_dict", "torchscript", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder",
-    "add_cross_attention", "tie_encoder_decoder", "cross_attention_hidden_size", "id2label", "label2id", "problem_type", "finetuning_task",
-    "tokenizer_class", "prefix", "task_specific_params", "model_max_length", "use_bfloat16", "tf_legacy_loss",
+    "architectures",
+    "auto_map",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "initializer_range",
+    "_name_or_path",
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "unk_token_id",
+    "sep_token_id",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "return_dict",
+    "torchscript",
+    "pruned_heads",
+    "chunk_size_feed_forward",
+    "is_encoder_decoder",
+    "is_decoder",
+    "add_cross_attention",
+    "tie_encoder_decoder",
+    "cross_attention_hidden_size",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "finetuning_task",
+    "tokenizer_class",
+    "prefix",
+    "task_specific_params",
+    "model_max_length",
+    "use_bfloat16",
+    "tf_legacy_loss",
     // training only
-    "attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "aux_loss_alpha", "seq_aux", "router_aux_loss_coef", "router_jitter_noise", "pretraining_tp", "gradient_checkpointing", "ep_size",
+    "attention_dropout",
+    "hidden_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "aux_loss_alpha",
+    "seq_aux",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
+    "pretraining_tp",
+    "gradient_checkpointing",
+    "ep_size",
     // decoding defaults, read elsewhere or not at all
-    "max_length", "min_length", "temperature", "top_k", "top_p", "do_sample", "num_beams", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
-    "keys_to_ignore_at_inference", "num_experts", "num_local_experts",
+    "max_length",
+    "min_length",
+    "temperature",
+    "top_k",
+    "top_p",
+    "do_sample",
+    "num_beams",
+    "repetition_penalty",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "keys_to_ignore_at_inference",
+    "num_experts",
+    "num_local_experts",
     "source_note",
 };
 
@@ -61,7 +115,8 @@ std::int64_t ConfigReader::integer(std::string_view key, std::int64_t min, std::
   return integer_or(key, min, min, max);
 }
 
-std::int64_t ConfigReader::integer_or(std::string_view key, std::int64_t otherwise, std::int64_t min, std::int64_t max) {
+std::int64_t ConfigReader::integer_or(std::string_view key, std::int64_t otherwise, std::int64_t min,
+                                      std::int64_t max) {
   if (find(key) == nullptr) return otherwise;
   auto value = json_integer(object_, key, what_);
   if (!value) {
@@ -69,7 +124,12 @@ std::int64_t ConfigReader::integer_or(std::string_view key, std::int64_t otherwi
     return otherwise;
   }
   if (**value < min || **value > max) {
-    problem(fail("model.config_range", {{"key", std::string(key)}, {"what", what_}, {"value", std::to_string(**value)}, {"min", std::to_string(min)}, {"max", std::to_string(max)}}).value());
+    problem(fail("model.config_range", {{"key", std::string(key)},
+                                        {"what", what_},
+                                        {"value", std::to_string(**value)},
+                                        {"min", std::to_string(min)},
+                                        {"max", std::to_string(max)}})
+                .value());
     return otherwise;
   }
   return **value;
@@ -83,7 +143,12 @@ double ConfigReader::number_or(std::string_view key, double otherwise, double mi
     return otherwise;
   }
   if (!(**value >= min && **value <= max)) {
-    problem(fail("model.config_range", {{"key", std::string(key)}, {"what", what_}, {"value", fmt::format("{}", **value)}, {"min", fmt::format("{}", min)}, {"max", fmt::format("{}", max)}}).value());
+    problem(fail("model.config_range", {{"key", std::string(key)},
+                                        {"what", what_},
+                                        {"value", fmt::format("{}", **value)},
+                                        {"min", fmt::format("{}", min)},
+                                        {"max", fmt::format("{}", max)}})
+                .value());
     return otherwise;
   }
   return **value;
@@ -108,7 +173,13 @@ std::string ConfigReader::string_or(std::string_view key, std::string_view other
 std::vector<std::int64_t> ConfigReader::integers_or_empty(std::string_view key, std::int64_t min, std::int64_t max) {
   const Json* value = find(key);
   if (value == nullptr) return {};
-  const auto bad = [&] { problem(fail("base.json_wrong_type", {{"key", std::string(key)}, {"what", what_}, {"expected", "[integer]"}, {"value", printable(dump_json(*value), 40)}}).value()); };
+  const auto bad = [&] {
+    problem(fail("base.json_wrong_type", {{"key", std::string(key)},
+                                          {"what", what_},
+                                          {"expected", "[integer]"},
+                                          {"value", printable(dump_json(*value), 40)}})
+                .value());
+  };
   std::vector<std::int64_t> out;
   if (value->is_number()) return {integer_or(key, min, min, max)};
   if (!value->is_array() || value->size() > 100000) return bad(), out;
@@ -131,14 +202,23 @@ std::vector<std::string> ConfigReader::strings_or_empty(std::string_view key) {
       good = good && item.is_string();
       if (good) out.push_back(item.get<std::string>());
     }
-  if (!good) problem(fail("base.json_wrong_type", {{"key", std::string(key)}, {"what", what_}, {"expected", "[string]"}, {"value", printable(dump_json(*value), 40)}}).value());
+  if (!good)
+    problem(fail("base.json_wrong_type", {{"key", std::string(key)},
+                                          {"what", what_},
+                                          {"expected", "[string]"},
+                                          {"value", printable(dump_json(*value), 40)}})
+                .value());
   return out;
 }
 
 const Json* ConfigReader::object_or_null(std::string_view key) {
   const Json* value = find(key);
   if (value != nullptr && !value->is_object()) {
-    problem(fail("base.json_wrong_type", {{"key", std::string(key)}, {"what", what_}, {"expected", "object"}, {"value", printable(dump_json(*value), 40)}}).value());
+    problem(fail("base.json_wrong_type", {{"key", std::string(key)},
+                                          {"what", what_},
+                                          {"expected", "object"},
+                                          {"value", printable(dump_json(*value), 40)}})
+                .value());
     return nullptr;
   }
   return value;
@@ -152,7 +232,11 @@ void ConfigReader::expect(std::string_view key, std::initializer_list<Json> allo
     if (equal_json(*value, one)) return;
     names += (names.empty() ? "" : ", ") + dump_json(one);
   }
-  problem(fail_unsupported("model.config_unsupported", {{"key", std::string(key)}, {"what", what_}, {"value", printable(dump_json(*value), 60)}, {"allowed", names}}).value());
+  problem(
+      fail_unsupported(
+          "model.config_unsupported",
+          {{"key", std::string(key)}, {"what", what_}, {"value", printable(dump_json(*value), 60)}, {"allowed", names}})
+          .value());
 }
 
 void ConfigReader::ignore(std::initializer_list<std::string_view> keys) {
@@ -162,8 +246,10 @@ void ConfigReader::ignore(std::initializer_list<std::string_view> keys) {
 Status ConfigReader::finish() {
   if (failed_) return tl::unexpected<Error>(error_);
   for (const auto& [key, value] : object_.items()) {
-    if (read_.contains(key) || std::find(std::begin(kHarmless), std::end(kHarmless), key) != std::end(kHarmless)) continue;
-    return fail_unsupported("model.config_unknown_key", {{"key", printable(key)}, {"what", what_}, {"value", printable(dump_json(value), 60)}});
+    if (read_.contains(key) || std::find(std::begin(kHarmless), std::end(kHarmless), key) != std::end(kHarmless))
+      continue;
+    return fail_unsupported("model.config_unknown_key",
+                            {{"key", printable(key)}, {"what", what_}, {"value", printable(dump_json(value), 60)}});
   }
   return {};
 }
@@ -180,7 +266,8 @@ RopeSpec read_rope_object(ConfigReader& reader, const Json& object, std::int64_t
   if (type == "default") {
     spec.type = RopeSpec::Type::kDefault;
     // A converted config may keep the numbers of a scaling that is switched off.
-    rope.ignore({"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor"});
+    rope.ignore({"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "mscale", "mscale_all_dim",
+                 "low_freq_factor", "high_freq_factor"});
   } else if (type == "linear") {
     spec.type = RopeSpec::Type::kLinear;
     spec.factor = rope.number_or("factor", 0, 1e-6, 1e6);
@@ -192,7 +279,8 @@ RopeSpec read_rope_object(ConfigReader& reader, const Json& object, std::int64_t
     spec.high_frequency_factor = rope.number_or("high_freq_factor", 4, 1e-6, 1e6);
     spec.original_context = rope.integer("original_max_position_embeddings");
     rope.require(spec.factor > 0, "model.rope_missing", {{"key", "factor"}, {"what", reader.what()}});
-    rope.require(spec.high_frequency_factor > spec.low_frequency_factor, "model.rope_factors", {{"what", reader.what()}});
+    rope.require(spec.high_frequency_factor > spec.low_frequency_factor, "model.rope_factors",
+                 {{"what", reader.what()}});
   } else if (type == "yarn") {
     spec.type = RopeSpec::Type::kYarn;
     spec.factor = rope.number_or("factor", 0, 1e-6, 1e6);
@@ -217,9 +305,14 @@ RopeSpec read_rope(ConfigReader& reader, std::int64_t dims, double default_theta
   const double theta = reader.number_or("rope_theta", default_theta, 1.0, 1e12);
   const Json* parameters = reader.object_or_null("rope_parameters");
   const Json* scaling = reader.object_or_null("rope_scaling");
-  reader.require(dims > 0 && dims % 2 == 0, "model.rope_dims", {{"dims", std::to_string(dims)}, {"what", reader.what()}});
+  reader.require(dims > 0 && dims % 2 == 0, "model.rope_dims",
+                 {{"dims", std::to_string(dims)}, {"what", reader.what()}});
   static const Json kEmpty = Json::object();
-  return read_rope_object(reader, parameters != nullptr ? *parameters : scaling != nullptr ? *scaling : kEmpty, dims, theta);
+  return read_rope_object(reader,
+                          parameters != nullptr ? *parameters
+                          : scaling != nullptr  ? *scaling
+                                                : kEmpty,
+                          dims, theta);
 }
 
 bool read_quantization(ConfigReader& reader, ModelSpec& spec) {
@@ -242,9 +335,13 @@ bool read_quantization(ConfigReader& reader, ModelSpec& spec) {
   quantization.expect("activation_scheme", {"dynamic"});
   quantization.ignore({"scale_fmt", "modules_to_not_convert", "expert_dtype"});
   if (method != "fp8" || block.size() != 2 || block[0] != block[1] || (block[0] != 128 && block[0] != 32))
-    quantization.problem(fail_unsupported("model.quantization", {{"method", printable(method.empty() ? dump_json(*object) : method, 40)}, {"what", reader.what()}}).value());
+    quantization.problem(
+        fail_unsupported("model.quantization", {{"method", printable(method.empty() ? dump_json(*object) : method, 40)},
+                                                {"what", reader.what()}})
+            .value());
   if (auto status = quantization.finish(); !status) reader.problem(status.error());
-  spec.linear_format = block.size() == 2 && block[0] == 32 ? tensor::WeightFormat::fp8_block32_e8m0 : tensor::WeightFormat::fp8_block128;
+  spec.linear_format =
+      block.size() == 2 && block[0] == 32 ? tensor::WeightFormat::fp8_block32_e8m0 : tensor::WeightFormat::fp8_block128;
   spec.expert_format = spec.linear_format;
   return true;
 }
@@ -265,7 +362,8 @@ void read_common(ConfigReader& reader, ModelSpec& spec) {
   if (parsed && (*parsed == DType::f32 || *parsed == DType::f16 || *parsed == DType::bf16 || *parsed == DType::f64)) {
     spec.plain_format = tensor::plain_weight_format(*parsed);
   } else {
-    reader.problem(fail_unsupported("model.config_dtype", {{"dtype", printable(dtype)}, {"what", reader.what()}}).value());
+    reader.problem(
+        fail_unsupported("model.config_dtype", {{"dtype", printable(dtype)}, {"what", reader.what()}}).value());
   }
   spec.linear_format = spec.expert_format = spec.plain_format;
   spec.layer.assign(static_cast<std::size_t>(spec.layers), LayerSpec{});
@@ -283,21 +381,35 @@ void read_experts(ConfigReader& reader, ModelSpec& spec) {
   const std::int64_t frequency = reader.integer_or("moe_layer_freq", 1, 1, 4096);
   const std::int64_t dense = reader.integer_or("first_k_dense_replace", 0, 0, 4096);
   const std::vector<std::string> kinds = reader.strings_or_empty("mlp_layer_types");
-  for (std::int64_t i = 0; i < spec.layers; ++i) spec.layer[static_cast<std::size_t>(i)].experts = i >= dense && i % frequency == 0;
+  for (std::int64_t i = 0; i < spec.layers; ++i)
+    spec.layer[static_cast<std::size_t>(i)].experts = i >= dense && i % frequency == 0;
   if (!kinds.empty() && static_cast<std::int64_t>(kinds.size()) != spec.layers)
-    reader.problem(fail("model.config_list_length", {{"key", "mlp_layer_types"}, {"what", reader.what()}, {"found", std::to_string(kinds.size())}, {"expected", std::to_string(spec.layers)}}).value());
+    reader.problem(fail("model.config_list_length", {{"key", "mlp_layer_types"},
+                                                     {"what", reader.what()},
+                                                     {"found", std::to_string(kinds.size())},
+                                                     {"expected", std::to_string(spec.layers)}})
+                       .value());
   for (std::size_t i = 0; i < kinds.size() && i < spec.layer.size(); ++i) {
     LayerSpec& layer = spec.layer[i];
     layer.experts = kinds[i] == "sparse" || kinds[i] == "moe" || kinds[i] == "hash_moe";
     layer.hash_routed = kinds[i] == "hash_moe";
-    if (!layer.experts && kinds[i] != "dense") reader.problem(fail_unsupported("model.config_unsupported", {{"key", "mlp_layer_types"}, {"what", reader.what()}, {"value", printable(kinds[i])}, {"allowed", "dense, sparse, moe, hash_moe"}}).value());
+    if (!layer.experts && kinds[i] != "dense")
+      reader.problem(fail_unsupported("model.config_unsupported", {{"key", "mlp_layer_types"},
+                                                                   {"what", reader.what()},
+                                                                   {"value", printable(kinds[i])},
+                                                                   {"allowed", "dense, sparse, moe, hash_moe"}})
+                         .value());
   }
   const tensor::Routing& r = spec.routing;
   const std::string what = reader.what();
-  reader.require(r.top_k <= r.experts, "model.config_conflict", {{"what", what}, {"a", "num_experts_per_tok"}, {"b", "n_routed_experts"}});
-  reader.require(r.experts % r.groups == 0, "model.config_conflict", {{"what", what}, {"a", "n_group"}, {"b", "n_routed_experts"}});
-  reader.require(r.top_groups <= r.groups, "model.config_conflict", {{"what", what}, {"a", "topk_group"}, {"b", "n_group"}});
-  reader.require(r.experts / r.groups * r.top_groups >= r.top_k, "model.config_conflict", {{"what", what}, {"a", "num_experts_per_tok"}, {"b", "topk_group"}});
+  reader.require(r.top_k <= r.experts, "model.config_conflict",
+                 {{"what", what}, {"a", "num_experts_per_tok"}, {"b", "n_routed_experts"}});
+  reader.require(r.experts % r.groups == 0, "model.config_conflict",
+                 {{"what", what}, {"a", "n_group"}, {"b", "n_routed_experts"}});
+  reader.require(r.top_groups <= r.groups, "model.config_conflict",
+                 {{"what", what}, {"a", "topk_group"}, {"b", "n_group"}});
+  reader.require(r.experts / r.groups * r.top_groups >= r.top_k, "model.config_conflict",
+                 {{"what", what}, {"a", "num_experts_per_tok"}, {"b", "topk_group"}});
 }
 
 }  // namespace fathom::model

@@ -7,17 +7,24 @@ MoeIds add_moe(EntryMaker& make, const std::string& prefix, int layer) {
   const std::string p = prefix + "mlp.";
   const std::int64_t inner = spec.expert_intermediate;
   MoeIds ids;
-  ids.gate = make.experts(p + "experts.{e}.gate_proj.weight", layer, spec.routing.experts, inner, spec.hidden, spec.expert_format, Split::kRows);
-  ids.up = make.experts(p + "experts.{e}.up_proj.weight", layer, spec.routing.experts, inner, spec.hidden, spec.expert_format, Split::kRows);
-  ids.down = make.experts(p + "experts.{e}.down_proj.weight", layer, spec.routing.experts, spec.hidden, inner, spec.expert_format, Split::kColumns);
+  ids.gate = make.experts(p + "experts.{e}.gate_proj.weight", layer, spec.routing.experts, inner, spec.hidden,
+                          spec.expert_format, Split::kRows);
+  ids.up = make.experts(p + "experts.{e}.up_proj.weight", layer, spec.routing.experts, inner, spec.hidden,
+                        spec.expert_format, Split::kRows);
+  ids.down = make.experts(p + "experts.{e}.down_proj.weight", layer, spec.routing.experts, spec.hidden, inner,
+                          spec.expert_format, Split::kColumns);
   ids.first_expert = make.table()[ids.gate].first_expert;
   if (spec.shared_experts > 0) {
-    ids.shared = add_ffn(make, p + "shared_experts.gate_proj", p + "shared_experts.up_proj", p + "shared_experts.down_proj", WeightClass::kSharedExpert, layer, inner * spec.shared_experts, false);
+    ids.shared =
+        add_ffn(make, p + "shared_experts.gate_proj", p + "shared_experts.up_proj", p + "shared_experts.down_proj",
+                WeightClass::kSharedExpert, layer, inner * spec.shared_experts, false);
     ids.has_shared = true;
   }
-  ids.router = make.matrix(p + "gate.weight", WeightClass::kRouter, layer, spec.routing.experts, spec.hidden, spec.plain_format);
+  ids.router =
+      make.matrix(p + "gate.weight", WeightClass::kRouter, layer, spec.routing.experts, spec.hidden, spec.plain_format);
   if (spec.routing.scoring != tensor::Scoring::kSoftmax)
-    ids.bias = make.vector(p + "gate.e_score_correction_bias", WeightClass::kRouter, layer, spec.routing.experts, tensor::WeightFormat::f32);
+    ids.bias = make.vector(p + "gate.e_score_correction_bias", WeightClass::kRouter, layer, spec.routing.experts,
+                           tensor::WeightFormat::f32);
   return ids;
 }
 
@@ -25,8 +32,11 @@ FeedForwardIds add_feed_forward(EntryMaker& make, const std::string& prefix, int
   const ModelSpec& spec = make.spec();
   FeedForwardIds ids;
   ids.experts = spec.layer[static_cast<std::size_t>(layer)].experts;
-  if (ids.experts) ids.moe = add_moe(make, prefix, layer);
-  else ids.dense = add_ffn(make, prefix + "mlp.gate_proj", prefix + "mlp.up_proj", prefix + "mlp.down_proj", WeightClass::kDenseFfn, layer, spec.intermediate, spec.mlp_bias);
+  if (ids.experts)
+    ids.moe = add_moe(make, prefix, layer);
+  else
+    ids.dense = add_ffn(make, prefix + "mlp.gate_proj", prefix + "mlp.up_proj", prefix + "mlp.down_proj",
+                        WeightClass::kDenseFfn, layer, spec.intermediate, spec.mlp_bias);
   return ids;
 }
 

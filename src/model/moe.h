@@ -6,7 +6,11 @@
 
 namespace fathom::model {
 
-struct FeedForwardIds { bool experts = false; FfnIds dense; MoeIds moe; };
+struct FeedForwardIds {
+  bool experts = false;
+  FfnIds dense;
+  MoeIds moe;
+};
 /// Adds the dense or the expert feed-forward that spec.layer[layer] asks for, under `prefix` ("model.layers.3.").
 FeedForwardIds add_feed_forward(EntryMaker& make, const std::string& prefix, int layer);
 /// Only the mixture of experts (the MTP block has no entry in spec.layer).

@@ -59,7 +59,9 @@ class Fields {
   void ignore(std::initializer_list<const char*> keys) { taken_.insert(taken_.end(), keys.begin(), keys.end()); }
   void refuse(std::string_view key, const Json& value, std::string_view allowed) {
     if (!status_) return;
-    status_ = fail_unsupported("model.quantization_field", {{"path", path_ + "." + std::string(key)}, {"value", printable(dump_json(value), 60)}, {"allowed", std::string(allowed)}});
+    status_ = fail_unsupported("model.quantization_field", {{"path", path_ + "." + std::string(key)},
+                                                            {"value", printable(dump_json(value), 60)},
+                                                            {"allowed", std::string(allowed)}});
   }
   Status finish() {
     for (const auto& [key, value] : object_.items())
@@ -81,7 +83,9 @@ struct Numbers {
 };
 
 Result<Numbers> read_numbers(const Json& object, const std::string& path) {
-  if (!object.is_object()) return fail("model.quantization_field", {{"path", path}, {"value", printable(dump_json(object), 60)}, {"allowed", "{…}"}});
+  if (!object.is_object())
+    return fail("model.quantization_field",
+                {{"path", path}, {"value", printable(dump_json(object), 60)}, {"allowed", "{…}"}});
   Fields fields(object, path);
   Numbers numbers;
   numbers.type = fields.text("type", {"float", "int"}, "int");
@@ -90,8 +94,12 @@ Result<Numbers> read_numbers(const Json& object, const std::string& path) {
   numbers.symmetric = fields.boolean("symmetric", true);
   numbers.dynamic = fields.boolean("dynamic", false);
   // Newer files leave the strategy out where the group size says it.
-  numbers.strategy = fields.text("strategy", {"tensor", "channel", "group", "block", "token"}, numbers.group > 0 ? "group" : numbers.group == -1 ? "channel" : "tensor");
-  fields.expect("actorder", {"static", "weight", false});  // columns that lie in another order ("group") need an index that is not read
+  numbers.strategy = fields.text("strategy", {"tensor", "channel", "group", "block", "token"},
+                                 numbers.group > 0     ? "group"
+                                 : numbers.group == -1 ? "channel"
+                                                       : "tensor");
+  fields.expect("actorder", {"static", "weight",
+                             false});  // columns that lie in another order ("group") need an index that is not read
   fields.expect("block_structure", {Json::array({128, 128}), "128x128"});
   numbers.block128 = fields.get("block_structure") != nullptr;
   fields.ignore({"observer", "observer_kwargs", "scale_dtype", "zp_dtype"});
@@ -103,7 +111,8 @@ tl::unexpected<Error> refused(const std::string& path, const Json& object) {
   return fail_unsupported("model.quantization_scheme", {{"path", path}, {"value", printable(dump_json(object), 160)}});
 }
 
-Result<WeightFormat> weight_format(const Json& object, const std::string& path, const std::string& file_format, WeightFormat plain) {
+Result<WeightFormat> weight_format(const Json& object, const std::string& path, const std::string& file_format,
+                                   WeightFormat plain) {
   FATHOM_TRY(const Numbers n, read_numbers(object, path));
   const bool whole = n.strategy == "channel" || n.strategy == "tensor";
   const bool floats = file_format == "float-quantized" || file_format == "naive-quantized";
@@ -112,7 +121,8 @@ Result<WeightFormat> weight_format(const Json& object, const std::string& path, 
     if (whole) return WeightFormat::fp8_row;
     if (n.strategy == "block" && n.block128) return WeightFormat::fp8_block128;
   }
-  if (file_format == "int-quantized" && n.type == "int" && n.bits == 8 && n.symmetric && whole) return WeightFormat::int8_row;
+  if (file_format == "int-quantized" && n.type == "int" && n.bits == 8 && n.symmetric && whole)
+    return WeightFormat::int8_row;
   if (file_format == "pack-quantized" && n.type == "int" && n.bits == 4 && n.strategy == "group" && n.group == 128) {
     const bool half = plain == WeightFormat::f16;
     if (n.symmetric) return half ? WeightFormat::int4_group128_f16 : WeightFormat::int4_group128;
@@ -125,9 +135,13 @@ Result<Activations> activations(const Json* object, const std::string& path, Wei
   if (object == nullptr) return Activations::kAsTheyAre;
   FATHOM_TRY(const Numbers n, read_numbers(*object, path));
   const bool eight = n.bits == 8 && n.symmetric && n.dynamic;
-  // A token in groups of 128 columns, as DeepSeek's own FP8 has it: its products keep activations as they are, which is closer.
-  if (format == WeightFormat::fp8_block128 && eight && n.type == "float" && (n.strategy == "token" || (n.strategy == "group" && n.group == 128))) return Activations::kAsTheyAre;
-  const bool same = (format == WeightFormat::fp8_row && n.type == "float") || (format == WeightFormat::int8_row && n.type == "int");
+  // A token in groups of 128 columns, as DeepSeek's own FP8 has it: its products keep activations as they are, which is
+  // closer.
+  if (format == WeightFormat::fp8_block128 && eight && n.type == "float" &&
+      (n.strategy == "token" || (n.strategy == "group" && n.group == 128)))
+    return Activations::kAsTheyAre;
+  const bool same =
+      (format == WeightFormat::fp8_row && n.type == "float") || (format == WeightFormat::int8_row && n.type == "int");
   if (same && eight && n.strategy == "token") return Activations::kPerToken;
   return refused(path, *object);
 }
@@ -135,35 +149,48 @@ Result<Activations> activations(const Json* object, const std::string& path, Wei
 Result<std::vector<ModulePattern>> patterns(const Json* list, const std::string& path) {
   std::vector<ModulePattern> out;
   if (list == nullptr) return out;
-  if (!list->is_array()) return fail("model.quantization_field", {{"path", path}, {"value", printable(dump_json(*list), 60)}, {"allowed", "[…]"}});
+  if (!list->is_array())
+    return fail("model.quantization_field",
+                {{"path", path}, {"value", printable(dump_json(*list), 60)}, {"allowed", "[…]"}});
   for (const Json& item : *list) {
-    if (!item.is_string()) return fail("model.quantization_field", {{"path", path}, {"value", printable(dump_json(item), 60)}, {"allowed", "\"…\""}});
+    if (!item.is_string())
+      return fail("model.quantization_field",
+                  {{"path", path}, {"value", printable(dump_json(item), 60)}, {"allowed", "\"…\""}});
     FATHOM_TRY(ModulePattern pattern, ModulePattern::parse(item.get<std::string>()));
     out.push_back(std::move(pattern));
   }
   return out;
 }
 
-Result<QuantizationGroup> read_group(const Json& object, const std::string& path, const std::string& whole_format, WeightFormat plain) {
-  if (!object.is_object()) return fail("model.quantization_field", {{"path", path}, {"value", printable(dump_json(object), 60)}, {"allowed", "{…}"}});
+Result<QuantizationGroup> read_group(const Json& object, const std::string& path, const std::string& whole_format,
+                                     WeightFormat plain) {
+  if (!object.is_object())
+    return fail("model.quantization_field",
+                {{"path", path}, {"value", printable(dump_json(object), 60)}, {"allowed", "{…}"}});
   Fields fields(object, path);
   QuantizationGroup group;
-  const std::string format = fields.text("format", {"float-quantized", "naive-quantized", "int-quantized", "pack-quantized"}, whole_format);
+  const std::string format =
+      fields.text("format", {"float-quantized", "naive-quantized", "int-quantized", "pack-quantized"}, whole_format);
   FATHOM_TRY(auto targets, patterns(fields.get("targets"), path + ".targets"));
   for (ModulePattern& target : targets) {
-    if (target.text() == "Linear") group.all_linear = true;
-    else group.targets.push_back(std::move(target));
+    if (target.text() == "Linear")
+      group.all_linear = true;
+    else
+      group.targets.push_back(std::move(target));
   }
   fields.expect("output_activations", {});
   const Json* weights = fields.get("weights");
   const Json* input = fields.get("input_activations");
   FATHOM_TRY_VOID(fields.finish());
-  FATHOM_TRY(group.format, weight_format(weights == nullptr ? Json::object() : *weights, path + ".weights", format, plain));
+  FATHOM_TRY(group.format,
+             weight_format(weights == nullptr ? Json::object() : *weights, path + ".weights", format, plain));
   FATHOM_TRY(group.activations, activations(input, path + ".input_activations", group.format));
   return group;
 }
 
-bool is_empty(const Json* value) { return value == nullptr || (value->is_object() && (value->empty() || value->value("format", "") == "dense")); }
+bool is_empty(const Json* value) {
+  return value == nullptr || (value->is_object() && (value->empty() || value->value("format", "") == "dense"));
+}
 
 }  // namespace
 
@@ -172,7 +199,8 @@ Result<ModulePattern> ModulePattern::parse(std::string_view text) {
   pattern.text_ = text;
   if (!text.starts_with("re:")) return pattern;
   try {
-    pattern.expression_ = std::make_shared<const std::regex>(std::string(text.substr(3)), std::regex::ECMAScript | std::regex::optimize);
+    pattern.expression_ =
+        std::make_shared<const std::regex>(std::string(text.substr(3)), std::regex::ECMAScript | std::regex::optimize);
   } catch (const std::regex_error&) {
     return fail("model.quantization_pattern", {{"pattern", printable(text)}});
   }
@@ -186,7 +214,9 @@ bool ModulePattern::matches(std::string_view module) const {
 }
 
 const QuantizationGroup* Quantization::group_of(std::string_view module) const {
-  const auto any = [&](const std::vector<ModulePattern>& list) { return std::any_of(list.begin(), list.end(), [&](const ModulePattern& p) { return p.matches(module); }); };
+  const auto any = [&](const std::vector<ModulePattern>& list) {
+    return std::any_of(list.begin(), list.end(), [&](const ModulePattern& p) { return p.matches(module); });
+  };
   if (any(ignore)) return nullptr;
   for (const QuantizationGroup& group : groups)
     if (any(group.targets)) return &group;
@@ -199,7 +229,9 @@ Result<Quantization> read_compressed_tensors(const Json& object, WeightFormat pl
   const std::string path(what);
   Fields fields(object, path);
   Quantization quantization;
-  const std::string format = fields.text("format", {"float-quantized", "naive-quantized", "int-quantized", "pack-quantized", "mixed-precision"}, "mixed-precision");
+  const std::string format = fields.text(
+      "format", {"float-quantized", "naive-quantized", "int-quantized", "pack-quantized", "mixed-precision"},
+      "mixed-precision");
   fields.expect("quantization_status", {"compressed"});
   fields.expect("kv_cache_scheme", {});
   for (const char* key : {"sparsity_config", "transform_config"})
@@ -207,11 +239,13 @@ Result<Quantization> read_compressed_tensors(const Json& object, WeightFormat pl
   fields.ignore({"quant_method", "global_compression_ratio", "version"});
   const Json* groups = fields.get("config_groups");
   const Json* ignore = fields.get("ignore");
-  if (groups == nullptr || !groups->is_object() || groups->empty()) fields.refuse("config_groups", groups == nullptr ? Json() : *groups, "{group_0: {…}}");
+  if (groups == nullptr || !groups->is_object() || groups->empty())
+    fields.refuse("config_groups", groups == nullptr ? Json() : *groups, "{group_0: {…}}");
   FATHOM_TRY_VOID(fields.finish());
   FATHOM_TRY(quantization.ignore, patterns(ignore, path + ".ignore"));
   for (const auto& [name, group] : groups->items()) {
-    FATHOM_TRY(QuantizationGroup read, read_group(group, path + "." + printable(name), format == "mixed-precision" ? "" : format, plain));
+    FATHOM_TRY(QuantizationGroup read,
+               read_group(group, path + "." + printable(name), format == "mixed-precision" ? "" : format, plain));
     quantization.groups.push_back(std::move(read));
   }
   return quantization;
@@ -221,16 +255,40 @@ Json compressed_tensors_json(WeightFormat format, Activations activations, const
   const tensor::WeightLayout layout = tensor::weight_layout(format);
   const bool four = layout.code == tensor::WeightCode::kUint4, floats = layout.code == tensor::WeightCode::kE4m3;
   const Json none;
-  Json weights = {{"actorder", none}, {"block_structure", none}, {"dynamic", false}, {"group_size", four ? Json(layout.cols) : none}, {"num_bits", four ? 4 : 8}, {"observer", "minmax"},
-                  {"observer_kwargs", Json::object()}, {"strategy", four ? "group" : "channel"}, {"symmetric", !layout.zeros}, {"type", floats ? "float" : "int"}};
+  Json weights = {{"actorder", none},
+                  {"block_structure", none},
+                  {"dynamic", false},
+                  {"group_size", four ? Json(layout.cols) : none},
+                  {"num_bits", four ? 4 : 8},
+                  {"observer", "minmax"},
+                  {"observer_kwargs", Json::object()},
+                  {"strategy", four ? "group" : "channel"},
+                  {"symmetric", !layout.zeros},
+                  {"type", floats ? "float" : "int"}};
   Json input;
   if (activations == Activations::kPerToken)
-    input = {{"actorder", none}, {"block_structure", none}, {"dynamic", true}, {"group_size", none}, {"num_bits", 8}, {"observer", none},
-             {"observer_kwargs", Json::object()}, {"strategy", "token"}, {"symmetric", true}, {"type", floats ? "float" : "int"}};
+    input = {{"actorder", none},
+             {"block_structure", none},
+             {"dynamic", true},
+             {"group_size", none},
+             {"num_bits", 8},
+             {"observer", none},
+             {"observer_kwargs", Json::object()},
+             {"strategy", "token"},
+             {"symmetric", true},
+             {"type", floats ? "float" : "int"}};
   const std::string name = four ? "pack-quantized" : floats ? "float-quantized" : "int-quantized";
-  Json group = {{"input_activations", input}, {"output_activations", none}, {"targets", Json::array({"Linear"})}, {"weights", std::move(weights)}};
-  return {{"config_groups", {{"group_0", std::move(group)}}}, {"format", name}, {"global_compression_ratio", none}, {"ignore", ignore},
-          {"kv_cache_scheme", none}, {"quant_method", "compressed-tensors"}, {"quantization_status", "compressed"}};
+  Json group = {{"input_activations", input},
+                {"output_activations", none},
+                {"targets", Json::array({"Linear"})},
+                {"weights", std::move(weights)}};
+  return {{"config_groups", {{"group_0", std::move(group)}}},
+          {"format", name},
+          {"global_compression_ratio", none},
+          {"ignore", ignore},
+          {"kv_cache_scheme", none},
+          {"quant_method", "compressed-tensors"},
+          {"quantization_status", "compressed"}};
 }
 
 }  // namespace fathom::model

@@ -11,7 +11,8 @@
 
 namespace fathom::model {
 
-/// A module by its name ("model.layers.0.mlp.down_proj"), or by "re:" and a regular expression that its name must begin with.
+/// A module by its name ("model.layers.0.mlp.down_proj"), or by "re:" and a regular expression that its name must begin
+/// with.
 class ModulePattern {
  public:
   /// Error: an expression that cannot be read, named.
@@ -29,7 +30,8 @@ struct QuantizationGroup {
   bool all_linear = false;  // target "Linear"
   std::vector<ModulePattern> targets;
   tensor::WeightFormat format = tensor::WeightFormat::bf16;
-  tensor::Activations activations = tensor::Activations::kAsTheyAre;  // what the checkpoint asks for (input_activations)
+  tensor::Activations activations =
+      tensor::Activations::kAsTheyAre;  // what the checkpoint asks for (input_activations)
 };
 
 struct Quantization {
@@ -41,11 +43,12 @@ struct Quantization {
   const QuantizationGroup* group_of(std::string_view module) const;
 };
 
-/// Reads the object of quant_method "compressed-tensors". `plain` is the type of what is not quantized: f16 scales come with f16. `what`
-/// names the object in errors. Anything that is not understood (formats, strategies, static activations, sparsity, transforms, a cache
-/// scheme, unknown keys) is an error that names it.
+/// Reads the object of quant_method "compressed-tensors". `plain` is the type of what is not quantized: f16 scales come
+/// with f16. `what` names the object in errors. Anything that is not understood (formats, strategies, static
+/// activations, sparsity, transforms, a cache scheme, unknown keys) is an error that names it.
 Result<Quantization> read_compressed_tensors(const Json& object, tensor::WeightFormat plain, std::string_view what);
 /// The object that stands for `format`, for modules that are linear and not in `ignore`.
-Json compressed_tensors_json(tensor::WeightFormat format, tensor::Activations activations, const std::vector<std::string>& ignore);
+Json compressed_tensors_json(tensor::WeightFormat format, tensor::Activations activations,
+                             const std::vector<std::string>& ignore);
 
 }  // namespace fathom::model

@@ -11,7 +11,9 @@ double yarn_mscale(double factor, double mscale) { return factor <= 1 ? 1.0 : 0.
 
 // The dimension whose wavelength makes `rotations` turns over the original context.
 double yarn_dimension(const RopeSpec& rope, double rotations) {
-  return static_cast<double>(rope.dims) * std::log(static_cast<double>(rope.original_context) / (rotations * 2 * std::numbers::pi)) / (2 * std::log(rope.theta));
+  return static_cast<double>(rope.dims) *
+         std::log(static_cast<double>(rope.original_context) / (rotations * 2 * std::numbers::pi)) /
+         (2 * std::log(rope.theta));
 }
 
 }  // namespace
@@ -36,7 +38,8 @@ std::vector<float> inverse_frequencies(const RopeSpec& rope) {
         f = static_cast<float>(static_cast<double>(f) / rope.factor);
         continue;
       }
-      const double smooth = (static_cast<double>(rope.original_context) / wavelength - rope.low_frequency_factor) / (rope.high_frequency_factor - rope.low_frequency_factor);
+      const double smooth = (static_cast<double>(rope.original_context) / wavelength - rope.low_frequency_factor) /
+                            (rope.high_frequency_factor - rope.low_frequency_factor);
       f = static_cast<float>((1 - smooth) * static_cast<double>(f) / rope.factor + smooth * static_cast<double>(f));
     }
   }
@@ -58,7 +61,8 @@ std::vector<float> inverse_frequencies(const RopeSpec& rope) {
 double rotary_scale(const RopeSpec& rope) {
   if (rope.type != RopeSpec::Type::kYarn) return 1.0;
   if (rope.attention_factor) return *rope.attention_factor;
-  if (rope.mscale != 0 && rope.mscale_all_dim != 0) return yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim);
+  if (rope.mscale != 0 && rope.mscale_all_dim != 0)
+    return yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim);
   return yarn_mscale(rope.factor, 1) * rope.attention_multiplier;
 }
 

@@ -8,7 +8,7 @@ namespace fathom::model {
 
 struct SizedModel {
   ModelSizes sizes;
-  KvFigures kv;   // keys as the facts have them, without "bytes_per_token_" and "fixed_"
+  KvFigures kv;  // keys as the facts have them, without "bytes_per_token_" and "fixed_"
 };
 /// Builds the unsplit weight table and reads the figures off it.
 Result<SizedModel> size_model(const ModelSpec& spec);

@@ -4,14 +4,16 @@ namespace fathom::model {
 
 std::string_view weight_class_name(WeightClass cls) {
   static constexpr std::string_view names[kWeightClassCount] = {
-      "embedding", "head", "norm", "bias", "attention", "dense_ffn", "shared_expert", "routed_expert", "router", "indexer", "compressor", "hyper",
-      "hash_table", "sink", "engram_table", "engram_projection", "mtp", "vision"};
+      "embedding", "head",    "norm",       "bias",  "attention",  "dense_ffn", "shared_expert", "routed_expert",
+      "router",    "indexer", "compressor", "hyper", "hash_table", "sink",      "engram_table",  "engram_projection",
+      "mtp",       "vision"};
   return names[static_cast<int>(cls)];
 }
 
 std::string WeightEntry::name(std::int64_t expert, int naming) const {
   std::string text = naming == 0 ? pattern : aliases[static_cast<std::size_t>(naming - 1)];
-  if (const std::size_t at = text.find("{e}"); at != std::string::npos) text.replace(at, 3, std::to_string(first_expert + expert));
+  if (const std::size_t at = text.find("{e}"); at != std::string::npos)
+    text.replace(at, 3, std::to_string(first_expert + expert));
   return text;
 }
 
@@ -78,9 +80,12 @@ ModelSizes model_sizes(const WeightTable& table, std::int64_t experts_per_token)
       continue;
     }
     sizes.parameters_main += n;
-    if (entry.part == WeightPart::kVision || entry.cls == WeightClass::kEngramTable || entry.cls == WeightClass::kHashTable) continue;
+    if (entry.part == WeightPart::kVision || entry.cls == WeightClass::kEngramTable ||
+        entry.cls == WeightClass::kHashTable)
+      continue;
     if (entry.cls == WeightClass::kEmbedding) sizes.parameters_embedding += n;
-    sizes.parameters_active_with_embedding += entry.cls == WeightClass::kRoutedExpert ? n / tensors * static_cast<std::uint64_t>(experts_per_token) : n;
+    sizes.parameters_active_with_embedding +=
+        entry.cls == WeightClass::kRoutedExpert ? n / tensors * static_cast<std::uint64_t>(experts_per_token) : n;
   }
   sizes.parameters_active = sizes.parameters_active_with_embedding - sizes.parameters_embedding;
   return sizes;

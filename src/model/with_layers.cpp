@@ -1,4 +1,5 @@
-// The same model with fewer (or more) layers, by rewriting its config: every list that has one item a layer is cut or repeated.
+// The same model with fewer (or more) layers, by rewriting its config: every list that has one item a layer is cut or
+// repeated.
 #include <set>
 
 #include "base/json.h"
@@ -13,8 +14,11 @@ Result<ModelSpec> with_layers(const ModelSpec& spec, std::int64_t layers) {
   Json& text = json.contains("text_config") && json["text_config"].is_object() ? json["text_config"] : json;
   text["num_hidden_layers"] = layers;
   const auto count = static_cast<std::size_t>(layers), before = static_cast<std::size_t>(spec.layers);
-  // The new layer i takes the place of old layer i; past the end, the last kinds repeat with the period of two that V4 alternates in.
-  const auto old_layer = [&](std::size_t i) { return i < before ? i : before - 1 - (i - before + 1) % (before > 1 ? 2 : 1); };
+  // The new layer i takes the place of old layer i; past the end, the last kinds repeat with the period of two that V4
+  // alternates in.
+  const auto old_layer = [&](std::size_t i) {
+    return i < before ? i : before - 1 - (i - before + 1) % (before > 1 ? 2 : 1);
+  };
   for (const char* key : {"layer_types", "mlp_layer_types", "compress_ratios"}) {
     if (!text.contains(key) || !text[key].is_array() || text[key].size() < before) continue;
     const Json list = text[key];
@@ -31,7 +35,8 @@ Result<ModelSpec> with_layers(const ModelSpec& spec, std::int64_t layers) {
     if (kept.empty()) kept.push_back(layers - 1);
     text[key] = std::move(kept);
   }
-  if (text.contains("engram_layer_ids") && text["engram_layer_ids"].is_array() && text.contains("engram_num_embeddings") && text["engram_num_embeddings"].is_array()) {
+  if (text.contains("engram_layer_ids") && text["engram_layer_ids"].is_array() &&
+      text.contains("engram_num_embeddings") && text["engram_num_embeddings"].is_array()) {
     Json ids = Json::array(), rows = Json::array();
     for (std::size_t i = 0; i < text["engram_layer_ids"].size() && i < text["engram_num_embeddings"].size(); ++i)
       if (text["engram_layer_ids"][i].is_number_integer() && text["engram_layer_ids"][i].get<std::int64_t>() < layers) {
@@ -42,7 +47,8 @@ Result<ModelSpec> with_layers(const ModelSpec& spec, std::int64_t layers) {
     text["engram_num_embeddings"] = std::move(rows);
   }
   // Keep one layer of each kind where there is room: dense ones first, then experts.
-  if (text.contains("first_k_dense_replace") && text["first_k_dense_replace"].is_number_integer() && text["first_k_dense_replace"].get<std::int64_t>() >= layers)
+  if (text.contains("first_k_dense_replace") && text["first_k_dense_replace"].is_number_integer() &&
+      text["first_k_dense_replace"].get<std::int64_t>() >= layers)
     text["first_k_dense_replace"] = layers - 1;
   return parse_config(dump_json(json), "config");
 }

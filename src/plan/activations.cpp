@@ -14,7 +14,9 @@ using meta::Trace;
 Rate operator+(Rate a, const Rate& b) { return a += b; }
 
 void add_candidate(meta::Peak& peak, const Rate& rate) {
-  const auto covers = [](const Rate& a, const Rate& b) { return a.per_token >= b.per_token && a.per_output >= b.per_output && a.fixed >= b.fixed; };
+  const auto covers = [](const Rate& a, const Rate& b) {
+    return a.per_token >= b.per_token && a.per_output >= b.per_output && a.fixed >= b.fixed;
+  };
   for (const Rate& other : peak.candidates)
     if (covers(other, rate)) return;
   std::erase_if(peak.candidates, [&](const Rate& other) { return covers(rate, other); });
@@ -48,15 +50,18 @@ Rate extra_bytes(const OpRecord& op, const MemoryProfile& profile) {
   const Rate output = op.rows * static_cast<double>(op.n);
   switch (op.kind) {
     case OpKind::kSwiglu:
-    case OpKind::kGelu: return op.in_place && !profile.reuses_gate ? output * element_bytes(profile) : Rate{};
+    case OpKind::kGelu:
+      return op.in_place && !profile.reuses_gate ? output * element_bytes(profile) : Rate{};
     case OpKind::kRmsNorm:
-    case OpKind::kLayerNorm: return output * profile.norm_bytes;
+    case OpKind::kLayerNorm:
+      return output * profile.norm_bytes;
     case OpKind::kExperts: {
       // Rows gathered for their experts, their hidden rows and results: every choice of every token may land here.
       const double slot = static_cast<double>(op.n + 3 * op.expert_intermediate) * element_bytes(profile);
       return op.rows * (slot * static_cast<double>(op.experts_per_token));
     }
-    default: return {};
+    default:
+      return {};
   }
 }
 
@@ -72,28 +77,42 @@ const SavedByOp& rule_of(OpKind kind, const MemoryProfile& profile) {
   static const SavedByOp nothing{}, inputs{true, 0, 0};
   switch (kind) {
     case OpKind::kLinear:
-    case OpKind::kGroupedLinear: return profile.linear;
+    case OpKind::kGroupedLinear:
+      return profile.linear;
     case OpKind::kRmsNorm:
-    case OpKind::kLayerNorm: return profile.norm;
-    case OpKind::kRope: return profile.rope;
-    case OpKind::kAttention: return profile.attention;
+    case OpKind::kLayerNorm:
+      return profile.norm;
+    case OpKind::kRope:
+      return profile.rope;
+    case OpKind::kAttention:
+      return profile.attention;
     case OpKind::kSwiglu:
-    case OpKind::kGelu: return profile.activation;
-    case OpKind::kAdd: return profile.residual;
-    case OpKind::kExperts: return profile.experts;
+    case OpKind::kGelu:
+      return profile.activation;
+    case OpKind::kAdd:
+      return profile.residual;
+    case OpKind::kExperts:
+      return profile.experts;
     case OpKind::kCompress:
     case OpKind::kRoute:
     case OpKind::kHyperMix:
-    case OpKind::kHyperMerge: return inputs;
-    default: return nothing;
+    case OpKind::kHyperMerge:
+      return inputs;
+    default:
+      return nothing;
   }
 }
 
 class LayerSaves {
  public:
-  LayerSaves(const Trace& trace, std::uint32_t input, const model::ModelSpec& spec, const MemoryProfile& profile, bool fp8_products)
-      : trace_(trace), profile_(profile), hidden_bytes_(static_cast<double>(spec.hidden) * 2), product_scale_(fp8_products ? profile.fp8_input_bytes / 2 : 1.0),
-        mine_(trace.buffers.size(), 0), input_(input) {
+  LayerSaves(const Trace& trace, std::uint32_t input, const model::ModelSpec& spec, const MemoryProfile& profile,
+             bool fp8_products)
+      : trace_(trace),
+        profile_(profile),
+        hidden_bytes_(static_cast<double>(spec.hidden) * 2),
+        product_scale_(fp8_products ? profile.fp8_input_bytes / 2 : 1.0),
+        mine_(trace.buffers.size(), 0),
+        input_(input) {
     for (const meta::MemoryEvent& event : trace.events)
       if (event.allocate) mine_[event.buffer] = 1;
   }
@@ -101,9 +120,12 @@ class LayerSaves {
   SavedActivations all() const {
     SavedActivations saved;
     every_op(saved.none, saved.none_replicated);
-    const bool alternate = std::find(profile_.selective_keeps.begin(), profile_.selective_keeps.end(), "every_second_linear") != profile_.selective_keeps.end();
-    if (alternate) every_second_linear(saved.selective);
-    else saved.selective = saved.none, saved.selective_replicated = saved.none_replicated;
+    const bool alternate = std::find(profile_.selective_keeps.begin(), profile_.selective_keeps.end(),
+                                     "every_second_linear") != profile_.selective_keeps.end();
+    if (alternate)
+      every_second_linear(saved.selective);
+    else
+      saved.selective = saved.none, saved.selective_replicated = saved.none_replicated;
     saved.full = trace_.buffers[input_].bytes;
     saved.backward = backward();
     return saved;
@@ -130,7 +152,8 @@ class LayerSaves {
       add(total, replicated, output * (rule.output_copies * rule.output_bytes));
       if (op.kind == OpKind::kAttention && op.output != 0) {
         total += op.rows * (4.0 * op.heads);  // log-sum-exp, once a query head
-        if (profile_.expands_heads && op.kv_heads < op.heads) total += op.rows * (2.0 * (op.heads - op.kv_heads) * (op.key_dim + op.value_dim));
+        if (profile_.expands_heads && op.kv_heads < op.heads)
+          total += op.rows * (2.0 * (op.heads - op.kv_heads) * (op.key_dim + op.value_dim));
       }
       if (op.kind == OpKind::kExperts && rule.input) {
         const double slot = static_cast<double>(2 * op.n + 3 * op.expert_intermediate) * 2.0;
@@ -180,11 +203,13 @@ double ActivationModel::at(double tokens, double outputs) const {
   return std::max(embed.at(tokens, outputs), between + std::max(layers.at(tokens, outputs), head.at(tokens, outputs)));
 }
 
-ActivationModel make_activations(const ModelTrace& trace, const model::ModelSpec& spec, const MemoryProfile& profile, bool fp8_products) {
+ActivationModel make_activations(const ModelTrace& trace, const model::ModelSpec& spec, const MemoryProfile& profile,
+                                 bool fp8_products) {
   ActivationModel out;
   Rate held;
   out.embed = lowered_peak(trace.embed, profile);
-  walk(trace.embed, [](const OpRecord&, const Rate&) {}, &held);
+  walk(
+      trace.embed, [](const OpRecord&, const Rate&) {}, &held);
   // The hidden state is what the layers read; the rest that stays alive are the rotary tables.
   out.hidden = trace.embed.buffers[trace.hidden].bytes;
   out.rotary = held + out.hidden * -1.0;
@@ -193,8 +218,11 @@ ActivationModel make_activations(const ModelTrace& trace, const model::ModelSpec
     for (const Rate& rate : lowered_peak(kind.forward, profile).candidates) add_candidate(out.layers, rate);
     for (const OpRecord& op : kind.forward.ops) {
       if (op.kind != OpKind::kAttention || op.output == 0) continue;
-      if (profile.expands_heads && op.kv_heads < op.heads) out.expand_bytes_per_context = static_cast<double>(op.heads) * (op.key_dim + op.value_dim) * element_bytes(profile);
-      if (profile.concatenates) out.cache_layer_bytes_per_context = static_cast<double>(op.kv_heads) * op.key_dim * element_bytes(profile);
+      if (profile.expands_heads && op.kv_heads < op.heads)
+        out.expand_bytes_per_context =
+            static_cast<double>(op.heads) * (op.key_dim + op.value_dim) * element_bytes(profile);
+      if (profile.concatenates)
+        out.cache_layer_bytes_per_context = static_cast<double>(op.kv_heads) * op.key_dim * element_bytes(profile);
     }
   }
   double vocabulary = 0;
@@ -217,7 +245,9 @@ ActivationModel make_activations(const ModelTrace& trace, const model::ModelSpec
       (void)meta::live_peak(kind.forward, &kept);
       saved.none = saved.selective = kept;
       saved.none_replicated = saved.selective_replicated = {};
-      saved.backward = meta::live_peak(kind.backward).candidates.empty() ? Rate{} : meta::live_peak(kind.backward).candidates.front();
+      saved.backward = meta::live_peak(kind.backward).candidates.empty()
+                           ? Rate{}
+                           : meta::live_peak(kind.backward).candidates.front();
     }
     out.kinds.push_back(saved);
   }

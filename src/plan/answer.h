@@ -11,7 +11,9 @@
 namespace fathom::plan {
 
 /// 90 % of measurements should fall within low … high.
-struct Range { double value = 0, low = 0, high = 0; };
+struct Range {
+  double value = 0, low = 0, high = 0;
+};
 
 enum class BoundBy : std::uint8_t { kWeights, kKv, kCompute, kCommunication, kLaunch, kHost, kNetwork };
 std::string_view bound_name(BoundBy bound);
@@ -28,8 +30,8 @@ struct TimeEstimate {
   std::optional<double> train_tokens_per_second_per_gpu, mfu;
   BoundBy bound_by = BoundBy::kWeights;
   ProvenanceTier provenance = ProvenanceTier::kDefault;
-  bool engine_fell_back = false;       // the engine has no data of its own: ranges are wider
-  std::string calibrated;              // the day on which this engine's kernels were timed on the device; "": they were not
+  bool engine_fell_back = false;  // the engine has no data of its own: ranges are wider
+  std::string calibrated;         // the day on which this engine's kernels were timed on the device; "": they were not
 };
 
 /// One layout with what it gives.
@@ -37,37 +39,50 @@ struct Candidate {
   Layout layout;
   const WeightFormatRule* weights = nullptr;
   const KvFormat* kv = nullptr;
-  std::int64_t batch = 1;              // users or sequences that the figures are for
+  std::int64_t batch = 1;  // users or sequences that the figures are for
   MemoryPlan memory;
   TimeEstimate time;
 };
 
 /// The nearest thing that does fit.
 struct WayOut {
-  enum class Kind : std::uint8_t { kSmallerWeights, kSmallerKv, kLessContext, kSmallerBatch, kMoreDevices, kOtherLayout, kOtherModel, kOtherHardware, kOffload, kRecompute };
+  enum class Kind : std::uint8_t {
+    kSmallerWeights,
+    kSmallerKv,
+    kLessContext,
+    kSmallerBatch,
+    kMoreDevices,
+    kOtherLayout,
+    kOtherModel,
+    kOtherHardware,
+    kOffload,
+    kRecompute
+  };
   Kind kind = Kind::kSmallerWeights;
-  std::string what;                    // the value to use: "int4", "16384", "2", a model's id
-  Bytes total = 0;                     // memory on the fullest device then
+  std::string what;  // the value to use: "int4", "16384", "2", a model's id
+  Bytes total = 0;   // memory on the fullest device then
 };
 
 struct PlanAnswer {
   Candidate best;
-  std::vector<Candidate> runners_up;   // ranked, without best
-  std::vector<Candidate> pareto;       // latency against throughput a device, of those that fit
-  std::vector<WayOut> ways_out;        // when best does not fit
+  std::vector<Candidate> runners_up;     // ranked, without best
+  std::vector<Candidate> pareto;         // latency against throughput a device, of those that fit
+  std::vector<WayOut> ways_out;          // when best does not fit
   std::optional<OffloadAnswer> offload;  // with weights in host memory; when best does not fit, of a report
   bool searched = false;
   std::size_t layouts_seen = 0;
 };
 
-/// How much to look for: the best alone (a line of a batch), or also runners-up, the Pareto front and ways out (a report).
+/// How much to look for: the best alone (a line of a batch), or also runners-up, the Pareto front and ways out (a
+/// report).
 enum class PlanScope : std::uint8_t { kBest, kReport };
 
 /// Chooses and estimates. Errors: a layout that cannot be, a model that cannot be split so.
 Result<PlanAnswer> make_plan(const PlanRequest& request, PlanScope scope = PlanScope::kBest);
 
 /// Memory and time of one layout at one batch (empty: the request's).
-Result<Candidate> evaluate_layout(const PlanRequest& request, const Layout& layout, std::optional<std::int64_t> batch = {});
+Result<Candidate> evaluate_layout(const PlanRequest& request, const Layout& layout,
+                                  std::optional<std::int64_t> batch = {});
 
 /// One line of JSON exactly as the contract says, without a newline, appended to `out`.
 void append_answer_json(const PlanRequest& request, const PlanAnswer& answer, std::string& out);

@@ -35,8 +35,12 @@ class Writer {
   void text(std::string_view name, std::string_view value) { key(name), append_json_string(out_, value); }
   void flag(std::string_view name, bool value) { raw(name, value ? "true" : "false"); }
   void count(std::string_view name, std::int64_t value) { key(name), append_json_number(out_, value); }
-  void bytes(std::string_view name, Bytes value) { key(name), append_json_number(out_, static_cast<std::uint64_t>(value)); }
-  void number(std::string_view name, const std::optional<double>& value) { key(name), value ? append_json_number(out_, rounded(*value)) : void(out_ += "null"); }
+  void bytes(std::string_view name, Bytes value) {
+    key(name), append_json_number(out_, static_cast<std::uint64_t>(value));
+  }
+  void number(std::string_view name, const std::optional<double>& value) {
+    key(name), value ? append_json_number(out_, rounded(*value)) : void(out_ += "null");
+  }
   void range(std::string_view name, const std::optional<Range>& value) {
     if (!value) return raw(name, "null");
     open(name);
@@ -61,8 +65,11 @@ class Writer {
 void write_layout(Writer& w, const Candidate& c) {
   const Layout& l = c.layout;
   w.open("layout");
-  const std::pair<std::string_view, std::int64_t> sizes[] = {{"tp", l.tp}, {"pp", l.pp}, {"dp", l.dp}, {"dp_attention", l.dp_attention}, {"ep", l.ep}, {"expert_tp", l.expert_tp},
-                                                             {"cp", l.cp}, {"vp", l.vp}, {"zero", l.zero}};
+  const std::pair<std::string_view, std::int64_t> sizes[] = {{"tp", l.tp},    {"pp", l.pp},
+                                                             {"dp", l.dp},    {"dp_attention", l.dp_attention},
+                                                             {"ep", l.ep},    {"expert_tp", l.expert_tp},
+                                                             {"cp", l.cp},    {"vp", l.vp},
+                                                             {"zero", l.zero}};
   for (const auto& [name, size] : sizes) w.count(name, size);
   w.text("offload", offload_name(l.offload));
   w.text("recompute", recompute_name(l.recompute));
@@ -70,16 +77,22 @@ void write_layout(Writer& w, const Candidate& c) {
   w.count("micro_batch", l.micro_batch);
   w.count("micro_batches", l.micro_batches);
   w.text("weights", c.weights->name);
-  if (c.kv != nullptr) w.text("kv", c.kv->name);
-  else w.raw("kv", "null");
+  if (c.kv != nullptr)
+    w.text("kv", c.kv->name);
+  else
+    w.raw("kv", "null");
   w.count("batch", c.batch);
   w.close();
 }
 
 void write_memory(Writer& w, const MemoryBreakdown& m) {
   w.open("memory");
-  const std::pair<std::string_view, Bytes> parts[] = {{"weights", m.weights}, {"kv", m.kv}, {"activations", m.activations}, {"gradients", m.gradients}, {"optimizer", m.optimizer},
-                                                      {"workspace", m.workspace}, {"overhead", m.overhead}, {"allocated", m.allocated}, {"reserved", m.reserved}, {"total", m.total}, {"capacity", m.capacity}};
+  const std::pair<std::string_view, Bytes> parts[] = {{"weights", m.weights},         {"kv", m.kv},
+                                                      {"activations", m.activations}, {"gradients", m.gradients},
+                                                      {"optimizer", m.optimizer},     {"workspace", m.workspace},
+                                                      {"overhead", m.overhead},       {"allocated", m.allocated},
+                                                      {"reserved", m.reserved},       {"total", m.total},
+                                                      {"capacity", m.capacity}};
   for (const auto& [name, bytes] : parts) w.bytes(name, bytes);
   w.close();
 }
@@ -104,8 +117,10 @@ void write_figures(Writer& w, const Candidate& best) {
 void write_answer(Writer& w, const PlanRequest& request, const PlanAnswer& answer) {
   w.raw("id", request.id_json);
   w.flag("fits", answer.best.memory.fits);
-  if (answer.best.memory.fits) w.raw("why_not", "null");
-  else w.text("why_not", why_not(request, answer.best));
+  if (answer.best.memory.fits)
+    w.raw("why_not", "null");
+  else
+    w.text("why_not", why_not(request, answer.best));
   write_figures(w, answer.best);
 }
 
@@ -145,7 +160,9 @@ void append_answer_json(const PlanRequest& request, const PlanAnswer& answer, st
 }
 
 void append_report_json(const PlanRequest& request, const PlanAnswer& answer, std::string& out) {
-  static constexpr std::string_view kinds[] = {"smaller_weights", "smaller_kv", "less_context", "smaller_batch", "more_devices", "other_layout", "other_model", "other_hardware", "offload", "recompute"};
+  static constexpr std::string_view kinds[] = {"smaller_weights", "smaller_kv",   "less_context", "smaller_batch",
+                                               "more_devices",    "other_layout", "other_model",  "other_hardware",
+                                               "offload",         "recompute"};
   const MemoryPlan& memory = answer.best.memory;
   Writer w(out);
   w.open();
@@ -159,7 +176,8 @@ void append_report_json(const PlanRequest& request, const PlanAnswer& answer, st
   w.count("concurrent", memory.concurrent);
   w.bytes("host_bytes", memory.host_bytes);
   w.open("timeline");
-  for (int i = 0; i < memory.moments; ++i) w.bytes(memory.timeline[static_cast<std::size_t>(i)].what, memory.timeline[static_cast<std::size_t>(i)].bytes);
+  for (int i = 0; i < memory.moments; ++i)
+    w.bytes(memory.timeline[static_cast<std::size_t>(i)].what, memory.timeline[static_cast<std::size_t>(i)].bytes);
   w.close();
   write_list(w, "runners_up", answer.runners_up);
   write_list(w, "pareto", answer.pareto);
@@ -173,8 +191,10 @@ void append_report_json(const PlanRequest& request, const PlanAnswer& answer, st
     w.close();
   }
   w.close_list();
-  if (answer.offload) write_offload(w, *answer.offload);
-  else w.raw("offload", "null");
+  if (answer.offload)
+    write_offload(w, *answer.offload);
+  else
+    w.raw("offload", "null");
   w.close();
 }
 

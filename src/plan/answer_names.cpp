@@ -3,7 +3,8 @@
 namespace fathom::plan {
 
 std::string_view bound_name(BoundBy bound) {
-  static constexpr std::string_view names[] = {"weights", "kv", "compute", "communication", "launch", "host", "network"};
+  static constexpr std::string_view names[] = {"weights", "kv",   "compute", "communication",
+                                               "launch",  "host", "network"};
   return names[static_cast<int>(bound)];
 }
 

@@ -10,7 +10,9 @@
 namespace fathom::plan {
 namespace {
 
-std::string device_name(const PlanRequest& request) { return request.cluster.device.name.empty() ? request.cluster.device.id : request.cluster.device.name; }
+std::string device_name(const PlanRequest& request) {
+  return request.cluster.device.name.empty() ? request.cluster.device.id : request.cluster.device.name;
+}
 
 void add(std::vector<std::string>& parts, std::string_view name, std::int64_t value, std::int64_t silent) {
   if (value != silent) parts.push_back(std::string(name) + " " + std::to_string(value));
@@ -43,7 +45,8 @@ std::string layout_text(const Layout& layout, bool training) {
   if (training) {
     parts.push_back("zero " + std::to_string(layout.zero));
     const bool some = layout.recompute == Recompute::kFull && layout.recompute_share < 1;
-    parts.push_back("recompute " + std::string(recompute_name(layout.recompute)) + (some ? " × " + std::to_string(std::lround(layout.recompute_share * 100)) + " %" : ""));
+    parts.push_back("recompute " + std::string(recompute_name(layout.recompute)) +
+                    (some ? " × " + std::to_string(std::lround(layout.recompute_share * 100)) + " %" : ""));
     if (layout.offload != Offload::kNone) parts.push_back("offload " + std::string(offload_name(layout.offload)));
     parts.push_back("micro_batch " + std::to_string(layout.micro_batch) + " × " + std::to_string(layout.micro_batches));
   }
@@ -51,9 +54,14 @@ std::string layout_text(const Layout& layout, bool training) {
 }
 
 std::string way_out_text(const PlanRequest& request, const WayOut& way) {
-  static constexpr std::string_view names[] = {"smaller_weights", "smaller_kv", "less_context", "smaller_batch", "more_devices", "other_layout", "other_model", "other_hardware", "offload", "recompute"};
+  static constexpr std::string_view names[] = {"smaller_weights", "smaller_kv",   "less_context", "smaller_batch",
+                                               "more_devices",    "other_layout", "other_model",  "other_hardware",
+                                               "offload",         "recompute"};
   return tr("plan.way." + std::string(names[static_cast<int>(way.kind)]),
-            {{"what", way.what}, {"total", format_bytes(way.total)}, {"device", device_name(request)}, {"devices", std::to_string(request.cluster.devices)}});
+            {{"what", way.what},
+             {"total", format_bytes(way.total)},
+             {"device", device_name(request)},
+             {"devices", std::to_string(request.cluster.devices)}});
 }
 
 }  // namespace fathom::plan

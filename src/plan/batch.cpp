@@ -137,7 +137,8 @@ std::string_view trimmed(std::string_view line) {
 
 void answer_line(std::string_view line, std::string& out) {
   std::string id_json = "null";
-  if (line.size() > kLongestLine) return append_error(id_json, fail("plan.line_too_long", {{"limit", format_bytes(kLongestLine)}}).value(), out);
+  if (line.size() > kLongestLine)
+    return append_error(id_json, fail("plan.line_too_long", {{"limit", format_bytes(kLongestLine)}}).value(), out);
   const auto request = parse_request(line, id_json);
   if (!request) return append_error(id_json, request.error(), out);
   const auto answer = make_plan(*request);
@@ -168,12 +169,14 @@ Result<BatchResult> run_batch(const Path& path, int threads, const std::function
     ended = got == 0;
     lines.clear();
     std::size_t from = 0;
-    for (std::size_t end = pending.find('\n', 0); end != std::string::npos; from = end + 1, end = pending.find('\n', from)) {
+    for (std::size_t end = pending.find('\n', 0); end != std::string::npos;
+         from = end + 1, end = pending.find('\n', from)) {
       const std::string_view line = trimmed(std::string_view(pending).substr(from, end - from));
       if (!cutting && !line.empty()) lines.push_back(line);
       cutting = false;
     }
-    if (const std::string_view rest = std::string_view(pending).substr(from); (ended || rest.size() > kLongestLine) && !trimmed(rest).empty()) {
+    if (const std::string_view rest = std::string_view(pending).substr(from);
+        (ended || rest.size() > kLongestLine) && !trimmed(rest).empty()) {
       if (!cutting) lines.push_back(trimmed(rest));
       cutting = !ended;
       from = pending.size();

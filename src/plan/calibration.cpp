@@ -17,13 +17,33 @@ namespace {
 
 constexpr std::size_t kMostBytes = 16 << 20, kMostPoints = 1 << 16, kMostAxes = 4;
 
-struct FamilyInfo { std::string_view name; std::array<std::string_view, kMostAxes> axes; };
-constexpr std::array<FamilyInfo, kFamilyCount> kFamilies{{
-    {"plain", {"tokens", "outputs", "inputs"}}, {"sum", {"tokens", "outputs", "inputs"}}, {"gates", {"tokens", "outputs", "inputs"}}, {"normed", {"tokens", "outputs", "inputs"}},
-    {"normed_gates", {"tokens", "outputs", "inputs"}}, {"grouped_in", {"tokens", "heads"}}, {"grouped_out", {"tokens", "heads"}}, {"decode", {"streams", "keys", "group"}},
-    {"chunk", {"tokens", "reach", "heads", "group"}}, {"latent_decode", {"sequences", "keys", "heads"}}, {"latent_chunk", {"tokens", "reach", "heads"}}, {"expanded", {"tokens", "heads"}},
-    {"rows", {"tokens", "queries", "keys"}}, {"latent_rows", {"tokens", "heads"}}, {"latent_fresh", {"tokens", "heads"}}, {"experts", {"tokens", "hidden", "inner", "choices"}},
-    {"route", {"tokens", "experts"}}, {"elementwise", {"bytes"}}, {"all_reduce", {"bytes"}}, {"step", {"bytes"}}, {"copy", {"bytes"}}, {"host_copy", {"bytes"}}, {"launch", {"ops"}}}};
+struct FamilyInfo {
+  std::string_view name;
+  std::array<std::string_view, kMostAxes> axes;
+};
+constexpr std::array<FamilyInfo, kFamilyCount> kFamilies{{{"plain", {"tokens", "outputs", "inputs"}},
+                                                          {"sum", {"tokens", "outputs", "inputs"}},
+                                                          {"gates", {"tokens", "outputs", "inputs"}},
+                                                          {"normed", {"tokens", "outputs", "inputs"}},
+                                                          {"normed_gates", {"tokens", "outputs", "inputs"}},
+                                                          {"grouped_in", {"tokens", "heads"}},
+                                                          {"grouped_out", {"tokens", "heads"}},
+                                                          {"decode", {"streams", "keys", "group"}},
+                                                          {"chunk", {"tokens", "reach", "heads", "group"}},
+                                                          {"latent_decode", {"sequences", "keys", "heads"}},
+                                                          {"latent_chunk", {"tokens", "reach", "heads"}},
+                                                          {"expanded", {"tokens", "heads"}},
+                                                          {"rows", {"tokens", "queries", "keys"}},
+                                                          {"latent_rows", {"tokens", "heads"}},
+                                                          {"latent_fresh", {"tokens", "heads"}},
+                                                          {"experts", {"tokens", "hidden", "inner", "choices"}},
+                                                          {"route", {"tokens", "experts"}},
+                                                          {"elementwise", {"bytes"}},
+                                                          {"all_reduce", {"bytes"}},
+                                                          {"step", {"bytes"}},
+                                                          {"copy", {"bytes"}},
+                                                          {"host_copy", {"bytes"}},
+                                                          {"launch", {"ops"}}}};
 
 /// Smoother than the larger of both.
 double blend(double a, double b) {
@@ -38,20 +58,25 @@ bool ascending(const std::vector<double>& values) {
 }
 
 Result<std::vector<double>> numbers(const Json& value, std::string_view what, std::string_view field) {
-  if (!value.is_array() || value.size() > kMostPoints) return fail("calibration.bad_field", {{"file", std::string(what)}, {"field", std::string(field)}});
+  if (!value.is_array() || value.size() > kMostPoints)
+    return fail("calibration.bad_field", {{"file", std::string(what)}, {"field", std::string(field)}});
   std::vector<double> out;
   for (const Json& item : value) {
-    if (!item.is_number() || !std::isfinite(item.get<double>()) || item.get<double>() < 0) return fail("calibration.bad_field", {{"file", std::string(what)}, {"field", std::string(field)}});
+    if (!item.is_number() || !std::isfinite(item.get<double>()) || item.get<double>() < 0)
+      return fail("calibration.bad_field", {{"file", std::string(what)}, {"field", std::string(field)}});
     out.push_back(item.get<double>());
   }
   return out;
 }
 
 Result<MeasuredTable> parse_table(const Json& item, std::string_view what) {
-  const auto bad = [&](std::string_view field) { return fail("calibration.bad_field", {{"file", std::string(what)}, {"field", std::string(field)}}); };
+  const auto bad = [&](std::string_view field) {
+    return fail("calibration.bad_field", {{"file", std::string(what)}, {"field", std::string(field)}});
+  };
   if (!item.is_object()) return bad("tables");
   FATHOM_TRY(const auto family, json_string(item, "family", what));
-  const auto found = std::find_if(kFamilies.begin(), kFamilies.end(), [&](const FamilyInfo& info) { return family && info.name == *family; });
+  const auto found = std::find_if(kFamilies.begin(), kFamilies.end(),
+                                  [&](const FamilyInfo& info) { return family && info.name == *family; });
   if (found == kFamilies.end()) return bad("family");
   MeasuredTable table;
   table.family = static_cast<Family>(found - kFamilies.begin());
@@ -64,7 +89,9 @@ Result<MeasuredTable> parse_table(const Json& item, std::string_view what) {
     FATHOM_TRY(std::vector<double> values, numbers(axes[std::string(name)], what, name));
     table.axes.push_back(std::move(values));
   }
-  for (const auto& [name, to] : {std::pair<const char*, std::vector<double>*>{"seconds", &table.seconds}, {"bytes", &table.bytes}, {"flops", &table.flops}}) {
+  for (const auto& [name, to] : {std::pair<const char*, std::vector<double>*>{"seconds", &table.seconds},
+                                 {"bytes", &table.bytes},
+                                 {"flops", &table.flops}}) {
     FATHOM_TRY(*to, numbers(item.value(name, Json()), what, name));
   }
   FATHOM_TRY_VOID(table.prepare());
@@ -109,20 +136,24 @@ double MeasuredTable::base(double moved, double done) const {
 }
 
 Status MeasuredTable::prepare() {
-  const auto bad = [&] { return fail("calibration.bad_table", {{"family", std::string(family_name(family))}, {"format", format}}); };
+  const auto bad = [&] {
+    return fail("calibration.bad_table", {{"family", std::string(family_name(family))}, {"format", format}});
+  };
   if (axes.size() != family_axes(family).size() || !std::all_of(axes.begin(), axes.end(), ascending)) return bad();
   const std::size_t n = points();
   if (n > kMostPoints || seconds.size() != n || bytes.size() != n || flops.size() != n) return bad();
   if (!std::all_of(seconds.begin(), seconds.end(), [](double s) { return s > 0; })) return bad();
   floor_ = 0.5 * *std::min_element(seconds.begin(), seconds.end());
   stream_ = rate_ = 0;
-  for (std::size_t i = 0; i < n; ++i) stream_ = std::max(stream_, bytes[i] / seconds[i]), rate_ = std::max(rate_, flops[i] / seconds[i]);
+  for (std::size_t i = 0; i < n; ++i)
+    stream_ = std::max(stream_, bytes[i] / seconds[i]), rate_ = std::max(rate_, flops[i] / seconds[i]);
   misses_.clear();
   for (std::size_t i = 0; i < n; ++i) misses_.push_back(std::log(seconds[i] / base(bytes[i], flops[i])));
   if (family <= Family::kNormedGates) {
     // The first point of the tokens' axis with the most outputs and inputs: nearly all of what moves is weights.
     const double outputs = axes[1].back(), inputs = axes[2].back(), tokens = axes[0].front();
-    bytes_per_element_ = (bytes[axes[1].size() * axes[2].size() - 1] - 4 * tokens * (outputs + inputs)) / (outputs * inputs);
+    bytes_per_element_ =
+        (bytes[axes[1].size() * axes[2].size() - 1] - 4 * tokens * (outputs + inputs)) / (outputs * inputs);
   }
   return {};
 }
@@ -154,7 +185,8 @@ double MeasuredTable::at(std::span<const double> place, double moved, double don
 }
 
 const MeasuredTable* Calibration::find(Family family, std::string_view format) const {
-  const auto found = std::find_if(tables.begin(), tables.end(), [&](const MeasuredTable& t) { return t.family == family && t.format == format; });
+  const auto found = std::find_if(tables.begin(), tables.end(),
+                                  [&](const MeasuredTable& t) { return t.family == family && t.format == format; });
   return found == tables.end() ? nullptr : &*found;
 }
 
@@ -164,8 +196,11 @@ const MeasuredTable* Calibration::find_like(Family family, double bytes_per_elem
   for (const MeasuredTable& table : tables) {
     if (table.family != family) continue;
     const MeasuredTable* weights = family <= Family::kNormedGates ? &table : find(Family::kPlain, table.format);
-    double distance = weights != nullptr && weights->bytes_per_element() > 0 ? std::abs(std::log(weights->bytes_per_element() / bytes_per_element)) : 9;
-    if (!prefix.empty() && !table.format.starts_with(prefix)) distance += 0.05;  // of as many bytes, the one of that name
+    double distance = weights != nullptr && weights->bytes_per_element() > 0
+                          ? std::abs(std::log(weights->bytes_per_element() / bytes_per_element))
+                          : 9;
+    if (!prefix.empty() && !table.format.starts_with(prefix))
+      distance += 0.05;  // of as many bytes, the one of that name
     if (best == nullptr || distance < nearest) best = &table, nearest = distance;
   }
   return best;
@@ -181,7 +216,10 @@ Result<Calibration> parse_calibration(std::string_view json, std::string_view wh
   FATHOM_TRY(const Json document, parse_json(json, what));
   if (!document.is_object()) return fail("calibration.bad_field", {{"file", std::string(what)}, {"field", "-"}});
   Calibration out;
-  for (const auto& [key, to] : {std::pair<const char*, std::string*>{"device", &out.device}, {"name", &out.name}, {"date", &out.date}, {"source", &out.source}}) {
+  for (const auto& [key, to] : {std::pair<const char*, std::string*>{"device", &out.device},
+                                {"name", &out.name},
+                                {"date", &out.date},
+                                {"source", &out.source}}) {
     FATHOM_TRY(const auto text, json_string(document, key, what));
     if (!text) return fail("calibration.bad_field", {{"file", std::string(what)}, {"field", key}});
     *to = *text;
@@ -200,8 +238,14 @@ Result<Calibration> parse_calibration(std::string_view json, std::string_view wh
 
 std::string calibration_json(const Calibration& calibration) {
   // A table a few lines: for people who look, and for what compares versions.
-  Json head = {{"about", "What Fathom's own ops took on this device (docs/calibration.md). Seconds; bytes and FLOPs are those of a point."},
-               {"device", calibration.device}, {"name", calibration.name}, {"date", calibration.date}, {"source", calibration.source}, {"threads", calibration.threads}};
+  Json head = {{"about",
+                "What Fathom's own ops took on this device (docs/calibration.md). Seconds; bytes and FLOPs are those "
+                "of a point."},
+               {"device", calibration.device},
+               {"name", calibration.name},
+               {"date", calibration.date},
+               {"source", calibration.source},
+               {"threads", calibration.threads}};
   std::string out = dump_json(head, 1);
   out.resize(out.size() - 2);  // "\n}"
   out += ",\n \"tables\": [";
@@ -211,17 +255,23 @@ std::string calibration_json(const Calibration& calibration) {
     const auto names = family_axes(table.family);
     for (std::size_t a = 0; a < names.size(); ++a) axes[std::string(names[a])] = table.axes[a];
     out += i == 0 ? "\n" : ",\n";
-    out += "  {\"family\": \"" + std::string(family_name(table.family)) + "\", \"format\": " + dump_json(Json(table.format)) + ", \"axes\": " + dump_json(axes);
-    out += ",\n   \"seconds\": " + dump_json(rounded(table.seconds)) + ",\n   \"bytes\": " + dump_json(rounded(table.bytes)) + ",\n   \"flops\": " + dump_json(rounded(table.flops)) + "}";
+    out += "  {\"family\": \"" + std::string(family_name(table.family)) +
+           "\", \"format\": " + dump_json(Json(table.format)) + ", \"axes\": " + dump_json(axes);
+    out += ",\n   \"seconds\": " + dump_json(rounded(table.seconds)) +
+           ",\n   \"bytes\": " + dump_json(rounded(table.bytes)) +
+           ",\n   \"flops\": " + dump_json(rounded(table.flops)) + "}";
   }
   return out + "\n ]\n}\n";
 }
 
-Path calibration_path(std::string_view device) { return user_folder() / "calibration" / (std::string(device) + ".json"); }
+Path calibration_path(std::string_view device) {
+  return user_folder() / "calibration" / (std::string(device) + ".json");
+}
 
 bool is_of(const Calibration& calibration, const Device& device) {
   if (!device.is_cpu()) return calibration.device == device.id;
-  return calibration.device == "cpu" && device.id == "cpu" && calibration.name == device.name && calibration.threads == device.cores;
+  return calibration.device == "cpu" && device.id == "cpu" && calibration.name == device.name &&
+         calibration.threads == device.cores;
 }
 
 namespace {

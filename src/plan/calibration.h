@@ -1,8 +1,10 @@
-// Calibration: what Fathom's own ops took on one device, as `fathom calibrate` timed them (src/measure/calibrate.h), and what an op of
-// another size will take. A table a family of op sequences; docs/calibration.md says which sequence each is and what its axes are.
+// Calibration: what Fathom's own ops took on one device, as `fathom calibrate` timed them (src/measure/calibrate.h),
+// and what an op of another size will take. A table a family of op sequences; docs/calibration.md says which sequence
+// each is and what its axes are.
 //
-// Between points: seconds = base(bytes, FLOPs) · r, where base is the table's own roofline (a floor, its best bandwidth, its best rate) and
-// r, by how much the points around missed it, is interpolated in the logarithms of the axes. Outside: r of the nearest edge.
+// Between points: seconds = base(bytes, FLOPs) · r, where base is the table's own roofline (a floor, its best
+// bandwidth, its best rate) and r, by how much the points around missed it, is interpolated in the logarithms of the
+// axes. Outside: r of the nearest edge.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -18,15 +20,15 @@
 namespace fathom::plan {
 
 enum class Family : std::uint8_t {
-  kPlain,         // tokens, outputs, inputs: products of one x
-  kSum,           // the same: a product and the sum that follows
-  kGates,         // two products of one x and their gate; outputs: of both
-  kNormed,        // a norm and products of what it gives
-  kNormedGates,   // a norm, two products, their gate
-  kGroupedIn,     // tokens, heads: a product a head from 128 columns to 512 (absorbed latent attention)
-  kGroupedOut,    // and back
-  kDecode,        // streams, keys, group: one token a sequence; streams: sequences · key heads, group: heads a key head
-  kChunk,         // tokens, reach, heads, group: many tokens of one sequence; reach: keys / tokens
+  kPlain,        // tokens, outputs, inputs: products of one x
+  kSum,          // the same: a product and the sum that follows
+  kGates,        // two products of one x and their gate; outputs: of both
+  kNormed,       // a norm and products of what it gives
+  kNormedGates,  // a norm, two products, their gate
+  kGroupedIn,    // tokens, heads: a product a head from 128 columns to 512 (absorbed latent attention)
+  kGroupedOut,   // and back
+  kDecode,       // streams, keys, group: one token a sequence; streams: sequences · key heads, group: heads a key head
+  kChunk,        // tokens, reach, heads, group: many tokens of one sequence; reach: keys / tokens
   kLatentDecode,  // sequences, keys, heads
   kLatentChunk,   // tokens, reach, heads
   kExpanded,      // tokens, heads: latent attention over its own tokens, expanded
@@ -49,12 +51,13 @@ std::span<const std::string_view> family_axes(Family family);
 
 struct MeasuredTable {
   Family family = Family::kPlain;
-  std::string format;                          // of the weights; ranks of an all-reduce; "" else
-  std::vector<std::vector<double>> axes;       // ascending, positive
-  std::vector<double> seconds, bytes, flops;   // one a point, the last axis fastest
+  std::string format;                         // of the weights; ranks of an all-reduce; "" else
+  std::vector<std::vector<double>> axes;      // ascending, positive
+  std::vector<double> seconds, bytes, flops;  // one a point, the last axis fastest
 
   std::size_t points() const;
-  /// Derived from the points: the roofline, and its misses. Errors: "calibration.bad_table" (sizes, order, what is not positive).
+  /// Derived from the points: the roofline, and its misses. Errors: "calibration.bad_table" (sizes, order, what is not
+  /// positive).
   Status prepare();
   /// At a place on the axes, for what moves so many bytes and does so many FLOPs there.
   double at(std::span<const double> place, double moved, double done) const;
@@ -63,18 +66,18 @@ struct MeasuredTable {
  private:
   double base(double moved, double done) const;
   double floor_ = 0, stream_ = 0, rate_ = 0, bytes_per_element_ = 0;
-  std::vector<double> misses_;                 // log(seconds / base)
+  std::vector<double> misses_;  // log(seconds / base)
 };
 
 struct Calibration {
-  std::string device;             // id of the accelerator, or "cpu"
-  std::string name;               // as the machine calls it
-  std::string date;               // of the measurement, 2026-11-22
-  std::string source;             // how it was made
-  int threads = 0;                // cpu: of the measurement
-  bool here = false;              // made on this machine, by its user
+  std::string device;  // id of the accelerator, or "cpu"
+  std::string name;    // as the machine calls it
+  std::string date;    // of the measurement, 2026-11-22
+  std::string source;  // how it was made
+  int threads = 0;     // cpu: of the measurement
+  bool here = false;   // made on this machine, by its user
   std::vector<MeasuredTable> tables;
-  std::uint64_t serial = 0;       // unique in this process
+  std::uint64_t serial = 0;  // unique in this process
 
   /// Of a format, or of the one whose elements have about as many bytes; null: none of this family.
   const MeasuredTable* find(Family family, std::string_view format = "") const;
@@ -91,7 +94,8 @@ std::string calibration_json(const Calibration& calibration);
 Path calibration_path(std::string_view device);
 /// Whether a calibration is of a cluster's device; a CPU's also has to be of as many threads.
 bool is_of(const Calibration& calibration, const Device& device);
-/// The user's, else the one that comes with this program; null: there is none. Read once; a file that cannot be read is its error.
+/// The user's, else the one that comes with this program; null: there is none. Read once; a file that cannot be read is
+/// its error.
 Result<std::shared_ptr<const Calibration>> find_calibration(const Device& device);
 
 }  // namespace fathom::plan

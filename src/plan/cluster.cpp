@@ -19,13 +19,16 @@ bool starts_with_any(std::string_view text, std::initializer_list<std::string_vi
 bool is_network(const Link& link) { return starts_with_any(link.id, {"ib-", "eth-", "efa", "roce", "thunderbolt"}); }
 
 double latency_of(const Link& link, double otherwise) {
-  if (link.latency_low_seconds && link.latency_high_seconds) return (*link.latency_low_seconds + *link.latency_high_seconds) / 2;
+  if (link.latency_low_seconds && link.latency_high_seconds)
+    return (*link.latency_low_seconds + *link.latency_high_seconds) / 2;
   return link.latency_low_seconds.value_or(link.latency_high_seconds.value_or(otherwise));
 }
 
 constexpr double kIntraLatency = 2e-6, kInterLatency = 5e-6, kHostLatency = 1e-6;  // where the catalog has none
 
-Wire wire_of(const Link& link, double latency) { return {link.id, link.bytes_per_second.value_or(0), latency_of(link, latency)}; }
+Wire wire_of(const Link& link, double latency) {
+  return {link.id, link.bytes_per_second.value_or(0), latency_of(link, latency)};
+}
 
 Wire host_wire(const hardware::Catalog& catalog, const Accelerator& accelerator) {
   const auto generation = accelerator.connection.pcie_generation;
@@ -48,21 +51,27 @@ Device device_of(const hardware::HardwareChoice& choice) {
   return device;
 }
 
-Result<Cluster> make_cluster(const hardware::HardwareChoice& choice, int devices, std::optional<int> per_node, std::span<const std::string> network) {
+Result<Cluster> make_cluster(const hardware::HardwareChoice& choice, int devices, std::optional<int> per_node,
+                             std::span<const std::string> network) {
   FATHOM_TRY(const hardware::Catalog* catalog, hardware::hardware_catalog());
   const Accelerator& a = *choice.accelerator;
   Cluster cluster{.device = device_of(choice), .devices = devices};
   FATHOM_TRY(cluster.device.calibration, find_calibration(cluster.device));
   cluster.devices_per_node = std::max(1, per_node.value_or(a.devices_per_node(devices)));
-  cluster.domain = std::max(per_node ? std::min(a.node.domain, a.node.domain > a.node.devices ? a.node.domain : *per_node) : a.node.domain, 1);
-  if (const auto link = catalog->find_link(a.node.intra_link); !a.node.intra_link.empty() && link) cluster.intra = wire_of(**link, kIntraLatency);
+  cluster.domain = std::max(
+      per_node ? std::min(a.node.domain, a.node.domain > a.node.devices ? a.node.domain : *per_node) : a.node.domain,
+      1);
+  if (const auto link = catalog->find_link(a.node.intra_link); !a.node.intra_link.empty() && link)
+    cluster.intra = wire_of(**link, kIntraLatency);
   if (a.node.intra_bytes_per_second) cluster.intra.bytes_per_second = *a.node.intra_bytes_per_second;
   if (cluster.intra.latency_seconds == 0) cluster.intra.latency_seconds = kIntraLatency;
   // Cards that share a host reach each other over its bus.
   if (cluster.intra.bytes_per_second > 0) cluster.domain = std::max(cluster.domain, cluster.devices_per_node);
-  if (const auto link = catalog->find_link(a.node.inter_link); !a.node.inter_link.empty() && link) cluster.inter = wire_of(**link, kInterLatency);
+  if (const auto link = catalog->find_link(a.node.inter_link); !a.node.inter_link.empty() && link)
+    cluster.inter = wire_of(**link, kInterLatency);
   const double ports = a.node.inter_ports.value_or(a.node.devices);
-  cluster.inter.bytes_per_second = a.node.inter_bytes_per_second.value_or(cluster.inter.bytes_per_second * ports) / std::max(a.node.devices, 1);
+  cluster.inter.bytes_per_second =
+      a.node.inter_bytes_per_second.value_or(cluster.inter.bytes_per_second * ports) / std::max(a.node.devices, 1);
   cluster.host = host_wire(*catalog, a);
   for (const std::string& name : network) {
     FATHOM_TRY(const Link* link, catalog->find_link(name));

@@ -12,11 +12,14 @@ namespace {
 constexpr std::string_view kDevices = "curves/devices.json", kLinks = "curves/links.json";
 
 template <class Record>
-Result<std::vector<Record>> read_table(std::string_view path, std::string_view list, Status (*fill)(const Json&, const std::vector<Record>&, std::string_view, Record&)) {
+Result<std::vector<Record>> read_table(std::string_view path, std::string_view list,
+                                       Status (*fill)(const Json&, const std::vector<Record>&, std::string_view,
+                                                      Record&)) {
   const std::optional<std::string> text = data_file(path);
   if (!text) return fail("plan_cost.missing_file", {{"file", std::string(path)}});
   FATHOM_TRY(const Json document, parse_json(*text, path));
-  if (!document.is_object() || !document.contains(list) || !document[std::string(list)].is_array()) return fail("plan_cost.bad_field", {{"file", std::string(path)}, {"field", std::string(list)}});
+  if (!document.is_object() || !document.contains(list) || !document[std::string(list)].is_array())
+    return fail("plan_cost.bad_field", {{"file", std::string(path)}, {"field", std::string(list)}});
   std::vector<Record> records;
   for (const Json& item : document[std::string(list)]) {
     Record record;
@@ -26,12 +29,15 @@ Result<std::vector<Record>> read_table(std::string_view path, std::string_view l
   return records;
 }
 
-Status fill_device(const Json& item, const std::vector<DeviceCurves>& before, std::string_view what, DeviceCurves& out) {
+Status fill_device(const Json& item, const std::vector<DeviceCurves>& before, std::string_view what,
+                   DeviceCurves& out) {
   if (!item.is_object()) return fail("plan_cost.not_an_object", {{"file", std::string(what)}});
   const Json base = item.value("base", Json());
   if (base.is_string()) {
-    const auto parent = std::find_if(before.begin(), before.end(), [&](const DeviceCurves& c) { return c.id == base.get<std::string>(); });
-    if (parent == before.end()) return fail("plan_cost.bad_base", {{"file", std::string(what)}, {"base", base.get<std::string>()}});
+    const auto parent = std::find_if(before.begin(), before.end(),
+                                     [&](const DeviceCurves& c) { return c.id == base.get<std::string>(); });
+    if (parent == before.end())
+      return fail("plan_cost.bad_base", {{"file", std::string(what)}, {"base", base.get<std::string>()}});
     out = *parent;
     out.sources.clear();
     out.measured = false;
@@ -39,7 +45,9 @@ Status fill_device(const Json& item, const std::vector<DeviceCurves>& before, st
   return read_record(item, what, out);
 }
 
-Status fill_link(const Json& item, const std::vector<LinkCurves>&, std::string_view what, LinkCurves& out) { return read_record(item, what, out); }
+Status fill_link(const Json& item, const std::vector<LinkCurves>&, std::string_view what, LinkCurves& out) {
+  return read_record(item, what, out);
+}
 
 Result<CurveTables> load_tables() {
   CurveTables tables;
@@ -58,7 +66,8 @@ LinkCurves link_of(const CurveTables& tables, std::string_view kind) {
 }
 
 const DeviceCurves* device_of(const CurveTables& tables, std::string_view id) {
-  const auto found = std::find_if(tables.devices.begin(), tables.devices.end(), [&](const DeviceCurves& c) { return c.id == id; });
+  const auto found =
+      std::find_if(tables.devices.begin(), tables.devices.end(), [&](const DeviceCurves& c) { return c.id == id; });
   return found == tables.devices.end() ? nullptr : &*found;
 }
 

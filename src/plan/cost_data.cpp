@@ -9,8 +9,10 @@ namespace {
 void flatten(const Json& record, const std::string& prefix, std::map<std::string, const Json*>& out) {
   for (const auto& [key, value] : record.items()) {
     const std::string name = prefix.empty() ? key : prefix + "." + key;
-    if (value.is_object()) flatten(value, name, out);
-    else out.emplace(name, &value);
+    if (value.is_object())
+      flatten(value, name, out);
+    else
+      out.emplace(name, &value);
   }
 }
 
@@ -48,10 +50,14 @@ bool assign(const Json& value, std::vector<std::string>& out) {
 bool assign(const Json& value, Scheduler& out) {
   std::string name;
   if (!assign(value, name)) return false;
-  if (name == "static") out = Scheduler::kStatic;
-  else if (name == "mixed") out = Scheduler::kMixed;
-  else if (name == "prefill_first") out = Scheduler::kPrefillFirst;
-  else return false;
+  if (name == "static")
+    out = Scheduler::kStatic;
+  else if (name == "mixed")
+    out = Scheduler::kMixed;
+  else if (name == "prefill_first")
+    out = Scheduler::kPrefillFirst;
+  else
+    return false;
   return true;
 }
 
@@ -69,7 +75,8 @@ Status read(const Json& record, std::string_view what, Record& out) {
   });
   if (!wrong.empty()) return fail("plan_cost.bad_field", {{"file", std::string(what)}, {"field", wrong}});
   fields.erase("note");
-  if (!fields.empty()) return fail("plan_cost.unknown_field", {{"file", std::string(what)}, {"field", fields.begin()->first}});
+  if (!fields.empty())
+    return fail("plan_cost.unknown_field", {{"file", std::string(what)}, {"field", fields.begin()->first}});
   return {};
 }
 

@@ -8,8 +8,8 @@
 
 namespace fathom::plan {
 
-/// Fills the fields that `record` names ({"a": {"b": 1}} names "a.b") and leaves the others. An unknown name or a wrong type is
-/// an error that names `what` and the field; so is a number that is negative or not finite.
+/// Fills the fields that `record` names ({"a": {"b": 1}} names "a.b") and leaves the others. An unknown name or a wrong
+/// type is an error that names `what` and the field; so is a number that is negative or not finite.
 Status read_record(const Json& record, std::string_view what, DeviceCurves& out);
 Status read_record(const Json& record, std::string_view what, LinkCurves& out);
 Status read_record(const Json& record, std::string_view what, EngineProfile& out);

@@ -5,12 +5,17 @@
 namespace fathom::plan {
 namespace {
 
-double pass_seconds(const StepModel& m, const UnitProgram& program, const Load& shared, const Load& bound, bool bound_only, Parts* parts) {
+double pass_seconds(const StepModel& m, const UnitProgram& program, const Load& shared, const Load& bound,
+                    bool bound_only, Parts* parts) {
   double seconds = 0;
   for (const Unit& u : program.units)
-    if (!bound_only || u.phase_bound) seconds += static_cast<double>(u.repeats) * unit_seconds(u, u.phase_bound ? bound : shared, m.rates, m.layout, parts);
+    if (!bound_only || u.phase_bound)
+      seconds +=
+          static_cast<double>(u.repeats) * unit_seconds(u, u.phase_bound ? bound : shared, m.rates, m.layout, parts);
   for (const Kernel& k : program.rest.kernels)
-    if (!bound_only || k.phase_bound) seconds += static_cast<double>(k.repeats) * kernel_seconds(k, k.phase_bound ? bound : shared, m.rates, m.layout, parts);
+    if (!bound_only || k.phase_bound)
+      seconds +=
+          static_cast<double>(k.repeats) * kernel_seconds(k, k.phase_bound ? bound : shared, m.rates, m.layout, parts);
   return seconds;
 }
 
@@ -19,11 +24,21 @@ double pass_seconds(const StepModel& m, const UnitProgram& program, const Load& 
 double measured_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
   const MeasuredPasses& passes = *m.measured;
   const double decode_tokens = s.decodes * s.decode_tokens, replicas = static_cast<double>(m.layout.dp_attention);
-  const Load decode{.tokens = decode_tokens, .outputs = decode_tokens, .sequences = s.decodes, .visible = s.context, .keys = s.context, .replicas = replicas, .decode = true};
+  const Load decode{.tokens = decode_tokens,
+                    .outputs = decode_tokens,
+                    .sequences = s.decodes,
+                    .visible = s.context,
+                    .keys = s.context,
+                    .replicas = replicas,
+                    .decode = true};
   double seconds = 0;
   if (s.prompt_tokens > 0) {
-    const Load prompt{.tokens = s.prompt_tokens, .outputs = s.prompt_outputs, .sequences = s.prompt_tokens / std::max(s.prompt_length, 1.0), .visible = s.prompt_past + (s.prompt_length + 1) / 2,
-                      .keys = s.prompt_past + s.prompt_length, .replicas = replicas};
+    const Load prompt{.tokens = s.prompt_tokens,
+                      .outputs = s.prompt_outputs,
+                      .sequences = s.prompt_tokens / std::max(s.prompt_length, 1.0),
+                      .visible = s.prompt_past + (s.prompt_length + 1) / 2,
+                      .keys = s.prompt_past + s.prompt_length,
+                      .replicas = replicas};
     Load shared = prompt;
     shared.tokens += decode_tokens, shared.outputs += decode_tokens;
     const UnitProgram& program = s.prompt_past > 0 ? passes.resume : passes.prefill;
@@ -40,7 +55,8 @@ double measured_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
   }
   if (m.layout.pp > 1) {
     const bool network = m.layout.tp * m.layout.pp * m.layout.dp_attention > m.rates.domain;
-    const double sends = (m.layout.pp - 1) * send_seconds(network ? m.rates.inter : m.rates.intra, (s.prompt_tokens + decode_tokens) * m.hidden_bytes);
+    const double sends = (m.layout.pp - 1) * send_seconds(network ? m.rates.inter : m.rates.intra,
+                                                          (s.prompt_tokens + decode_tokens) * m.hidden_bytes);
     if (parts != nullptr) part(*parts, network ? BoundBy::kNetwork : BoundBy::kCommunication) += sends;
     seconds += sends;
   }
@@ -60,7 +76,10 @@ double measured_prompt(const StepModel& m, double tokens, Parts* parts) {
   double seconds = 0;
   for (double past = 0; past < tokens; past += m.measured->chunk) {
     const double own = std::min(m.measured->chunk, tokens - past);
-    const StepShape shape{.prompt_tokens = own, .prompt_length = own, .prompt_past = past, .prompt_outputs = past + own < tokens ? 0.0 : 1.0};
+    const StepShape shape{.prompt_tokens = own,
+                          .prompt_length = own,
+                          .prompt_past = past,
+                          .prompt_outputs = past + own < tokens ? 0.0 : 1.0};
     seconds += measured_seconds(m, shape, parts) + measured_step(m, shape, parts);
   }
   return seconds;

@@ -34,30 +34,41 @@ LowerInputs lower_inputs(const CostInputs& in, const EngineProfile& engine, cons
 Program lower_inference(const ModelTrace& trace, const LowerInputs& lower) {
   Program program;
   lower_trace(trace.embed, 1, lower, false, program);
-  for (const KindTrace& kind : trace.kinds) lower_trace(kind.forward, static_cast<double>(kind.layers), lower, false, program);
+  for (const KindTrace& kind : trace.kinds)
+    lower_trace(kind.forward, static_cast<double>(kind.layers), lower, false, program);
   lower_trace(trace.head, 1, lower, true, program);
   return program;
 }
 
-void lower_stage(const ModelTrace& trace, const Layout& layout, int stage, const LowerInputs& lower, TrainModel& model) {
+void lower_stage(const ModelTrace& trace, const Layout& layout, int stage, const LowerInputs& lower,
+                 TrainModel& model) {
   const std::vector<std::int64_t> counts = trace.stage_counts(layout, stage);
-  if (stage == 0) lower_trace(trace.embed, 1, lower, false, model.forward), lower_trace(trace.embed_backward, 1, lower, false, model.backward);
+  if (stage == 0)
+    lower_trace(trace.embed, 1, lower, false, model.forward),
+        lower_trace(trace.embed_backward, 1, lower, false, model.backward);
   for (std::size_t i = 0; i < trace.kinds.size(); ++i) {
     lower_trace(trace.kinds[i].forward, static_cast<double>(counts[i]), lower, false, model.forward);
     lower_trace(trace.kinds[i].backward, static_cast<double>(counts[i]), lower, false, model.backward);
     model.stage_layers += static_cast<double>(counts[i]);
   }
-  if (stage == layout.pp - 1) lower_trace(trace.head, 1, lower, true, model.forward), lower_trace(trace.head_backward, 1, lower, true, model.backward);
+  if (stage == layout.pp - 1)
+    lower_trace(trace.head, 1, lower, true, model.forward),
+        lower_trace(trace.head_backward, 1, lower, true, model.backward);
 }
 
 // ---------------------------------------------------------------- tasks
 
-BoundBy largest(const Parts& parts) { return static_cast<BoundBy>(std::max_element(parts.begin(), parts.end()) - parts.begin()); }
+BoundBy largest(const Parts& parts) {
+  return static_cast<BoundBy>(std::max_element(parts.begin(), parts.end()) - parts.begin());
+}
 
 /// Tokens that a decode step yields and what its drafts cost, for multi-token prediction.
-struct Speculation { double tokens = 1, drafted = 1, cost = 1; };
+struct Speculation {
+  double tokens = 1, drafted = 1, cost = 1;
+};
 Speculation speculation(int drafts, double layers) {
-  constexpr double kAccepted = 0.8;  // of drafted tokens, each given the one before it (DeepSeek-V3 report: 85-90 % of first drafts)
+  constexpr double kAccepted =
+      0.8;  // of drafted tokens, each given the one before it (DeepSeek-V3 report: 85-90 % of first drafts)
   Speculation s;
   double chance = 1;
   for (int i = 0; i < drafts; ++i) s.tokens += chance *= kAccepted;
@@ -71,7 +82,9 @@ struct Context {
   const EngineProfile& engine;
   ProvenanceTier tier;
   bool calibrated = false;
-  bool known() const { return engine.measured || calibrated || (engine.own_kernels && in.request->cluster.device.kernels); }
+  bool known() const {
+    return engine.measured || calibrated || (engine.own_kernels && in.request->cluster.device.kernels);
+  }
   Range range(double value, Metric metric) const { return with_range(value, metric, tier, known()); }
 };
 
@@ -110,7 +123,9 @@ void estimate_serve(const Context& c, const StepModel& model, TimeEstimate& out)
   const double tpot = result.tpot * s.cost / s.tokens;
   out.ttft_ms = c.range(result.ttft * kMs, Metric::kTtft);
   out.tpot_ms = c.range(tpot * kMs, Metric::kTpot);
-  const double rate = result.requests_per_second * replicas * (result.tpot > 0 ? (result.ttft + result.tpot * loop.output) / (result.ttft + tpot * loop.output) : 1);
+  const double rate =
+      result.requests_per_second * replicas *
+      (result.tpot > 0 ? (result.ttft + result.tpot * loop.output) / (result.ttft + tpot * loop.output) : 1);
   out.prefill_tokens_per_second = rate * loop.input;
   out.decode_tokens_per_second = rate * loop.output;
   out.output_tokens_per_second_per_gpu = rate * loop.output / model.layout.devices();
@@ -138,7 +153,9 @@ double forward_flops(const ModelTrace& trace, double sequence) {
   double flops = 0;
   const auto add = [&](const meta::Trace& part, double repeats) {
     for (const meta::OpRecord& op : part.ops) {
-      if (op.kind == meta::OpKind::kLinear || op.kind == meta::OpKind::kGroupedLinear || op.kind == meta::OpKind::kExperts) flops += op.flops.at(1, 1) * repeats;
+      if (op.kind == meta::OpKind::kLinear || op.kind == meta::OpKind::kGroupedLinear ||
+          op.kind == meta::OpKind::kExperts)
+        flops += op.flops.at(1, 1) * repeats;
       if (op.kind == meta::OpKind::kAttention) {
         double visible = (sequence + 1) / 2;
         if (op.window > 0) visible = std::min(visible, static_cast<double>(op.window));
@@ -160,7 +177,8 @@ void estimate_training(const Context& c, const Rates& rates, TimeEstimate& out) 
   const double seq = static_cast<double>(r.seq);
   const LowerInputs lower = lower_inputs(in, c.engine, rates, Phase::kTrain);
   const auto memory = memory_profile_of(r);
-  const bool alternate = memory && std::find((*memory)->selective_keeps.begin(), (*memory)->selective_keeps.end(), "every_second_linear") != (*memory)->selective_keeps.end();
+  const bool alternate = memory && std::find((*memory)->selective_keeps.begin(), (*memory)->selective_keeps.end(),
+                                             "every_second_linear") != (*memory)->selective_keeps.end();
   TrainResult slowest;
   for (int stage = 0; stage < l.pp; stage += std::max(1, l.pp - 1)) {
     TrainModel m;
@@ -197,26 +215,36 @@ TimeEstimate estimate_with(const Context& c, const Rates& rates, const StepModel
     out.engine_fell_back = true;
     out.provenance = std::max(out.provenance, ProvenanceTier::kMeasuredSibling);
   }
-  if (is_training(c.in.request->task)) estimate_training(c, rates, out);
-  else if (c.in.request->task == Task::kServe) estimate_serve(c, *model, out);
-  else estimate_chat(c, *model, out);
+  if (is_training(c.in.request->task))
+    estimate_training(c, rates, out);
+  else if (c.in.request->task == Task::kServe)
+    estimate_serve(c, *model, out);
+  else
+    estimate_chat(c, *model, out);
   return out;
 }
 
-UnitProgram group_inference(const CostInputs& in, const ModelTrace& trace, const LowerInputs& lower, const Calibration& calibration) {
+UnitProgram group_inference(const CostInputs& in, const ModelTrace& trace, const LowerInputs& lower,
+                            const Calibration& calibration) {
   UnitProgram program;
   add_units(trace.embed, 1, lower, in.layout, calibration, false, program);
-  for (const KindTrace& kind : trace.kinds) add_units(kind.forward, static_cast<double>(kind.layers), lower, in.layout, calibration, false, program);
+  for (const KindTrace& kind : trace.kinds)
+    add_units(kind.forward, static_cast<double>(kind.layers), lower, in.layout, calibration, false, program);
   add_units(trace.head, 1, lower, in.layout, calibration, true, program);
   return program;
 }
 
-std::shared_ptr<const MeasuredPasses> measured_passes(const CostInputs& in, const EngineProfile& engine, const Rates& rates, const std::shared_ptr<const Calibration>& calibration) {
+std::shared_ptr<const MeasuredPasses> measured_passes(const CostInputs& in, const EngineProfile& engine,
+                                                      const Rates& rates,
+                                                      const std::shared_ptr<const Calibration>& calibration) {
   auto passes = std::make_shared<MeasuredPasses>();
   passes->calibration = calibration;
   passes->prefill = group_inference(in, *in.prefill, lower_inputs(in, engine, rates, Phase::kPrefill), *calibration);
   passes->decode = group_inference(in, *in.decode, lower_inputs(in, engine, rates, Phase::kDecode), *calibration);
-  passes->resume = in.resume != nullptr ? group_inference(in, *in.resume, lower_inputs(in, engine, rates, Phase::kContinue), *calibration) : passes->prefill;
+  passes->resume =
+      in.resume != nullptr
+          ? group_inference(in, *in.resume, lower_inputs(in, engine, rates, Phase::kContinue), *calibration)
+          : passes->prefill;
   passes->logit_bytes = 4 * static_cast<double>(in.request->model->spec().vocabulary);
   passes->chunk = static_cast<double>(in.request->prefill_chunk > 0 ? in.request->prefill_chunk : engine.prefill_chunk);
   return passes;
@@ -247,14 +275,30 @@ struct RatesKey {
   const Calibration* calibration;
   bool operator==(const RatesKey&) const = default;
 };
-struct RatesEntry { RatesKey key; std::uint64_t number; Rates rates; ProvenanceTier tier; std::shared_ptr<const Calibration> calibration; };
+struct RatesEntry {
+  RatesKey key;
+  std::uint64_t number;
+  Rates rates;
+  ProvenanceTier tier;
+  std::shared_ptr<const Calibration> calibration;
+};
 
 const RatesEntry& kept_rates(const PlanRequest& r) {
   thread_local std::vector<std::unique_ptr<RatesEntry>> kept;
   thread_local std::uint64_t made = 0;
   const Device& d = r.cluster.device;
-  const RatesKey key{d.accelerator, r.engine, d.bandwidth_bytes_per_second, d.peak_flops[static_cast<std::size_t>(hardware::Precision::bf16)].value_or(0), r.cluster.intra.bytes_per_second,
-                     r.cluster.inter.bytes_per_second, r.cluster.host.bytes_per_second, r.cluster.domain, r.cluster.devices_per_node, d.probed, d.kernels, calibration_for(r).get()};
+  const RatesKey key{d.accelerator,
+                     r.engine,
+                     d.bandwidth_bytes_per_second,
+                     d.peak_flops[static_cast<std::size_t>(hardware::Precision::bf16)].value_or(0),
+                     r.cluster.intra.bytes_per_second,
+                     r.cluster.inter.bytes_per_second,
+                     r.cluster.host.bytes_per_second,
+                     r.cluster.domain,
+                     r.cluster.devices_per_node,
+                     d.probed,
+                     d.kernels,
+                     calibration_for(r).get()};
   for (const auto& entry : kept)
     if (entry->key == key) return *entry;
   if (kept.size() > 64) kept.clear();
@@ -262,8 +306,11 @@ const RatesEntry& kept_rates(const PlanRequest& r) {
   FATHOM_CHECK(tables.has_value(), "the tables were read when the request was parsed");
   const Curves curves = find_curves(**tables, r.cluster);
   const bool here = r.engine->own_kernels && (d.kernels || (key.calibration != nullptr && key.calibration->here));
-  const ProvenanceTier tier = here ? ProvenanceTier::kMeasuredHere : key.calibration != nullptr ? ProvenanceTier::kMeasuredSame : curves.tier;
-  kept.push_back(std::make_unique<RatesEntry>(RatesEntry{key, ++made, make_rates(r.cluster, curves, *r.engine), tier, calibration_for(r)}));
+  const ProvenanceTier tier = here                         ? ProvenanceTier::kMeasuredHere
+                              : key.calibration != nullptr ? ProvenanceTier::kMeasuredSame
+                                                           : curves.tier;
+  kept.push_back(std::make_unique<RatesEntry>(
+      RatesEntry{key, ++made, make_rates(r.cluster, curves, *r.engine), tier, calibration_for(r)}));
   return *kept.back();
 }
 
@@ -278,7 +325,8 @@ struct ModelKey {
 };
 struct ModelKeyHash {
   std::size_t operator()(const ModelKey& k) const {
-    std::size_t h = static_cast<std::size_t>(k.compute) * 131 + static_cast<std::size_t>(k.chunk) * 17 + k.rates * 2 + (k.offline ? 1 : 0);
+    std::size_t h = static_cast<std::size_t>(k.compute) * 131 + static_cast<std::size_t>(k.chunk) * 17 + k.rates * 2 +
+                    (k.offline ? 1 : 0);
     for (const std::uint64_t n : {k.prefill, k.decode, k.share}) h = h * 0x9E3779B97F4A7C15ULL + n;
     for (const void* p : {k.kv, k.weights}) h = h * 0x9E3779B97F4A7C15ULL + (reinterpret_cast<std::size_t>(p) >> 4);
     return h;
@@ -287,12 +335,21 @@ struct ModelKeyHash {
 
 StepModel& kept_model(const CostInputs& in, const RatesEntry& rates) {
   thread_local std::unordered_map<ModelKey, std::unique_ptr<StepModel>, ModelKeyHash> kept;
-  const ModelKey key{in.prefill->serial, in.decode->serial, in.share->serial, in.kv, in.weights, rates.number, in.request->prefill_chunk, in.request->compute ? static_cast<int>(*in.request->compute) : -1, in.request->task == Task::kChat};
+  const ModelKey key{in.prefill->serial,
+                     in.decode->serial,
+                     in.share->serial,
+                     in.kv,
+                     in.weights,
+                     rates.number,
+                     in.request->prefill_chunk,
+                     in.request->compute ? static_cast<int>(*in.request->compute) : -1,
+                     in.request->task == Task::kChat};
   if (kept.size() > 4096) kept.clear();
   std::unique_ptr<StepModel>& model = kept[key];
   if (model == nullptr) {
     model = std::make_unique<StepModel>(make_step_model(in, *in.request->engine, rates.rates));
-    if (rates.calibration != nullptr) model->measured = measured_passes(in, *in.request->engine, rates.rates, rates.calibration);
+    if (rates.calibration != nullptr)
+      model->measured = measured_passes(in, *in.request->engine, rates.rates, rates.calibration);
   }
   model->layout = in.layout;
   return *model;
@@ -327,7 +384,8 @@ std::shared_ptr<const Calibration> calibration_for(const PlanRequest& request) {
 
 TimeEstimate estimate_time(const CostInputs& inputs) {
   const RatesEntry& rates = kept_rates(*inputs.request);
-  const Context context{inputs, *inputs.request->engine, rates.tier, rates.calibration != nullptr && !is_training(inputs.request->task)};
+  const Context context{inputs, *inputs.request->engine, rates.tier,
+                        rates.calibration != nullptr && !is_training(inputs.request->task)};
   return estimate_with(context, rates.rates, is_training(inputs.request->task) ? nullptr : &kept_model(inputs, rates));
 }
 

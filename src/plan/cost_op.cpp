@@ -26,7 +26,12 @@ double OpPricer::seconds(const meta::OpRecord& op, const OpPass& pass) const {
   add_units(one, 1, inputs, layout_, calibration_ != nullptr ? *calibration_ : *empty_, false, program);
   const double own = pass.tokens / std::max(pass.sequences, 1.0);
   // Rates of this record are counts: only what attention sees goes by the pass.
-  const Load load{.tokens = pass.tokens, .outputs = pass.tokens, .sequences = pass.sequences, .visible = pass.decode ? pass.keys : pass.keys - (own - 1) / 2, .keys = pass.keys, .decode = pass.decode};
+  const Load load{.tokens = pass.tokens,
+                  .outputs = pass.tokens,
+                  .sequences = pass.sequences,
+                  .visible = pass.decode ? pass.keys : pass.keys - (own - 1) / 2,
+                  .keys = pass.keys,
+                  .decode = pass.decode};
   double seconds = 0;
   for (const Unit& unit : program.units) seconds += unit_seconds(unit, load, rates_, layout_, nullptr);
   for (const Kernel& kernel : program.rest.kernels) seconds += kernel_seconds(kernel, load, rates_, layout_, nullptr);

@@ -26,7 +26,8 @@ Arithmetic arithmetic_of(double bytes, const LowerInputs& in) {
     const Precision p = *in.compute;
     const bool narrow = p == Precision::fp8 || p == Precision::int8 || p == Precision::fp4;
     if (narrow && native(*in.rates, p)) return {p, false, true};
-    if (in.phase == Phase::kTrain) return {Precision::bf16, in.weights != nullptr && in.weights->unpacks && bytes < 1.6, false};
+    if (in.phase == Phase::kTrain)
+      return {Precision::bf16, in.weights != nullptr && in.weights->unpacks && bytes < 1.6, false};
   }
   if (bytes >= 1.6 || in.weights == nullptr) return {};
   if (in.weights->unpacks) return {Precision::bf16, true, false};
@@ -38,12 +39,19 @@ Arithmetic arithmetic_of(double bytes, const LowerInputs& in) {
 
 class Lowerer {
  public:
-  Lowerer(const LowerInputs& in, double repeats, bool head, Program& program) : in_(in), engine_(*in.engine), repeats_(static_cast<float>(repeats)), head_(head), program_(program), first_(program.kernels.size()) {}
+  Lowerer(const LowerInputs& in, double repeats, bool head, Program& program)
+      : in_(in),
+        engine_(*in.engine),
+        repeats_(static_cast<float>(repeats)),
+        head_(head),
+        program_(program),
+        first_(program.kernels.size()) {}
 
   void run(const meta::Trace& trace) {
     for (const OpRecord& op : trace.ops) lower(op);
     if (pending_.per_token > 0 || pending_.fixed > 0) add(Kernel::Kind::kElementwise, 0).sequence = true;
-    for (std::size_t i = first_; i < program_.kernels.size(); ++i) program_.launches += static_cast<double>(program_.kernels[i].launches) * repeats_;
+    for (std::size_t i = first_; i < program_.kernels.size(); ++i)
+      program_.launches += static_cast<double>(program_.kernels[i].launches) * repeats_;
   }
 
  private:
@@ -87,7 +95,8 @@ class Lowerer {
 
   double bytes_per_element(const OpRecord& op) const {
     if (op.weight_elements == 0) return 2;
-    if (in_.bytes != nullptr && op.weight_class >= 0 && in_.bytes->per_element[static_cast<std::size_t>(op.weight_class)] > 0)
+    if (in_.bytes != nullptr && op.weight_class >= 0 &&
+        in_.bytes->per_element[static_cast<std::size_t>(op.weight_class)] > 0)
       return in_.bytes->per_element[static_cast<std::size_t>(op.weight_class)];
     return static_cast<double>(op.weight_bytes) / static_cast<double>(op.weight_elements);
   }
@@ -96,11 +105,14 @@ class Lowerer {
     const double per_element = bytes_per_element(op);
     const Arithmetic how = arithmetic_of(per_element, in_);
     const std::uint32_t source = op.inputs[0];
-    const bool fuse = engine_.lowering.fuse_qkv && engine_.lowering.fuse_gate_up && !op.in_place && !op.backward && op.kind == OpKind::kLinear && source != 0;
+    const bool fuse = engine_.lowering.fuse_qkv && engine_.lowering.fuse_gate_up && !op.in_place && !op.backward &&
+                      op.kind == OpKind::kLinear && source != 0;
     if (fuse) {
       for (std::size_t i = first_; i < program_.kernels.size(); ++i) {
         Kernel& earlier = program_.kernels[i];
-        if (earlier.kind != Kernel::Kind::kProduct || inputs_[i - base()] != source || earlier.precision != how.precision || earlier.unpacks != how.unpacks || earlier.launches == 0) continue;
+        if (earlier.kind != Kernel::Kind::kProduct || inputs_[i - base()] != source ||
+            earlier.precision != how.precision || earlier.unpacks != how.unpacks || earlier.launches == 0)
+          continue;
         earlier.flops += op.flops;
         earlier.weight_bytes += per_element * static_cast<double>(op.weight_elements);
         earlier.weight_elements += static_cast<double>(op.weight_elements);
@@ -109,7 +121,8 @@ class Lowerer {
       }
     }
     rotating_ = false;
-    Kernel& kernel = add(Kernel::Kind::kProduct, 1 + (how.quantizes && !op.weight_gradient ? engine_.lowering.quantize_kernels : 0));
+    Kernel& kernel =
+        add(Kernel::Kind::kProduct, 1 + (how.quantizes && !op.weight_gradient ? engine_.lowering.quantize_kernels : 0));
     inputs_.back() = source;
     kernel.precision = how.precision;
     kernel.unpacks = how.unpacks;
@@ -130,9 +143,12 @@ class Lowerer {
   }
 
   void attention(const OpRecord& op) {
-    const bool further = !program_.kernels.empty() && program_.kernels.size() > first_ && program_.kernels.back().kind == Kernel::Kind::kAttention && op.read_bytes.per_token < program_.kernels.back().bytes.per_token / 4;
+    const bool further = !program_.kernels.empty() && program_.kernels.size() > first_ &&
+                         program_.kernels.back().kind == Kernel::Kind::kAttention &&
+                         op.read_bytes.per_token < program_.kernels.back().bytes.per_token / 4;
     rotating_ = false;
-    Kernel& kernel = add(op.kind == OpKind::kIndexSelect ? Kernel::Kind::kIndexer : Kernel::Kind::kAttention, further ? 0 : engine_.lowering.attention_kernels);
+    Kernel& kernel = add(op.kind == OpKind::kIndexSelect ? Kernel::Kind::kIndexer : Kernel::Kind::kAttention,
+                         further ? 0 : engine_.lowering.attention_kernels);
     kernel.phase_bound = true;
     kernel.backward = op.backward;
     kernel.rows = op.rows;
@@ -144,7 +160,8 @@ class Lowerer {
     kernel.ratio = static_cast<double>(std::max<std::int64_t>(op.ratio, 1));
     kernel.top_k = op.kind == OpKind::kIndexSelect ? 0 : static_cast<double>(op.top_k);
     kernel.ring = op.segment == tensor::KvSegment::Kind::kRingPast;
-    kernel.fresh = op.segment == tensor::KvSegment::Kind::kFresh || op.segment == tensor::KvSegment::Kind::kFreshEntries;
+    kernel.fresh =
+        op.segment == tensor::KvSegment::Kind::kFresh || op.segment == tensor::KvSegment::Kind::kFreshEntries;
   }
 
   void experts(const OpRecord& op) {
@@ -178,16 +195,22 @@ class Lowerer {
     const Lowering& l = engine_.lowering;
     switch (op.kind) {
       case OpKind::kLinear:
-      case OpKind::kGroupedLinear: return product(op);
+      case OpKind::kGroupedLinear:
+        return product(op);
       case OpKind::kAttention:
-      case OpKind::kIndexSelect: return attention(op);
-      case OpKind::kExperts: return experts(op);
-      case OpKind::kAllReduce: return exchange(op, Kernel::Kind::kReduce);
+      case OpKind::kIndexSelect:
+        return attention(op);
+      case OpKind::kExperts:
+        return experts(op);
+      case OpKind::kAllReduce:
+        return exchange(op, Kernel::Kind::kReduce);
       case OpKind::kAllGather:
       case OpKind::kReduceScatter:
-      case OpKind::kAllToAll: return exchange(op, Kernel::Kind::kGather);
+      case OpKind::kAllToAll:
+        return exchange(op, Kernel::Kind::kGather);
       case OpKind::kRope:
-      case OpKind::kCacheWrite: return rotate(op);
+      case OpKind::kCacheWrite:
+        return rotate(op);
       case OpKind::kRmsNorm:
       case OpKind::kLayerNorm:
         if (op.rows.per_token > 1 && !op.backward) return rotate(op);
@@ -202,10 +225,14 @@ class Lowerer {
         }
         return elementwise(op, l.other_kernels);
       case OpKind::kSwiglu:
-      case OpKind::kGelu: return elementwise(op, l.activation_kernels);
-      case OpKind::kRoute: return elementwise(op, 2 * l.other_kernels);
-      case OpKind::kZero: return;
-      default: return elementwise(op, l.other_kernels);
+      case OpKind::kGelu:
+        return elementwise(op, l.activation_kernels);
+      case OpKind::kRoute:
+        return elementwise(op, 2 * l.other_kernels);
+      case OpKind::kZero:
+        return;
+      default:
+        return elementwise(op, l.other_kernels);
     }
   }
 
@@ -228,11 +255,14 @@ double cache_row_bytes(const meta::OpRecord& op, const KvFormat* kv) {
   const double plain = op.kv_heads * static_cast<double>(op.key_dim + (op.shares_value ? 0 : op.value_dim));
   const double shared = op.shared_key_dim;
   if (kv == nullptr) return 2 * (plain + shared);
-  const auto per = [](const KvFormat::Part& part) { return (part.bits + (part.block > 0 ? part.block_bits / static_cast<double>(part.block) : 0)) / 8; };
+  const auto per = [](const KvFormat::Part& part) {
+    return (part.bits + (part.block > 0 ? part.block_bits / static_cast<double>(part.block) : 0)) / 8;
+  };
   const auto or_all = [&](const KvFormat::Part& part) { return per(part.bits > 0 ? part : kv->all); };
   if (op.kind == OpKind::kIndexSelect) return plain * or_all(kv->index);
   if (!(op.shares_value && op.kv_heads == 1)) return (plain + shared) * per(kv->all);
-  if (op.ratio > 1 && kv->entry_latent.bits > 0) return plain * per(kv->entry_latent) + shared * or_all(kv->entry_rope) + kv->entry_pad_bits / 8;
+  if (op.ratio > 1 && kv->entry_latent.bits > 0)
+    return plain * per(kv->entry_latent) + shared * or_all(kv->entry_rope) + kv->entry_pad_bits / 8;
   return plain * or_all(kv->latent) + shared * or_all(kv->rope);
 }
 

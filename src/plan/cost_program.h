@@ -1,5 +1,5 @@
-// Program: what an engine launches for a pass over a model, lowered from records: products of one input become one, elementwise
-// neighbours merge, and each kernel carries only what its price needs.
+// Program: what an engine launches for a pass over a model, lowered from records: products of one input become one,
+// elementwise neighbours merge, and each kernel carries only what its price needs.
 #pragma once
 #include <vector>
 
@@ -12,19 +12,19 @@ namespace fathom::plan {
 struct Kernel {
   enum class Kind : std::uint8_t { kProduct, kElementwise, kAttention, kIndexer, kExperts, kReduce, kGather };
   Kind kind = Kind::kElementwise;
-  bool phase_bound = false;          // stays with its phase when prompts and decodes share a step
+  bool phase_bound = false;  // stays with its phase when prompts and decodes share a step
   bool weight_gradient = false, backward = false, frozen = false;
   bool unpacks = false, latent = false, is_head = false;
-  bool sequence = false;             // works on the residual stream: split by sequence parallelism
+  bool sequence = false;  // works on the residual stream: split by sequence parallelism
   hardware::Precision precision = hardware::Precision::bf16;
   float launches = 1;
-  float repeats = 1;                 // layers
-  meta::Rate rows, flops, bytes;     // bytes: activations read and written
-  meta::Rate apart;                  // bytes of a kernel of its own beside this one: casts into the product's format
+  float repeats = 1;              // layers
+  meta::Rate rows, flops, bytes;  // bytes: activations read and written
+  meta::Rate apart;               // bytes of a kernel of its own beside this one: casts into the product's format
   double weight_bytes = 0, weight_elements = 0;
   // attention, indexer
-  double row_bytes = 0;              // cache bytes a visible row, one sequence
-  double row_flops = 0;              // a visible row and query token
+  double row_bytes = 0;  // cache bytes a visible row, one sequence
+  double row_flops = 0;  // a visible row and query token
   double window = 0, ratio = 1, top_k = 0;
   bool ring = false, fresh = false;
   // experts
@@ -35,7 +35,7 @@ struct Kernel {
 
 struct Program {
   std::vector<Kernel> kernels;
-  double launches = 0;               // kernels of one pass, when nothing is replayed
+  double launches = 0;  // kernels of one pass, when nothing is replayed
 };
 
 /// What lowering needs beside records.
@@ -46,7 +46,7 @@ struct LowerInputs {
   const KvFormat* kv = nullptr;
   const Rates* rates = nullptr;
   Phase phase = Phase::kPrefill;
-  bool adapters = false;             // LoRA: frozen weights have no gradients
+  bool adapters = false;                       // LoRA: frozen weights have no gradients
   std::optional<hardware::Precision> compute;  // training: of the products
 };
 

@@ -5,7 +5,9 @@
 namespace fathom::plan {
 namespace {
 
-struct Width { double below, above; };  // measured / predicted time, 5th and 95th percentile of rows held out
+struct Width {
+  double below, above;
+};  // measured / predicted time, 5th and 95th percentile of rows held out
 
 /// By metric, for hardware with curves of its own.
 constexpr std::array<Width, 5> kWidths{{{0.65, 2.5}, {0.68, 1.38}, {0.78, 1.3}, {0.7, 1.22}, {0.76, 1.32}}};

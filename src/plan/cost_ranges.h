@@ -6,8 +6,8 @@ namespace fathom::plan {
 
 enum class Metric : std::uint8_t { kTtft, kTpot, kPrefill, kDecode, kTrain };
 
-/// value with the range that 90 % of measurements of that metric fell into when they were predicted without having been seen
-/// (docs/cost-model.md has the figures).
+/// value with the range that 90 % of measurements of that metric fell into when they were predicted without having been
+/// seen (docs/cost-model.md has the figures).
 Range with_range(double value, Metric metric, ProvenanceTier tier, bool engine_known);
 
 }  // namespace fathom::plan

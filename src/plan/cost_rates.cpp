@@ -48,8 +48,11 @@ Rates make_rates(const Cluster& cluster, const Curves& curves, const EngineProfi
   r.product_floor = c.kernel_floor * engine.product_kernel;
   r.small_floor = c.small_floor * engine.small_kernel;
   r.blend = c.blend;
-  for (std::size_t i = 0; i < r.product.size(); ++i) r.product[i] = cluster.device.peak_flops[i].value_or(0) * c.gemm[i] * engine.gemm[i];
-  const std::size_t half = r.product[index(hardware::Precision::bf16)] > 0 ? index(hardware::Precision::bf16) : r.product[index(hardware::Precision::fp16)] > 0 ? index(hardware::Precision::fp16) : index(hardware::Precision::fp32);
+  for (std::size_t i = 0; i < r.product.size(); ++i)
+    r.product[i] = cluster.device.peak_flops[i].value_or(0) * c.gemm[i] * engine.gemm[i];
+  const std::size_t half = r.product[index(hardware::Precision::bf16)] > 0   ? index(hardware::Precision::bf16)
+                           : r.product[index(hardware::Precision::fp16)] > 0 ? index(hardware::Precision::fp16)
+                                                                             : index(hardware::Precision::fp32);
   const double peak16 = cluster.device.peak_flops[half].value_or(1e9);
   if (r.product[half] <= 0) r.product[half] = peak16 * 0.5;
   r.product[index(hardware::Precision::bf16)] = std::max(r.product[index(hardware::Precision::bf16)], r.product[half]);
@@ -92,7 +95,8 @@ double all_gather_seconds(const LinkRates& link, int ranks, double bytes) {
 double all_to_all_seconds(const LinkRates& link, int ranks, double bytes) {
   if (ranks <= 1 || link.bytes_per_second <= 0) return 0;
   const double n = ranks;
-  return link.direct_seconds + (n - 2) * link.direct_rank_seconds + (n - 1) / n * bytes / link.all_to_all_bytes_per_second;
+  return link.direct_seconds + (n - 2) * link.direct_rank_seconds +
+         (n - 1) / n * bytes / link.all_to_all_bytes_per_second;
 }
 
 double send_seconds(const LinkRates& link, double bytes) {

@@ -1,5 +1,5 @@
-// Rates: absolute seconds, bytes and FLOPs a second of one device under one engine: curves times catalog peaks times the
-// engine's own kernels. Made once a (cluster, engine); everything below it is arithmetic.
+// Rates: absolute seconds, bytes and FLOPs a second of one device under one engine: curves times catalog peaks times
+// the engine's own kernels. Made once a (cluster, engine); everything below it is arithmetic.
 #pragma once
 #include <array>
 
@@ -17,22 +17,22 @@ struct LinkRates {
 };
 
 struct Rates {
-  double stream = 0;                 // bytes a second, large reads
-  double elementwise = 0;            // bytes a second
+  double stream = 0;       // bytes a second, large reads
+  double elementwise = 0;  // bytes a second
   double cache_stream = 0, latent_stream = 0;
   double expert_stream = 0;
-  double unpack_share = 1;           // of `stream`, packed weights
+  double unpack_share = 1;  // of `stream`, packed weights
   double product_floor = 0, small_floor = 0;
   double blend = 3;
-  std::array<double, hardware::kPrecisionCount> product{};  // FLOP/s; 0: not native
-  double unpack_product = 0;         // FLOP/s of products that unpack weights, large
-  double expert_share = 1;           // of `product`, grouped
-  double gradient_product = 1;       // of `product`, gradients of weights
+  std::array<double, hardware::kPrecisionCount> product{};              // FLOP/s; 0: not native
+  double unpack_product = 0;                                            // FLOP/s of products that unpack weights, large
+  double expert_share = 1;                                              // of `product`, grouped
+  double gradient_product = 1;                                          // of `product`, gradients of weights
   double attention = 0, attention_half = 0, attention_backward = 0.75;  // FLOP/s, keys, against forward
-  double decode_attention = 0;       // FLOP/s of decode attention
+  double decode_attention = 0;                                          // FLOP/s of decode attention
   double expert_independence = 0.85, expert_spill = 1.4, expert_imbalance = 0.25;
   double host = 1;
-  double host_link = 0;              // bytes a second to host memory
+  double host_link = 0;  // bytes a second to host memory
   LinkRates intra, inter;
   int domain = 1, devices_per_node = 1;
 };

@@ -21,7 +21,8 @@ Chunks chunks_of(double input, double budget) {
   return c;
 }
 
-/// Of k prompts that came together and go through `together` at a time, those that one of them sees before its first token.
+/// Of k prompts that came together and go through `together` at a time, those that one of them sees before its first
+/// token.
 double met_of(double k, double together) { return (k + std::min(k, together)) / 2 - 1; }
 
 /// Time goes by in steps: users come back when a step has ended and are looked for before the next one.
@@ -69,7 +70,8 @@ class LoopSolver {
     together_ = std::max(1.0, room / std::max(loop_.input, 1.0));
     own_ = stall_ = 0;
     if (loop_.input <= 0) return;
-    StepShape prompt{.prompt_tokens = c.tokens, .prompt_length = c.tokens, .prompt_past = c.past, .prompt_outputs = 1 / c.count};
+    StepShape prompt{
+        .prompt_tokens = c.tokens, .prompt_length = c.tokens, .prompt_past = c.past, .prompt_outputs = 1 / c.count};
     if (e_.scheduler == Scheduler::kMixed) {
       prompt.decodes = decodes;
       prompt.context = context_;
@@ -86,12 +88,13 @@ class LoopSolver {
   void iterate() {
     price();
     const double steps = std::max(loop_.output - 1, 0.0), users = others_ + 1;
-    // Prompts that come between two looks at the queue: users are back within a part of their cycle (`spread`), at the least
-    // in the time that their prompts take one after another.
+    // Prompts that come between two looks at the queue: users are back within a part of their cycle (`spread`), at the
+    // least in the time that their prompts take one after another.
     const double window = std::max(steps * e_.spread + chunks_ + users / together_, 1.0);
     const double coming = std::min(users / window * std::max(e_.poll_steps, chunks_), others_);
     shared_ = std::min(met_of(1 + coming, together_), others_);
-    // What is left of the step in progress, or of the steps until the next look: steps with prompts are longer and met more often.
+    // What is left of the step in progress, or of the steps until the next look: steps with prompts are longer and met
+    // more often.
     const double inside = std::min(users / window * chunks_, together_);
     const double mean = step_ + inside * stall_;
     const double square = std::min(mean * mean + inside * stall_ * stall_, std::pow(step_ + together_ * stall_, 2));
@@ -108,8 +111,9 @@ class LoopSolver {
   const EngineProfile& e_;
   const Loop& loop_;
   double running_ = 1, decoding_ = 1, pipeline_ = 1, context_ = 0, others_ = 0;
-  double step_ = 0, stall_ = 0, own_ = 0, chunks_ = 1, together_ = 1;  // seconds; steps that a prompt fills; prompts that fit a step
-  double looking_ = 0, shared_ = 0, meets_ = 0;                        // seconds until a step takes a prompt; prompts beside and after it
+  double step_ = 0, stall_ = 0, own_ = 0, chunks_ = 1,
+         together_ = 1;                          // seconds; steps that a prompt fills; prompts that fit a step
+  double looking_ = 0, shared_ = 0, meets_ = 0;  // seconds until a step takes a prompt; prompts beside and after it
   Parts parts_{};
 };
 
@@ -127,10 +131,17 @@ BatchResult static_batch(const StepModel& m, double sequences, double input, dou
   } else if (input > 0) {
     // Chunked engines cut long prompts; a static batch is one pass. Either way a chunk is a step.
     const double total = sequences * input;
-    const double passes = e.scheduler == Scheduler::kStatic ? 1 : std::max(1.0, std::ceil(total / static_cast<double>(e.max_batched_tokens)));
+    const double passes = e.scheduler == Scheduler::kStatic
+                              ? 1
+                              : std::max(1.0, std::ceil(total / static_cast<double>(e.max_batched_tokens)));
     const double per_pass = total / passes, length = std::min(input, per_pass);
     const double cuts = std::max(1.0, input / length);
-    result.prefill = passes * step_seconds(m, {.prompt_tokens = per_pass, .prompt_length = length, .prompt_past = (input - input / cuts) / 2, .prompt_outputs = sequences / passes}, &result.prefill_parts);
+    result.prefill = passes * step_seconds(m,
+                                           {.prompt_tokens = per_pass,
+                                            .prompt_length = length,
+                                            .prompt_past = (input - input / cuts) / 2,
+                                            .prompt_outputs = sequences / passes},
+                                           &result.prefill_parts);
     result.prefill += e.host.request * m.rates.host;
   }
   const double decodes = sequences / pipeline;

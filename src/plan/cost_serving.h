@@ -11,11 +11,11 @@ struct Loop {
 };
 
 struct LoopResult {
-  double ttft = 0, tpot = 0;     // seconds
+  double ttft = 0, tpot = 0;       // seconds
   double requests_per_second = 0;  // of one replica
-  double running = 0;            // sequences admitted, mean
-  double decoding = 0;           // of them past their prompt, mean
-  Parts parts{};                 // of a mean step
+  double running = 0;              // sequences admitted, mean
+  double decoding = 0;             // of them past their prompt, mean
+  Parts parts{};                   // of a mean step
 };
 
 LoopResult solve_loop(const StepModel& model, const Loop& loop);

@@ -1,7 +1,7 @@
-#include "plan/cost_measured.h"
-
 #include <algorithm>
 #include <cmath>
+
+#include "plan/cost_measured.h"
 
 namespace fathom::plan {
 namespace {
@@ -28,7 +28,8 @@ double product_seconds(const Kernel& k, const Load& load, const Rates& r, Parts*
   const double compute = flops / (rate * (k.weight_gradient ? r.gradient_product : 1));
   const double floor = r.product_floor + (static_cast<double>(k.launches) - 1) * r.small_floor;
   const double busy = blend(streamed, compute, r.blend);
-  charge(parts, streamed > compute && weights > 0.5 * streamed ? BoundBy::kWeights : BoundBy::kCompute, busy * static_cast<double>(k.repeats));
+  charge(parts, streamed > compute && weights > 0.5 * streamed ? BoundBy::kWeights : BoundBy::kCompute,
+         busy * static_cast<double>(k.repeats));
   const double casts = k.apart.at(load.tokens, load.outputs) / r.elementwise;
   charge(parts, BoundBy::kLaunch, floor * static_cast<double>(k.repeats));
   charge(parts, BoundBy::kCompute, casts * static_cast<double>(k.repeats));
@@ -41,13 +42,18 @@ double attention_seconds(const Kernel& k, const Load& load, const Rates& r, Part
   visible /= k.ratio, keys /= k.ratio;
   if (k.top_k > 0) visible = std::min(visible, k.top_k), keys = load.decode ? std::min(keys, k.top_k) : keys;
   const double flops = k.row_flops * visible * load.tokens * (k.backward ? 2.5 : 1);
-  const double rate = load.decode ? r.decode_attention : r.attention * keys / (keys + r.attention_half) * (k.backward ? r.attention_backward : 1);
+  const double rate = load.decode
+                          ? r.decode_attention
+                          : r.attention * keys / (keys + r.attention_half) * (k.backward ? r.attention_backward : 1);
   const double cache = load.sequences * keys * k.row_bytes;
-  const double streamed = load.decode ? cache / (k.latent ? r.latent_stream : r.cache_stream) + k.bytes.at(load.tokens, load.outputs) / r.elementwise : (cache + k.bytes.at(load.tokens, load.outputs)) / r.stream;
+  const double streamed = load.decode ? cache / (k.latent ? r.latent_stream : r.cache_stream) +
+                                            k.bytes.at(load.tokens, load.outputs) / r.elementwise
+                                      : (cache + k.bytes.at(load.tokens, load.outputs)) / r.stream;
   const double compute = rate > 0 ? flops / rate : 0;
   const double floor = static_cast<double>(k.launches) * (load.decode ? r.small_floor : r.product_floor);
   const double busy = blend(streamed, compute, r.blend);
-  charge(parts, load.decode && streamed > compute ? BoundBy::kKv : BoundBy::kCompute, busy * static_cast<double>(k.repeats));
+  charge(parts, load.decode && streamed > compute ? BoundBy::kKv : BoundBy::kCompute,
+         busy * static_cast<double>(k.repeats));
   charge(parts, BoundBy::kLaunch, floor * static_cast<double>(k.repeats));
   return floor + busy;
 }
@@ -61,11 +67,13 @@ double experts_seconds(const Kernel& k, const Load& load, const Rates& r, const 
   hit = std::max(hit, std::min(1.0, chance));
   const double local = k.experts_here;
   const bool spread = layout.ep > 1 && !load.balanced;
-  const double spill = spread ? 1 + r.expert_spill * std::sqrt(std::max(0.0, 1 - hit) / std::max(local * hit, 0.05)) : 1;  // the fullest of a group
+  const double spill = spread ? 1 + r.expert_spill * std::sqrt(std::max(0.0, 1 - hit) / std::max(local * hit, 0.05))
+                              : 1;  // the fullest of a group
   const double read = std::min(1.0, hit * std::min(spill, 3.0));
   const double imbalance = spread ? 1 + r.expert_imbalance * std::min(1.0, tokens / 512) : 1;
   const double assigned = tokens * k.experts_per_token * local / k.experts_total * imbalance;
-  const double rate = (k.unpacks ? r.unpack_product : r.product[static_cast<std::size_t>(k.precision)]) * r.expert_share;
+  const double rate =
+      (k.unpacks ? r.unpack_product : r.product[static_cast<std::size_t>(k.precision)]) * r.expert_share;
   const double compute = assigned * k.expert_flops / (rate * (k.weight_gradient ? r.gradient_product : 1));
   const double stream = r.expert_stream * (k.unpacks ? r.unpack_share : 1);
   // Gathered replicas' rows are all there; sent to their experts, a row is there once for each of them.
@@ -86,7 +94,8 @@ double reduce_seconds(const Kernel& k, const Load& load, const Rates& r, const L
   const auto reduce = [&](int ranks) {
     if (ranks <= r.domain) return all_reduce_seconds(r.intra, ranks, bytes);
     network = true;
-    return all_reduce_seconds(r.intra, r.domain, bytes) + all_reduce_seconds(r.inter, (ranks + r.domain - 1) / r.domain, bytes / r.domain);
+    return all_reduce_seconds(r.intra, r.domain, bytes) +
+           all_reduce_seconds(r.inter, (ranks + r.domain - 1) / r.domain, bytes / r.domain);
   };
   if (k.group == tensor::Group::kExpert && layout.dp_attention > 1) {
     // Rows of all replicas are gathered before the experts and summed back after them.
@@ -105,15 +114,21 @@ double reduce_seconds(const Kernel& k, const Load& load, const Rates& r, const L
 
 double kernel_seconds(const Kernel& k, const Load& load, const Rates& r, const Layout& layout, Parts* parts) {
   switch (k.kind) {
-    case Kernel::Kind::kProduct: return product_seconds(k, load, r, parts);
+    case Kernel::Kind::kProduct:
+      return product_seconds(k, load, r, parts);
     case Kernel::Kind::kAttention:
-    case Kernel::Kind::kIndexer: return attention_seconds(k, load, r, parts);
-    case Kernel::Kind::kExperts: return experts_seconds(k, load, r, layout, parts);
+    case Kernel::Kind::kIndexer:
+      return attention_seconds(k, load, r, parts);
+    case Kernel::Kind::kExperts:
+      return experts_seconds(k, load, r, layout, parts);
     case Kernel::Kind::kReduce:
-    case Kernel::Kind::kGather: return reduce_seconds(k, load, r, layout, parts);
-    case Kernel::Kind::kElementwise: break;
+    case Kernel::Kind::kGather:
+      return reduce_seconds(k, load, r, layout, parts);
+    case Kernel::Kind::kElementwise:
+      break;
   }
-  const double floor = static_cast<double>(k.launches) * r.small_floor, busy = k.bytes.at(load.tokens, load.outputs) / r.elementwise;
+  const double floor = static_cast<double>(k.launches) * r.small_floor,
+               busy = k.bytes.at(load.tokens, load.outputs) / r.elementwise;
   charge(parts, BoundBy::kLaunch, floor * static_cast<double>(k.repeats));
   charge(parts, BoundBy::kCompute, busy * static_cast<double>(k.repeats));
   return floor + busy;
@@ -121,11 +136,13 @@ double kernel_seconds(const Kernel& k, const Load& load, const Rates& r, const L
 
 namespace {
 
-double program_seconds(const StepModel& m, const Program& program, const Load& shared, const Load& bound, bool bound_only, Parts* parts) {
+double program_seconds(const StepModel& m, const Program& program, const Load& shared, const Load& bound,
+                       bool bound_only, Parts* parts) {
   double seconds = 0;
   for (const Kernel& k : program.kernels) {
     if (bound_only && !k.phase_bound) continue;
-    seconds += kernel_seconds(k, k.phase_bound ? bound : shared, m.rates, m.layout, parts) * static_cast<double>(k.repeats);
+    seconds +=
+        kernel_seconds(k, k.phase_bound ? bound : shared, m.rates, m.layout, parts) * static_cast<double>(k.repeats);
   }
   return seconds;
 }
@@ -135,11 +152,21 @@ double program_seconds(const StepModel& m, const Program& program, const Load& s
 double device_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
   if (m.measured != nullptr) return measured_seconds(m, s, parts);
   const double decode_tokens = s.decodes * s.decode_tokens;
-  Load decode{.tokens = decode_tokens, .outputs = decode_tokens, .sequences = s.decodes, .visible = s.context, .keys = s.context, .replicas = static_cast<double>(m.layout.dp_attention), .decode = true};
+  Load decode{.tokens = decode_tokens,
+              .outputs = decode_tokens,
+              .sequences = s.decodes,
+              .visible = s.context,
+              .keys = s.context,
+              .replicas = static_cast<double>(m.layout.dp_attention),
+              .decode = true};
   double seconds = 0;
   if (s.prompt_tokens > 0) {
-    Load prompt{.tokens = s.prompt_tokens, .outputs = s.prompt_outputs, .sequences = s.prompt_tokens / std::max(s.prompt_length, 1.0), .visible = s.prompt_past + (s.prompt_length + 1) / 2,
-                .keys = s.prompt_past + s.prompt_length, .replicas = static_cast<double>(m.layout.dp_attention)};
+    Load prompt{.tokens = s.prompt_tokens,
+                .outputs = s.prompt_outputs,
+                .sequences = s.prompt_tokens / std::max(s.prompt_length, 1.0),
+                .visible = s.prompt_past + (s.prompt_length + 1) / 2,
+                .keys = s.prompt_past + s.prompt_length,
+                .replicas = static_cast<double>(m.layout.dp_attention)};
     Load shared = prompt;
     shared.tokens += decode_tokens;
     shared.outputs += decode_tokens;
@@ -150,7 +177,8 @@ double device_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
   }
   if (m.layout.pp > 1) {
     const bool network = m.layout.tp * m.layout.pp * m.layout.dp_attention > m.rates.domain;
-    const double sends = (m.layout.pp - 1) * send_seconds(network ? m.rates.inter : m.rates.intra, (s.prompt_tokens + decode_tokens) * m.hidden_bytes);
+    const double sends = (m.layout.pp - 1) * send_seconds(network ? m.rates.inter : m.rates.intra,
+                                                          (s.prompt_tokens + decode_tokens) * m.hidden_bytes);
     charge(parts, network ? BoundBy::kNetwork : BoundBy::kCommunication, sends);
     seconds += sends;
   }
@@ -161,16 +189,19 @@ double step_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
   if (m.measured != nullptr) return measured_seconds(m, s, parts) + measured_step(m, s, parts);
   const EngineProfile& e = *m.engine;
   double device = device_seconds(m, s, parts);
-  const bool replayed = e.lowering.graphs && s.prompt_tokens == 0 && s.decodes <= static_cast<double>(e.lowering.graph_batch);
+  const bool replayed =
+      e.lowering.graphs && s.prompt_tokens == 0 && s.decodes <= static_cast<double>(e.lowering.graph_batch);
   if (!replayed) {
-    const double launching = (s.prompt_tokens > 0 ? m.prefill : m.decode).launches * e.host.launch * m.rates.host * (m.packed ? e.packed_launch : 1);
+    const double launching = (s.prompt_tokens > 0 ? m.prefill : m.decode).launches * e.host.launch * m.rates.host *
+                             (m.packed ? e.packed_launch : 1);
     if (launching > device) {
       charge(parts, BoundBy::kHost, launching - device);
       device = launching;
     }
   }
   // Work a sequence is in the way of the next step even where the rest overlaps: outputs must be known and sent.
-  const double each = (e.host.sequence * (s.decodes + s.prompt_outputs) + e.host.prompt_token * s.prompt_tokens) * m.rates.host;
+  const double each =
+      (e.host.sequence * (s.decodes + s.prompt_outputs) + e.host.prompt_token * s.prompt_tokens) * m.rates.host;
   const double step = (m.offline && e.offline_step > 0 ? e.offline_step : e.host.step) * m.rates.host;
   const double exposed = each + (e.host.overlapped ? std::max(0.0, step - device) : step);
   charge(parts, BoundBy::kHost, exposed);

@@ -7,9 +7,12 @@ namespace fathom::plan {
 namespace {
 
 /// Ranks of a group that are `stride` devices apart: how many share a domain.
-double within_domain(const Rates& r, double ranks, double stride) { return std::clamp(std::floor(r.domain / std::max(stride, 1.0)), 1.0, ranks); }
+double within_domain(const Rates& r, double ranks, double stride) {
+  return std::clamp(std::floor(r.domain / std::max(stride, 1.0)), 1.0, ranks);
+}
 
-/// Reduce-scatter or all-gather of `bytes` over ranks that lie `stride` apart. Between domains each device has its own port.
+/// Reduce-scatter or all-gather of `bytes` over ranks that lie `stride` apart. Between domains each device has its own
+/// port.
 double gather_over(const Rates& r, double ranks, double stride, double bytes, bool& network) {
   if (ranks <= 1 || bytes <= 0) return 0;
   const double inside = within_domain(r, ranks, stride), outside = ranks / inside;
@@ -48,7 +51,13 @@ class TrainPricer {
  private:
   /// `again`: layers alone, and what is exchanged is exchanged once.
   double pass(const Program& program, bool backward, bool again = false) {
-    Load load{.tokens = m_.tokens, .outputs = m_.tokens, .sequences = m_.tokens * l_.cp / m_.sequence, .visible = (m_.sequence + 1) / 2, .keys = m_.sequence / l_.cp, .replicas = static_cast<double>(l_.ep), .balanced = true};
+    Load load{.tokens = m_.tokens,
+              .outputs = m_.tokens,
+              .sequences = m_.tokens * l_.cp / m_.sequence,
+              .visible = (m_.sequence + 1) / 2,
+              .keys = m_.sequence / l_.cp,
+              .replicas = static_cast<double>(l_.ep),
+              .balanced = true};
     double seconds = 0;
     const double batches = static_cast<double>(std::max<std::int64_t>(l_.micro_batches, 1));
     for (const Kernel& k : program.kernels) {
@@ -71,7 +80,8 @@ class TrainPricer {
       for (std::size_t i = 0; i < parts.size(); ++i) result_.parts[i] += parts[i] * batches;
       if (k.kind == Kernel::Kind::kElementwise) one *= s_.elementwise_passes;
       seconds += one * repeats;
-      if (m_.adapters && k.kind == Kernel::Kind::kProduct && !k.is_head && k.weight_elements > 0) seconds += adapter(k, backward) * repeats;
+      if (m_.adapters && k.kind == Kernel::Kind::kProduct && !k.is_head && k.weight_elements > 0)
+        seconds += adapter(k, backward) * repeats;
       if (k.kind == Kernel::Kind::kAttention && l_.cp > 1) seconds += context_exchange(k) * repeats;
     }
     return seconds;
@@ -80,16 +90,28 @@ class TrainPricer {
   /// Two thin products beside a frozen one: streaming of what goes in and out, and their launches.
   double adapter(const Kernel& k, bool backward) {
     const double factor = backward ? 2 : 1;
-    return factor * s_.adapter_passes * (2 * r_.product_floor + r_.small_floor + k.bytes.at(m_.tokens, 0) / r_.elementwise);
+    return factor * s_.adapter_passes *
+           (2 * r_.product_floor + r_.small_floor + k.bytes.at(m_.tokens, 0) / r_.elementwise);
   }
 
-  /// Selective recompute: attention alone, or every second product and all between products where these are what is not kept.
+  /// Selective recompute: attention alone, or every second product and all between products where these are what is not
+  /// kept.
   double selected_again() {
-    Load load{.tokens = m_.tokens, .outputs = m_.tokens, .sequences = m_.tokens * l_.cp / m_.sequence, .visible = (m_.sequence + 1) / 2, .keys = m_.sequence / l_.cp, .replicas = static_cast<double>(l_.ep), .balanced = true};
+    Load load{.tokens = m_.tokens,
+              .outputs = m_.tokens,
+              .sequences = m_.tokens * l_.cp / m_.sequence,
+              .visible = (m_.sequence + 1) / 2,
+              .keys = m_.sequence / l_.cp,
+              .replicas = static_cast<double>(l_.ep),
+              .balanced = true};
     double seconds = 0;
     for (const Kernel& k : m_.forward.kernels) {
       double share = k.kind == Kernel::Kind::kAttention ? 1 : 0;
-      if (m_.keeps_every_second_product) share = k.is_head || k.kind == Kernel::Kind::kAttention ? 0 : k.kind == Kernel::Kind::kProduct || k.kind == Kernel::Kind::kExperts ? 0.5 : k.kind == Kernel::Kind::kElementwise ? s_.elementwise_passes : 0;
+      if (m_.keeps_every_second_product)
+        share = k.is_head || k.kind == Kernel::Kind::kAttention                        ? 0
+                : k.kind == Kernel::Kind::kProduct || k.kind == Kernel::Kind::kExperts ? 0.5
+                : k.kind == Kernel::Kind::kElementwise                                 ? s_.elementwise_passes
+                                                                                       : 0;
       if (share > 0) seconds += share * kernel_seconds(k, load, r_, l_, nullptr) * static_cast<double>(k.repeats);
     }
     return seconds;
@@ -110,11 +132,13 @@ class TrainPricer {
         // Each token's row goes to its experts' ranks and comes back; rows for one domain travel once.
         const double stride = 1, inside = within_domain(r_, l_.ep, stride), outside = std::max(1.0, l_.ep / inside);
         const double copies = std::min(experts_per_token(), static_cast<double>(l_.ep));
-        seconds = 2 * all_to_all_seconds(r_.intra, static_cast<int>(inside), bytes * std::max(1.0, copies * (outside > 1 ? 1 : 1)));
+        seconds = 2 * all_to_all_seconds(r_.intra, static_cast<int>(inside),
+                                         bytes * std::max(1.0, copies * (outside > 1 ? 1 : 1)));
         if (outside > 1) {
           network = true;
           const double crossing = std::min(copies, 4.0) * (outside - 1) / outside;
-          seconds = std::max(seconds, 2 * (r_.inter.direct_seconds + bytes * crossing / r_.inter.all_to_all_bytes_per_second));
+          seconds = std::max(seconds,
+                             2 * (r_.inter.direct_seconds + bytes * crossing / r_.inter.all_to_all_bytes_per_second));
         }
         seconds *= 1 - s_.expert_overlap;
       }
@@ -125,7 +149,8 @@ class TrainPricer {
     } else {
       seconds = all_reduce_seconds(r_.intra, l_.tp, bytes) * (1 - s_.tensor_overlap);
     }
-    part(result_.parts, network ? BoundBy::kNetwork : BoundBy::kCommunication) += 2 * seconds * static_cast<double>(k.repeats) * static_cast<double>(l_.micro_batches);
+    part(result_.parts, network ? BoundBy::kNetwork : BoundBy::kCommunication) +=
+        2 * seconds * static_cast<double>(k.repeats) * static_cast<double>(l_.micro_batches);
     return seconds;
   }
 
@@ -140,16 +165,21 @@ class TrainPricer {
     bool network = false;
     const double ranks = l_.dp * l_.cp, stride = l_.tp;
     const double gather = gather_over(r_, ranks, stride, m_.gathered_bytes, network);
-    const double scatter = m_.adapters ? 0 : gather_over(r_, ranks, stride, (m_.dense_parameters + m_.expert_parameters) * 4, network);
-    const double exposed = std::max(gather - s_.gather_overlap * forward, (1 - s_.gather_overlap) * gather) + std::max(gather + scatter - s_.gradient_overlap * backward, (1 - s_.gradient_overlap) * (gather + scatter));
-    part(result_.parts, network ? BoundBy::kNetwork : BoundBy::kCommunication) += exposed * static_cast<double>(l_.micro_batches);
+    const double scatter =
+        m_.adapters ? 0 : gather_over(r_, ranks, stride, (m_.dense_parameters + m_.expert_parameters) * 4, network);
+    const double exposed =
+        std::max(gather - s_.gather_overlap * forward, (1 - s_.gather_overlap) * gather) +
+        std::max(gather + scatter - s_.gradient_overlap * backward, (1 - s_.gradient_overlap) * (gather + scatter));
+    part(result_.parts, network ? BoundBy::kNetwork : BoundBy::kCommunication) +=
+        exposed * static_cast<double>(l_.micro_batches);
     return exposed;
   }
 
   double sends(double batches, double pp, double vp) {
     if (pp <= 1) return 0;
     const bool network = static_cast<double>(l_.tp * l_.cp * l_.dp) * pp > r_.domain;
-    const double one = send_seconds(network ? r_.inter : r_.intra, m_.tokens * m_.hidden * 2 / (s_.sequence_parallel ? l_.tp : 1));
+    const double one =
+        send_seconds(network ? r_.inter : r_.intra, m_.tokens * m_.hidden * 2 / (s_.sequence_parallel ? l_.tp : 1));
     const double exposed = (2 * batches * vp * (1 - s_.pipeline_overlap) + 2 * (pp - 1)) * one;
     part(result_.parts, network ? BoundBy::kNetwork : BoundBy::kCommunication) += exposed;
     return exposed;
@@ -158,19 +188,26 @@ class TrainPricer {
   double gradients(double backward, double batches) {
     if (l_.zero >= 3) return 0;
     bool network = false;
-    const double dense = m_.adapters ? m_.adapter_parameters : m_.dense_parameters, experts = m_.adapters ? 0 : m_.expert_parameters;
-    const double ranks = l_.dp * l_.cp, expert_ranks = std::max(1.0, ranks * l_.tp / (static_cast<double>(l_.ep) * l_.expert_tp));
-    const double scatter = gather_over(r_, ranks, l_.tp, dense * 4, network) + gather_over(r_, expert_ranks, l_.ep, experts * 4, network);
-    const double gather = gather_over(r_, ranks, l_.tp, dense * 2, network) + gather_over(r_, expert_ranks, l_.ep, experts * 2, network);
+    const double dense = m_.adapters ? m_.adapter_parameters : m_.dense_parameters,
+                 experts = m_.adapters ? 0 : m_.expert_parameters;
+    const double ranks = l_.dp * l_.cp,
+                 expert_ranks = std::max(1.0, ranks * l_.tp / (static_cast<double>(l_.ep) * l_.expert_tp));
+    const double scatter =
+        gather_over(r_, ranks, l_.tp, dense * 4, network) + gather_over(r_, expert_ranks, l_.ep, experts * 4, network);
+    const double gather =
+        gather_over(r_, ranks, l_.tp, dense * 2, network) + gather_over(r_, expert_ranks, l_.ep, experts * 2, network);
     const double room = s_.gradient_overlap * backward * std::min(batches, 1.0 * std::max(l_.pp, 1));
-    const double exposed = std::max(scatter - room, (1 - s_.gradient_overlap) * scatter) + std::max(gather - s_.gather_overlap * backward / 2, (1 - s_.gather_overlap) * gather);
+    const double exposed = std::max(scatter - room, (1 - s_.gradient_overlap) * scatter) +
+                           std::max(gather - s_.gather_overlap * backward / 2, (1 - s_.gather_overlap) * gather);
     part(result_.parts, network ? BoundBy::kNetwork : BoundBy::kCommunication) += exposed;
     return exposed;
   }
 
   double optimizer() {
     const double ranks = l_.zero >= 1 ? static_cast<double>(l_.dp) * l_.cp : 1;
-    const double mine = m_.adapters ? m_.adapter_parameters : (m_.dense_parameters + m_.expert_parameters * std::min(1.0, static_cast<double>(l_.ep))) / ranks;
+    const double mine =
+        m_.adapters ? m_.adapter_parameters
+                    : (m_.dense_parameters + m_.expert_parameters * std::min(1.0, static_cast<double>(l_.ep))) / ranks;
     // Gradient, master copy and two moments are read, all but the gradient written, and the new weight.
     double seconds = mine * 30 * s_.optimizer_passes / r_.elementwise;
     if (l_.offload != Offload::kNone && r_.host_link > 0) seconds += mine * 6 / r_.host_link;

@@ -13,7 +13,10 @@ namespace {
 
 constexpr std::size_t kMaxProfileBytes = 1 << 20;
 
-struct Source { std::string name; Json record; };
+struct Source {
+  std::string name;
+  Json record;
+};
 
 /// Embedded profiles in the order of their files, then the user's engines/*.json.
 Result<std::vector<Source>> profile_files() {
@@ -48,7 +51,8 @@ Status fill(const std::vector<Source>& files, const Source& source, int depth, E
   const Json base = source.record.value("base", Json());
   if (base.is_string() && !base.get<std::string>().empty()) {
     const Source* parent = source_named(files, base.get<std::string>());
-    if (parent == nullptr || parent == &source || depth > 8) return fail("plan_cost.bad_base", {{"file", source.name}, {"base", base.get<std::string>()}});
+    if (parent == nullptr || parent == &source || depth > 8)
+      return fail("plan_cost.bad_base", {{"file", source.name}, {"base", base.get<std::string>()}});
     FATHOM_TRY_VOID(fill(files, *parent, depth + 1, out));
   }
   out.aliases.clear();
@@ -65,9 +69,12 @@ Result<std::vector<EngineProfile>> load_profiles() {
     EngineProfile profile;
     FATHOM_TRY_VOID(fill(files, source, 0, profile));
     if (profile.name.empty()) return fail("plan_cost.bad_field", {{"file", source.name}, {"field", "name"}});
-    const auto same = std::find_if(profiles.begin(), profiles.end(), [&](const EngineProfile& p) { return p.name == profile.name; });
-    if (same != profiles.end()) *same = std::move(profile);  // the user's replaces ours
-    else profiles.push_back(std::move(profile));
+    const auto same =
+        std::find_if(profiles.begin(), profiles.end(), [&](const EngineProfile& p) { return p.name == profile.name; });
+    if (same != profiles.end())
+      *same = std::move(profile);  // the user's replaces ours
+    else
+      profiles.push_back(std::move(profile));
   }
   return profiles;
 }
@@ -85,7 +92,9 @@ Result<const EngineProfile*> find_engine(std::string_view name) {
   const std::string wanted = to_lower(trim(name));
   std::vector<std::string> names;
   for (const EngineProfile& profile : profiles) {
-    if (profile.name == wanted || std::find(profile.aliases.begin(), profile.aliases.end(), wanted) != profile.aliases.end()) return &profile;
+    if (profile.name == wanted ||
+        std::find(profile.aliases.begin(), profile.aliases.end(), wanted) != profile.aliases.end())
+      return &profile;
     names.push_back(profile.name);
   }
   return fail("plan_cost.unknown_engine", {{"name", printable(name)}, {"known", join(names)}});
@@ -95,7 +104,8 @@ Result<const EngineProfile*> default_engine(std::string_view task, bool on_cpu) 
   FATHOM_TRY(const auto profiles, engine_profiles());
   const std::string purpose = std::string(task) + (on_cpu ? " on cpu" : " on gpu");
   for (const EngineProfile& profile : profiles)
-    if (std::find(profile.default_for.begin(), profile.default_for.end(), purpose) != profile.default_for.end()) return &profile;
+    if (std::find(profile.default_for.begin(), profile.default_for.end(), purpose) != profile.default_for.end())
+      return &profile;
   return fail("plan_cost.no_default_engine", {{"purpose", purpose}});
 }
 

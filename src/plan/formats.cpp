@@ -21,7 +21,9 @@ Result<Json> load(std::string_view file) {
   return json;
 }
 
-tl::unexpected<Error> wrong(std::string_view file, std::string_view field) { return fail("plan.data_wrong", {{"file", std::string(file)}, {"field", printable(field)}}); }
+tl::unexpected<Error> wrong(std::string_view file, std::string_view field) {
+  return fail("plan.data_wrong", {{"file", std::string(file)}, {"field", printable(field)}});
+}
 
 /// A number that may be absent; finite and not negative, or the field's name in `bad`.
 double number(const Json& object, const char* key, double otherwise, std::string& bad) {
@@ -40,8 +42,10 @@ std::vector<std::string> strings(const Json& object, const char* key, std::strin
   if (at == object.end()) return out;
   if (!at->is_array()) bad = key;
   for (const Json& item : *at) {
-    if (item.is_string()) out.push_back(item.get<std::string>());
-    else bad = key;
+    if (item.is_string())
+      out.push_back(item.get<std::string>());
+    else
+      bad = key;
   }
   return out;
 }
@@ -89,7 +93,11 @@ Status read_storages(const Json& json, Formats& formats) {
 
 Result<WeightFormatRule::Layers> read_layers(const std::string& name) {
   using Layers = WeightFormatRule::Layers;
-  constexpr std::pair<std::string_view, Layers> names[] = {{"all", Layers::kAll}, {"more", Layers::kMore}, {"first_four", Layers::kFirstFour}, {"first_eighth", Layers::kFirstEighth}, {"first_sixteenth", Layers::kFirstSixteenth}};
+  constexpr std::pair<std::string_view, Layers> names[] = {{"all", Layers::kAll},
+                                                           {"more", Layers::kMore},
+                                                           {"first_four", Layers::kFirstFour},
+                                                           {"first_eighth", Layers::kFirstEighth},
+                                                           {"first_sixteenth", Layers::kFirstSixteenth}};
   for (const auto& [text, value] : names)
     if (text == name) return value;
   return wrong(kWeightsFile, "layers: " + name);
@@ -109,8 +117,10 @@ Result<WeightFormatRule> read_rule(const Json& item, const Formats& formats) {
   if (classes == item.end() || !classes->is_object()) return wrong(kWeightsFile, rule.name + ".classes");
   for (const auto& [name, value] : classes->items()) {
     int cls = 0;
-    while (cls < model::kWeightClassCount && model::weight_class_name(static_cast<model::WeightClass>(cls)) != name) ++cls;
-    const std::int16_t storage = value.is_string() ? storage_index(formats, value.get<std::string>()) : static_cast<std::int16_t>(-100);
+    while (cls < model::kWeightClassCount && model::weight_class_name(static_cast<model::WeightClass>(cls)) != name)
+      ++cls;
+    const std::int16_t storage =
+        value.is_string() ? storage_index(formats, value.get<std::string>()) : static_cast<std::int16_t>(-100);
     if (cls == model::kWeightClassCount || storage == -100) return wrong(kWeightsFile, rule.name + ".classes." + name);
     rule.storage[static_cast<std::size_t>(cls)] = storage;
   }
@@ -127,7 +137,9 @@ Result<WeightFormatRule> read_rule(const Json& item, const Formats& formats) {
 }
 
 KvFormat::Part read_part(const Json& item, const std::string& prefix, std::string& bad) {
-  return {number(item, (prefix + "bits").c_str(), 0, bad), static_cast<std::int64_t>(number(item, (prefix + "block").c_str(), 0, bad)), number(item, (prefix + "block_bits").c_str(), 0, bad)};
+  return {number(item, (prefix + "bits").c_str(), 0, bad),
+          static_cast<std::int64_t>(number(item, (prefix + "block").c_str(), 0, bad)),
+          number(item, (prefix + "block_bits").c_str(), 0, bad)};
 }
 
 Result<KvFormat> read_kv(const Json& item) {
@@ -169,7 +181,8 @@ template <class List>
 Result<const typename List::value_type*> find_in(const List& list, std::string_view name, std::string_view error) {
   const std::string wanted = to_lower(trim(name));
   for (const auto& item : list)
-    if (item.name == wanted || std::find(item.aliases.begin(), item.aliases.end(), wanted) != item.aliases.end()) return &item;
+    if (item.name == wanted || std::find(item.aliases.begin(), item.aliases.end(), wanted) != item.aliases.end())
+      return &item;
   std::vector<std::string> names;
   for (const auto& item : list) names.push_back(item.name);
   return fail(error, {{"name", printable(name)}, {"known", join(names)}});
@@ -178,11 +191,16 @@ Result<const typename List::value_type*> find_in(const List& list, std::string_v
 bool layer_matches(WeightFormatRule::Layers layers, std::int64_t layer, std::int64_t count) {
   using Layers = WeightFormatRule::Layers;
   switch (layers) {
-    case Layers::kAll: return true;
-    case Layers::kMore: return layer < count / 8 || layer >= 7 * count / 8 || (layer - count / 8) % 3 == 2;
-    case Layers::kFirstFour: return layer < 4;
-    case Layers::kFirstEighth: return layer < count / 8;
-    case Layers::kFirstSixteenth: return layer < count / 16;
+    case Layers::kAll:
+      return true;
+    case Layers::kMore:
+      return layer < count / 8 || layer >= 7 * count / 8 || (layer - count / 8) % 3 == 2;
+    case Layers::kFirstFour:
+      return layer < 4;
+    case Layers::kFirstEighth:
+      return layer < count / 8;
+    case Layers::kFirstSixteenth:
+      return layer < count / 16;
   }
   return false;
 }
@@ -190,7 +208,8 @@ bool layer_matches(WeightFormatRule::Layers layers, std::int64_t layer, std::int
 bool is_plain(tensor::WeightFormat format) { return tensor::weight_scale_count(format, 1, 1) == 0; }
 
 double part_bits(const KvFormat::Part& part, double elements) {
-  return elements * part.bits + (part.block > 0 ? std::ceil(elements / static_cast<double>(part.block)) * part.block_bits : 0);
+  return elements * part.bits +
+         (part.block > 0 ? std::ceil(elements / static_cast<double>(part.block)) * part.block_bits : 0);
 }
 const KvFormat::Part& or_all(const KvFormat& kv, const KvFormat::Part& part) { return part.bits > 0 ? part : kv.all; }
 
@@ -213,25 +232,33 @@ Result<const KvFormat*> find_kv_format(std::string_view name) {
 }
 
 Bytes storage_bytes(const Formats& formats, const Storage& storage, std::int64_t rows, std::int64_t cols) {
-  if (storage.fallback >= 0 && cols % storage.block_cols != 0) return storage_bytes(formats, formats.storages[static_cast<std::size_t>(storage.fallback)], rows, cols);
+  if (storage.fallback >= 0 && cols % storage.block_cols != 0)
+    return storage_bytes(formats, formats.storages[static_cast<std::size_t>(storage.fallback)], rows, cols);
   const auto r = static_cast<double>(rows), c = static_cast<double>(cols);
   double bits = r * c * storage.bits;
-  if (storage.block_cols > 0) bits += std::ceil(r / static_cast<double>(storage.block_rows)) * std::ceil(c / static_cast<double>(storage.block_cols)) * storage.block_bits;
-  return static_cast<Bytes>(std::ceil(bits / 8)) + static_cast<Bytes>(std::ceil(r * storage.row_bytes + c * storage.column_bytes + storage.tensor_bytes));
+  if (storage.block_cols > 0)
+    bits += std::ceil(r / static_cast<double>(storage.block_rows)) *
+            std::ceil(c / static_cast<double>(storage.block_cols)) * storage.block_bits;
+  return static_cast<Bytes>(std::ceil(bits / 8)) +
+         static_cast<Bytes>(std::ceil(r * storage.row_bytes + c * storage.column_bytes + storage.tensor_bytes));
 }
 
-Bytes entry_bytes(const Formats& formats, const WeightFormatRule& rule, const model::WeightEntry& entry, std::int64_t layers, bool tied_embeddings) {
+Bytes entry_bytes(const Formats& formats, const WeightFormatRule& rule, const model::WeightEntry& entry,
+                  std::int64_t layers, bool tied_embeddings) {
   if (entry.tied_to >= 0) return 0;
   const auto count = static_cast<Bytes>(entry.experts);
   const Bytes native = tensor::weight_bytes(entry.native, entry.rows, entry.cols) * count;
   auto cls = entry.cls;
-  if (rule.tied_embedding_as_head && tied_embeddings && cls == model::WeightClass::kEmbedding) cls = model::WeightClass::kHead;
+  if (rule.tied_embedding_as_head && tied_embeddings && cls == model::WeightClass::kEmbedding)
+    cls = model::WeightClass::kHead;
   std::int16_t storage = rule.storage[static_cast<std::size_t>(cls)];
   if (rule.native || entry.native == tensor::WeightFormat::i64) return native;
   if (!entry.vector) {
     for (const WeightFormatRule::Override& change : rule.overrides) {
       if (entry.layer < 0 || !layer_matches(change.layers, entry.layer, layers)) continue;
-      if (!std::any_of(change.tensors.begin(), change.tensors.end(), [&](const std::string& part) { return entry.pattern.find(part) != std::string::npos; })) continue;
+      if (!std::any_of(change.tensors.begin(), change.tensors.end(),
+                       [&](const std::string& part) { return entry.pattern.find(part) != std::string::npos; }))
+        continue;
       storage = change.storage;
       break;
     }
@@ -251,10 +278,12 @@ double cache_row_bytes(const KvFormat& kv, const model::ModelSpec& spec, const m
   if (entries && kv.window.bits > 0 && tensor.rows == tensor::RowsOf::kRing) return part_bits(kv.window, width) / 8;
   if (entries && kv.entry_latent.bits > 0) {
     const auto rope = static_cast<double>(spec.rope.dims);
-    return (part_bits(kv.entry_latent, width - rope) + part_bits(or_all(kv, kv.entry_rope), rope) + kv.entry_pad_bits) / 8;
+    return (part_bits(kv.entry_latent, width - rope) + part_bits(or_all(kv, kv.entry_rope), rope) + kv.entry_pad_bits) /
+           8;
   }
   if (spec.kv_lora_rank > 0 && kv.latent.bits > 0) {
-    const auto latent = static_cast<double>(std::min<std::int64_t>(tensor.width, tensor.width == spec.qk_rope_dim ? 0 : spec.kv_lora_rank));
+    const auto latent = static_cast<double>(
+        std::min<std::int64_t>(tensor.width, tensor.width == spec.qk_rope_dim ? 0 : spec.kv_lora_rank));
     return (part_bits(kv.latent, latent) + part_bits(or_all(kv, kv.rope), width - latent)) / 8;
   }
   return part_bits(kv.all, width) / 8;

@@ -19,7 +19,8 @@ class Scanner {
   char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
 
   void blanks() {
-    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\t' || text_[at_] == '\r' || text_[at_] == '\n')) ++at_;
+    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\t' || text_[at_] == '\r' || text_[at_] == '\n'))
+      ++at_;
   }
   bool take(char wanted) {
     blanks();
@@ -33,13 +34,34 @@ class Scanner {
     const std::size_t from = at_;
     bool good = false;
     switch (peek()) {
-      case '"': piece.kind = JsonPiece::Kind::kString; good = string(); break;
-      case '{': piece.kind = JsonPiece::Kind::kObject; good = nested('}', depth, true); break;
-      case '[': piece.kind = JsonPiece::Kind::kArray; good = nested(']', depth, false); break;
-      case 't': piece.kind = JsonPiece::Kind::kBool; good = word("true"); break;
-      case 'f': piece.kind = JsonPiece::Kind::kBool; good = word("false"); break;
-      case 'n': piece.kind = JsonPiece::Kind::kNull; good = word("null"); break;
-      default: piece.kind = JsonPiece::Kind::kNumber; good = number(); break;
+      case '"':
+        piece.kind = JsonPiece::Kind::kString;
+        good = string();
+        break;
+      case '{':
+        piece.kind = JsonPiece::Kind::kObject;
+        good = nested('}', depth, true);
+        break;
+      case '[':
+        piece.kind = JsonPiece::Kind::kArray;
+        good = nested(']', depth, false);
+        break;
+      case 't':
+        piece.kind = JsonPiece::Kind::kBool;
+        good = word("true");
+        break;
+      case 'f':
+        piece.kind = JsonPiece::Kind::kBool;
+        good = word("false");
+        break;
+      case 'n':
+        piece.kind = JsonPiece::Kind::kNull;
+        good = word("null");
+        break;
+      default:
+        piece.kind = JsonPiece::Kind::kNumber;
+        good = number();
+        break;
     }
     piece.text = text_.substr(from, at_ - from);
     return good;
@@ -156,7 +178,9 @@ std::optional<double> JsonPiece::number() const {
 std::optional<std::int64_t> JsonPiece::integer() const {
   if (kind != Kind::kNumber) return std::nullopt;
   std::int64_t whole = 0;
-  if (const auto end = std::from_chars(text.data(), text.data() + text.size(), whole); end.ec == std::errc{} && end.ptr == text.data() + text.size()) return whole;
+  if (const auto end = std::from_chars(text.data(), text.data() + text.size(), whole);
+      end.ec == std::errc{} && end.ptr == text.data() + text.size())
+    return whole;
   const auto value = number();
   if (!value || *value != std::floor(*value) || std::abs(*value) > 9e15) return std::nullopt;
   return static_cast<std::int64_t>(*value);
@@ -243,11 +267,21 @@ void append_json_string(std::string& out, std::string_view text) {
   out += '"';
   for (const char c : text) {
     switch (c) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\n': out += "\\n"; break;
-      case '\t': out += "\\t"; break;
-      case '\r': out += "\\r"; break;
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
       default:
         if (static_cast<unsigned char>(c) >= 0x20) {
           out += c;
@@ -263,8 +297,10 @@ void append_json_string(std::string& out, std::string_view text) {
 }
 
 void append_json_number(std::string& out, double value) {
-  if (!std::isfinite(value)) out += "null";
-  else append_chars(out, value);
+  if (!std::isfinite(value))
+    out += "null";
+  else
+    append_chars(out, value);
 }
 void append_json_number(std::string& out, std::uint64_t value) { append_chars(out, value); }
 void append_json_number(std::string& out, std::int64_t value) { append_chars(out, value); }

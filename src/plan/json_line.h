@@ -19,18 +19,22 @@ struct JsonPiece {
   std::string_view text;  // with quotes and brackets
 
   std::optional<bool> boolean() const;
-  std::optional<double> number() const;          // finite
-  std::optional<std::int64_t> integer() const;   // a number without a fraction that fits; 4.0 is one
-  std::optional<std::string> string() const;     // unescaped
+  std::optional<double> number() const;         // finite
+  std::optional<std::int64_t> integer() const;  // a number without a fraction that fits; 4.0 is one
+  std::optional<std::string> string() const;    // unescaped
 };
 
-struct JsonMember { std::string_view key; JsonPiece value; };
+struct JsonMember {
+  std::string_view key;
+  JsonPiece value;
+};
 
 /// The members of one object. Keys are compared as written, so that an escaped key is unknown.
 class JsonObject {
  public:
   static constexpr std::size_t kMostMembers = 64;
-  /// nullopt: `text` is not one JSON object in valid UTF-8 (nesting up to 32 levels, at most 64 members); `bad_byte` says where.
+  /// nullopt: `text` is not one JSON object in valid UTF-8 (nesting up to 32 levels, at most 64 members); `bad_byte`
+  /// says where.
   static std::optional<JsonObject> parse(std::string_view text, std::size_t& bad_byte);
   const JsonPiece* find(std::string_view key) const;
   const JsonMember* begin() const { return members_.data(); }

@@ -10,8 +10,8 @@
 namespace fathom::plan {
 namespace {
 
-constexpr int kMostStagesUnasked = 16;           // pipelines longer than this are only built when asked for
-constexpr std::int64_t kLongContext = 65536;     // from here on context parallelism is worth a look
+constexpr int kMostStagesUnasked = 16;        // pipelines longer than this are only built when asked for
+constexpr std::int64_t kLongContext = 65536;  // from here on context parallelism is worth a look
 constexpr std::size_t kMostLayouts = 20000;
 
 std::vector<int> divisors(int n) {
@@ -28,7 +28,12 @@ std::vector<int> divisors(int n) {
 class Space {
  public:
   Space(const PlanRequest& request, const MemoryProfile& profile, bool offload)
-      : request_(request), wish_(request.layout), profile_(profile), spec_(request.model->spec()), training_(is_training(request.task)), offload_(offload) {}
+      : request_(request),
+        wish_(request.layout),
+        profile_(profile),
+        spec_(request.model->spec()),
+        training_(is_training(request.task)),
+        offload_(offload) {}
 
   Result<std::vector<Layout>> build() {
     FATHOM_TRY_VOID(check_wishes());
@@ -58,20 +63,27 @@ class Space {
 
   tl::unexpected<Error> product_error() const {
     std::vector<std::string> parts;
-    const std::pair<const char*, std::optional<int>> sizes[] = {{"tp", wish_.tp}, {"pp", wish_.pp}, {"cp", wish_.cp}, {"dp", wish_.dp}, {"dp_attention", wish_.dp_attention}};
+    const std::pair<const char*, std::optional<int>> sizes[] = {
+        {"tp", wish_.tp}, {"pp", wish_.pp}, {"cp", wish_.cp}, {"dp", wish_.dp}, {"dp_attention", wish_.dp_attention}};
     for (const auto& [name, size] : sizes)
       if (size) parts.push_back(std::string(name) + " " + std::to_string(*size));
-    return fail("plan.product", {{"sizes", parts.empty() ? "-" : join(parts, " · ")}, {"gpus", std::to_string(request_.cluster.devices)}});
+    return fail("plan.product", {{"sizes", parts.empty() ? "-" : join(parts, " · ")},
+                                 {"gpus", std::to_string(request_.cluster.devices)}});
   }
 
   Status check_wishes() const {
     const bool experts = spec_.routing.experts > 0;
     if (wish_.ep.value_or(1) > 1 && !experts) return fail("plan.ep_dense", {{"ep", std::to_string(*wish_.ep)}});
-    if (experts && spec_.routing.experts % wish_.ep.value_or(1) != 0) return fail("plan.ep_experts", {{"ep", std::to_string(*wish_.ep)}, {"experts", std::to_string(spec_.routing.experts)}});
+    if (experts && spec_.routing.experts % wish_.ep.value_or(1) != 0)
+      return fail("plan.ep_experts",
+                  {{"ep", std::to_string(*wish_.ep)}, {"experts", std::to_string(spec_.routing.experts)}});
     if (training_ && wish_.dp_attention.value_or(1) > 1) return fail("plan.dp_attention_training");
-    if (wish_.pp.value_or(1) > spec_.layers) return fail("plan.pp_layers", {{"pp", std::to_string(*wish_.pp)}, {"layers", std::to_string(spec_.layers)}});
+    if (wish_.pp.value_or(1) > spec_.layers)
+      return fail("plan.pp_layers", {{"pp", std::to_string(*wish_.pp)}, {"layers", std::to_string(spec_.layers)}});
     if (wish_.vp.value_or(1) > 1 && wish_.pp && spec_.layers + 2 < static_cast<std::int64_t>(*wish_.pp) * *wish_.vp)
-      return fail("plan.vp_layers", {{"vp", std::to_string(*wish_.vp)}, {"pp", std::to_string(*wish_.pp)}, {"layers", std::to_string(spec_.layers)}});
+      return fail("plan.vp_layers", {{"vp", std::to_string(*wish_.vp)},
+                                     {"pp", std::to_string(*wish_.pp)},
+                                     {"layers", std::to_string(spec_.layers)}});
     if (!training_ && wish_.offload.value_or(Offload::kNone) != Offload::kNone) return fail("plan.offload_inference");
     return {};
   }
@@ -86,7 +98,10 @@ class Space {
   }
 
   /// Replicas of attention that share experts: for mixtures of experts in serving.
-  bool attention_replicas_make_sense(int count) const { return count == 1 || (!training_ && spec_.routing.experts > 0 && (request_.task == Task::kServe || wish_.ep.value_or(1) > 1)); }
+  bool attention_replicas_make_sense(int count) const {
+    return count == 1 ||
+           (!training_ && spec_.routing.experts > 0 && (request_.task == Task::kServe || wish_.ep.value_or(1) > 1));
+  }
 
   void experts(Layout layout) {
     const int ranks = training_ ? layout.dp * layout.cp * layout.tp : layout.tp * layout.dp_attention;
@@ -96,7 +111,9 @@ class Space {
       return;
     }
     if (wish_.ep && ranks % *wish_.ep != 0) {
-      refuse(fail(training_ ? "plan.ep_training" : "plan.ep_product", {{"ep", std::to_string(*wish_.ep)}, {"ranks", std::to_string(ranks)}}).value());
+      refuse(fail(training_ ? "plan.ep_training" : "plan.ep_product",
+                  {{"ep", std::to_string(*wish_.ep)}, {"ranks", std::to_string(ranks)}})
+                 .value());
       return;
     }
     for (const int ep : choices(wish_.ep, ranks)) {
@@ -117,8 +134,10 @@ class Space {
       refuse(share.error());
       return;
     }
-    if (training_) training(layout);
-    else found_.push_back(layout);
+    if (training_)
+      training(layout);
+    else
+      found_.push_back(layout);
   }
 
   void training(Layout layout) {
@@ -153,11 +172,17 @@ class Space {
       if (request_.global_batch && *request_.global_batch < size * dp && size > 1 && !wish_.micro_batch) continue;
       if (request_.global_batch && *request_.global_batch % (size * dp) != 0 && !wish_.micro_batch) continue;
       layout.micro_batch = size;
-      layout.micro_batches = request_.global_batch ? std::max<std::int64_t>(1, (*request_.global_batch + size * dp - 1) / (size * dp)) : layout.pp > 1 ? 4 * layout.pp : 1;
+      layout.micro_batches = request_.global_batch
+                                 ? std::max<std::int64_t>(1, (*request_.global_batch + size * dp - 1) / (size * dp))
+                             : layout.pp > 1 ? 4 * layout.pp
+                                             : 1;
       found_.push_back(layout);
       any = true;
     }
-    if (!any) refuse(fail("plan.global_batch", {{"global_batch", std::to_string(*request_.global_batch)}, {"dp", std::to_string(dp)}}).value());
+    if (!any)
+      refuse(fail("plan.global_batch",
+                  {{"global_batch", std::to_string(*request_.global_batch)}, {"dp", std::to_string(dp)}})
+                 .value());
   }
 
   const PlanRequest& request_;

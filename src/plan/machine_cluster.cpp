@@ -13,7 +13,12 @@ using hardware::Isa;
 using hardware::Machine;
 using hardware::Precision;
 
-struct KnownGpus { hardware::HardwareChoice choice; int count = 0; bool linked = false; Bytes memory = 0; };
+struct KnownGpus {
+  hardware::HardwareChoice choice;
+  int count = 0;
+  bool linked = false;
+  Bytes memory = 0;
+};
 
 /// Of the accelerators that the catalog knows, those of the kind with the most memory together.
 std::optional<KnownGpus> best_gpus(const Machine& machine) {
@@ -25,7 +30,8 @@ std::optional<KnownGpus> best_gpus(const Machine& machine) {
     auto at = std::find(names.begin(), names.end(), gpu.name);
     if (at == names.end()) {
       const auto catalog = hardware::hardware_catalog();
-      const auto choice = catalog ? (*catalog)->find(gpu.name, gpu.memory_is_estimate ? 0 : gpu.memory_total_bytes) : Result<hardware::HardwareChoice>(tl::unexpected<Error>(catalog.error()));
+      const auto choice = catalog ? (*catalog)->find(gpu.name, gpu.memory_is_estimate ? 0 : gpu.memory_total_bytes)
+                                  : Result<hardware::HardwareChoice>(tl::unexpected<Error>(catalog.error()));
       if (!choice) continue;
       names.push_back(gpu.name);
       kinds.push_back({.choice = *choice, .memory = gpu.memory_total_bytes});
@@ -56,15 +62,21 @@ Device host_device(const Machine& machine) {
   Device device{.id = "cpu", .name = machine.cpu.model, .cores = std::max(machine.cpu.usable_threads, 1)};
   device.capacity_bytes = machine.usable_memory_bytes();
   const auto catalog = hardware::hardware_catalog();
-  if (const auto cpu = catalog ? (*catalog)->find_cpu(machine.cpu.model) : Result<const hardware::Cpu*>(tl::unexpected<Error>(catalog.error())); cpu) device.cpu = *cpu;
+  if (const auto cpu = catalog ? (*catalog)->find_cpu(machine.cpu.model)
+                               : Result<const hardware::Cpu*>(tl::unexpected<Error>(catalog.error()));
+      cpu)
+    device.cpu = *cpu;
   device.probed = machine.read_bandwidth().has_value();
-  if (device.probed) device.bandwidth_bytes_per_second = *machine.read_bandwidth();
-  else if (machine.memory.theoretical_bytes_per_second()) device.bandwidth_bytes_per_second = 0.8 * *machine.memory.theoretical_bytes_per_second();
-  else device.bandwidth_bytes_per_second = kBytesPerSecondPerCore * device.cores;
+  if (device.probed)
+    device.bandwidth_bytes_per_second = *machine.read_bandwidth();
+  else if (machine.memory.theoretical_bytes_per_second())
+    device.bandwidth_bytes_per_second = 0.8 * *machine.memory.theoretical_bytes_per_second();
+  else
+    device.bandwidth_bytes_per_second = kBytesPerSecondPerCore * device.cores;
   const double hz = machine.cpu.max_mhz ? *machine.cpu.max_mhz * 1e6 : kFallbackHz;
   for (const Precision precision : {Precision::fp32, Precision::bf16, Precision::fp16})
-    device.peak_flops[static_cast<std::size_t>(precision)] =
-        machine.peak_flops(precision).value_or(flops_per_cycle(machine.cpu.isa, precision) * hz * std::max(machine.cpu.usable_cores, 1));
+    device.peak_flops[static_cast<std::size_t>(precision)] = machine.peak_flops(precision).value_or(
+        flops_per_cycle(machine.cpu.isa, precision) * hz * std::max(machine.cpu.usable_cores, 1));
   return device;
 }
 
@@ -80,7 +92,8 @@ Result<Cluster> machine_cluster(const Machine& machine, bool cpu_only) {
   }
   FATHOM_TRY(Cluster cluster, make_cluster(gpus->choice, gpus->count, gpus->count));
   cluster.domain = cluster.devices_per_node = gpus->count;
-  if (!gpus->linked && cluster.host.bytes_per_second > 0) cluster.intra = {cluster.host.id, cluster.host.bytes_per_second, cluster.host.latency_seconds};
+  if (!gpus->linked && cluster.host.bytes_per_second > 0)
+    cluster.intra = {cluster.host.id, cluster.host.bytes_per_second, cluster.host.latency_seconds};
   if (gpus->memory > 0) cluster.device.capacity_bytes = std::min(cluster.device.capacity_bytes, gpus->memory);
   cluster.host_memory_bytes = machine.memory.total_bytes;
   return cluster;

@@ -9,16 +9,19 @@
 namespace fathom::plan {
 
 std::string_view category_name(MemoryCategory category) {
-  static constexpr std::string_view names[] = {"weights", "kv", "activations", "gradients", "optimizer", "workspace", "overhead"};
+  static constexpr std::string_view names[] = {"weights",   "kv",        "activations", "gradients",
+                                               "optimizer", "workspace", "overhead"};
   return names[static_cast<int>(category)];
 }
 
 Bytes to_bytes(double bytes) { return bytes > 0 ? static_cast<Bytes>(std::min(std::ceil(bytes), 9e18)) : 0; }
 
 MemoryCategory first_over(const MemoryBreakdown& bytes) {
-  const Bytes order[] = {bytes.weights, bytes.gradients, bytes.optimizer, bytes.kv, bytes.activations, bytes.workspace, bytes.overhead};
-  static constexpr MemoryCategory names[] = {MemoryCategory::kWeights, MemoryCategory::kGradients, MemoryCategory::kOptimizer, MemoryCategory::kKv,
-                                             MemoryCategory::kActivations, MemoryCategory::kWorkspace, MemoryCategory::kOverhead};
+  const Bytes order[] = {bytes.weights,     bytes.gradients, bytes.optimizer, bytes.kv,
+                         bytes.activations, bytes.workspace, bytes.overhead};
+  static constexpr MemoryCategory names[] = {
+      MemoryCategory::kWeights,     MemoryCategory::kGradients, MemoryCategory::kOptimizer, MemoryCategory::kKv,
+      MemoryCategory::kActivations, MemoryCategory::kWorkspace, MemoryCategory::kOverhead};
   Bytes sum = 0;
   for (std::size_t i = 0; i < std::size(order); ++i) {
     sum += order[i];
@@ -36,7 +39,8 @@ StageSums::StageSums(const MemoryInputs& inputs, int stage) {
   const std::int64_t chunks = static_cast<std::int64_t>(layout.pp) * layout.vp;
   if (inputs.cache != nullptr) {
     growths = std::min(inputs.cache->growing.size(), kMostRatios);
-    for (std::size_t g = 0; g < growths; ++g) growth_storage[g].ratio = static_cast<double>(inputs.cache->growing[g].ratio);
+    for (std::size_t g = 0; g < growths; ++g)
+      growth_storage[g].ratio = static_cast<double>(inputs.cache->growing[g].ratio);
   }
   for (std::int64_t chunk = stage; chunk < chunks; chunk += layout.pp) {
     const LayerSpan span = chunk_layers(all, chunks, chunk);
@@ -45,7 +49,9 @@ StageSums::StageSums(const MemoryInputs& inputs, int stage) {
     parts += share.before[to] - share.before[from];
     if (inputs.cache == nullptr) continue;
     cache_fixed += inputs.cache->fixed_before[to] - inputs.cache->fixed_before[from];
-    for (std::size_t g = 0; g < growths; ++g) growth_storage[g].row_bytes += inputs.cache->growing[g].row_bytes_before[to] - inputs.cache->growing[g].row_bytes_before[from];
+    for (std::size_t g = 0; g < growths; ++g)
+      growth_storage[g].row_bytes +=
+          inputs.cache->growing[g].row_bytes_before[to] - inputs.cache->growing[g].row_bytes_before[from];
   }
   if (first) parts += share.embedding;
   if (last) parts += share.head;

@@ -25,13 +25,21 @@ struct Moment {
 class InferenceMemory {
  public:
   explicit InferenceMemory(const MemoryInputs& in)
-      : in_(in), profile_(*in.profile), task_(in.request->task), cp_(in.layout->cp), capacity_(static_cast<double>(in.request->cluster.device.capacity_bytes)),
-        chunk_(static_cast<double>(in.request->prefill_chunk > 0 && in.request->engine->own_kernels ? in.request->prefill_chunk : in.profile->chunk_tokens)), most_sequences_(in.profile->max_sequences > 0 ? static_cast<double>(in.profile->max_sequences) : 1e12) {}
+      : in_(in),
+        profile_(*in.profile),
+        task_(in.request->task),
+        cp_(in.layout->cp),
+        capacity_(static_cast<double>(in.request->cluster.device.capacity_bytes)),
+        chunk_(static_cast<double>(in.request->prefill_chunk > 0 && in.request->engine->own_kernels
+                                       ? in.request->prefill_chunk
+                                       : in.profile->chunk_tokens)),
+        most_sequences_(in.profile->max_sequences > 0 ? static_cast<double>(in.profile->max_sequences) : 1e12) {}
 
   MemoryPlan plan() const {
     MemoryPlan plan;
     plan.batch_per_replica = in_.batch_per_replica;
-    Load load{static_cast<double>(in_.batch_per_replica), static_cast<double>(in_.request->input), static_cast<double>(in_.request->output)};
+    Load load{static_cast<double>(in_.batch_per_replica), static_cast<double>(in_.request->input),
+              static_cast<double>(in_.request->output)};
     plan.concurrent = concurrent(load);
     if (task_ == Task::kServe) {
       // Users beyond what fits wait; when none are given, as many as fit run.
@@ -63,7 +71,10 @@ class InferenceMemory {
     plan.kv_bytes_per_token = token_bytes(sums);
     plan.kv_bytes_per_sequence = sums.cache_fixed;
     plan.kv_room_bytes = to_bytes(have);
-    plan.timeline = {{{"weights", sums.weights}, {"prefill", sums.weights + to_bytes(prefill(sums, load).total())}, {"decode", sums.weights + to_bytes(decode(sums, load).total())}, {}}};
+    plan.timeline = {{{"weights", sums.weights},
+                      {"prefill", sums.weights + to_bytes(prefill(sums, load).total())},
+                      {"decode", sums.weights + to_bytes(decode(sums, load).total())},
+                      {}}};
     plan.moments = 3;
   }
 
@@ -72,10 +83,13 @@ class InferenceMemory {
   double cache_bytes_at(const StageSums& sums, double sequences, double context) const {
     double bytes = sums.cache_fixed;
     const double tokens = tokens_of(context);
-    for (const StageSums::Growth& growth : sums.growing()) bytes += growth.row_bytes * (growth.ratio == 1 ? tokens : std::max(1.0, std::floor(tokens / growth.ratio)));
+    for (const StageSums::Growth& growth : sums.growing())
+      bytes += growth.row_bytes * (growth.ratio == 1 ? tokens : std::max(1.0, std::floor(tokens / growth.ratio)));
     return bytes * sequences;
   }
-  double cache_bytes(const StageSums& sums, const Load& load) const { return cache_bytes_at(sums, load.sequences, load.context()); }
+  double cache_bytes(const StageSums& sums, const Load& load) const {
+    return cache_bytes_at(sums, load.sequences, load.context());
+  }
 
   double token_bytes(const StageSums& sums) const {
     double bytes = 0;
@@ -93,14 +107,19 @@ class InferenceMemory {
   Moment prefill(const StageSums& sums, const Load& load) const {
     const double tokens = pass_tokens(load), outputs = profile_.all_logits ? tokens : std::min(tokens, load.sequences);
     const bool grows = profile_.pool == CachePool::kAsNeeded;
-    // Keys and values of one layer repeated for every query head live beside its attention, not beside its feed-forward.
-    const double repeated = in_.prefill->hidden.at(tokens, outputs) + load.sequences * load.input * in_.prefill->expand_bytes_per_context;
-    const double later = in_.later != nullptr && load.sequences * load.input > tokens * cp_ ? in_.later->at(tokens, outputs) : 0;
-    return {cache_bytes_at(sums, load.sequences, grows ? load.input : load.context()), std::max({in_.prefill->at(tokens, outputs), repeated, later})};
+    // Keys and values of one layer repeated for every query head live beside its attention, not beside its
+    // feed-forward.
+    const double repeated =
+        in_.prefill->hidden.at(tokens, outputs) + load.sequences * load.input * in_.prefill->expand_bytes_per_context;
+    const double later =
+        in_.later != nullptr && load.sequences * load.input > tokens * cp_ ? in_.later->at(tokens, outputs) : 0;
+    return {cache_bytes_at(sums, load.sequences, grows ? load.input : load.context()),
+            std::max({in_.prefill->at(tokens, outputs), repeated, later})};
   }
 
   Moment decode(const StageSums& sums, const Load& load) const {
-    const double copies = load.sequences * load.context() * (in_.decode->expand_bytes_per_context + in_.decode->cache_layer_bytes_per_context);
+    const double copies = load.sequences * load.context() *
+                          (in_.decode->expand_bytes_per_context + in_.decode->cache_layer_bytes_per_context);
     return {cache_bytes(sums, load), in_.decode->at(load.sequences, load.sequences) + copies};
   }
 
@@ -110,10 +129,15 @@ class InferenceMemory {
   }
 
   /// What is not in the framework's allocator.
-  double outside() const { return in_.context_bytes + in_.communicators * static_cast<double>(profile_.communicator_bytes); }
+  double outside() const {
+    return in_.context_bytes + in_.communicators * static_cast<double>(profile_.communicator_bytes);
+  }
 
   double overhead(double activations) const {
-    const double graphs = in_.context_bytes > 0 ? profile_.graph_bytes_per_layer * static_cast<double>(in_.request->model->spec().layers) / in_.layout->pp : 0;
+    const double graphs =
+        in_.context_bytes > 0
+            ? profile_.graph_bytes_per_layer * static_cast<double>(in_.request->model->spec().layers) / in_.layout->pp
+            : 0;
     return outside() + graphs + profile_.fragmentation * activations;
   }
 
@@ -124,12 +148,17 @@ class InferenceMemory {
 
   MemoryBreakdown breakdown(const StageSums& sums, const Load& load) const {
     const Moment moment = peak(sums, load);
-    MemoryBreakdown bytes{.weights = sums.weights, .kv = to_bytes(moment.kv), .activations = to_bytes(moment.activations), .workspace = to_bytes(in_.workspace_bytes),
-                          .overhead = to_bytes(overhead(moment.activations)), .capacity = in_.request->cluster.device.capacity_bytes};
+    MemoryBreakdown bytes{.weights = sums.weights,
+                          .kv = to_bytes(moment.kv),
+                          .activations = to_bytes(moment.activations),
+                          .workspace = to_bytes(in_.workspace_bytes),
+                          .overhead = to_bytes(overhead(moment.activations)),
+                          .capacity = in_.request->cluster.device.capacity_bytes};
     bytes.allocated = bytes.weights + bytes.kv + bytes.activations + bytes.workspace;
     double reserved = static_cast<double>(bytes.allocated + bytes.overhead) - outside();
     // Servers take the room for caches at the start, used or not.
-    if (profile_.pool >= CachePool::kFractionOfDevice) reserved = std::max(reserved, reserved - moment.kv + room(sums, load));
+    if (profile_.pool >= CachePool::kFractionOfDevice)
+      reserved = std::max(reserved, reserved - moment.kv + room(sums, load));
     bytes.reserved = to_bytes(reserved);
     bytes.total = to_bytes(reserved + outside());
     return bytes;
@@ -143,10 +172,14 @@ class InferenceMemory {
     const auto weights = static_cast<double>(sums.weights);
     const double rest = weights + activations + in_.workspace_bytes + overhead(activations);
     switch (profile_.pool) {
-      case CachePool::kFractionOfDevice: return profile_.fraction * capacity_ - rest;
-      case CachePool::kFractionStatic: return std::min(profile_.fraction * capacity_ - weights, capacity_ - rest);
-      case CachePool::kFractionOfFree: return profile_.fraction * (capacity_ - rest);
-      default: return capacity_ - rest;
+      case CachePool::kFractionOfDevice:
+        return profile_.fraction * capacity_ - rest;
+      case CachePool::kFractionStatic:
+        return std::min(profile_.fraction * capacity_ - weights, capacity_ - rest);
+      case CachePool::kFractionOfFree:
+        return profile_.fraction * (capacity_ - rest);
+      default:
+        return capacity_ - rest;
     }
   }
 

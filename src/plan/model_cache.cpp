@@ -1,4 +1,5 @@
-// Models of plans, and what is kept beside them: shares, traces, weights by format, caches, activations. Each is made once.
+// Models of plans, and what is kept beside them: shares, traces, weights by format, caches, activations. Each is made
+// once.
 #include <algorithm>
 #include <atomic>
 #include <map>
@@ -54,7 +55,8 @@ class Memo {
 };
 
 bool carries_adapter(const model::WeightEntry& entry) {
-  return !entry.vector && (entry.cls == WeightClass::kAttention || entry.cls == WeightClass::kDenseFfn || entry.cls == WeightClass::kSharedExpert);
+  return !entry.vector && (entry.cls == WeightClass::kAttention || entry.cls == WeightClass::kDenseFfn ||
+                           entry.cls == WeightClass::kSharedExpert);
 }
 
 void add_entry(PartWeights& part, const model::WeightEntry& entry, Bytes stored) {
@@ -62,7 +64,8 @@ void add_entry(PartWeights& part, const model::WeightEntry& entry, Bytes stored)
   if (entry.tied_to >= 0 || entry.native == tensor::WeightFormat::i64) return;
   const std::uint64_t elements = entry.elements();
   (entry.cls == WeightClass::kRoutedExpert ? part.expert_elements : part.elements) += elements;
-  if (entry.split == model::Split::kNone && entry.cls != WeightClass::kRoutedExpert) part.replicated_elements += elements;
+  if (entry.split == model::Split::kNone && entry.cls != WeightClass::kRoutedExpert)
+    part.replicated_elements += elements;
   if (carries_adapter(entry)) part.adapter_units += static_cast<std::uint64_t>(entry.rows + entry.cols);
 }
 
@@ -73,18 +76,25 @@ Result<ShareWeights> sum_weights(const model::Architecture& share, const WeightF
   std::vector<PartWeights> layers(static_cast<std::size_t>(spec.layers));
   for (const model::WeightEntry& entry : share.weights().entries()) {
     const Bytes stored = entry_bytes(*all, rule, entry, spec.layers, spec.tied_embeddings);
-    if (entry.cls == WeightClass::kEngramTable) sums.host_bytes += stored;
-    else if (entry.part == model::WeightPart::kMtp) add_entry(sums.mtp, entry, stored);
-    else if (entry.part == model::WeightPart::kVision) continue;  // text alone is planned
-    else if (entry.layer >= 0 && entry.layer < spec.layers) add_entry(layers[static_cast<std::size_t>(entry.layer)], entry, stored);
-    else if (entry.cls == WeightClass::kEmbedding) add_entry(sums.embedding, entry, stored);
-    else add_entry(sums.head, entry, stored);
+    if (entry.cls == WeightClass::kEngramTable)
+      sums.host_bytes += stored;
+    else if (entry.part == model::WeightPart::kMtp)
+      add_entry(sums.mtp, entry, stored);
+    else if (entry.part == model::WeightPart::kVision)
+      continue;  // text alone is planned
+    else if (entry.layer >= 0 && entry.layer < spec.layers)
+      add_entry(layers[static_cast<std::size_t>(entry.layer)], entry, stored);
+    else if (entry.cls == WeightClass::kEmbedding)
+      add_entry(sums.embedding, entry, stored);
+    else
+      add_entry(sums.head, entry, stored);
   }
   PartWeights sum;
   sums.before.push_back(sum);
   for (const PartWeights& layer : layers) {
     sums.before.push_back(sum += layer);
-    if (layer.elements + layer.expert_elements > sums.largest.elements + sums.largest.expert_elements) sums.largest = layer;
+    if (layer.elements + layer.expert_elements > sums.largest.elements + sums.largest.expert_elements)
+      sums.largest = layer;
   }
   sums.bytes = std::make_shared<const WeightBytes>(weight_bytes(share.weights(), rule));
   return sums;
@@ -101,11 +111,14 @@ ShareCache sum_cache(const model::Architecture& share, const KvFormat& kv) {
       sums.fixed_before[after] += row * static_cast<double>(tensor.ring_rows);
       continue;
     }
-    auto at = std::find_if(sums.growing.begin(), sums.growing.end(), [&](const ShareCache::Growth& growth) { return growth.ratio == tensor.ratio; });
+    auto at = std::find_if(sums.growing.begin(), sums.growing.end(),
+                           [&](const ShareCache::Growth& growth) { return growth.ratio == tensor.ratio; });
     if (at == sums.growing.end()) at = sums.growing.insert(at, {tensor.ratio, std::vector<double>(layers + 1, 0)});
     at->row_bytes_before[after] += row;
   }
-  const auto accumulate = [](std::vector<double>& values) { for (std::size_t i = 1; i < values.size(); ++i) values[i] += values[i - 1]; };
+  const auto accumulate = [](std::vector<double>& values) {
+    for (std::size_t i = 1; i < values.size(); ++i) values[i] += values[i - 1];
+  };
   accumulate(sums.fixed_before);
   for (ShareCache::Growth& growth : sums.growing) accumulate(growth.row_bytes_before);
   return sums;
@@ -122,7 +135,9 @@ class CachedModel final : public PlanModel {
     // Tables are made of every tensor: a configuration far beyond any model is refused before they are.
     const std::int64_t tensors = spec.layers * std::max<std::int64_t>(spec.routing.experts, 1);
     if (spec.layers > kMostLayers || tensors > kMostExpertTensors)
-      return fail("plan.model_too_large", {{"layers", std::to_string(spec.layers)}, {"experts", std::to_string(spec.routing.experts)}, {"most", std::to_string(kMostLayers)}});
+      return fail("plan.model_too_large", {{"layers", std::to_string(spec.layers)},
+                                           {"experts", std::to_string(spec.routing.experts)},
+                                           {"most", std::to_string(kMostLayers)}});
     auto made = std::make_shared<CachedModel>();
     FATHOM_TRY(made->whole_, model::make_architecture(spec));
     made->sizes_ = model::model_sizes(made->whole_->weights(), spec.routing.top_k);
@@ -141,15 +156,17 @@ class CachedModel final : public PlanModel {
   }
 
   Result<const ModelTrace*> trace(const model::Sharding& sharding, Phase phase, DType activations) const override {
-    return traces_.get(key_of(sharding, static_cast<int>(phase) * 256 + static_cast<int>(activations)), [&]() -> Result<ModelTrace> {
-      FATHOM_TRY(const model::Architecture* part, share(sharding));
-      ModelTrace made = trace_model(*part, phase, activations);
-      made.serial = next_serial();
-      return made;
-    });
+    return traces_.get(key_of(sharding, static_cast<int>(phase) * 256 + static_cast<int>(activations)),
+                       [&]() -> Result<ModelTrace> {
+                         FATHOM_TRY(const model::Architecture* part, share(sharding));
+                         ModelTrace made = trace_model(*part, phase, activations);
+                         made.serial = next_serial();
+                         return made;
+                       });
   }
 
-  Result<const ShareWeights*> share_weights(const model::Sharding& sharding, const WeightFormatRule& rule) const override {
+  Result<const ShareWeights*> share_weights(const model::Sharding& sharding,
+                                            const WeightFormatRule& rule) const override {
     return weights_.get(key_of(sharding, 0, &rule), [&]() -> Result<ShareWeights> {
       FATHOM_TRY(const model::Architecture* part, share(sharding));
       FATHOM_TRY(ShareWeights sums, sum_weights(*part, rule));
@@ -165,11 +182,15 @@ class CachedModel final : public PlanModel {
     });
   }
 
-  Result<const ActivationModel*> activations(const model::Sharding& sharding, Phase phase, const MemoryProfile& profile, bool fp8_products) const override {
-    return activations_.get(key_of(sharding, static_cast<int>(phase) * 2 + (fp8_products ? 1 : 0), &profile), [&]() -> Result<ActivationModel> {
-      FATHOM_TRY(const ModelTrace* made, trace(sharding, phase, profile.activation_bytes > 2 ? DType::f32 : DType::bf16));
-      return make_activations(*made, spec_, profile, fp8_products);
-    });
+  Result<const ActivationModel*> activations(const model::Sharding& sharding, Phase phase, const MemoryProfile& profile,
+                                             bool fp8_products) const override {
+    return activations_.get(key_of(sharding, static_cast<int>(phase) * 2 + (fp8_products ? 1 : 0), &profile),
+                            [&]() -> Result<ActivationModel> {
+                              FATHOM_TRY(
+                                  const ModelTrace* made,
+                                  trace(sharding, phase, profile.activation_bytes > 2 ? DType::f32 : DType::bf16));
+                              return make_activations(*made, spec_, profile, fp8_products);
+                            });
   }
 
  private:
@@ -180,7 +201,8 @@ class CachedModel final : public PlanModel {
   mutable Memo<ActivationModel> activations_;
 };
 
-/// Models by the text that named them. Bounded, since a stream of requests may name any number: the oldest half goes when full.
+/// Models by the text that named them. Bounded, since a stream of requests may name any number: the oldest half goes
+/// when full.
 class ModelTable {
  public:
   template <class Make>
@@ -197,7 +219,10 @@ class ModelTable {
 
  private:
   static constexpr std::size_t kMost = 512;
-  struct Entry { std::shared_ptr<const PlanModel> model; std::uint64_t made = 0; };
+  struct Entry {
+    std::shared_ptr<const PlanModel> model;
+    std::uint64_t made = 0;
+  };
   struct Hash {
     using is_transparent = void;
     std::size_t operator()(std::string_view text) const { return std::hash<std::string_view>{}(text); }
@@ -217,7 +242,8 @@ ModelTable& table() {
 
 bool looks_like_path(std::string_view name) {
   std::error_code ignored;
-  return name.size() < 4096 && name.find('\0') == std::string_view::npos && std::filesystem::exists(Path(name), ignored);
+  return name.size() < 4096 && name.find('\0') == std::string_view::npos &&
+         std::filesystem::exists(Path(name), ignored);
 }
 
 Result<std::shared_ptr<const PlanModel>> make_named(std::string_view name) {
@@ -243,7 +269,8 @@ PartWeights& PartWeights::operator+=(const PartWeights& other) {
 }
 
 PartWeights operator-(const PartWeights& a, const PartWeights& b) {
-  return {a.stored - b.stored, a.elements - b.elements, a.expert_elements - b.expert_elements, a.replicated_elements - b.replicated_elements, a.adapter_units - b.adapter_units};
+  return {a.stored - b.stored, a.elements - b.elements, a.expert_elements - b.expert_elements,
+          a.replicated_elements - b.replicated_elements, a.adapter_units - b.adapter_units};
 }
 
 Result<std::shared_ptr<const PlanModel>> find_plan_model(std::string_view name) {

@@ -14,9 +14,12 @@ using tensor::Shape;
 using tensor::Tensor;
 
 /// Memory of the caller that is never followed.
-Tensor fake(DType dtype, Shape shape) { return tensor::make_tensor(reinterpret_cast<void*>(std::uintptr_t{1} << 16), dtype, shape); }
+Tensor fake(DType dtype, Shape shape) {
+  return tensor::make_tensor(reinterpret_cast<void*>(std::uintptr_t{1} << 16), dtype, shape);
+}
 
-constexpr std::int64_t kTraceContext = std::int64_t{1} << 20;  // rows that a sequence's caches have room for; divides into all rings
+constexpr std::int64_t kTraceContext = std::int64_t{1}
+                                       << 20;  // rows that a sequence's caches have room for; divides into all rings
 
 /// The tokens that a phase is traced with.
 struct TraceBatch {
@@ -38,9 +41,15 @@ struct TraceBatch {
     }
     if (phase == Phase::kDecode) {
       for (std::int64_t i = 0; i < tokens; ++i)
-        sequences.push_back({.slot = static_cast<std::int32_t>(i), .first_token = static_cast<std::int32_t>(i), .tokens = 1, .past = 4095});
+        sequences.push_back({.slot = static_cast<std::int32_t>(i),
+                             .first_token = static_cast<std::int32_t>(i),
+                             .tokens = 1,
+                             .past = 4095});
     } else {
-      sequences.push_back({.slot = 0, .first_token = 0, .tokens = static_cast<std::int32_t>(tokens), .past = phase == Phase::kContinue ? 4096 : 0});
+      sequences.push_back({.slot = 0,
+                           .first_token = 0,
+                           .tokens = static_cast<std::int32_t>(tokens),
+                           .past = phase == Phase::kContinue ? 4096 : 0});
     }
     batch.tokens = tokens;
     batch.sequences = sequences;
@@ -93,17 +102,20 @@ struct MetaPass {
         caches(share.cache(), static_cast<std::int64_t>(batch.sequences.size())),
         classes(classes_by_parameter(share.weights())),
         weights(share.weights()),
-        ops({.units = batch.units, .activations = activations, .records = phase == Phase::kTrain, .weight_classes = classes}),
+        ops({.units = batch.units,
+             .activations = activations,
+             .records = phase == Phase::kTrain,
+             .weight_classes = classes}),
         comm(ops, groups_of(share.sharding())),
         pass{ops, comm, weights, phase == Phase::kTrain ? nullptr : &caches.set, batch.batch, {}} {}
-
 };
 
 }  // namespace
 
 void bind_fake_constants(model::Architecture& share) {
   std::vector<Tensor> tensors;
-  for (const std::vector<float>& values : share.constants()) tensors.push_back(fake(DType::f32, {static_cast<std::int64_t>(values.size())}));
+  for (const std::vector<float>& values : share.constants())
+    tensors.push_back(fake(DType::f32, {static_cast<std::int64_t>(values.size())}));
   share.bind_constants(std::move(tensors));
 }
 
@@ -121,7 +133,8 @@ void each_kind(const model::Architecture& share, ModelTrace& trace, Visit&& visi
       numbers.push_back(number);
       KindTrace kind;
       kind.example = i;
-      if (static_cast<std::size_t>(i) < share.spec().layer.size()) kind.spec = share.spec().layer[static_cast<std::size_t>(i)];
+      if (static_cast<std::size_t>(i) < share.spec().layer.size())
+        kind.spec = share.spec().layer[static_cast<std::size_t>(i)];
       visit(kind, i);
       trace.kinds.push_back(std::move(kind));
     }
@@ -140,7 +153,9 @@ tensor::Value run_loss(tensor::Ops& ops, const Tensor& logits) {
 /// Gradients of every parameter, as tensors of the caller.
 train::ParameterGradients fake_gradients(const model::WeightSet& weights) {
   train::ParameterGradients gradients;
-  for (const tensor::Weight& weight : weights.all()) gradients.tensors.push_back(fake(DType::f32, {std::max<std::int64_t>(weight.rows, 1), std::max<std::int64_t>(weight.cols, 1)}));
+  for (const tensor::Weight& weight : weights.all())
+    gradients.tensors.push_back(
+        fake(DType::f32, {std::max<std::int64_t>(weight.rows, 1), std::max<std::int64_t>(weight.cols, 1)}));
   return gradients;
 }
 
@@ -217,7 +232,8 @@ meta::Trace trace_whole(const model::Architecture& share, Phase phase, DType act
 
 std::vector<std::int64_t> ModelTrace::stage_counts(const Layout& layout, int stage) const {
   std::vector<std::int64_t> counts(kinds.size(), 0);
-  for (const LayerSpan& span : stage_layers(static_cast<std::int64_t>(kind_of_layer.size()), layout.pp, layout.vp, stage))
+  for (const LayerSpan& span :
+       stage_layers(static_cast<std::int64_t>(kind_of_layer.size()), layout.pp, layout.vp, stage))
     for (std::int64_t i = span.first; i < span.last; ++i) ++counts[kind_of_layer[static_cast<std::size_t>(i)]];
   return counts;
 }

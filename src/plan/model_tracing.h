@@ -9,7 +9,8 @@ void bind_fake_constants(model::Architecture& share);
 /// One layer of each kind. `share` must have its constants bound.
 ModelTrace trace_model(const model::Architecture& share, Phase phase, DType activations);
 
-/// The whole forward pass as one trace, of `tokens` tokens in one sequence (for holding the shortcut against). tokens 0: with rates.
+/// The whole forward pass as one trace, of `tokens` tokens in one sequence (for holding the shortcut against). tokens
+/// 0: with rates.
 meta::Trace trace_whole(const model::Architecture& share, Phase phase, DType activations, std::int64_t tokens);
 
 }  // namespace fathom::plan

@@ -10,10 +10,11 @@
 namespace fathom::plan {
 
 struct PlanOptions {
-  std::string model;                 // as in a request
-  std::string on = "this";           // hardware as in a request, "this" (this machine), "cpu" (its processor), or a file of `probe --json`
-  std::string slo;                   // "ttft=2s,tpot=50ms"
-  std::string gpu_memory;            // "24GiB": a device counts as having no more; "": what it has
+  std::string model;  // as in a request
+  std::string on =
+      "this";  // hardware as in a request, "this" (this machine), "cpu" (its processor), or a file of `probe --json`
+  std::string slo;                      // "ttft=2s,tpot=50ms"
+  std::string gpu_memory;               // "24GiB": a device counts as having no more; "": what it has
   std::optional<std::int64_t> context;  // input + output; input is what output leaves
   std::vector<std::pair<std::string, std::string>> settings;  // other keys of a request, values as text
 };

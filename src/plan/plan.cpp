@@ -12,7 +12,9 @@ namespace {
 
 constexpr std::size_t kRunnersUp = 4, kParetoLayouts = 24;
 
-DType trace_type(const PlanRequest& request) { return request.cluster.device.is_cpu() || request.engine->own_kernels ? DType::f32 : DType::bf16; }
+DType trace_type(const PlanRequest& request) {
+  return request.cluster.device.is_cpu() || request.engine->own_kernels ? DType::f32 : DType::bf16;
+}
 
 /// Users that a request's figures are for: what it says, or for a server as many as fit.
 std::int64_t users(const PlanRequest& request, const Layout& layout, const MemoryPlan& memory) {
@@ -51,7 +53,9 @@ Result<Candidate> with_memory(const PlanRequest& request, const Layout& layout) 
 /// Where it was left open, an engine that can computes no more layers again than memory asks for.
 Result<Candidate> with_least_recompute(const PlanRequest& request, const Layout& layout) {
   FATHOM_TRY(Candidate most, with_memory(request, layout));
-  if (!most.memory.fits || layout.recompute != Recompute::kFull || request.layout.recompute || !request.engine->training.partial_recompute) return most;
+  if (!most.memory.fits || layout.recompute != Recompute::kFull || request.layout.recompute ||
+      !request.engine->training.partial_recompute)
+    return most;
   const std::int64_t layers = std::max<std::int64_t>(1, request.model->spec().layers / layout.pp);
   std::int64_t low = 0, high = layers;  // low layers are too few, high are enough
   while (high - low > 1) {
@@ -59,8 +63,10 @@ Result<Candidate> with_least_recompute(const PlanRequest& request, const Layout&
     Layout some = layout;
     some.recompute_share = static_cast<double>(middle) / static_cast<double>(layers);
     FATHOM_TRY(Candidate candidate, with_memory(request, some));
-    if (candidate.memory.fits) high = middle, most = candidate;
-    else low = middle;
+    if (candidate.memory.fits)
+      high = middle, most = candidate;
+    else
+      low = middle;
   }
   return most;
 }
@@ -84,8 +90,8 @@ bool nearer(const Candidate& a, const Candidate& b) {
   return a.memory.over_bytes < b.memory.over_bytes;
 }
 
-/// Recompute and offloading cost time and save memory, and nothing else: of layouts that are otherwise alike only the first that
-/// fits is worth timing.
+/// Recompute and offloading cost time and save memory, and nothing else: of layouts that are otherwise alike only the
+/// first that fits is worth timing.
 bool dominated(const Layout& a, const Layout& by) {
   Layout same = by;
   same.recompute = a.recompute;
@@ -97,11 +103,14 @@ bool dominated(const Layout& a, const Layout& by) {
 Result<std::vector<Candidate>> fitting(const PlanRequest& request, const std::vector<Layout>& layouts) {
   std::vector<Candidate> candidates;
   for (const Layout& layout : layouts) {
-    if (std::any_of(candidates.begin(), candidates.end(), [&](const Candidate& other) { return other.memory.fits && dominated(layout, other.layout); })) continue;
+    if (std::any_of(candidates.begin(), candidates.end(),
+                    [&](const Candidate& other) { return other.memory.fits && dominated(layout, other.layout); }))
+      continue;
     FATHOM_TRY(Candidate candidate, with_least_recompute(request, layout));
     candidates.push_back(candidate);
   }
-  const bool some_fit = std::any_of(candidates.begin(), candidates.end(), [](const Candidate& c) { return c.memory.fits; });
+  const bool some_fit =
+      std::any_of(candidates.begin(), candidates.end(), [](const Candidate& c) { return c.memory.fits; });
   if (some_fit) {
     std::erase_if(candidates, [](const Candidate& c) { return !c.memory.fits; });
   } else {
@@ -112,7 +121,8 @@ Result<std::vector<Candidate>> fitting(const PlanRequest& request, const std::ve
   return candidates;
 }
 
-/// The front of latency (time per token; for training none) against throughput a device, over layouts and numbers of users.
+/// The front of latency (time per token; for training none) against throughput a device, over layouts and numbers of
+/// users.
 Result<std::vector<Candidate>> pareto_front(const PlanRequest& request, const std::vector<Candidate>& ranked) {
   std::vector<Candidate> front;
   if (request.task != Task::kServe) return front;
@@ -121,11 +131,14 @@ Result<std::vector<Candidate>> pareto_front(const PlanRequest& request, const st
     const std::int64_t most = users(request, ranked[i].layout, ranked[i].memory);
     for (std::int64_t batch = 1; batch <= most; batch *= 4) {
       FATHOM_TRY(Candidate candidate, evaluate_layout(request, ranked[i].layout, batch));
-      if (candidate.memory.fits && candidate.time.tpot_ms && candidate.time.output_tokens_per_second_per_gpu) seen.push_back(candidate);
+      if (candidate.memory.fits && candidate.time.tpot_ms && candidate.time.output_tokens_per_second_per_gpu)
+        seen.push_back(candidate);
     }
     if (ranked[i].time.tpot_ms && ranked[i].time.output_tokens_per_second_per_gpu) seen.push_back(ranked[i]);
   }
-  std::stable_sort(seen.begin(), seen.end(), [](const Candidate& a, const Candidate& b) { return a.time.tpot_ms->value < b.time.tpot_ms->value; });
+  std::stable_sort(seen.begin(), seen.end(), [](const Candidate& a, const Candidate& b) {
+    return a.time.tpot_ms->value < b.time.tpot_ms->value;
+  });
   double best = 0;
   for (const Candidate& candidate : seen) {
     if (*candidate.time.output_tokens_per_second_per_gpu <= best * 1.02) continue;
@@ -154,7 +167,8 @@ Result<PlanAnswer> make_plan(const PlanRequest& request, PlanScope scope) {
   answer.layouts_seen = layouts.size();
   answer.searched = layouts.size() > 1;
   FATHOM_TRY(std::vector<Candidate> candidates, fitting(request, layouts));
-  if (!candidates.front().memory.fits && is_training(request.task) && !request.layout.offload && !request.cluster.device.is_cpu()) {
+  if (!candidates.front().memory.fits && is_training(request.task) && !request.layout.offload &&
+      !request.cluster.device.is_cpu()) {
     FATHOM_TRY(const std::vector<Layout> offloaded, layout_space(request, true));
     FATHOM_TRY(std::vector<Candidate> others, fitting(request, offloaded));
     if (others.front().memory.fits) candidates = std::move(others);
@@ -162,13 +176,16 @@ Result<PlanAnswer> make_plan(const PlanRequest& request, PlanScope scope) {
   for (Candidate& candidate : candidates) {
     FATHOM_TRY(candidate.time, estimate(request, candidate));
   }
-  std::stable_sort(candidates.begin(), candidates.end(), [&](const Candidate& a, const Candidate& b) { return score(request, a) < score(request, b); });
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [&](const Candidate& a, const Candidate& b) { return score(request, a) < score(request, b); });
   if (scope == PlanScope::kReport && candidates.front().memory.fits) {
     FATHOM_TRY(answer.pareto, pareto_front(request, candidates));
-    for (std::size_t i = 1; i < candidates.size() && answer.runners_up.size() < kRunnersUp; ++i) answer.runners_up.push_back(candidates[i]);
+    for (std::size_t i = 1; i < candidates.size() && answer.runners_up.size() < kRunnersUp; ++i)
+      answer.runners_up.push_back(candidates[i]);
   }
   answer.best = candidates.front();
-  if (scope == PlanScope::kReport && !answer.best.memory.fits) answer.ways_out = find_ways_out(request, answer.best), answer.offload = offload_answer(request, answer.best);
+  if (scope == PlanScope::kReport && !answer.best.memory.fits)
+    answer.ways_out = find_ways_out(request, answer.best), answer.offload = offload_answer(request, answer.best);
   return answer;
 }
 

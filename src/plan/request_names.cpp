@@ -32,7 +32,9 @@ std::string_view recompute_name(Recompute recompute) { return kRecomputes[static
 
 Result<Task> parse_task(std::string_view name) { return parse_one<Task>(kTasks, "task", name); }
 Result<Offload> parse_offload(std::string_view name) { return parse_one<Offload>(kOffloads, "offload", name); }
-Result<Recompute> parse_recompute(std::string_view name) { return parse_one<Recompute>(kRecomputes, "recompute", name); }
+Result<Recompute> parse_recompute(std::string_view name) {
+  return parse_one<Recompute>(kRecomputes, "recompute", name);
+}
 Result<Optimizer> parse_optimizer(std::string_view name) {
   const std::string wanted = to_lower(trim(name));
   if (wanted == "adam" || wanted == "adamw_mixed") return Optimizer::kAdamW;
@@ -40,6 +42,8 @@ Result<Optimizer> parse_optimizer(std::string_view name) {
   return parse_one<Optimizer>(kOptimizers, "optimizer", name);
 }
 
-Result<const WeightFormatRule*> default_weights(Task task) { return find_weight_format(task == Task::kQlora ? "nf4" : is_training(task) ? "bf16" : "native"); }
+Result<const WeightFormatRule*> default_weights(Task task) {
+  return find_weight_format(task == Task::kQlora ? "nf4" : is_training(task) ? "bf16" : "native");
+}
 
 }  // namespace fathom::plan

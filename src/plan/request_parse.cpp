@@ -64,16 +64,21 @@ class RequestReader {
   }
 
  private:
-  static constexpr std::string_view kKeys[] = {
-      "id", "model", "hardware", "gpus", "gpus_per_node", "network", "task", "engine", "weights", "compute", "kv", "tp", "pp", "dp", "dp_attention", "ep", "cp", "vp",
-      "zero", "offload", "recompute", "optimizer", "lora_rank", "micro_batch", "global_batch", "seq", "batch", "input", "output", "speculative", "measured"};
+  static constexpr std::string_view kKeys[] = {"id",        "model",     "hardware",  "gpus",        "gpus_per_node",
+                                               "network",   "task",      "engine",    "weights",     "compute",
+                                               "kv",        "tp",        "pp",        "dp",          "dp_attention",
+                                               "ep",        "cp",        "vp",        "zero",        "offload",
+                                               "recompute", "optimizer", "lora_rank", "micro_batch", "global_batch",
+                                               "seq",       "batch",     "input",     "output",      "speculative",
+                                               "measured"};
 
   Status check_keys() const {
     for (const JsonMember* member = object_.begin(); member != object_.end(); ++member) {
       if (std::find(std::begin(kKeys), std::end(kKeys), member->key) == std::end(kKeys)) {
         std::vector<std::string> known(std::begin(kKeys), std::end(kKeys));
         const auto near = nearest_names(member->key, known);
-        return near.empty() ? fail("plan.unknown_key", {{"key", printable(member->key)}}) : fail("plan.unknown_key_near", {{"key", printable(member->key)}, {"near", join(near)}});
+        return near.empty() ? fail("plan.unknown_key", {{"key", printable(member->key)}})
+                            : fail("plan.unknown_key_near", {{"key", printable(member->key)}, {"near", join(near)}});
       }
       for (const JsonMember* other = object_.begin(); other != member; ++other)
         if (other->key == member->key) return fail("plan.key_twice", {{"key", printable(member->key)}});
@@ -101,7 +106,10 @@ class RequestReader {
     const auto value = piece->integer();
     if (!value && piece->kind != JsonPiece::Kind::kNumber) return wrong_type(key, "plan.type.count", *piece);
     if (!value || *value < low || *value > high)
-      return fail("plan.out_of_range", {{"key", std::string(key)}, {"value", shown(*piece)}, {"low", std::to_string(low)}, {"high", std::to_string(high)}});
+      return fail("plan.out_of_range", {{"key", std::string(key)},
+                                        {"value", shown(*piece)},
+                                        {"low", std::to_string(low)},
+                                        {"high", std::to_string(high)}});
     return value;
   }
 
@@ -122,7 +130,8 @@ class RequestReader {
     std::size_t ignored = 0;
     const auto inner = JsonObject::parse(piece->text, ignored);
     const JsonPiece* config = inner ? inner->find("config") : nullptr;
-    if (config == nullptr || config->kind != JsonPiece::Kind::kObject || inner->size() != 1) return wrong_type("model", "plan.type.model", *piece);
+    if (config == nullptr || config->kind != JsonPiece::Kind::kObject || inner->size() != 1)
+      return wrong_type("model", "plan.type.model", *piece);
     FATHOM_TRY(request.model, plan_model_from_config(config->text));
     return {};
   }
@@ -132,7 +141,8 @@ class RequestReader {
     FATHOM_TRY(const auto name, text("hardware"));
     if (!name) return fail("plan.missing", {{"key", "hardware"}});
     static TextTable<hardware::HardwareChoice> choices;
-    FATHOM_TRY(const hardware::HardwareChoice choice, choices.get(*name, [&] { return hardware::parse_hardware(*name); }));
+    FATHOM_TRY(const hardware::HardwareChoice choice,
+               choices.get(*name, [&] { return hardware::parse_hardware(*name); }));
     FATHOM_TRY(const auto gpus, count("gpus", 1, kMostDevices));
     FATHOM_TRY(const auto per_node, count("gpus_per_node", 1, kMostDevices));
     std::vector<std::string> network;
@@ -152,7 +162,8 @@ class RequestReader {
       return {};
     }
     static TextTable<Cluster> clusters;
-    FATHOM_TRY(request.cluster, clusters.get(*name + "\n" + std::to_string(devices), [&] { return make_cluster(choice, devices); }));
+    FATHOM_TRY(request.cluster,
+               clusters.get(*name + "\n" + std::to_string(devices), [&] { return make_cluster(choice, devices); }));
     return {};
   }
 
@@ -169,7 +180,8 @@ class RequestReader {
     if (!task) return fail("plan.missing", {{"key", "task"}});
     FATHOM_TRY(request.task, parse_task(*task));
     FATHOM_TRY(const auto engine, text("engine"));
-    FATHOM_TRY(request.engine, engine ? find_engine(*engine) : default_engine(task_name(request.task), request.cluster.device.is_cpu()));
+    FATHOM_TRY(request.engine, engine ? find_engine(*engine)
+                                      : default_engine(task_name(request.task), request.cluster.device.is_cpu()));
     FATHOM_TRY(const auto weights, text("weights"));
     FATHOM_TRY(request.weights, weights ? find_weight_format(*weights) : default_weights(request.task));
     FATHOM_TRY(const auto kv, text("kv"));
@@ -179,14 +191,18 @@ class RequestReader {
     FATHOM_TRY(const auto compute, text("compute"));
     if (!compute) return {};
     request.compute = hardware::parse_precision(to_lower(trim(*compute)));
-    if (!request.compute) return fail("plan.unknown_value", {{"key", "compute"}, {"value", printable(*compute)}, {"known", "fp32, tf32, fp16, bf16, fp8, int8, fp4, int4"}});
+    if (!request.compute)
+      return fail("plan.unknown_value", {{"key", "compute"},
+                                         {"value", printable(*compute)},
+                                         {"known", "fp32, tf32, fp16, bf16, fp8, int8, fp4, int4"}});
     return {};
   }
 
   Status read_layout(PlanRequest& request) const {
     LayoutWish& wish = request.layout;
-    const std::pair<std::string_view, std::optional<int>*> sizes[] = {{"tp", &wish.tp}, {"pp", &wish.pp}, {"dp", &wish.dp}, {"dp_attention", &wish.dp_attention},
-                                                                       {"ep", &wish.ep}, {"cp", &wish.cp}, {"vp", &wish.vp}};
+    const std::pair<std::string_view, std::optional<int>*> sizes[] = {
+        {"tp", &wish.tp}, {"pp", &wish.pp}, {"dp", &wish.dp}, {"dp_attention", &wish.dp_attention},
+        {"ep", &wish.ep}, {"cp", &wish.cp}, {"vp", &wish.vp}};
     for (const auto& [key, to] : sizes) FATHOM_TRY_VOID(set_int(key, 1, kMostDevices, *to));
     FATHOM_TRY_VOID(set_int("zero", 0, 3, wish.zero));
     FATHOM_TRY(const auto offload, text("offload"));
@@ -219,11 +235,13 @@ class RequestReader {
     if (request.task == Task::kChat && !request.batch) request.batch = 1;
     FATHOM_TRY(const auto speculative, text("speculative"));
     if (!speculative || *speculative == "none") return {};
-    if (speculative->starts_with("mtp:") && speculative->size() == 5 && (*speculative)[4] >= '1' && (*speculative)[4] <= '9') {
+    if (speculative->starts_with("mtp:") && speculative->size() == 5 && (*speculative)[4] >= '1' &&
+        (*speculative)[4] <= '9') {
       request.mtp_drafts = (*speculative)[4] - '0';
       return {};
     }
-    return fail("plan.unknown_value", {{"key", "speculative"}, {"value", printable(*speculative)}, {"known", "none, mtp:1 … mtp:9"}});
+    return fail("plan.unknown_value",
+                {{"key", "speculative"}, {"value", printable(*speculative)}, {"known", "none, mtp:1 … mtp:9"}});
   }
 
   const JsonObject& object_;
@@ -236,7 +254,8 @@ Status check_request(const PlanRequest& request) {
   if (!is_training(request.task) && request.input + request.output < 1) return fail("plan.no_tokens");
   if (request.mtp_drafts > 0 && request.model->spec().mtp_layers == 0 && request.model->spec().dspark.blocks == 0)
     return fail("plan.no_mtp", {{"model", printable(request.model->name())}});
-  if (request.cluster.device.capacity_bytes == 0) return fail("plan.no_capacity", {{"device", request.cluster.device.id}});
+  if (request.cluster.device.capacity_bytes == 0)
+    return fail("plan.no_capacity", {{"device", request.cluster.device.id}});
   return {};
 }
 

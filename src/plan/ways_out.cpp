@@ -38,7 +38,9 @@ class WaysOut {
     return answer->best;
   }
 
-  void offer(WayOut::Kind kind, std::string what, const Candidate& then) { found_.push_back({kind, std::move(what), then.memory.bytes.total}); }
+  void offer(WayOut::Kind kind, std::string what, const Candidate& then) {
+    found_.push_back({kind, std::move(what), then.memory.bytes.total});
+  }
 
   void smaller_weights() {
     const bool full = request_.task == Task::kFull || request_.task == Task::kPretrain;
@@ -82,18 +84,22 @@ class WaysOut {
         (fits(changed) ? low : high) = middle;
       }
       changed.batch = low;
-      if (const auto then = low > 0 ? fits(changed) : std::nullopt) offer(WayOut::Kind::kSmallerBatch, std::to_string(low), *then);
+      if (const auto then = low > 0 ? fits(changed) : std::nullopt)
+        offer(WayOut::Kind::kSmallerBatch, std::to_string(low), *then);
       changed.batch = request_.batch;
     }
     const std::int64_t context = best_.memory.max_context;
     if (context < 1 || context >= request_.context()) return;
-    if (is_training(request_.task)) changed.seq = context;
-    else changed.output = std::min(changed.output, context), changed.input = context - changed.output;
+    if (is_training(request_.task))
+      changed.seq = context;
+    else
+      changed.output = std::min(changed.output, context), changed.input = context - changed.output;
     if (const auto then = fits(changed)) offer(WayOut::Kind::kLessContext, std::to_string(context), *then);
   }
 
   void recompute() {
-    if (!is_training(request_.task) || !request_.layout.recompute || *request_.layout.recompute == Recompute::kFull) return;
+    if (!is_training(request_.task) || !request_.layout.recompute || *request_.layout.recompute == Recompute::kFull)
+      return;
     PlanRequest changed = request_;
     changed.layout.recompute = Recompute::kFull;
     if (const auto then = fits(changed)) offer(WayOut::Kind::kRecompute, "full", *then);
@@ -113,12 +119,17 @@ class WaysOut {
 
   void more_devices() {
     PlanRequest changed = request_;
-    changed.layout.tp = changed.layout.pp = changed.layout.dp = changed.layout.dp_attention = changed.layout.ep = changed.layout.cp = std::nullopt;
+    changed.layout.tp = changed.layout.pp = changed.layout.dp = changed.layout.dp_attention = changed.layout.ep =
+        changed.layout.cp = std::nullopt;
     if (request_.cluster.device.is_cpu()) return;
     const int now = request_.cluster.devices;
     if (now == 1 || request_.layout.tp || request_.layout.pp || request_.layout.dp) {
       if (const auto then = now > 1 ? fits(changed) : std::nullopt) {
-        offer(WayOut::Kind::kOtherLayout, "tp " + std::to_string(then->layout.tp) + ", pp " + std::to_string(then->layout.pp) + ", dp " + std::to_string(then->layout.dp) + ", dp_attention " + std::to_string(then->layout.dp_attention) + ", ep " + std::to_string(then->layout.ep), *then);
+        offer(WayOut::Kind::kOtherLayout,
+              "tp " + std::to_string(then->layout.tp) + ", pp " + std::to_string(then->layout.pp) + ", dp " +
+                  std::to_string(then->layout.dp) + ", dp_attention " + std::to_string(then->layout.dp_attention) +
+                  ", ep " + std::to_string(then->layout.ep),
+              *then);
         return;
       }
     }
@@ -143,13 +154,18 @@ class WaysOut {
     const auto catalog = model::model_catalog();
     if (!catalog) return;
     // The largest of the catalog that is smaller and fits as asked.
-    struct Known { std::shared_ptr<const PlanModel> model; };
+    struct Known {
+      std::shared_ptr<const PlanModel> model;
+    };
     std::vector<std::shared_ptr<const PlanModel>> models;
     for (const model::ModelEntry& entry : (*catalog)->models()) {
       auto model = find_plan_model(entry.id);
-      if (model && (*model)->sizes().parameters_total < request_.model->sizes().parameters_total) models.push_back(*std::move(model));
+      if (model && (*model)->sizes().parameters_total < request_.model->sizes().parameters_total)
+        models.push_back(*std::move(model));
     }
-    std::stable_sort(models.begin(), models.end(), [](const auto& a, const auto& b) { return a->sizes().parameters_total > b->sizes().parameters_total; });
+    std::stable_sort(models.begin(), models.end(), [](const auto& a, const auto& b) {
+      return a->sizes().parameters_total > b->sizes().parameters_total;
+    });
     PlanRequest changed = request_;
     for (auto& model : models) {
       changed.model = model;
@@ -183,6 +199,8 @@ class WaysOut {
 
 }  // namespace
 
-std::vector<WayOut> find_ways_out(const PlanRequest& request, const Candidate& best) { return WaysOut(request, best).find(); }
+std::vector<WayOut> find_ways_out(const PlanRequest& request, const Candidate& best) {
+  return WaysOut(request, best).find();
+}
 
 }  // namespace fathom::plan

@@ -18,17 +18,18 @@ struct Sequence {
 static_assert(sizeof(Sequence) == 16, "read by device kernels as int4");
 
 struct Batch {
-  std::int64_t tokens = 0;                  // sum over sequences
-  std::span<const Sequence> sequences;      // on the host
-  Tensor sequence_table;                    // the same as [sequences, 4] i32 where the device can read it
-  Tensor ids;                               // [tokens] i32
-  Tensor positions;                         // [tokens] i32: past, past + 1, … of each sequence
-  Tensor output_rows;                       // [outputs] i32: tokens whose logits are wanted; undefined: all
-  std::int64_t topk_horizon = 0;            // verify only: tokens that the reference's pass had (topk_horizon.h); 0: ties to the lower row
+  std::int64_t tokens = 0;              // sum over sequences
+  std::span<const Sequence> sequences;  // on the host
+  Tensor sequence_table;                // the same as [sequences, 4] i32 where the device can read it
+  Tensor ids;                           // [tokens] i32
+  Tensor positions;                     // [tokens] i32: past, past + 1, … of each sequence
+  Tensor output_rows;                   // [outputs] i32: tokens whose logits are wanted; undefined: all
+  std::int64_t topk_horizon =
+      0;  // verify only: tokens that the reference's pass had (topk_horizon.h); 0: ties to the lower row
 };
 
-/// Compressed entries (one per `ratio` tokens) that could close inside a sequence's part of the batch: an upper bound that
-/// depends on the token count alone, so that shapes do not change from step to step.
+/// Compressed entries (one per `ratio` tokens) that could close inside a sequence's part of the batch: an upper bound
+/// that depends on the token count alone, so that shapes do not change from step to step.
 inline std::int64_t max_entries(std::int64_t tokens, std::int64_t ratio) { return (tokens + ratio - 1) / ratio; }
 /// The sum over the sequences of a batch; entry rows of sequence s follow those of sequence s - 1.
 inline std::int64_t max_entries(const Batch& batch, std::int64_t ratio) {

@@ -1,5 +1,5 @@
-// Collectives: what the ranks of a layout say to each other. `self` is one rank alone; `meta` prices it; host_collectives.h speaks over
-// any transport; a device backend brings its own (Backend::make_collectives).
+// Collectives: what the ranks of a layout say to each other. `self` is one rank alone; `meta` prices it;
+// host_collectives.h speaks over any transport; a device backend brings its own (Backend::make_collectives).
 #pragma once
 #include <array>
 #include <cstdint>
@@ -21,16 +21,18 @@ enum class Group : std::uint8_t {
 };
 inline constexpr int kGroupCount = 6;
 
-/// The ranks of each group that this rank belongs to, numbered within the whole run, in the group's order. A group of one may be empty.
+/// The ranks of each group that this rank belongs to, numbered within the whole run, in the group's order. A group of
+/// one may be empty.
 struct GroupMembers {
   std::array<std::vector<int>, kGroupCount> ranks;
   const std::vector<int>& of(Group group) const { return ranks[static_cast<std::size_t>(group)]; }
 };
 
 /// Every call is collective: all ranks of the group make it in the same order. In place where one tensor is given.
-/// Tensors are dense. Sums are added in the order of ranks, so that the same layout gives the same bits, and the same on every rank.
-/// A failure (a peer that died, is silent, or failed itself) ends the run: it is kept, later calls return at once and what they leave
-/// means nothing. The engine asks status() after each pass, so it never surfaces as wrong numbers.
+/// Tensors are dense. Sums are added in the order of ranks, so that the same layout gives the same bits, and the same
+/// on every rank. A failure (a peer that died, is silent, or failed itself) ends the run: it is kept, later calls
+/// return at once and what they leave means nothing. The engine asks status() after each pass, so it never surfaces as
+/// wrong numbers.
 class Collectives {
  public:
   virtual ~Collectives() = default;
@@ -44,8 +46,8 @@ class Collectives {
   virtual void all_gather_rows(Group group, const Tensor& x, std::span<const std::int64_t> rows, const Tensor& out) = 0;
   /// out [rows / n, …] = this rank's part of the sum of x [rows, …].
   virtual void reduce_scatter(Group group, const Tensor& x, const Tensor& out) = 0;
-  /// Rows of x go to the ranks that own their experts, and come back the same way: the two halves of expert parallelism.
-  /// x and out are [n · rows, …]: block i of x goes to rank i, block i of out comes from rank i.
+  /// Rows of x go to the ranks that own their experts, and come back the same way: the two halves of expert
+  /// parallelism. x and out are [n · rows, …]: block i of x goes to rank i, block i of out comes from rank i.
   virtual void all_to_all(Group group, const Tensor& x, const Tensor& out) = 0;
   /// Point to point: x goes to member `to` of the group, and is `out` of its receive. Empty tensors are not sent.
   virtual void send(Group group, int to, const Tensor& x) = 0;

@@ -16,7 +16,9 @@ class ForwardingBackend : public Backend {
   Ops& ops() override { return inner_->ops(); }
   GradOps* grad_ops() override { return inner_->grad_ops(); }
   ActivationMemory& activations() override { return inner_->activations(); }
-  Result<std::unique_ptr<Buffer>> allocate_buffer(Bytes bytes, Placement placement) override { return inner_->allocate_buffer(bytes, placement); }
+  Result<std::unique_ptr<Buffer>> allocate_buffer(Bytes bytes, Placement placement) override {
+    return inner_->allocate_buffer(bytes, placement);
+  }
   Status reserve(Bytes bytes) override { return inner_->reserve(bytes); }
   std::optional<DeviceMemory> device_memory() const override { return inner_->device_memory(); }
   bool host_addressable() const override { return inner_->host_addressable(); }
@@ -27,11 +29,18 @@ class ForwardingBackend : public Backend {
   void copy_in(std::byte* to, const std::byte* from, Bytes bytes) override { inner_->copy_in(to, from, bytes); }
   void copy_out(std::byte* to, const std::byte* from, Bytes bytes) override { inner_->copy_out(to, from, bytes); }
   void call_host(void (*work)(void* data), void* data) override { inner_->call_host(work, data); }
-  void fetch(int place, std::byte* to, const std::byte* from, Bytes bytes) override { inner_->fetch(place, to, from, bytes); }
+  void fetch(int place, std::byte* to, const std::byte* from, Bytes bytes) override {
+    inner_->fetch(place, to, from, bytes);
+  }
   void await(int place) override { inner_->await(place); }
   void leave(int place) override { inner_->leave(place); }
-  Result<bool> run_pass(std::uint64_t key, const std::function<void()>& pass) override { return inner_->run_pass(key, pass); }
-  Result<std::unique_ptr<Collectives>> make_collectives(std::shared_ptr<Transport> transport, const GroupMembers& members) override { return inner_->make_collectives(std::move(transport), members); }
+  Result<bool> run_pass(std::uint64_t key, const std::function<void()>& pass) override {
+    return inner_->run_pass(key, pass);
+  }
+  Result<std::unique_ptr<Collectives>> make_collectives(std::shared_ptr<Transport> transport,
+                                                        const GroupMembers& members) override {
+    return inner_->make_collectives(std::move(transport), members);
+  }
   void mark(const char* opens) override { inner_->mark(opens); }
   Result<std::vector<double>> take_marks() override { return inner_->take_marks(); }
   bool sample(const SampleArgs& args) override { return inner_->sample(args); }

@@ -28,14 +28,24 @@ Value rms_norm(Ops& ops, const Tensor& x, const Weight& weight, double eps) {
 
 Value layer_norm(Ops& ops, const Tensor& x, const Weight& weight, const Weight& bias, double eps) {
   Value out = allocate(ops, x.shape);
-  ops.layer_norm({.x = x, .weight = vector_of(weight), .bias = vector_of(bias), .eps = eps, .out = out,
-                  .weight_parameter = weight.parameter, .bias_parameter = bias.parameter});
+  ops.layer_norm({.x = x,
+                  .weight = vector_of(weight),
+                  .bias = vector_of(bias),
+                  .eps = eps,
+                  .out = out,
+                  .weight_parameter = weight.parameter,
+                  .bias_parameter = bias.parameter});
   return out;
 }
 
 Value linear(Ops& ops, const Tensor& x, const Weight& weight, const Weight& bias) {
   Value out = allocate(ops, {x.dim(0), weight.rows});
-  ops.linear({.x = x, .weight = weight, .bias = vector_of(bias), .out = out, .accumulate = false, .bias_parameter = bias.parameter});
+  ops.linear({.x = x,
+              .weight = weight,
+              .bias = vector_of(bias),
+              .out = out,
+              .accumulate = false,
+              .bias_parameter = bias.parameter});
   return out;
 }
 
@@ -61,22 +71,43 @@ RotaryPair rotary(Ops& ops, const Tensor& positions, const Tensor& inverse_frequ
   const Shape shape{positions.dim(0), inverse_frequency.dim(0)};
   const DType dtype = ops.activation_dtype() == DType::f64 ? DType::f64 : DType::f32;
   RotaryPair pair{allocate(ops, dtype, shape), allocate(ops, dtype, shape)};
-  ops.rotary({.positions = positions, .inverse_frequency = inverse_frequency, .scale = scale, .cos = pair.cos, .sin = pair.sin});
+  ops.rotary({.positions = positions,
+              .inverse_frequency = inverse_frequency,
+              .scale = scale,
+              .cos = pair.cos,
+              .sin = pair.sin});
   return pair;
 }
 
-Routed route(Ops& ops, const Tensor& logits, const Routing& routing, const Weight& bias, const Weight& table, const Tensor& ids) {
+Routed route(Ops& ops, const Tensor& logits, const Routing& routing, const Weight& bias, const Weight& table,
+             const Tensor& ids) {
   const Shape shape{logits.dim(0), routing.top_k};
   Routed routed{allocate(ops, DType::i32, shape), allocate(ops, logits.dtype, shape)};
-  ops.route({.logits = logits, .bias = vector_of(bias), .table = table, .ids = ids, .routing = routing, .indices = routed.indices, .weights = routed.weights});
+  ops.route({.logits = logits,
+             .bias = vector_of(bias),
+             .table = table,
+             .ids = ids,
+             .routing = routing,
+             .indices = routed.indices,
+             .weights = routed.weights});
   return routed;
 }
 
-Value attention(Ops& ops, const Tensor& q, std::span<const KvSegment> segments, std::int64_t value_dim, double scale, const Weight& sink, const Batch& batch, DType rounds_to) {
+Value attention(Ops& ops, const Tensor& q, std::span<const KvSegment> segments, std::int64_t value_dim, double scale,
+                const Weight& sink, const Batch& batch, DType rounds_to) {
   Value out = allocate(ops, {q.dim(0), q.dim(1), value_dim});
   // Backward needs the log-sum-exp of every (token, head); the tape keeps it, everyone else does without.
-  Value lse = ops.records() ? allocate(ops, q.dtype == DType::f64 ? DType::f64 : DType::f32, {q.dim(0), q.dim(1)}) : Value();
-  ops.attention({.q = q, .segments = segments, .scale = scale, .sink = vector_of(sink), .out = out, .lse = lse.tensor(), .batch = &batch, .sink_parameter = sink.parameter, .rounds_to = rounds_to});
+  Value lse =
+      ops.records() ? allocate(ops, q.dtype == DType::f64 ? DType::f64 : DType::f32, {q.dim(0), q.dim(1)}) : Value();
+  ops.attention({.q = q,
+                 .segments = segments,
+                 .scale = scale,
+                 .sink = vector_of(sink),
+                 .out = out,
+                 .lse = lse.tensor(),
+                 .batch = &batch,
+                 .sink_parameter = sink.parameter,
+                 .rounds_to = rounds_to});
   return out;
 }
 

@@ -1,31 +1,134 @@
-// GradOps: the backward of every op, beside its forward in each backend. Conventions are those of ops.h; every gradient output
-// is ADDED to what is there (the tape zeroes it when it first appears), so that a tensor read twice gets both contributions.
-// An undefined gradient output is not wanted and not computed. Gradients of weights are plain f32 (f64) tensors of the weight's shape.
+// GradOps: the backward of every op, beside its forward in each backend. Conventions are those of ops.h; every gradient
+// output is ADDED to what is there (the tape zeroes it when it first appears), so that a tensor read twice gets both
+// contributions. An undefined gradient output is not wanted and not computed. Gradients of weights are plain f32 (f64)
+// tensors of the weight's shape.
 #pragma once
 #include "tensor/ops.h"
 
 namespace fathom::tensor {
 
-struct EmbedGrad { EmbedArgs f; Tensor dout; Tensor dtable; };                       // dtable [vocabulary, h]
-struct GatherRowsGrad { GatherRowsArgs f; Tensor dout; Tensor dx; };
-struct AccumulateGrad { Tensor dout; Tensor dx; };                                   // dx += dout: copy, add
-struct ExpandStreamsGrad { ExpandStreamsArgs f; Tensor dout; Tensor dx; };
-struct RmsNormGrad { RmsNormArgs f; Tensor dout; Tensor dx; Tensor dweight; };
-struct LayerNormGrad { LayerNormArgs f; Tensor dout; Tensor dx; Tensor dweight; Tensor dbias; };
-struct LinearGrad { LinearArgs f; Tensor dout; Tensor dx; Tensor dweight; Tensor dbias; };
-struct GroupedLinearGrad { GroupedLinearArgs f; Tensor dout; Tensor dx; Tensor dweight; };  // dweight: whole [G·group_rows, k]
-struct RopeGrad { RopeArgs f; Tensor dx; };                                          // in place: turns dx back
-struct KvSegmentGrad { Tensor dk; Tensor dk_shared; Tensor dv; };                     // dv may be a view of dk
-struct AttentionGrad { AttentionArgs f; Tensor dout; Tensor dq; std::span<const KvSegmentGrad> segments; Tensor dsink; };
-struct CompressGrad { CompressArgs f; Tensor dout; Tensor dkv; Tensor dgate; Tensor dape; };
-struct SwigluGrad { SwigluArgs f; Tensor dout; Tensor dgate; Tensor dup; };
-struct GeluGrad { GeluArgs f; Tensor dout; Tensor dx; };
-struct RouteGrad { RouteArgs f; Tensor dweights; Tensor dlogits; };
-struct ExpertsGrad { ExpertsArgs f; Tensor dout; Tensor dx; Tensor dweights; std::span<const Tensor> dgate, dup, ddown; };  // spans empty: frozen
-struct HyperMixGrad { HyperMixArgs f; Tensor dcollapsed; Tensor dpost; Tensor dcomb; Tensor dstreams; Tensor dfn; Tensor dbase; Tensor dscale; };
-struct HyperMergeGrad { HyperMergeArgs f; Tensor dout; Tensor dx; Tensor dstreams; Tensor dpost; Tensor dcomb; };
-struct HyperHeadGrad { HyperHeadArgs f; Tensor dout; Tensor dstreams; Tensor dfn; Tensor dbase; Tensor dscale; };
-struct CrossEntropyGrad { CrossEntropyArgs f; Tensor dlosses; Tensor dlogits; };
+struct EmbedGrad {
+  EmbedArgs f;
+  Tensor dout;
+  Tensor dtable;
+};  // dtable [vocabulary, h]
+struct GatherRowsGrad {
+  GatherRowsArgs f;
+  Tensor dout;
+  Tensor dx;
+};
+struct AccumulateGrad {
+  Tensor dout;
+  Tensor dx;
+};  // dx += dout: copy, add
+struct ExpandStreamsGrad {
+  ExpandStreamsArgs f;
+  Tensor dout;
+  Tensor dx;
+};
+struct RmsNormGrad {
+  RmsNormArgs f;
+  Tensor dout;
+  Tensor dx;
+  Tensor dweight;
+};
+struct LayerNormGrad {
+  LayerNormArgs f;
+  Tensor dout;
+  Tensor dx;
+  Tensor dweight;
+  Tensor dbias;
+};
+struct LinearGrad {
+  LinearArgs f;
+  Tensor dout;
+  Tensor dx;
+  Tensor dweight;
+  Tensor dbias;
+};
+struct GroupedLinearGrad {
+  GroupedLinearArgs f;
+  Tensor dout;
+  Tensor dx;
+  Tensor dweight;
+};  // dweight: whole [G·group_rows, k]
+struct RopeGrad {
+  RopeArgs f;
+  Tensor dx;
+};  // in place: turns dx back
+struct KvSegmentGrad {
+  Tensor dk;
+  Tensor dk_shared;
+  Tensor dv;
+};  // dv may be a view of dk
+struct AttentionGrad {
+  AttentionArgs f;
+  Tensor dout;
+  Tensor dq;
+  std::span<const KvSegmentGrad> segments;
+  Tensor dsink;
+};
+struct CompressGrad {
+  CompressArgs f;
+  Tensor dout;
+  Tensor dkv;
+  Tensor dgate;
+  Tensor dape;
+};
+struct SwigluGrad {
+  SwigluArgs f;
+  Tensor dout;
+  Tensor dgate;
+  Tensor dup;
+};
+struct GeluGrad {
+  GeluArgs f;
+  Tensor dout;
+  Tensor dx;
+};
+struct RouteGrad {
+  RouteArgs f;
+  Tensor dweights;
+  Tensor dlogits;
+};
+struct ExpertsGrad {
+  ExpertsArgs f;
+  Tensor dout;
+  Tensor dx;
+  Tensor dweights;
+  std::span<const Tensor> dgate, dup, ddown;
+};  // spans empty: frozen
+struct HyperMixGrad {
+  HyperMixArgs f;
+  Tensor dcollapsed;
+  Tensor dpost;
+  Tensor dcomb;
+  Tensor dstreams;
+  Tensor dfn;
+  Tensor dbase;
+  Tensor dscale;
+};
+struct HyperMergeGrad {
+  HyperMergeArgs f;
+  Tensor dout;
+  Tensor dx;
+  Tensor dstreams;
+  Tensor dpost;
+  Tensor dcomb;
+};
+struct HyperHeadGrad {
+  HyperHeadArgs f;
+  Tensor dout;
+  Tensor dstreams;
+  Tensor dfn;
+  Tensor dbase;
+  Tensor dscale;
+};
+struct CrossEntropyGrad {
+  CrossEntropyArgs f;
+  Tensor dlosses;
+  Tensor dlogits;
+};
 
 class GradOps {
  public:

@@ -17,13 +17,16 @@ void add(std::byte* to, const std::byte* from, std::int64_t n) {
 }
 
 void add(DType type, std::byte* to, const std::byte* from, std::int64_t n) {
-  if (type == DType::f64) add<double>(to, from, n);
-  else add<float>(to, from, n);
+  if (type == DType::f64)
+    add<double>(to, from, n);
+  else
+    add<float>(to, from, n);
 }
 
 class HostCollectives final : public Collectives {
  public:
-  HostCollectives(std::shared_ptr<Transport> transport, GroupMembers members) : transport_(std::move(transport)), members_(std::move(members)) {
+  HostCollectives(std::shared_ptr<Transport> transport, GroupMembers members)
+      : transport_(std::move(transport)), members_(std::move(members)) {
     for (int g = 0; g < kGroupCount; ++g) {
       const std::vector<int>& ranks = members_.ranks[static_cast<std::size_t>(g)];
       const auto me = std::find(ranks.begin(), ranks.end(), transport_->rank());
@@ -43,8 +46,10 @@ class HostCollectives final : public Collectives {
   void all_reduce(Group group, const Tensor& x) override {
     FATHOM_CHECK(x.contiguous() && (x.dtype == DType::f32 || x.dtype == DType::f64), "sums are of dense f32 or f64");
     if (size(group) == 1 || x.elements() == 0) return;
-    if (x.bytes() <= kSmallBytes) reduce_whole(group, x);
-    else reduce_parts(group, x);
+    if (x.bytes() <= kSmallBytes)
+      reduce_whole(group, x);
+    else
+      reduce_parts(group, x);
   }
 
   void all_gather(Group group, const Tensor& x, const Tensor& out) override {
@@ -56,16 +61,21 @@ class HostCollectives final : public Collectives {
 
   void all_gather_rows(Group group, const Tensor& x, std::span<const std::int64_t> rows, const Tensor& out) override {
     const std::int64_t all = std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
-    FATHOM_CHECK(static_cast<int>(rows.size()) == size(group) && x.dim(0) == rows[static_cast<std::size_t>(rank(group))] && out.dim(0) == all, "all_gather_rows: rows of every rank");
+    FATHOM_CHECK(static_cast<int>(rows.size()) == size(group) &&
+                     x.dim(0) == rows[static_cast<std::size_t>(rank(group))] && out.dim(0) == all,
+                 "all_gather_rows: rows of every rank");
     if (all == 0) return;
     lengths_.clear();
-    for (const std::int64_t n : rows) lengths_.push_back(out.bytes() / static_cast<std::uint64_t>(all) * static_cast<std::uint64_t>(n));
+    for (const std::int64_t n : rows)
+      lengths_.push_back(out.bytes() / static_cast<std::uint64_t>(all) * static_cast<std::uint64_t>(n));
     gather(group, x, out);
   }
 
   void reduce_scatter(Group group, const Tensor& x, const Tensor& out) override {
     const int n = size(group);
-    FATHOM_CHECK(x.contiguous() && out.contiguous() && x.bytes() == out.bytes() * static_cast<std::uint64_t>(n) && (x.dtype == DType::f32 || x.dtype == DType::f64), "reduce_scatter: x has n times the rows of out");
+    FATHOM_CHECK(x.contiguous() && out.contiguous() && x.bytes() == out.bytes() * static_cast<std::uint64_t>(n) &&
+                     (x.dtype == DType::f32 || x.dtype == DType::f64),
+                 "reduce_scatter: x has n times the rows of out");
     if (out.bytes() == 0) return;
     parts_.clear();
     for (int i = 0; i < n; ++i) parts_.push_back({i * out.elements(), out.elements()});
@@ -74,7 +84,9 @@ class HostCollectives final : public Collectives {
 
   void all_to_all(Group group, const Tensor& x, const Tensor& out) override {
     const int n = size(group), me = rank(group);
-    FATHOM_CHECK(x.contiguous() && out.contiguous() && x.bytes() == out.bytes() && x.bytes() % static_cast<std::uint64_t>(n) == 0, "all_to_all: n blocks each");
+    FATHOM_CHECK(x.contiguous() && out.contiguous() && x.bytes() == out.bytes() &&
+                     x.bytes() % static_cast<std::uint64_t>(n) == 0,
+                 "all_to_all: n blocks each");
     const std::uint64_t block = x.bytes() / static_cast<std::uint64_t>(n);
     if (block == 0) return;
     outgoing_.clear();
@@ -108,14 +120,17 @@ class HostCollectives final : public Collectives {
   }
 
  private:
-  struct Part { std::int64_t first = 0, count = 0; };
+  struct Part {
+    std::int64_t first = 0, count = 0;
+  };
 
   // A failure is kept by the transport.
   bool exchange() { return transport_->exchange(outgoing_, incoming_).has_value(); }
 
   // Room for `blocks` blocks beside each other; block `me` stays unused.
   std::byte* room(int blocks, std::uint64_t bytes) {
-    if (room_.size() < static_cast<std::uint64_t>(blocks) * bytes) room_.resize(static_cast<std::uint64_t>(blocks) * bytes);
+    if (room_.size() < static_cast<std::uint64_t>(blocks) * bytes)
+      room_.resize(static_cast<std::uint64_t>(blocks) * bytes);
     return room_.data();
   }
 
@@ -148,14 +163,17 @@ class HostCollectives final : public Collectives {
     for (int i = 0; i < n; ++i) {
       if (i == me) continue;
       outgoing_.push_back({members_.of(group)[static_cast<std::size_t>(i)], {x.data, bytes}});
-      incoming_.push_back({members_.of(group)[static_cast<std::size_t>(i)], {others + static_cast<std::uint64_t>(i) * bytes, bytes}});
+      incoming_.push_back(
+          {members_.of(group)[static_cast<std::size_t>(i)], {others + static_cast<std::uint64_t>(i) * bytes, bytes}});
     }
     if (!exchange()) return;
     std::byte* sum = others + static_cast<std::uint64_t>(n) * bytes;
     for (int i = 0; i < n; ++i) {
       const std::byte* part = i == me ? x.data : others + static_cast<std::uint64_t>(i) * bytes;
-      if (i == 0) std::memcpy(sum, part, bytes);
-      else add(x.dtype, sum, part, x.elements());
+      if (i == 0)
+        std::memcpy(sum, part, bytes);
+      else
+        add(x.dtype, sum, part, x.elements());
     }
     std::memcpy(x.data, sum, bytes);
   }
@@ -164,7 +182,8 @@ class HostCollectives final : public Collectives {
     const int n = size(group), me = rank(group);
     const std::int64_t all = x.elements(), each = (all + n - 1) / n;
     parts_.clear();
-    for (int i = 0; i < n; ++i) parts_.push_back({std::min(all, i * each), std::clamp<std::int64_t>(all - i * each, 0, each)});
+    for (int i = 0; i < n; ++i)
+      parts_.push_back({std::min(all, i * each), std::clamp<std::int64_t>(all - i * each, 0, each)});
     if (!sum_parts(group, x, place(x, me).data())) return;
     outgoing_.clear();
     incoming_.clear();
@@ -202,8 +221,10 @@ class HostCollectives final : public Collectives {
     std::byte* sum = others + static_cast<std::size_t>(n) * mine.size();
     for (int i = 0; i < n; ++i) {
       const std::byte* from = i == me ? mine.data() : others + static_cast<std::size_t>(i) * mine.size();
-      if (i == 0) std::memcpy(sum, from, mine.size());
-      else add(x.dtype, sum, from, parts_[static_cast<std::size_t>(me)].count);
+      if (i == 0)
+        std::memcpy(sum, from, mine.size());
+      else
+        add(x.dtype, sum, from, parts_[static_cast<std::size_t>(me)].count);
     }
     std::memcpy(out, sum, mine.size());
     return true;

@@ -7,9 +7,10 @@
 
 namespace fathom::tensor {
 namespace {
-constexpr ActivationHeap kHostHeap{.take = [](void*, std::uint64_t bytes) { return std::aligned_alloc(kArenaAlignment, bytes); },
-                                   .give_back = [](void*, void* memory) { std::free(memory); },
-                                   .self = nullptr};
+constexpr ActivationHeap kHostHeap{
+    .take = [](void*, std::uint64_t bytes) { return std::aligned_alloc(kArenaAlignment, bytes); },
+    .give_back = [](void*, void* memory) { std::free(memory); },
+    .self = nullptr};
 }  // namespace
 
 ArenaPlan plan_arena(const std::vector<Lifetime>& lifetimes) {
@@ -17,8 +18,11 @@ ArenaPlan plan_arena(const std::vector<Lifetime>& lifetimes) {
   plan.offsets.assign(lifetimes.size(), 0);
   std::vector<std::uint32_t> order(lifetimes.size());
   std::iota(order.begin(), order.end(), 0u);
-  std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) { return lifetimes[a].bytes > lifetimes[b].bytes; });
-  struct Placed { std::uint64_t offset, end; };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::uint32_t a, std::uint32_t b) { return lifetimes[a].bytes > lifetimes[b].bytes; });
+  struct Placed {
+    std::uint64_t offset, end;
+  };
   std::vector<std::uint32_t> placed;  // indices, kept sorted by offset
   std::vector<Placed> busy;
   for (const std::uint32_t i : order) {
@@ -33,7 +37,9 @@ ArenaPlan plan_arena(const std::vector<Lifetime>& lifetimes) {
     }
     plan.offsets[i] = offset;
     plan.total = std::max(plan.total, offset + lifetimes[i].bytes);
-    placed.insert(std::upper_bound(placed.begin(), placed.end(), i, [&](std::uint32_t a, std::uint32_t b) { return plan.offsets[a] < plan.offsets[b]; }), i);
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), i,
+                                   [&](std::uint32_t a, std::uint32_t b) { return plan.offsets[a] < plan.offsets[b]; }),
+                  i);
   }
   std::vector<std::pair<std::uint32_t, std::int64_t>> steps;
   for (const Lifetime& life : lifetimes) {

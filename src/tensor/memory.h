@@ -17,19 +17,22 @@ inline std::uint64_t arena_bytes(DType dtype, const Shape& shape) {
 }
 
 /// One buffer's life in a trace, in steps of the event counter.
-struct Lifetime { std::uint64_t bytes = 0; std::uint32_t first = 0, last = 0; };
+struct Lifetime {
+  std::uint64_t bytes = 0;
+  std::uint32_t first = 0, last = 0;
+};
 
-/// Offsets for buffers with known lives: no two that live at once overlap. `total` is at least the live peak and in practice
-/// within a few per cent of it (largest first, lowest free offset).
+/// Offsets for buffers with known lives: no two that live at once overlap. `total` is at least the live peak and in
+/// practice within a few per cent of it (largest first, lowest free offset).
 struct ArenaPlan {
   std::vector<std::uint64_t> offsets;  // by order of allocation
   std::uint64_t total = 0;
-  std::uint64_t live_peak = 0;         // the largest sum of bytes alive at once
+  std::uint64_t live_peak = 0;  // the largest sum of bytes alive at once
 };
 ArenaPlan plan_arena(const std::vector<Lifetime>& lifetimes);
 
-/// Where blocks outside a plan come from: memory of the heap, or what a device backend brings. Null from `take`: there is none left.
-/// Blocks are aligned to kArenaAlignment.
+/// Where blocks outside a plan come from: memory of the heap, or what a device backend brings. Null from `take`: there
+/// is none left. Blocks are aligned to kArenaAlignment.
 struct ActivationHeap {
   void* (*take)(void* self, std::uint64_t bytes) = nullptr;
   void (*give_back)(void* self, void* memory) = nullptr;
@@ -37,8 +40,9 @@ struct ActivationHeap {
 };
 
 /// Activation memory of a backend, in one of two modes. Dynamic: every allocation is its own block of the heap (tests,
-/// training, first runs). Planned: one arena, allocation number i of a pass lies at the plan's offset i; begin_pass() starts
-/// over. Records lifetimes in both, so that a pass can be planned from one that ran. Not thread-safe: one per engine.
+/// training, first runs). Planned: one arena, allocation number i of a pass lies at the plan's offset i; begin_pass()
+/// starts over. Records lifetimes in both, so that a pass can be planned from one that ran. Not thread-safe: one per
+/// engine.
 class ActivationMemory {
  public:
   ActivationMemory();
@@ -61,8 +65,12 @@ class ActivationMemory {
   std::vector<Lifetime> lifetimes() const;
 
  private:
-  struct Block { void* memory = nullptr; std::uint64_t bytes = 0; std::uint32_t index = 0; };
-  std::map<std::uint32_t, Block> live_;   // by root
+  struct Block {
+    void* memory = nullptr;
+    std::uint64_t bytes = 0;
+    std::uint32_t index = 0;
+  };
+  std::map<std::uint32_t, Block> live_;  // by root
   ActivationHeap heap_;
   std::vector<Lifetime> lives_;
   const ArenaPlan* plan_ = nullptr;

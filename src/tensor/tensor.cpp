@@ -20,7 +20,11 @@ std::array<std::int64_t, 4> dense_strides(const Shape& shape) {
 bool Tensor::contiguous() const { return strides == dense_strides(shape); }
 
 Tensor make_tensor(void* data, DType dtype, Shape shape) {
-  return {.data = static_cast<std::byte*>(data), .dtype = dtype, .shape = shape, .strides = dense_strides(shape), .root = 0};
+  return {.data = static_cast<std::byte*>(data),
+          .dtype = dtype,
+          .shape = shape,
+          .strides = dense_strides(shape),
+          .root = 0};
 }
 
 Tensor Tensor::rows(std::int64_t first, std::int64_t count) const {

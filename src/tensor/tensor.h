@@ -44,9 +44,13 @@ struct Tensor {
   std::int64_t dim(int i) const { return shape[i]; }
   std::int64_t elements() const { return shape.elements(); }
   bool contiguous() const;
-  std::uint64_t bytes() const { return static_cast<std::uint64_t>(elements()) * static_cast<std::uint64_t>(dtype_bytes(dtype)); }
+  std::uint64_t bytes() const {
+    return static_cast<std::uint64_t>(elements()) * static_cast<std::uint64_t>(dtype_bytes(dtype));
+  }
   template <class T>
-  T* as() const { return reinterpret_cast<T*>(data); }
+  T* as() const {
+    return reinterpret_cast<T*>(data);
+  }
 
   /// Rows [first, first + count) of the outermost dimension.
   Tensor rows(std::int64_t first, std::int64_t count) const;

@@ -58,7 +58,10 @@ Error unpack_error(std::span<const std::byte> bytes) {
 
 Error rank_failed(int rank, int ranks, const Error& cause) {
   if (cause.key == "ranks.failed" || cause.key == "ranks.silent") return cause;
-  return fail("ranks.failed", {{"rank", std::to_string(rank)}, {"ranks", std::to_string(ranks)}, {"cause", error_text(cause)}}, cause.kind).value();
+  return fail("ranks.failed",
+              {{"rank", std::to_string(rank)}, {"ranks", std::to_string(ranks)}, {"cause", error_text(cause)}},
+              cause.kind)
+      .value();
 }
 
 Status broadcast(Transport& transport, std::vector<std::byte>& bytes) {

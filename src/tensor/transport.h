@@ -1,5 +1,5 @@
-// Transport: bytes between the ranks of one run, in host memory. `threads` are ranks of one process, `mpi` processes of one or many
-// machines. Collectives and the engine's commands stand on it.
+// Transport: bytes between the ranks of one run, in host memory. `threads` are ranks of one process, `mpi` processes of
+// one or many machines. Collectives and the engine's commands stand on it.
 #pragma once
 #include <cstddef>
 #include <optional>
@@ -12,11 +12,17 @@
 
 namespace fathom::tensor {
 
-struct Outgoing { int to = 0; std::span<const std::byte> bytes; };
-struct Incoming { int from = 0; std::span<std::byte> bytes; };
+struct Outgoing {
+  int to = 0;
+  std::span<const std::byte> bytes;
+};
+struct Incoming {
+  int from = 0;
+  std::span<std::byte> bytes;
+};
 
-/// kBusy: the others are at work; one that neither beats nor speaks for rank_patience_seconds() is taken for lost. kIdle: they may have
-/// nothing to do (waiting for a prompt, reading weights): only their failure ends the wait.
+/// kBusy: the others are at work; one that neither beats nor speaks for rank_patience_seconds() is taken for lost.
+/// kIdle: they may have nothing to do (waiting for a prompt, reading weights): only their failure ends the wait.
 enum class Patience : std::uint8_t { kBusy, kIdle };
 
 /// FATHOM_RANK_TIMEOUT in seconds (1 … 3600), or 25.
@@ -34,10 +40,12 @@ class Transport {
   virtual int local_size() const = 0;
   /// Whether `rank` is a thread of this process (its addresses are ours).
   virtual bool same_process(int rank) const = 0;
-  /// Sends and receives all of these; returns when all are done. Between two ranks messages arrive in the order of calls, and sender and
-  /// receiver agree on their lengths. Errors: "ranks.failed" (a rank said why it failed), "ranks.silent"; both end the run.
+  /// Sends and receives all of these; returns when all are done. Between two ranks messages arrive in the order of
+  /// calls, and sender and receiver agree on their lengths. Errors: "ranks.failed" (a rank said why it failed),
+  /// "ranks.silent"; both end the run.
   virtual Status exchange(std::span<const Outgoing> out, std::span<const Incoming> in) = 0;
-  /// A second channel, for commands: leaves bytes for `to` and goes on; it takes them when it gets to it, in the order of posts.
+  /// A second channel, for commands: leaves bytes for `to` and goes on; it takes them when it gets to it, in the order
+  /// of posts.
   virtual Status post(int to, std::vector<std::byte> bytes) = 0;
   virtual Result<std::vector<std::byte>> take(int from, Patience patience) = 0;
   /// This rank is alive and getting on. Cheap.
@@ -54,7 +62,8 @@ class Transport {
 Status broadcast(Transport& transport, std::vector<std::byte>& bytes);
 /// Rank 0 gets everyone's bytes, by rank; the others get nothing.
 Result<std::vector<std::vector<std::byte>>> gather(Transport& transport, std::vector<std::byte> bytes);
-/// Whether all ranks got here well. If not, rank 0 gets the first one's error, and the others "ranks.told": one sentence is enough.
+/// Whether all ranks got here well. If not, rank 0 gets the first one's error, and the others "ranks.told": one
+/// sentence is enough.
 Status agree(Transport& transport, const Status& mine);
 
 /// An error as bytes and back.

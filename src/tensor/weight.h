@@ -9,19 +9,22 @@
 
 namespace fathom::tensor {
 
-/// How the elements of a weight are stored; docs/formats.md has the bytes. Plain formats have no scales. Blocks run along the columns
-/// (the input dimension) unless they are said to be square. Halves of bytes: the even column is the low one, as in OCP MX, gpt-oss,
-/// DeepSeek-V4 and compressed-tensors.
+/// How the elements of a weight are stored; docs/formats.md has the bytes. Plain formats have no scales. Blocks run
+/// along the columns (the input dimension) unless they are said to be square. Halves of bytes: the even column is the
+/// low one, as in OCP MX, gpt-oss, DeepSeek-V4 and compressed-tensors.
 enum class WeightFormat : std::uint8_t {
-  f64, f32, f16, bf16,
-  fp8_block128,  // e4m3, one f32 scale a 128 × 128 block (DeepSeek-V3)
-  fp8_block128_e8m0,  // the same with e8m0 scales (DeepSeek-V4)
-  fp8_block32_e8m0,   // e4m3, one e8m0 scale a 32 × 32 block (DeepSeek-V4.1)
-  fp8_row32_e8m0,     // e4m3, one e8m0 scale per row and 32 columns (V4.1 Engram tables)
-  mxfp4,         // e2m1 packed two a byte, one e8m0 scale per row and 32 columns
-  i64,           // integer tables (hash routing)
-  fp8_row,       // e4m3, one f32 scale a row (compressed-tensors "channel")
-  int8_row,      // two's complement from -127 to 127, one f32 scale a row
+  f64,
+  f32,
+  f16,
+  bf16,
+  fp8_block128,            // e4m3, one f32 scale a 128 × 128 block (DeepSeek-V3)
+  fp8_block128_e8m0,       // the same with e8m0 scales (DeepSeek-V4)
+  fp8_block32_e8m0,        // e4m3, one e8m0 scale a 32 × 32 block (DeepSeek-V4.1)
+  fp8_row32_e8m0,          // e4m3, one e8m0 scale per row and 32 columns (V4.1 Engram tables)
+  mxfp4,                   // e2m1 packed two a byte, one e8m0 scale per row and 32 columns
+  i64,                     // integer tables (hash routing)
+  fp8_row,                 // e4m3, one f32 scale a row (compressed-tensors "channel")
+  int8_row,                // two's complement from -127 to 127, one f32 scale a row
   int4_group128,           // (code - 8) · scale, one bf16 scale per row and 128 columns; rows begin on 4 bytes
   int4_group128_f16,       // the same with f16 scales
   int4_group128_zero,      // (code - zero) · scale: four-bit zero points behind the bf16 scales, at zeros_offset()
@@ -44,8 +47,8 @@ inline constexpr std::int64_t kWholeRow = std::int64_t{1} << 40;  // WeightLayou
 WeightLayout weight_layout(WeightFormat format);
 /// Bytes from one row to the next, without scales.
 std::uint64_t weight_row_bytes(WeightFormat format, std::int64_t cols);
-/// Of the block at Weight::scales: scales, and behind them from zeros_offset() on the zero points, words of eight rows of one group
-/// (row 8i + j in bits 4j … 4j + 3), [ceil(rows / 8), groups], as compressed-tensors stores them.
+/// Of the block at Weight::scales: scales, and behind them from zeros_offset() on the zero points, words of eight rows
+/// of one group (row 8i + j in bits 4j … 4j + 3), [ceil(rows / 8), groups], as compressed-tensors stores them.
 std::uint64_t weight_scale_bytes(WeightFormat format, std::int64_t rows, std::int64_t cols);
 std::uint64_t zeros_offset(WeightFormat format, std::int64_t rows, std::int64_t cols);
 

@@ -132,8 +132,8 @@ Result<Bpe> read_model(std::string_view json, bool pieces_are_bytes, std::string
   return model;
 }
 
-// A token that the vocabulary has keeps its id; the others are numbered on from the end, in order. The file says ids, too; where they
-// differ Hugging Face warns and goes by the place, and so does this.
+// A token that the vocabulary has keeps its id; the others are numbered on from the end, in order. The file says ids,
+// too; where they differ Hugging Face warns and goes by the place, and so does this.
 Result<std::vector<AddedToken>> read_added(const Json& list, const Vocabulary& vocabulary) {
   constexpr std::string_view part = "added_tokens";
   std::vector<AddedToken> tokens;

@@ -20,7 +20,11 @@ bool is_there(const Path& path) {
 }
 
 // "model-00002-of-00007.safetensors" -> {"model-", 2, 7, 5 digits}.
-struct ShardName { std::string stem; std::uint64_t number = 0, count = 0; std::size_t digits = 0; };
+struct ShardName {
+  std::string stem;
+  std::uint64_t number = 0, count = 0;
+  std::size_t digits = 0;
+};
 std::optional<ShardName> parse_shard_name(std::string_view name) {
   constexpr std::string_view kEnd = ".safetensors", kOf = "-of-";
   if (!name.ends_with(kEnd)) return std::nullopt;
@@ -52,8 +56,11 @@ Status check_numbering(const Path& folder, const std::vector<std::string>& names
     const auto shard = parse_shard_name(name);
     if (!shard || !series.emplace(shard->stem, shard->count).second) continue;
     for (std::uint64_t i = 1; i <= shard->count; ++i) {
-      const std::string other = fmt::format("{}{:0{}}-of-{:0{}}.safetensors", shard->stem, i, shard->digits, shard->count, shard->digits);
-      if (!present.contains(other)) return fail("weights.missing_shard", {{"file", printable(other, 200)}, {"folder", folder.string()}, {"source", printable(name, 200)}});
+      const std::string other =
+          fmt::format("{}{:0{}}-of-{:0{}}.safetensors", shard->stem, i, shard->digits, shard->count, shard->digits);
+      if (!present.contains(other))
+        return fail("weights.missing_shard",
+                    {{"file", printable(other, 200)}, {"folder", folder.string()}, {"source", printable(name, 200)}});
       if (i > present.size()) break;  // one of the first present + 1 numbers is missing, and was named
     }
   }
@@ -65,7 +72,9 @@ Result<std::vector<std::string>> loose_files(const Path& folder) {
   std::error_code error;
   for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error)) {
     const std::string name = it->path().filename().string();
-    if (name.ends_with(".safetensors") && name != "reference.safetensors" && !name.starts_with("adapter") && name[0] != '.') names.push_back(name);
+    if (name.ends_with(".safetensors") && name != "reference.safetensors" && !name.starts_with("adapter") &&
+        name[0] != '.')
+      names.push_back(name);
   }
   if (error) return fail_environment("base.cannot_read", {{"path", folder.string()}, {"reason", error.message()}});
   std::sort(names.begin(), names.end());
@@ -75,7 +84,9 @@ Result<std::vector<std::string>> loose_files(const Path& folder) {
 }  // namespace
 
 Result<std::vector<std::pair<std::string, std::string>>> parse_index(std::string_view json, std::string_view what) {
-  const auto bad = [&](std::size_t byte) { return fail("weights.index_json", {{"file", std::string(what)}, {"byte", std::to_string(byte)}}); };
+  const auto bad = [&](std::size_t byte) {
+    return fail("weights.index_json", {{"file", std::string(what)}, {"byte", std::to_string(byte)}});
+  };
   if (!is_valid_utf8(json)) return bad(0);
   JsonScanner scanner(json);
   std::vector<std::pair<std::string, std::string>> map;
@@ -92,8 +103,10 @@ Result<std::vector<std::pair<std::string, std::string>>> parse_index(std::string
   });
   if (!good || !scanner.at_end() || !seen) return bad(scanner.position());
   for (const auto& [tensor, shard] : map)
-    if (shard.empty() || shard.find('/') != std::string::npos || shard.find('\0') != std::string::npos || shard == "." || shard == "..")
-      return fail("weights.index_path", {{"file", std::string(what)}, {"name", printable(tensor)}, {"shard", printable(shard)}});
+    if (shard.empty() || shard.find('/') != std::string::npos || shard.find('\0') != std::string::npos ||
+        shard == "." || shard == "..")
+      return fail("weights.index_path",
+                  {{"file", std::string(what)}, {"name", printable(tensor)}, {"shard", printable(shard)}});
   return map;
 }
 
@@ -137,9 +150,13 @@ Status Checkpoint::open_folder() {
 
 // A tensor in two files, with nothing to say which one counts.
 Status Checkpoint::check_twins() const {
-  const auto twin = std::adjacent_find(places_.begin(), places_.end(), [](const TensorPlace& a, const TensorPlace& b) { return a.tensor->name == b.tensor->name; });
+  const auto twin = std::adjacent_find(places_.begin(), places_.end(), [](const TensorPlace& a, const TensorPlace& b) {
+    return a.tensor->name == b.tensor->name;
+  });
   if (twin != places_.end())
-    return fail("weights.in_two_files", {{"name", printable(twin->tensor->name)}, {"file", twin->file->path().string()}, {"other", (twin + 1)->file->path().string()}});
+    return fail("weights.in_two_files", {{"name", printable(twin->tensor->name)},
+                                         {"file", twin->file->path().string()},
+                                         {"other", (twin + 1)->file->path().string()}});
   return {};
 }
 
@@ -147,12 +164,16 @@ Status Checkpoint::open_indexed(const Path& index) {
   FATHOM_TRY(const std::string text, read_file(index, kMaxHeaderBytes));
   FATHOM_TRY(auto map, parse_index(text, index.string()));
   std::sort(map.begin(), map.end());
-  const auto twin = std::adjacent_find(map.begin(), map.end(), [](const auto& a, const auto& b) { return a.first == b.first; });
-  if (twin != map.end()) return fail("weights.duplicate_name", {{"file", index.string()}, {"name", printable(twin->first)}});
+  const auto twin =
+      std::adjacent_find(map.begin(), map.end(), [](const auto& a, const auto& b) { return a.first == b.first; });
+  if (twin != map.end())
+    return fail("weights.duplicate_name", {{"file", index.string()}, {"name", printable(twin->first)}});
   std::set<std::string> shards;
   for (const auto& [tensor, shard] : map) shards.insert(shard);
   for (const std::string& shard : shards)
-    if (!is_there(path_ / shard)) return fail("weights.missing_shard", {{"file", printable(shard, 200)}, {"folder", path_.string()}, {"source", std::string(kIndexName)}});
+    if (!is_there(path_ / shard))
+      return fail("weights.missing_shard",
+                  {{"file", printable(shard, 200)}, {"folder", path_.string()}, {"source", std::string(kIndexName)}});
   FATHOM_TRY_VOID(open_files({shards.begin(), shards.end()}));
   FATHOM_TRY_VOID(gather());
   // Of a tensor that several shards hold, the index decides which one counts; all that it names must be there.
@@ -160,10 +181,13 @@ Status Checkpoint::open_indexed(const Path& index) {
   chosen.reserve(map.size());
   auto place = places_.begin();
   for (const auto& [tensor, shard] : map) {
-    for (; place != places_.end() && place->tensor->name < tensor; ++place) chosen.push_back(*place);  // in a shard, not in the index
-    while (place != places_.end() && place->tensor->name == tensor && place->file->path().filename().string() < shard) ++place;
+    for (; place != places_.end() && place->tensor->name < tensor; ++place)
+      chosen.push_back(*place);  // in a shard, not in the index
+    while (place != places_.end() && place->tensor->name == tensor && place->file->path().filename().string() < shard)
+      ++place;
     if (place == places_.end() || place->tensor->name != tensor || place->file->path().filename() != shard)
-      return fail("weights.index_lies", {{"name", printable(tensor)}, {"file", (path_ / shard).string()}, {"index", index.string()}});
+      return fail("weights.index_lies",
+                  {{"name", printable(tensor)}, {"file", (path_ / shard).string()}, {"index", index.string()}});
     chosen.push_back(*place);
     while (place != places_.end() && place->tensor->name == tensor) ++place;
   }
@@ -184,7 +208,9 @@ Status Checkpoint::gather() {
 }
 
 TensorPlace Checkpoint::find(std::string_view name) const {
-  const auto it = std::lower_bound(places_.begin(), places_.end(), name, [](const TensorPlace& place, std::string_view wanted) { return place.tensor->name < wanted; });
+  const auto it =
+      std::lower_bound(places_.begin(), places_.end(), name,
+                       [](const TensorPlace& place, std::string_view wanted) { return place.tensor->name < wanted; });
   return it != places_.end() && it->tensor->name == name ? *it : TensorPlace{};
 }
 

@@ -19,9 +19,10 @@ struct TensorPlace {
 /// Immutable after open(); pointers into it stay valid while it lives, also when it is moved.
 class Checkpoint {
  public:
-  /// `path` is a .safetensors file or a folder. In a folder: the index if there is one (every shard it names must be there and hold
-  /// what it says), else model.safetensors, else all numbered shards model-00001-of-0000N.safetensors (none may be missing), else
-  /// every .safetensors file but reference.safetensors and adapters. A tensor in two files is an error unless an index decides.
+  /// `path` is a .safetensors file or a folder. In a folder: the index if there is one (every shard it names must be
+  /// there and hold what it says), else model.safetensors, else all numbered shards model-00001-of-0000N.safetensors
+  /// (none may be missing), else every .safetensors file but reference.safetensors and adapters. A tensor in two files
+  /// is an error unless an index decides.
   static Result<Checkpoint> open(const Path& path);
 
   const Path& path() const { return path_; }

@@ -27,11 +27,15 @@ struct Shard {
   Descriptor fd;
 };
 
-struct Place { std::size_t shard = 0; Bytes offset = 0; };
+struct Place {
+  std::size_t shard = 0;
+  Bytes offset = 0;
+};
 
 // Files that a checkpoint folder may hold; only such a folder is ever replaced.
 bool belongs_to_checkpoint(const std::string& name) {
-  return name.ends_with(".safetensors") || name.ends_with(".json") || name.ends_with(".jinja") || name.ends_with(".md") || name.ends_with(".txt") || name.ends_with(".model") || name == "LICENSE";
+  return name.ends_with(".safetensors") || name.ends_with(".json") || name.ends_with(".jinja") ||
+         name.ends_with(".md") || name.ends_with(".txt") || name.ends_with(".model") || name == "LICENSE";
 }
 
 Status check_target(const Path& folder, bool overwrite) {
@@ -45,7 +49,8 @@ Status check_target(const Path& folder, bool overwrite) {
   if (!overwrite) return fail("weights.folder_exists", {{"folder", folder.string()}});
   for (std::filesystem::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
     if (!it->is_regular_file(error) || !belongs_to_checkpoint(it->path().filename().string()))
-      return fail("weights.folder_not_checkpoint", {{"folder", folder.string()}, {"name", printable(it->path().filename().string())}});
+      return fail("weights.folder_not_checkpoint",
+                  {{"folder", folder.string()}, {"name", printable(it->path().filename().string())}});
   if (error) return fail_environment("base.cannot_read", {{"path", folder.string()}, {"reason", error.message()}});
   return {};
 }
@@ -53,11 +58,14 @@ Status check_target(const Path& folder, bool overwrite) {
 std::string header_of(std::span<const TensorSpec> tensors, const std::map<std::string, std::string>& metadata) {
   const auto quoted = [](const std::string& text) { return dump_json(Json(text)); };
   std::string json = "{\"__metadata__\":{";
-  for (const auto& [key, value] : metadata) json += fmt::format("{}{}:{}", json.back() == '{' ? "" : ",", quoted(key), quoted(value));
+  for (const auto& [key, value] : metadata)
+    json += fmt::format("{}{}:{}", json.back() == '{' ? "" : ",", quoted(key), quoted(value));
   json += "}";
   Bytes offset = 0;
   for (const TensorSpec& tensor : tensors) {
-    json += fmt::format(",{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", quoted(tensor.name), dtype_safetensors_name(tensor.dtype), fmt::join(tensor.shape, ","), offset, offset + tensor.bytes());
+    json += fmt::format(",{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}", quoted(tensor.name),
+                        dtype_safetensors_name(tensor.dtype), fmt::join(tensor.shape, ","), offset,
+                        offset + tensor.bytes());
     offset += tensor.bytes();
   }
   json += "}";
@@ -78,19 +86,25 @@ std::vector<Shard> split_into_shards(std::span<const TensorSpec> tensors, Bytes 
     data += bytes;
   }
   for (std::size_t i = 0; i < shards.size(); ++i)
-    shards[i].name = shards.size() == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    shards[i].name = shards.size() == 1 ? "model.safetensors"
+                                        : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
   return shards;
 }
 
 tl::unexpected<Error> disk_full(const Path& folder, Bytes needed, Bytes free) {
-  return fail_environment("weights.disk_full", {{"folder", folder.string()}, {"needed", format_bytes(needed)}, {"free", format_bytes(free)}, {"missing", format_bytes(needed > free ? needed - free : 0)}});
+  return fail_environment("weights.disk_full", {{"folder", folder.string()},
+                                                {"needed", format_bytes(needed)},
+                                                {"free", format_bytes(free)},
+                                                {"missing", format_bytes(needed > free ? needed - free : 0)}});
 }
 
 // A process may not write files of any size: going past the limit would be a signal, not an error.
 Status check_file_limit(const Path& folder, Bytes largest) {
   struct rlimit limit = {};
   if (::getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || largest <= limit.rlim_cur) return {};
-  return fail_environment("weights.file_limit", {{"folder", folder.string()}, {"needed", format_bytes(largest)}, {"limit", format_bytes(limit.rlim_cur)}});
+  return fail_environment(
+      "weights.file_limit",
+      {{"folder", folder.string()}, {"needed", format_bytes(largest)}, {"limit", format_bytes(limit.rlim_cur)}});
 }
 
 Status write_at(int fd, const std::string& what, std::span<const std::byte> bytes, Bytes offset) {
@@ -111,11 +125,14 @@ struct CheckpointWriter::State {
   Status open_shard(Shard& shard) {
     const Path path = staging.path() / shard.name;
     shard.fd = Descriptor(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-    if (!shard.fd) return fail_environment("base.cannot_write", {{"path", path.string()}, {"reason", errno_text(errno)}});
+    if (!shard.fd)
+      return fail_environment("base.cannot_write", {{"path", path.string()}, {"reason", errno_text(errno)}});
     const auto size = static_cast<off_t>(shard.bytes);
-    if (::fallocate(shard.fd.get(), 0, 0, size) != 0 && (errno != EOPNOTSUPP || ::ftruncate(shard.fd.get(), size) != 0)) {
+    if (::fallocate(shard.fd.get(), 0, 0, size) != 0 &&
+        (errno != EOPNOTSUPP || ::ftruncate(shard.fd.get(), size) != 0)) {
       const int reason = errno;
-      if (reason == ENOSPC || reason == EDQUOT) return disk_full(target, shard.bytes, free_bytes(staging.path()).value_or(0));
+      if (reason == ENOSPC || reason == EDQUOT)
+        return disk_full(target, shard.bytes, free_bytes(staging.path()).value_or(0));
       return fail_environment("base.cannot_write", {{"path", path.string()}, {"reason", errno_text(reason)}});
     }
     const std::uint64_t length = shard.header.size();
@@ -128,7 +145,9 @@ struct CheckpointWriter::State {
     for (const TensorSpec& tensor : tensors) total += tensor.bytes();
     std::string json = fmt::format("{{\n  \"metadata\": {{\"total_size\": {}}},\n  \"weight_map\": {{", total);
     const char* separator = "\n";
-    for (std::size_t i = 0; i < tensors.size(); ++i, separator = ",\n") json += fmt::format("{}    {}: \"{}\"", separator, dump_json(Json(tensors[i].name)), shards[places[i].shard].name);
+    for (std::size_t i = 0; i < tensors.size(); ++i, separator = ",\n")
+      json +=
+          fmt::format("{}    {}: \"{}\"", separator, dump_json(Json(tensors[i].name)), shards[places[i].shard].name);
     return json + "\n  }\n}\n";
   }
 
@@ -151,10 +170,11 @@ CheckpointWriter::CheckpointWriter(CheckpointWriter&&) noexcept = default;
 CheckpointWriter& CheckpointWriter::operator=(CheckpointWriter&&) noexcept = default;
 CheckpointWriter::~CheckpointWriter() = default;
 
-Result<CheckpointWriter> CheckpointWriter::create(const Path& folder, std::vector<TensorSpec> tensors, const WriteOptions& options) {
+Result<CheckpointWriter> CheckpointWriter::create(const Path& folder, std::vector<TensorSpec> tensors,
+                                                  const WriteOptions& options) {
   std::error_code ignored;
   Path target = std::filesystem::absolute(folder, ignored).lexically_normal();
-  if (target.filename().empty()) target = target.parent_path();                                    // "dir/"
+  if (target.filename().empty()) target = target.parent_path();  // "dir/"
   if (std::filesystem::is_symlink(target, ignored)) target = std::filesystem::weakly_canonical(target, ignored);
   FATHOM_TRY_VOID(check_target(target, options.overwrite));
   std::vector<Shard> shards = split_into_shards(tensors, options.shard_bytes);
@@ -192,16 +212,21 @@ Status CheckpointWriter::write(std::size_t tensor, Bytes offset, std::span<const
   FATHOM_CHECK(offset + bytes.size() <= state_->tensors[tensor].bytes(), state_->tensors[tensor].name);
   FATHOM_TRY_VOID(write_at(shard.fd.get(), (state_->target / shard.name).string(), bytes, place.offset + offset));
   // Starts on its way to the disk while the next part is made.
-  (void)::sync_file_range(shard.fd.get(), static_cast<off64_t>(place.offset + offset), static_cast<off64_t>(bytes.size()), SYNC_FILE_RANGE_WRITE);
+  (void)::sync_file_range(shard.fd.get(), static_cast<off64_t>(place.offset + offset),
+                          static_cast<off64_t>(bytes.size()), SYNC_FILE_RANGE_WRITE);
   return {};
 }
 
-Status CheckpointWriter::add_file(std::string_view name, std::string_view contents) { return write_file_atomic(state_->staging.path() / name, contents); }
+Status CheckpointWriter::add_file(std::string_view name, std::string_view contents) {
+  return write_file_atomic(state_->staging.path() / name, contents);
+}
 
 Status CheckpointWriter::commit() {
   if (state_->shards.size() > 1) FATHOM_TRY_VOID(add_file(kIndexName, state_->index_json()));
   for (Shard& shard : state_->shards) {
-    if (::fsync(shard.fd.get()) != 0) return fail_environment("base.cannot_write", {{"path", (state_->target / shard.name).string()}, {"reason", errno_text(errno)}});
+    if (::fsync(shard.fd.get()) != 0)
+      return fail_environment("base.cannot_write",
+                              {{"path", (state_->target / shard.name).string()}, {"reason", errno_text(errno)}});
     shard.fd = Descriptor();
   }
   return state_->staging.publish(state_->overwrite);

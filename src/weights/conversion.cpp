@@ -7,13 +7,16 @@
 #include "base/result.h"
 #include "weights/simd.h"
 
-// Loops below are written so that compilers turn them into vectors: no branches, no calls, selects only. simd.h compiles each for
-// plain x86-64 and for AVX2 and picks at run time. None contracts a·b + c, so both give the same bits.
+// Loops below are written so that compilers turn them into vectors: no branches, no calls, selects only. simd.h
+// compiles each for plain x86-64 and for AVX2 and picks at run time. None contracts a·b + c, so both give the same
+// bits.
 namespace fathom::weights {
 namespace {
 
 template <class To, class From>
-FATHOM_KERNEL To bits(From from) { return __builtin_bit_cast(To, from); }
+FATHOM_KERNEL To bits(From from) {
+  return __builtin_bit_cast(To, from);
+}
 
 FATHOM_KERNEL float widen_bf16(std::uint16_t value) { return bits<float>(static_cast<std::uint32_t>(value) << 16); }
 
@@ -29,8 +32,8 @@ FATHOM_KERNEL std::uint32_t choose(bool condition, std::uint32_t a, std::uint32_
   return (a & mask) | (b & ~mask);
 }
 
-// A small float without a hidden bit, m · 2^lowest, as (1 + m) · 2^lowest - 2^lowest: `magnitude` is already shifted to f32's place,
-// `bias` is f32's exponent of the small float's exponent 0.
+// A small float without a hidden bit, m · 2^lowest, as (1 + m) · 2^lowest - 2^lowest: `magnitude` is already shifted to
+// f32's place, `bias` is f32's exponent of the small float's exponent 0.
 FATHOM_KERNEL float widen_small(std::uint32_t magnitude, std::uint32_t bias, bool denormal) {
   const std::uint32_t one = (bias + 1) << 23;
   return bits<float>(magnitude + choose(denormal, one, bias << 23)) - bits<float>(choose(denormal, one, 0));
@@ -98,7 +101,8 @@ struct Loops {
   static FATHOM_KERNEL void f64_odd(const double* in, float* out, std::size_t n) {
     for (std::size_t i = 0; i < n; ++i) out[i] = round_to_odd(in[i]);
   }
-  static FATHOM_KERNEL void fp8(const std::uint8_t* in, const float* scales, std::size_t block, float* out, std::size_t n) {
+  static FATHOM_KERNEL void fp8(const std::uint8_t* in, const float* scales, std::size_t block, float* out,
+                                std::size_t n) {
     for (std::size_t first = 0; first < n; first += block, ++scales) {
       const std::size_t last = first + block < n ? first + block : n;
       const float scale = *scales;
@@ -135,25 +139,38 @@ struct Loops {
 };
 
 template <class T>
-const T* as(std::span<const std::byte> bytes) { return reinterpret_cast<const T*>(bytes.data()); }
+const T* as(std::span<const std::byte> bytes) {
+  return reinterpret_cast<const T*>(bytes.data());
+}
 template <class T>
-T* as(std::span<std::byte> bytes) { return reinterpret_cast<T*>(bytes.data()); }
+T* as(std::span<std::byte> bytes) {
+  return reinterpret_cast<T*>(bytes.data());
+}
 
 void to_f32(DType from, std::span<const std::byte> in, std::span<float> out, bool then_16_bit) {
   switch (from) {
-    case DType::bf16: return dispatch<Loops::bf16_f32>(as<std::uint16_t>(in), out.data(), out.size());
-    case DType::f16: return dispatch<Loops::f16_f32>(as<std::uint16_t>(in), out.data(), out.size());
-    case DType::f64: return then_16_bit ? dispatch<Loops::f64_odd>(as<double>(in), out.data(), out.size()) : dispatch<Loops::f64_f32>(as<double>(in), out.data(), out.size());
-    default: FATHOM_CHECK(false, "not a plain float");
+    case DType::bf16:
+      return dispatch<Loops::bf16_f32>(as<std::uint16_t>(in), out.data(), out.size());
+    case DType::f16:
+      return dispatch<Loops::f16_f32>(as<std::uint16_t>(in), out.data(), out.size());
+    case DType::f64:
+      return then_16_bit ? dispatch<Loops::f64_odd>(as<double>(in), out.data(), out.size())
+                         : dispatch<Loops::f64_f32>(as<double>(in), out.data(), out.size());
+    default:
+      FATHOM_CHECK(false, "not a plain float");
   }
 }
 
 void from_f32(std::span<const float> in, DType to, std::span<std::byte> out) {
   switch (to) {
-    case DType::bf16: return dispatch<Loops::f32_bf16>(in.data(), as<std::uint16_t>(out), in.size());
-    case DType::f16: return dispatch<Loops::f32_f16>(in.data(), as<std::uint16_t>(out), in.size());
-    case DType::f64: return dispatch<Loops::f32_f64>(in.data(), as<double>(out), in.size());
-    default: FATHOM_CHECK(false, "not a plain float");
+    case DType::bf16:
+      return dispatch<Loops::f32_bf16>(in.data(), as<std::uint16_t>(out), in.size());
+    case DType::f16:
+      return dispatch<Loops::f32_f16>(in.data(), as<std::uint16_t>(out), in.size());
+    case DType::f64:
+      return dispatch<Loops::f32_f64>(in.data(), as<double>(out), in.size());
+    default:
+      FATHOM_CHECK(false, "not a plain float");
   }
 }
 
@@ -178,7 +195,8 @@ void convert(DType from, std::span<const std::byte> in, DType to, std::span<std:
     from_f32({as<float>(in), n}, to, out);
   } else {
     std::array<float, 2048> middle;
-    const auto step_in = static_cast<std::size_t>(dtype_bytes(from)), step_out = static_cast<std::size_t>(dtype_bytes(to));
+    const auto step_in = static_cast<std::size_t>(dtype_bytes(from)),
+               step_out = static_cast<std::size_t>(dtype_bytes(to));
     for (std::size_t done = 0; done < n; done += middle.size()) {
       const std::span part(middle.data(), std::min(middle.size(), n - done));
       to_f32(from, in.subspan(done * step_in, part.size() * step_in), part, true);
@@ -187,7 +205,8 @@ void convert(DType from, std::span<const std::byte> in, DType to, std::span<std:
   }
 }
 
-void dequantize_fp8(std::span<const std::uint8_t> codes, std::span<const float> scales, std::size_t block, std::span<float> out) {
+void dequantize_fp8(std::span<const std::uint8_t> codes, std::span<const float> scales, std::size_t block,
+                    std::span<float> out) {
   FATHOM_CHECK(out.size() == codes.size() && scales.size() * block >= codes.size());
   dispatch<Loops::fp8>(codes.data(), scales.data(), block, out.data(), codes.size());
 }
@@ -205,13 +224,25 @@ void decode_e8m0(std::span<const std::uint8_t> codes, std::span<float> out) {
 std::optional<std::size_t> first_not_finite(DType dtype, std::span<const std::byte> values) {
   const auto search = [&](auto mask, bool found) { return found ? find_mask(values, mask) : std::nullopt; };
   switch (dtype) {
-    case DType::f64: return find_mask<std::uint64_t>(values, 0x7ff0000000000000u);
-    case DType::f32: return search(std::uint32_t{0x7f800000u}, dispatch<Loops::any32>(as<std::uint32_t>(values), 0x7f800000u, values.size() / 4));
-    case DType::bf16: return search(std::uint16_t{0x7f80u}, dispatch<Loops::any16>(as<std::uint16_t>(values), std::uint16_t{0x7f80u}, values.size() / 2));
-    case DType::f16: return search(std::uint16_t{0x7c00u}, dispatch<Loops::any16>(as<std::uint16_t>(values), std::uint16_t{0x7c00u}, values.size() / 2));
-    case DType::f8e4m3: return search(std::uint8_t{0x7fu}, dispatch<Loops::any8>(as<std::uint8_t>(values), std::uint8_t{0x7fu}, values.size()));
-    case DType::e8m0: return search(std::uint8_t{0xffu}, dispatch<Loops::any8>(as<std::uint8_t>(values), std::uint8_t{0xffu}, values.size()));
-    default: return std::nullopt;
+    case DType::f64:
+      return find_mask<std::uint64_t>(values, 0x7ff0000000000000u);
+    case DType::f32:
+      return search(std::uint32_t{0x7f800000u},
+                    dispatch<Loops::any32>(as<std::uint32_t>(values), 0x7f800000u, values.size() / 4));
+    case DType::bf16:
+      return search(std::uint16_t{0x7f80u},
+                    dispatch<Loops::any16>(as<std::uint16_t>(values), std::uint16_t{0x7f80u}, values.size() / 2));
+    case DType::f16:
+      return search(std::uint16_t{0x7c00u},
+                    dispatch<Loops::any16>(as<std::uint16_t>(values), std::uint16_t{0x7c00u}, values.size() / 2));
+    case DType::f8e4m3:
+      return search(std::uint8_t{0x7fu},
+                    dispatch<Loops::any8>(as<std::uint8_t>(values), std::uint8_t{0x7fu}, values.size()));
+    case DType::e8m0:
+      return search(std::uint8_t{0xffu},
+                    dispatch<Loops::any8>(as<std::uint8_t>(values), std::uint8_t{0xffu}, values.size()));
+    default:
+      return std::nullopt;
   }
 }
 

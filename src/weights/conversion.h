@@ -13,7 +13,8 @@ namespace fathom::weights {
 void convert(DType from, std::span<const std::byte> in, DType to, std::span<std::byte> out);
 
 /// out[i] = e4m3(codes[i]) · scales[i / block], in f32.
-void dequantize_fp8(std::span<const std::uint8_t> codes, std::span<const float> scales, std::size_t block, std::span<float> out);
+void dequantize_fp8(std::span<const std::uint8_t> codes, std::span<const float> scales, std::size_t block,
+                    std::span<float> out);
 /// out[2i], out[2i + 1] = e2m1 of the low and the high half of packed[i], · scales[i / 16]: blocks of 32 elements.
 void dequantize_fp4(std::span<const std::uint8_t> packed, std::span<const float> scales, std::span<float> out);
 /// out[i] = 2^(codes[i] - 127), NaN for 255.

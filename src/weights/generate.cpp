@@ -16,7 +16,9 @@ using tensor::WeightFormat;
 
 namespace {
 
-struct Statistics { double mean = 0, deviation = 1; };
+struct Statistics {
+  double mean = 0, deviation = 1;
+};
 
 Statistics statistics_of(const WeightEntry& entry) {
   const std::string& name = entry.pattern;
@@ -34,8 +36,9 @@ double lower_quantile(double p) {
   return -(t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1 + t * (1.432788 + t * (0.189269 + t * 0.001308))));
 }
 
-constexpr double kFp8Unit = 100;  // e4m3 codes per deviation: the largest of 65536 quantiles, 4.2, then comes to 420 of 448
-constexpr double kFp4Unit = 2;    // e2m1 reaches 6: three deviations
+constexpr double kFp8Unit =
+    100;  // e4m3 codes per deviation: the largest of 65536 quantiles, 4.2, then comes to 420 of 448
+constexpr double kFp4Unit = 2;  // e2m1 reaches 6: three deviations
 
 std::uint8_t nearest_e2m1(double value) {
   constexpr std::array<double, 8> kValues = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
@@ -56,7 +59,10 @@ constexpr double kInt8Unit = 30;   // 127 is 4.2 deviations
 constexpr double kInt4Unit = 2.5;  // seven is 2.8 deviations
 
 double unit_of(WeightCode code) {
-  return code == WeightCode::kE2m1 ? kFp4Unit : code == WeightCode::kInt8 ? kInt8Unit : code == WeightCode::kUint4 ? kInt4Unit : kFp8Unit;
+  return code == WeightCode::kE2m1    ? kFp4Unit
+         : code == WeightCode::kInt8  ? kInt8Unit
+         : code == WeightCode::kUint4 ? kInt4Unit
+                                      : kFp8Unit;
 }
 std::uint8_t nibble_of(WeightCode code, double value) {
   if (code == WeightCode::kE2m1) return nearest_e2m1(value * kFp4Unit);
@@ -64,7 +70,8 @@ std::uint8_t nibble_of(WeightCode code, double value) {
 }
 std::uint8_t byte_of(WeightCode code, double value) {
   if (code == WeightCode::kE4m3) return f32_to_f8e4m3(static_cast<float>(value * kFp8Unit));
-  return static_cast<std::uint8_t>(static_cast<std::int8_t>(std::clamp<long>(std::lround(value * kInt8Unit), -127, 127)));
+  return static_cast<std::uint8_t>(
+      static_cast<std::int8_t>(std::clamp<long>(std::lround(value * kInt8Unit), -127, 127)));
 }
 
 // The byte of every sixteen-bit draw: one code of eight bits, or two of four that eight bits each decide.
@@ -73,12 +80,15 @@ std::vector<std::uint8_t> code_table(WeightCode code) {
   std::vector<std::uint8_t> table(65536), nibbles(256);
   for (std::size_t i = 0; i < nibbles.size(); ++i) nibbles[i] = nibble_of(code, quantile(i, nibbles.size()));
   for (std::size_t i = 0; i < table.size(); ++i)
-    table[i] = halves ? static_cast<std::uint8_t>(nibbles[i & 255] | nibbles[i >> 8] << 4) : byte_of(code, quantile(i, table.size()));
+    table[i] = halves ? static_cast<std::uint8_t>(nibbles[i & 255] | nibbles[i >> 8] << 4)
+                      : byte_of(code, quantile(i, table.size()));
   return table;
 }
 
 const std::vector<std::uint8_t>& codes_of(WeightCode code) {
-  static const std::array<std::vector<std::uint8_t>, 4> tables = {code_table(WeightCode::kE4m3), code_table(WeightCode::kE2m1), code_table(WeightCode::kInt8), code_table(WeightCode::kUint4)};
+  static const std::array<std::vector<std::uint8_t>, 4> tables = {
+      code_table(WeightCode::kE4m3), code_table(WeightCode::kE2m1), code_table(WeightCode::kInt8),
+      code_table(WeightCode::kUint4)};
   return tables[static_cast<std::size_t>(code) - 1];
 }
 
@@ -86,22 +96,32 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; 
 
 }  // namespace
 
-WeightGenerator::WeightGenerator(const WeightEntry& entry, std::int64_t expert, WeightFormat format, std::uint64_t seed, std::int64_t experts)
-    : format_(format), layout_(tensor::weight_layout(format)), block_(scale_block(format)), rows_(entry.full_rows), cols_(entry.full_cols), experts_(experts),
-      values_(seed, entry.name(expert)), scale_stream_(~seed, entry.name(expert)) {
+WeightGenerator::WeightGenerator(const WeightEntry& entry, std::int64_t expert, WeightFormat format, std::uint64_t seed,
+                                 std::int64_t experts)
+    : format_(format),
+      layout_(tensor::weight_layout(format)),
+      block_(scale_block(format)),
+      rows_(entry.full_rows),
+      cols_(entry.full_cols),
+      experts_(experts),
+      values_(seed, entry.name(expert)),
+      scale_stream_(~seed, entry.name(expert)) {
   const Statistics statistics = statistics_of(entry);
   mean_ = static_cast<float>(statistics.mean);
   deviation_ = static_cast<float>(statistics.deviation);
 }
 
 Bytes WeightGenerator::row_bytes() const { return tensor::weight_row_bytes(format_, cols_); }
-Bytes WeightGenerator::scale_row_bytes() const { return tensor::weight_scale_count(format_, 1, cols_) * static_cast<Bytes>(dtype_bytes(layout_.scale)); }
+Bytes WeightGenerator::scale_row_bytes() const {
+  return tensor::weight_scale_count(format_, 1, cols_) * static_cast<Bytes>(dtype_bytes(layout_.scale));
+}
 std::int64_t WeightGenerator::scale_rows() const { return block_.rows == 0 ? 0 : ceil_div(rows_, block_.rows); }
 std::int64_t WeightGenerator::scale_cols() const { return block_.rows == 0 ? 0 : ceil_div(cols_, block_.cols); }
 
 void WeightGenerator::data(std::uint64_t first, std::span<std::byte> out) const {
   if (block_.rows > 0) return codes(first, out);
-  if (format_ == WeightFormat::i64) return choices(first, {reinterpret_cast<std::int64_t*>(out.data()), out.size() / sizeof(std::int64_t)});
+  if (format_ == WeightFormat::i64)
+    return choices(first, {reinterpret_cast<std::int64_t*>(out.data()), out.size() / sizeof(std::int64_t)});
   const DType dtype = tensor::weight_dtype(format_);
   const auto size = static_cast<std::size_t>(dtype_bytes(dtype)), n = out.size() / size;
   std::array<float, 4096> chunk;
@@ -112,15 +132,24 @@ void WeightGenerator::data(std::uint64_t first, std::span<std::byte> out) const 
   }
 }
 
-std::optional<tensor::RandomFill> WeightGenerator::fill(std::int64_t first_row, std::int64_t first_col, std::int64_t rows, std::int64_t cols) const {
+std::optional<tensor::RandomFill> WeightGenerator::fill(std::int64_t first_row, std::int64_t first_col,
+                                                        std::int64_t rows, std::int64_t cols) const {
   if (format_ == WeightFormat::i64) return std::nullopt;
-  tensor::RandomFill fill{.dtype = DType::u8, .rows = rows, .cols = cols, .key = values_.key(), .first = static_cast<std::uint64_t>(first_row * cols_ + first_col), .pitch = static_cast<std::uint64_t>(cols_), .mean = mean_, .factor = RandomStream::factor(deviation_)};
+  tensor::RandomFill fill{.dtype = DType::u8,
+                          .rows = rows,
+                          .cols = cols,
+                          .key = values_.key(),
+                          .first = static_cast<std::uint64_t>(first_row * cols_ + first_col),
+                          .pitch = static_cast<std::uint64_t>(cols_),
+                          .mean = mean_,
+                          .factor = RandomStream::factor(deviation_)};
   if (layout_.code == tensor::WeightCode::kPlain) {
     fill.dtype = tensor::weight_dtype(format_);
   } else {  // one draw a byte
     fill.cols = static_cast<std::int64_t>(tensor::weight_row_bytes(format_, cols));
     fill.pitch = row_bytes();
-    fill.first = static_cast<std::uint64_t>(first_row) * row_bytes() + static_cast<std::uint64_t>(first_col) * row_bytes() / static_cast<std::uint64_t>(cols_);
+    fill.first = static_cast<std::uint64_t>(first_row) * row_bytes() +
+                 static_cast<std::uint64_t>(first_col) * row_bytes() / static_cast<std::uint64_t>(cols_);
     fill.codes = codes_of(layout_.code);
   }
   return fill;
@@ -140,7 +169,8 @@ void WeightGenerator::codes(std::uint64_t first, std::span<std::byte> out) const
   }
 }
 
-// Wide scales vary by a fifth; powers of two are drawn from the two around the wanted one so that the variance comes out.
+// Wide scales vary by a fifth; powers of two are drawn from the two around the wanted one so that the variance comes
+// out.
 void WeightGenerator::scales(std::uint64_t first, std::span<std::byte> out) const {
   const double wanted = static_cast<double>(deviation_) / unit_of(layout_.code);
   std::array<std::uint16_t, 1024> draws;
@@ -155,9 +185,12 @@ void WeightGenerator::scales(std::uint64_t first, std::span<std::byte> out) cons
     for (std::size_t i = 0; i < part.size(); ++i) {
       std::byte* at = out.data() + (done + i) * size;
       const auto wide = static_cast<float>(wanted * (0.8 + 0.4 / 65536 * part[i]));
-      if (layout_.scale == DType::f32) std::memcpy(at, &wide, sizeof wide);
-      else if (layout_.scale == DType::e8m0) *at = static_cast<std::byte>(std::clamp(126 + exponent + (part[i] < upper ? 1 : 0), 1, 254));
-      else convert(DType::f32, std::as_bytes(std::span(&wide, 1)), layout_.scale, {at, size});
+      if (layout_.scale == DType::f32)
+        std::memcpy(at, &wide, sizeof wide);
+      else if (layout_.scale == DType::e8m0)
+        *at = static_cast<std::byte>(std::clamp(126 + exponent + (part[i] < upper ? 1 : 0), 1, 254));
+      else
+        convert(DType::f32, std::as_bytes(std::span(&wide, 1)), layout_.scale, {at, size});
     }
   }
 }

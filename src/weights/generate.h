@@ -1,4 +1,5 @@
-// What stands in a synthetic weight: numbers with the statistics of a trained model's, so that neither logits nor routing degenerate.
+// What stands in a synthetic weight: numbers with the statistics of a trained model's, so that neither logits nor
+// routing degenerate.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -13,13 +14,14 @@
 
 namespace fathom::weights {
 
-/// Norms are 1 + 0.1 z; biases 0.1 z, router biases 0.2 z, other vectors 0.3 z; the embedding z; matrices 1.2 z / √(inputs), the head
-/// 2 z / √(inputs); hash tables different experts, all alike likely. z as RandomStream::normals.
+/// Norms are 1 + 0.1 z; biases 0.1 z, router biases 0.2 z, other vectors 0.3 z; the embedding z; matrices 1.2 z /
+/// √(inputs), the head 2 z / √(inputs); hash tables different experts, all alike likely. z as RandomStream::normals.
 /// Quantized formats draw codes as a bell would be quantized, and scales around the one that gives the same deviation.
 class WeightGenerator {
  public:
   /// Tensor number `expert` of an entry, as stored in `format`. `experts`: how many a hash table may choose from.
-  WeightGenerator(const model::WeightEntry& entry, std::int64_t expert, tensor::WeightFormat format, std::uint64_t seed, std::int64_t experts);
+  WeightGenerator(const model::WeightEntry& entry, std::int64_t expert, tensor::WeightFormat format, std::uint64_t seed,
+                  std::int64_t experts);
 
   /// Bytes of one row of the whole tensor's data (packed for formats of four bits) and of its scales.
   Bytes row_bytes() const;
@@ -27,12 +29,13 @@ class WeightGenerator {
   std::int64_t scale_rows() const;
   std::int64_t scale_cols() const;
 
-  /// Elements [first, first + n) of the whole tensor, row after row, for n that fills `out`. For formats of four bits `first` is a multiple of what
-  /// one byte (mxfp4) or one word (int4) holds.
+  /// Elements [first, first + n) of the whole tensor, row after row, for n that fills `out`. For formats of four bits
+  /// `first` is a multiple of what one byte (mxfp4) or one word (int4) holds.
   void data(std::uint64_t first, std::span<std::byte> out) const;
-  /// The same for rows [first_row, first_row + rows) and columns [first_col, first_col + cols) of the whole tensor, as a device may draw them
-  /// where they lie; `out` is left open. Nothing for what only the host can make.
-  std::optional<tensor::RandomFill> fill(std::int64_t first_row, std::int64_t first_col, std::int64_t rows, std::int64_t cols) const;
+  /// The same for rows [first_row, first_row + rows) and columns [first_col, first_col + cols) of the whole tensor, as
+  /// a device may draw them where they lie; `out` is left open. Nothing for what only the host can make.
+  std::optional<tensor::RandomFill> fill(std::int64_t first_row, std::int64_t first_col, std::int64_t rows,
+                                         std::int64_t cols) const;
   /// Scales [first, first + n) of the whole, row after row.
   void scales(std::uint64_t first, std::span<std::byte> out) const;
   /// Words of zero points [first, first + n) of the whole, row of words after row.

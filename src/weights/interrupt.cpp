@@ -23,7 +23,8 @@ InterruptGuard::InterruptGuard() {
   action.sa_flags = static_cast<int>(SA_RESTART | SA_RESETHAND);
   for (std::size_t i = 0; i < kSignals.size(); ++i) {
     ::sigaction(kSignals[i], nullptr, &before[i]);
-    if (before[i].sa_handler != SIG_IGN) ::sigaction(kSignals[i], &action, nullptr);  // what nohup ignores stays ignored
+    if (before[i].sa_handler != SIG_IGN)
+      ::sigaction(kSignals[i], &action, nullptr);  // what nohup ignores stays ignored
   }
 }
 

@@ -3,8 +3,8 @@
 
 namespace fathom::weights {
 
-/// While one lives, SIGINT, SIGTERM and SIGHUP only set a flag; a second signal ends the process as usual. One at a time, made by the
-/// program's own main path (a verb), never by library code.
+/// While one lives, SIGINT, SIGTERM and SIGHUP only set a flag; a second signal ends the process as usual. One at a
+/// time, made by the program's own main path (a verb), never by library code.
 class InterruptGuard {
  public:
   InterruptGuard();

@@ -27,7 +27,8 @@ bool is_digit(char c) { return c >= '0' && c <= '9'; }
 }  // namespace
 
 void JsonScanner::blanks() {
-  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\t' || text_[at_] == '\n' || text_[at_] == '\r')) ++at_;
+  while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\t' || text_[at_] == '\n' || text_[at_] == '\r'))
+    ++at_;
 }
 
 bool JsonScanner::next_is(char c) {
@@ -52,10 +53,14 @@ bool JsonScanner::hex4(std::uint32_t& out) {
     if (at_ >= text_.size()) return false;
     const char c = text_[at_];
     std::uint32_t digit = 0;
-    if (is_digit(c)) digit = static_cast<std::uint32_t>(c - '0');
-    else if (c >= 'a' && c <= 'f') digit = static_cast<std::uint32_t>(c - 'a' + 10);
-    else if (c >= 'A' && c <= 'F') digit = static_cast<std::uint32_t>(c - 'A' + 10);
-    else return false;
+    if (is_digit(c))
+      digit = static_cast<std::uint32_t>(c - '0');
+    else if (c >= 'a' && c <= 'f')
+      digit = static_cast<std::uint32_t>(c - 'a' + 10);
+    else if (c >= 'A' && c <= 'F')
+      digit = static_cast<std::uint32_t>(c - 'A' + 10);
+    else
+      return false;
     out = out << 4 | digit;
   }
   return true;
@@ -66,14 +71,30 @@ bool JsonScanner::escape(std::string* out) {
   if (at_ >= text_.size()) return false;
   std::uint32_t code = 0;
   switch (text_[at_++]) {
-    case '"': code = '"'; break;
-    case '\\': code = '\\'; break;
-    case '/': code = '/'; break;
-    case 'b': code = '\b'; break;
-    case 'f': code = '\f'; break;
-    case 'n': code = '\n'; break;
-    case 'r': code = '\r'; break;
-    case 't': code = '\t'; break;
+    case '"':
+      code = '"';
+      break;
+    case '\\':
+      code = '\\';
+      break;
+    case '/':
+      code = '/';
+      break;
+    case 'b':
+      code = '\b';
+      break;
+    case 'f':
+      code = '\f';
+      break;
+    case 'n':
+      code = '\n';
+      break;
+    case 'r':
+      code = '\r';
+      break;
+    case 't':
+      code = '\t';
+      break;
     case 'u': {
       if (!hex4(code)) return false;
       if (code >= 0xdc00 && code < 0xe000) return false;  // a low surrogate alone
@@ -86,7 +107,8 @@ bool JsonScanner::escape(std::string* out) {
       }
       break;
     }
-    default: return false;
+    default:
+      return false;
   }
   if (out != nullptr) append_utf8(*out, code);
   return true;
@@ -95,7 +117,7 @@ bool JsonScanner::escape(std::string* out) {
 bool JsonScanner::scan_string(std::string* out) {
   if (!take('"')) return false;
   if (out != nullptr) out->clear();
-  for (std::size_t plain = at_;; ) {
+  for (std::size_t plain = at_;;) {
     if (at_ >= text_.size()) return false;
     const auto c = static_cast<unsigned char>(text_[at_]);
     if (c < 0x20) return false;
@@ -167,13 +189,20 @@ bool JsonScanner::skip(int depth) {
   blanks();
   if (at_ >= text_.size() || depth <= 0) return false;
   switch (text_[at_]) {
-    case '"': return scan_string(nullptr);
-    case '{': return skip_items(depth - 1, '}', true);
-    case '[': return skip_items(depth - 1, ']', false);
-    case 't': return skip_word("true");
-    case 'f': return skip_word("false");
-    case 'n': return skip_word("null");
-    default: return skip_number();
+    case '"':
+      return scan_string(nullptr);
+    case '{':
+      return skip_items(depth - 1, '}', true);
+    case '[':
+      return skip_items(depth - 1, ']', false);
+    case 't':
+      return skip_word("true");
+    case 'f':
+      return skip_word("false");
+    case 'n':
+      return skip_word("null");
+    default:
+      return skip_number();
   }
 }
 

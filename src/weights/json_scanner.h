@@ -1,5 +1,5 @@
-// A strict, bounded scanner of JSON: what safetensors headers and shard indexes need, in one pass without a tree, so that a
-// hundred thousand tensors open at once and a hostile file costs no more than its own length.
+// A strict, bounded scanner of JSON: what safetensors headers and shard indexes need, in one pass without a tree, so
+// that a hundred thousand tensors open at once and a hostile file costs no more than its own length.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,8 +8,8 @@
 
 namespace fathom::weights {
 
-/// Reads `text` from front to back. Every call answers false at the first thing that is not what was asked for and stays there;
-/// position() is then the byte where reading stopped. `text` must be valid UTF-8 and outlive the scanner.
+/// Reads `text` from front to back. Every call answers false at the first thing that is not what was asked for and
+/// stays there; position() is then the byte where reading stopped. `text` must be valid UTF-8 and outlive the scanner.
 class JsonScanner {
  public:
   explicit JsonScanner(std::string_view text) : text_(text) {}

@@ -23,8 +23,8 @@ using tensor::WeightFormat;
 
 namespace {
 
-constexpr Bytes kPieceBytes = 4 * kMiB;          // of a source tensor at a time
-constexpr Bytes kMostOfAFile = 256 * kMiB;       // of tokenizers and the like
+constexpr Bytes kPieceBytes = 4 * kMiB;     // of a source tensor at a time
+constexpr Bytes kMostOfAFile = 256 * kMiB;  // of tokenizers and the like
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -43,17 +43,21 @@ std::string module_of(const WeightEntry& entry) {
   if (at == std::string::npos) return name;
   std::string pattern = "re:";
   for (std::size_t i = 0; i < name.size(); ++i) {
-    if (i == at) pattern += "\\d+", i += 2;
-    else pattern += name[i] == '.' ? std::string("\\.") : std::string(1, name[i]);
+    if (i == at)
+      pattern += "\\d+", i += 2;
+    else
+      pattern += name[i] == '.' ? std::string("\\.") : std::string(1, name[i]);
   }
   return pattern + "$";
 }
 
 bool is_linear(const WeightEntry& entry) {
-  return entry.tied_to < 0 && entry.part == model::WeightPart::kMain && !entry.vector && entry.file_shape.empty() && entry.pattern.ends_with(".weight") && entry.cls != WeightClass::kEmbedding;
+  return entry.tied_to < 0 && entry.part == model::WeightPart::kMain && !entry.vector && entry.file_shape.empty() &&
+         entry.pattern.ends_with(".weight") && entry.cls != WeightClass::kEmbedding;
 }
 bool is_quantizable(const WeightEntry& entry) {
-  return entry.cls == WeightClass::kAttention || entry.cls == WeightClass::kDenseFfn || entry.cls == WeightClass::kSharedExpert || entry.cls == WeightClass::kRoutedExpert;
+  return entry.cls == WeightClass::kAttention || entry.cls == WeightClass::kDenseFfn ||
+         entry.cls == WeightClass::kSharedExpert || entry.cls == WeightClass::kRoutedExpert;
 }
 
 // The configuration of what is written: everything linear is quantized but the modules that `ignore` lists.
@@ -63,7 +67,8 @@ struct Target {
   std::vector<std::string> indivisible;
 };
 
-Result<Target> make_target(const model::ModelSpec& source, const model::WeightTable& table, const QuantizeOptions& options) {
+Result<Target> make_target(const model::ModelSpec& source, const model::WeightTable& table,
+                           const QuantizeOptions& options) {
   Target target;
   const WeightFormat format = format_for(options, source.plain_format);
   const std::int64_t group = tensor::weight_layout(format).cols;
@@ -74,7 +79,8 @@ Result<Target> make_target(const model::ModelSpec& source, const model::WeightTa
   add("lm_head");
   for (const WeightEntry& entry : table.entries()) {
     if (!is_linear(entry)) continue;
-    const bool divides = group == tensor::kWholeRow || entry.cols % group == 0 || (entry.cols < group && entry.cols % 8 == 0);
+    const bool divides =
+        group == tensor::kWholeRow || entry.cols % group == 0 || (entry.cols < group && entry.cols % 8 == 0);
     if (is_quantizable(entry) && divides) continue;
     if (is_quantizable(entry)) target.indivisible.push_back(module_of(entry));
     add(module_of(entry));
@@ -82,7 +88,8 @@ Result<Target> make_target(const model::ModelSpec& source, const model::WeightTa
   FATHOM_TRY(Json config, parse_json(source.config_json, "config.json"));
   config.erase("expert_dtype");
   const bool rounds = options.to != WeightCode::kUint4 && !options.weight_only;
-  config["quantization_config"] = model::compressed_tensors_json(format, rounds ? tensor::Activations::kPerToken : tensor::Activations::kAsTheyAre, ignore);
+  config["quantization_config"] = model::compressed_tensors_json(
+      format, rounds ? tensor::Activations::kPerToken : tensor::Activations::kAsTheyAre, ignore);
   target.config = dump_json(config, 2) + "\n";
   FATHOM_TRY(target.spec, model::parse_config(target.config, "config.json"));
   return target;
@@ -126,7 +133,8 @@ void add_tensors(const Item& item, std::vector<TensorSpec>& out) {
   }
   const tensor::WeightLayout layout = tensor::weight_layout(entry.native);
   if (layout.code != WeightCode::kUint4) {
-    out.push_back({stem + ".weight", layout.code == WeightCode::kE4m3 ? DType::f8e4m3 : DType::i8, {entry.rows, entry.cols}});
+    out.push_back(
+        {stem + ".weight", layout.code == WeightCode::kE4m3 ? DType::f8e4m3 : DType::i8, {entry.rows, entry.cols}});
     out.push_back({stem + ".weight_scale", layout.scale, {entry.rows, 1}});
     return;
   }
@@ -137,7 +145,8 @@ void add_tensors(const Item& item, std::vector<TensorSpec>& out) {
   if (layout.zeros) out.push_back({stem + ".weight_zero_point", DType::i32, {ceil_div(entry.rows, 8), groups}});
 }
 
-Result<Inventory> take_stock(const model::WeightTable& table, const model::WeightTable& wanted, const Checkpoint& checkpoint) {
+Result<Inventory> take_stock(const model::WeightTable& table, const model::WeightTable& wanted,
+                             const Checkpoint& checkpoint) {
   const StoragePolicy policy{.dtype = DType::f32};
   FATHOM_TRY(const WeightPlan plan, plan_weights(table, policy));
   FATHOM_TRY(const std::vector<TensorSource> sources, resolve_tensors(table, policy, plan, checkpoint));
@@ -163,9 +172,13 @@ Result<Inventory> take_stock(const model::WeightTable& table, const model::Weigh
     if (std::ranges::binary_search(parts, place.tensor) || place.tensor->name.ends_with(".weight_shape")) continue;
     const auto at = known.find(place.tensor);
     stock.items.push_back(at == known.end() ? Item{.source = {.data = place}} : at->second);
-    if (!place.tensor->dtype) return fail_unsupported("weights.quantize_type", {{"name", printable(place.tensor->name)}, {"file", place.file->path().string()}, {"found", printable(place.tensor->type)}});
+    if (!place.tensor->dtype)
+      return fail_unsupported("weights.quantize_type", {{"name", printable(place.tensor->name)},
+                                                        {"file", place.file->path().string()},
+                                                        {"found", printable(place.tensor->type)}});
   }
-  std::ranges::sort(stock.items, {}, [](const Item& item) { return std::pair(item.source.data.file, item.source.data.tensor->begin); });
+  std::ranges::sort(stock.items, {},
+                    [](const Item& item) { return std::pair(item.source.data.file, item.source.data.tensor->begin); });
   for (Item& item : stock.items) {
     item.first = stock.tensors.size();
     add_tensors(item, stock.tensors);
@@ -176,7 +189,10 @@ Result<Inventory> take_stock(const model::WeightTable& table, const model::Weigh
 // ---------------------------------------------------------------- writing
 
 // Rows [first, first + count) of an item's matrix; of a copy, bytes.
-struct Piece { std::size_t item = 0; std::int64_t first = 0, count = 0; };
+struct Piece {
+  std::size_t item = 0;
+  std::int64_t first = 0, count = 0;
+};
 
 std::int64_t source_row_bytes(const Item& item) {
   const FileTensor& tensor = *item.source.data.tensor;
@@ -187,61 +203,93 @@ std::vector<Piece> cut(std::span<const Item> items) {
   std::vector<Piece> pieces;
   for (std::size_t i = 0; i < items.size(); ++i) {
     const bool copies = items[i].kind == Kind::kCopy;
-    const std::int64_t total = copies ? static_cast<std::int64_t>(items[i].source.data.tensor->bytes()) : items[i].entry->rows;
+    const std::int64_t total =
+        copies ? static_cast<std::int64_t>(items[i].source.data.tensor->bytes()) : items[i].entry->rows;
     // Zero points are packed eight rows a word, and scales lie a block of 128 rows together.
-    const std::int64_t step = copies ? static_cast<std::int64_t>(kPieceBytes) : ceil_div(std::max<std::int64_t>(1, static_cast<std::int64_t>(kPieceBytes) / source_row_bytes(items[i])), 128) * 128;
+    const std::int64_t step =
+        copies
+            ? static_cast<std::int64_t>(kPieceBytes)
+            : ceil_div(std::max<std::int64_t>(1, static_cast<std::int64_t>(kPieceBytes) / source_row_bytes(items[i])),
+                       128) *
+                  128;
     for (std::int64_t at = 0; at < total; at += step) pieces.push_back({i, at, std::min(step, total - at)});
   }
   return pieces;
 }
 
-struct Errors { double squares = 0, difference = 0; };
+struct Errors {
+  double squares = 0, difference = 0;
+};
 
 // One thread's work on pieces.
 class Worker {
  public:
-  Worker(const std::map<const SafetensorsFile*, MappedFile>& files, const Inventory& stock, CheckpointWriter& writer) : files_(files), stock_(stock), writer_(writer) {}
+  Worker(const std::map<const SafetensorsFile*, MappedFile>& files, const Inventory& stock, CheckpointWriter& writer)
+      : files_(files), stock_(stock), writer_(writer) {}
 
   Status run(const Piece& piece) {
     const Item& item = stock_.items[piece.item];
-    if (item.kind == Kind::kCopy) return writer_.write(item.first, static_cast<Bytes>(piece.first), bytes_of(item.source.data, static_cast<Bytes>(piece.first), static_cast<Bytes>(piece.count)));
+    if (item.kind == Kind::kCopy)
+      return writer_.write(
+          item.first, static_cast<Bytes>(piece.first),
+          bytes_of(item.source.data, static_cast<Bytes>(piece.first), static_cast<Bytes>(piece.count)));
     FATHOM_TRY_VOID(widen(item, piece));
     return item.kind == Kind::kWiden ? write_widened(item, piece) : write_quantized(item, piece);
   }
   const Errors& errors() const { return errors_; }
 
  private:
-  std::span<const std::byte> bytes_of(const TensorPlace& place, Bytes offset, Bytes count) const { return files_.at(place.file).bytes().subspan(place.tensor->begin + offset, count); }
+  std::span<const std::byte> bytes_of(const TensorPlace& place, Bytes offset, Bytes count) const {
+    return files_.at(place.file).bytes().subspan(place.tensor->begin + offset, count);
+  }
 
   // values_ = the piece's rows in f32; all of them finite.
   Status widen(const Item& item, const Piece& piece) {
     const TensorSource& source = item.source;
-    const std::int64_t cols = item.entry->cols, blocks = source.encoding == Encoding::kPlain ? 0 : source.one_scale ? 1 : ceil_div(cols, source.block.cols);
+    const std::int64_t cols = item.entry->cols, blocks = source.encoding == Encoding::kPlain ? 0
+                                                         : source.one_scale                  ? 1
+                                                                            : ceil_div(cols, source.block.cols);
     values_.resize(static_cast<std::size_t>(piece.count * cols));
-    TransferJob job{.data = source.data, .scales = source.scales, .zeros = source.zeros, .encoding = source.encoding, .block = source.block, .to = DType::f32, .full_cols = cols,
-                    .first_row = piece.first, .rows = piece.count, .cols = cols, .out = reinterpret_cast<std::byte*>(values_.data())};
+    TransferJob job{.data = source.data,
+                    .scales = source.scales,
+                    .zeros = source.zeros,
+                    .encoding = source.encoding,
+                    .block = source.block,
+                    .to = DType::f32,
+                    .full_cols = cols,
+                    .first_row = piece.first,
+                    .rows = piece.count,
+                    .cols = cols,
+                    .out = reinterpret_cast<std::byte*>(values_.data())};
     if (source.one_scale) job.block = {tensor::kWholeRow, tensor::kWholeRow};
     job.from = source.encoding == Encoding::kPlain ? *source.data.tensor->dtype : DType::u8;
     const auto row_bytes = job.row_bytes();
-    const auto data = bytes_of(source.data, static_cast<Bytes>(piece.first) * row_bytes, static_cast<Bytes>(piece.count) * row_bytes);
+    const auto data =
+        bytes_of(source.data, static_cast<Bytes>(piece.first) * row_bytes, static_cast<Bytes>(piece.count) * row_bytes);
     std::span<const std::byte> scales;
     if (blocks > 0) {
       const auto scale_row = static_cast<Bytes>(blocks * dtype_bytes(*source.scales.tensor->dtype));
       const std::int64_t first = piece.first / job.block.rows, last = (piece.first + piece.count - 1) / job.block.rows;
-      scales = bytes_of(source.scales, static_cast<Bytes>(first) * scale_row, static_cast<Bytes>(last - first + 1) * scale_row);
+      scales = bytes_of(source.scales, static_cast<Bytes>(first) * scale_row,
+                        static_cast<Bytes>(last - first + 1) * scale_row);
     }
     const TransferPiece whole{.first = 0, .count = blocks > 0 ? piece.count : piece.count * cols};
     FATHOM_TRY_VOID(finish_piece(job, whole, data, scales, false));
     const auto bad = first_not_finite(DType::f32, std::as_bytes(std::span(values_)));
     if (!bad) return {};
-    return fail("weights.not_finite", {{"name", printable(source.data.tensor->name)}, {"file", source.data.file->path().string()}, {"element", std::to_string(static_cast<std::size_t>(piece.first * cols) + *bad)}});
+    return fail("weights.not_finite",
+                {{"name", printable(source.data.tensor->name)},
+                 {"file", source.data.file->path().string()},
+                 {"element", std::to_string(static_cast<std::size_t>(piece.first * cols) + *bad)}});
   }
 
   Status write_widened(const Item& item, const Piece& piece) {
     const DType type = tensor::weight_dtype(item.entry->native);
     const Bytes size = static_cast<Bytes>(dtype_bytes(type));
     codes_.resize(values_.size() * size);
-    if (type == DType::f32) return writer_.write(item.first, static_cast<Bytes>(piece.first * item.entry->cols) * size, std::as_bytes(std::span(values_)));
+    if (type == DType::f32)
+      return writer_.write(item.first, static_cast<Bytes>(piece.first * item.entry->cols) * size,
+                           std::as_bytes(std::span(values_)));
     convert(DType::f32, std::as_bytes(std::span(values_)), type, codes_);
     return writer_.write(item.first, static_cast<Bytes>(piece.first * item.entry->cols) * size, codes_);
   }
@@ -251,17 +299,20 @@ class Worker {
     const tensor::WeightLayout layout = tensor::weight_layout(entry.native);
     const auto cols = static_cast<std::size_t>(entry.cols), rows = static_cast<std::size_t>(piece.count);
     const auto row_bytes = static_cast<std::size_t>(tensor::weight_row_bytes(entry.native, entry.cols));
-    const auto groups = static_cast<std::size_t>(ceil_div(entry.cols, layout.cols)), scale_row = groups * static_cast<std::size_t>(dtype_bytes(layout.scale));
+    const auto groups = static_cast<std::size_t>(ceil_div(entry.cols, layout.cols)),
+               scale_row = groups * static_cast<std::size_t>(dtype_bytes(layout.scale));
     codes_.resize(rows * row_bytes);
     scales_.resize(rows * scale_row);
     zeros_.assign((rows + 7) / 8 * groups, 0);
     std::vector<std::uint8_t> row_zeros(groups, 8);
     for (std::size_t r = 0; r < rows; ++r) {
       const std::span<const float> row(values_.data() + r * cols, cols);
-      const QuantizedRow out{std::span(codes_).subspan(r * row_bytes, row_bytes), std::span(scales_).subspan(r * scale_row, scale_row), row_zeros};
+      const QuantizedRow out{std::span(codes_).subspan(r * row_bytes, row_bytes),
+                             std::span(scales_).subspan(r * scale_row, scale_row), row_zeros};
       quantize_row(entry.native, row, out);
       if (layout.zeros)
-        for (std::size_t g = 0; g < groups; ++g) zeros_[r / 8 * groups + g] |= static_cast<std::uint32_t>(row_zeros[g]) << (r % 8 * 4);
+        for (std::size_t g = 0; g < groups; ++g)
+          zeros_[r / 8 * groups + g] |= static_cast<std::uint32_t>(row_zeros[g]) << (r % 8 * 4);
       measure(layout, row, out);
     }
     const auto first = static_cast<Bytes>(piece.first);
@@ -272,7 +323,8 @@ class Worker {
       const std::array<std::int64_t, 2> shape = {entry.rows, entry.cols};
       FATHOM_TRY_VOID(writer_.write(item.first + 2, 0, std::as_bytes(std::span(shape))));
     }
-    return layout.zeros ? writer_.write(item.first + 3, first / 8 * groups * 4, std::as_bytes(std::span(zeros_))) : Status{};
+    return layout.zeros ? writer_.write(item.first + 3, first / 8 * groups * 4, std::as_bytes(std::span(zeros_)))
+                        : Status{};
   }
 
   // What the codes mean, against what was meant.
@@ -282,11 +334,17 @@ class Worker {
     const auto size = static_cast<std::size_t>(layout.cols);
     for (std::size_t first = 0, group = 0; first < row.size(); first += size, ++group) {
       std::array<float, 1> scale{};
-      convert(layout.scale, out.scales.subspan(group * static_cast<std::size_t>(dtype_bytes(layout.scale)), static_cast<std::size_t>(dtype_bytes(layout.scale))), DType::f32, std::as_writable_bytes(std::span(scale)));
+      convert(layout.scale,
+              out.scales.subspan(group * static_cast<std::size_t>(dtype_bytes(layout.scale)),
+                                 static_cast<std::size_t>(dtype_bytes(layout.scale))),
+              DType::f32, std::as_writable_bytes(std::span(scale)));
       const std::size_t last = std::min(first + size, row.size());
       const float zero = layout.zeros ? out.zeros[group] : 8.0f;
       for (std::size_t i = first; i < last; ++i) {
-        const float code = layout.code == WeightCode::kE4m3 ? table()[codes[i]] : layout.code == WeightCode::kInt8 ? static_cast<float>(static_cast<std::int8_t>(codes[i])) : static_cast<float>(codes[i / 2] >> (i % 2 * 4) & 15) - zero;
+        const float code = layout.code == WeightCode::kE4m3 ? table()[codes[i]]
+                           : layout.code == WeightCode::kInt8
+                               ? static_cast<float>(static_cast<std::int8_t>(codes[i]))
+                               : static_cast<float>(codes[i / 2] >> (i % 2 * 4) & 15) - zero;
         const float d = code * scale[0] - row[i];
         squares += row[i] * row[i];
         difference += d * d;
@@ -336,11 +394,15 @@ Status copy_companions(const Path& from, CheckpointWriter& writer) {
   return {};
 }
 
-Result<Errors> write_items(const Checkpoint& checkpoint, const Inventory& stock, CheckpointWriter& writer, const QuantizeOptions& options) {
+Result<Errors> write_items(const Checkpoint& checkpoint, const Inventory& stock, CheckpointWriter& writer,
+                           const QuantizeOptions& options) {
   std::map<const SafetensorsFile*, MappedFile> files;
   for (const SafetensorsFile& file : checkpoint.files()) {
     FATHOM_TRY(files[&file], MappedFile::open(file.path()));
-    if (files[&file].bytes().size() < file.bytes()) return fail("weights.truncated", {{"file", file.path().string()}, {"bytes", std::to_string(files[&file].bytes().size())}, {"expected", std::to_string(file.bytes())}});
+    if (files[&file].bytes().size() < file.bytes())
+      return fail("weights.truncated", {{"file", file.path().string()},
+                                        {"bytes", std::to_string(files[&file].bytes().size())},
+                                        {"expected", std::to_string(file.bytes())}});
   }
   const std::vector<Piece> pieces = cut(stock.items);
   std::mutex mutex;
@@ -360,7 +422,8 @@ Result<Errors> write_items(const Checkpoint& checkpoint, const Inventory& stock,
   };
   Bytes total = 0;
   for (const Item& item : stock.items) total += item.source.data.tensor->bytes();
-  FATHOM_TRY_VOID(run_workers(pieces.size(), total, usable_threads(options.threads, pieces.size()), options.progress, work));
+  FATHOM_TRY_VOID(
+      run_workers(pieces.size(), total, usable_threads(options.threads, pieces.size()), options.progress, work));
   return errors;
 }
 
@@ -390,21 +453,31 @@ Result<QuantizeReport> quantize_checkpoint(const Path& model, const Path& folder
   const auto started = std::chrono::steady_clock::now();
   FATHOM_TRY_VOID(check_options(options));
   std::error_code ignored;
-  if (!std::filesystem::is_directory(model, ignored)) return fail("weights.quantize_folder", {{"path", model.string()}});
-  if (std::filesystem::exists(folder, ignored) && std::filesystem::equivalent(model, folder, ignored)) return fail("weights.quantize_same", {{"path", folder.string()}});
+  if (!std::filesystem::is_directory(model, ignored))
+    return fail("weights.quantize_folder", {{"path", model.string()}});
+  if (std::filesystem::exists(folder, ignored) && std::filesystem::equivalent(model, folder, ignored))
+    return fail("weights.quantize_same", {{"path", folder.string()}});
   FATHOM_TRY(const model::ModelSpec spec, model::load_config(model));
   FATHOM_TRY(const auto source, model::make_architecture(spec));
   FATHOM_TRY(const Target target, make_target(spec, source->weights(), options));
   FATHOM_TRY(const auto wanted, model::make_architecture(target.spec));
   FATHOM_TRY(const Checkpoint checkpoint, Checkpoint::open(model));
   FATHOM_TRY(const Inventory stock, take_stock(source->weights(), wanted->weights(), checkpoint));
-  QuantizeReport report{.folder = folder, .format = format_for(options, spec.plain_format), .indivisible = target.indivisible, .bytes_before = checkpoint.data_bytes()};
+  QuantizeReport report{.folder = folder,
+                        .format = format_for(options, spec.plain_format),
+                        .indivisible = target.indivisible,
+                        .bytes_before = checkpoint.data_bytes()};
   for (const Item& item : stock.items) {
-    if (item.kind != Kind::kQuantize) ++report.kept;
-    else ++report.quantized, report.elements += static_cast<std::uint64_t>(item.entry->rows) * static_cast<std::uint64_t>(item.entry->cols);
+    if (item.kind != Kind::kQuantize)
+      ++report.kept;
+    else
+      ++report.quantized, report.elements +=
+                          static_cast<std::uint64_t>(item.entry->rows) * static_cast<std::uint64_t>(item.entry->cols);
   }
   if (report.quantized == 0) return fail("weights.quantize_nothing", {{"path", model.string()}});
-  FATHOM_TRY(CheckpointWriter writer, CheckpointWriter::create(folder, stock.tensors, {.shard_bytes = options.shard_bytes, .overwrite = options.overwrite}));
+  FATHOM_TRY(CheckpointWriter writer,
+             CheckpointWriter::create(folder, stock.tensors,
+                                      {.shard_bytes = options.shard_bytes, .overwrite = options.overwrite}));
   FATHOM_TRY(const Errors errors, write_items(checkpoint, stock, writer, options));
   FATHOM_TRY_VOID(copy_companions(model, writer));
   FATHOM_TRY_VOID(writer.add_file("config.json", target.config));

@@ -13,7 +13,9 @@ using tensor::WeightCode;
 
 namespace {
 
-struct Range { float least = 0, most = 0; };  // with zero among them
+struct Range {
+  float least = 0, most = 0;
+};  // with zero among them
 
 Range range_of(std::span<const float> values) {
   Range range;
@@ -43,11 +45,14 @@ float stored_scale(DType type, float wanted) {
 
 void put_scale(DType type, float scale, std::span<std::byte> scales, std::size_t index) {
   const std::uint16_t half = type == DType::bf16 ? f32_to_bf16(scale) : f32_to_f16(scale);
-  if (type == DType::f32) std::memcpy(scales.data() + index * 4, &scale, 4);
-  else std::memcpy(scales.data() + index * 2, &half, 2);
+  if (type == DType::f32)
+    std::memcpy(scales.data() + index * 4, &scale, 4);
+  else
+    std::memcpy(scales.data() + index * 2, &half, 2);
 }
 
-// Twin of f32_to_f8e4m3 for finite numbers, without branches: normal codes are the upper bits of the float, smaller ones count 2^-9.
+// Twin of f32_to_f8e4m3 for finite numbers, without branches: normal codes are the upper bits of the float, smaller
+// ones count 2^-9.
 std::uint8_t e4m3_code(float x) {
   const auto bits = std::bit_cast<std::uint32_t>(x);
   const std::uint32_t sign = bits >> 24 & 0x80u;
@@ -69,7 +74,8 @@ void quantize_eight(const tensor::WeightLayout& layout, std::span<const float> r
     for (std::size_t i = 0; i < row.size(); ++i) codes[i] = e4m3_code(row[i] / scale);
   else
     for (std::size_t i = 0; i < row.size(); ++i)
-      codes[i] = static_cast<std::uint8_t>(static_cast<std::int8_t>(std::clamp(whole(row[i] / scale), -127.0f, 127.0f)));
+      codes[i] =
+          static_cast<std::uint8_t>(static_cast<std::int8_t>(std::clamp(whole(row[i] / scale), -127.0f, 127.0f)));
 }
 
 void quantize_four(const tensor::WeightLayout& layout, std::span<const float> row, const QuantizedRow& out) {
@@ -81,7 +87,8 @@ void quantize_four(const tensor::WeightLayout& layout, std::span<const float> ro
     const Range range = range_of(part);
     const float wanted = layout.zeros ? (range.most - range.least) / 15.0f : std::max(-range.least, range.most) / 7.5f;
     // Of values near the ends of f32 the difference may overflow: half of each is taken then.
-    const float scale = stored_scale(layout.scale, std::isfinite(wanted) ? wanted : range.most / 15.0f - range.least / 15.0f);
+    const float scale =
+        stored_scale(layout.scale, std::isfinite(wanted) ? wanted : range.most / 15.0f - range.least / 15.0f);
     const float zero = layout.zeros ? std::clamp(whole(-range.least / scale), 0.0f, 15.0f) : 8.0f;
     put_scale(layout.scale, scale, out.scales, group);
     if (layout.zeros) out.zeros[group] = static_cast<std::uint8_t>(zero);
@@ -98,8 +105,10 @@ void quantize_four(const tensor::WeightLayout& layout, std::span<const float> ro
 void quantize_row(tensor::WeightFormat format, std::span<const float> row, const QuantizedRow& out) {
   const tensor::WeightLayout layout = tensor::weight_layout(format);
   FATHOM_CHECK(layout.cols == tensor::kWholeRow || layout.code == WeightCode::kUint4, "not a format to quantize to");
-  if (layout.code == WeightCode::kUint4) quantize_four(layout, row, out);
-  else quantize_eight(layout, row, out);
+  if (layout.code == WeightCode::kUint4)
+    quantize_four(layout, row, out);
+  else
+    quantize_eight(layout, row, out);
 }
 
 }  // namespace fathom::weights

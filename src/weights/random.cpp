@@ -7,7 +7,7 @@
 namespace fathom::weights {
 namespace {
 
-constexpr std::uint64_t kRun = 65536;            // elements under one key
+constexpr std::uint64_t kRun = 65536;              // elements under one key
 constexpr float kFourUniforms = 1.0f / 37837.23f;  // 1 / deviation of the sum of four numbers even over 0 … 65535
 
 // A bijection of 32 bits with the keys in its middle, so that runs with nearby keys share nothing.
@@ -24,7 +24,8 @@ FATHOM_KERNEL std::uint32_t scramble(std::uint32_t x, std::uint32_t key0, std::u
 using LoosePair [[gnu::aligned(1), gnu::may_alias]] = std::uint32_t;
 
 struct Loops {
-  static FATHOM_KERNEL void normals(std::uint32_t first, std::uint32_t key0, std::uint32_t key1, float factor, float* out, std::uint32_t n) {
+  static FATHOM_KERNEL void normals(std::uint32_t first, std::uint32_t key0, std::uint32_t key1, float factor,
+                                    float* out, std::uint32_t n) {
     for (std::uint32_t i = 0; i < n; ++i) {
       const std::uint32_t a = scramble(first + i, key0, key1);
       std::uint32_t b = (a ^ 0x5bf03635u) * 0x27d4eb2fu;
@@ -35,7 +36,8 @@ struct Loops {
     }
   }
   // Two draws a number: its low half belongs to the even element.
-  static FATHOM_KERNEL void pairs(std::uint32_t first, std::uint32_t key0, std::uint32_t key1, LoosePair* out, std::size_t n) {
+  static FATHOM_KERNEL void pairs(std::uint32_t first, std::uint32_t key0, std::uint32_t key1, LoosePair* out,
+                                  std::size_t n) {
     for (std::size_t i = 0; i < n; ++i, ++first) out[i] = scramble(first, key0, key1);
   }
 };
@@ -69,7 +71,8 @@ float RandomStream::factor(float deviation) { return deviation * kFourUniforms; 
 void RandomStream::normals(std::uint64_t first, float mean, float deviation, std::span<float> out) const {
   const float scale = factor(deviation);
   each_run(key_, first, out.size(), [&](std::size_t at, std::uint32_t inside, std::uint64_t key, std::size_t count) {
-    dispatch<Loops::normals>(inside, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), scale, out.data() + at, static_cast<std::uint32_t>(count));
+    dispatch<Loops::normals>(inside, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), scale,
+                             out.data() + at, static_cast<std::uint32_t>(count));
   });
   if (mean != 0)
     for (float& x : out) x += mean;
@@ -79,7 +82,9 @@ void RandomStream::bits16(std::uint64_t first, std::span<std::uint16_t> out) con
   each_run(key_, first, out.size(), [&](std::size_t at, std::uint32_t inside, std::uint64_t key, std::size_t count) {
     const auto key0 = static_cast<std::uint32_t>(key), key1 = static_cast<std::uint32_t>(key >> 32);
     std::uint16_t* to = out.data() + at;
-    const auto single = [&](std::uint32_t element) { return static_cast<std::uint16_t>(scramble(element / 2, key0, key1) >> (element % 2 * 16)); };
+    const auto single = [&](std::uint32_t element) {
+      return static_cast<std::uint16_t>(scramble(element / 2, key0, key1) >> (element % 2 * 16));
+    };
     if (inside % 2 == 1) {  // the second half of a pair
       *to++ = single(inside++);
       --count;

@@ -1,5 +1,5 @@
-// Random numbers by position: element i of stream (seed, name) is the same whoever computes it, in whatever order or number of
-// threads, on whatever processor.
+// Random numbers by position: element i of stream (seed, name) is the same whoever computes it, in whatever order or
+// number of threads, on whatever processor.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -11,8 +11,8 @@ class RandomStream {
  public:
   RandomStream(std::uint64_t seed, std::string_view name);
 
-  /// out[i] = mean + deviation · z of element first + i, where z has mean 0, deviation 1 and the bell of four uniform numbers added up:
-  /// never beyond 3.47.
+  /// out[i] = mean + deviation · z of element first + i, where z has mean 0, deviation 1 and the bell of four uniform
+  /// numbers added up: never beyond 3.47.
   void normals(std::uint64_t first, float mean, float deviation, std::span<float> out) const;
   /// Sixteen even bits an element.
   void bits16(std::uint64_t first, std::span<std::uint16_t> out) const;

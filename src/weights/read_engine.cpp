@@ -39,8 +39,10 @@ bool is_cached(int fd, Bytes bytes) {
     char byte = 0;
     struct iovec place = {&byte, 1};
     const auto offset = static_cast<off_t>(bytes / kSamples * static_cast<Bytes>(i));
-    if (::preadv2(fd, &place, 1, offset, RWF_NOWAIT) == 1) ++there;
-    else if (errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS) return true;
+    if (::preadv2(fd, &place, 1, offset, RWF_NOWAIT) == 1)
+      ++there;
+    else if (errno == EOPNOTSUPP || errno == EINVAL || errno == ENOSYS)
+      return true;
   }
   return there * 2 >= kSamples;
 }
@@ -52,18 +54,24 @@ Result<OpenFile> open_file(const Path& path, DirectMode mode) {
   if (!file.buffered) return fail("base.cannot_open", {{"path", file.name}, {"reason", errno_text(errno)}});
   const off_t size = ::lseek(file.buffered.get(), 0, SEEK_END);
   const bool large = size >= static_cast<off_t>(kSmallFile);
-  const bool wanted = mode == DirectMode::kAlways || (mode == DirectMode::kAuto && large && !is_cached(file.buffered.get(), static_cast<Bytes>(size)));
-  if (wanted) file.direct = Descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT));  // refused (tmpfs): buffered
+  const bool wanted = mode == DirectMode::kAlways ||
+                      (mode == DirectMode::kAuto && large && !is_cached(file.buffered.get(), static_cast<Bytes>(size)));
+  if (wanted)
+    file.direct = Descriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT));  // refused (tmpfs): buffered
   return file;
 }
 
 // The path that always works, and whose error is the one reported.
 Status pread_all(const OpenFile& file, std::byte* out, ReadRange range) {
   for (Bytes done = 0; done < range.bytes;) {
-    const ssize_t n = ::pread(file.buffered.get(), out + done, range.bytes - done, static_cast<off_t>(range.offset + done));
+    const ssize_t n =
+        ::pread(file.buffered.get(), out + done, range.bytes - done, static_cast<off_t>(range.offset + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return fail_environment("base.cannot_read", {{"path", file.name}, {"reason", errno_text(errno)}});
-    if (n == 0) return fail("weights.truncated", {{"file", file.name}, {"bytes", std::to_string(range.offset + done)}, {"expected", std::to_string(range.offset + range.bytes)}});
+    if (n == 0)
+      return fail("weights.truncated", {{"file", file.name},
+                                        {"bytes", std::to_string(range.offset + done)},
+                                        {"expected", std::to_string(range.offset + range.bytes)}});
     done += static_cast<Bytes>(n);
   }
   return {};
@@ -114,7 +122,8 @@ class Worker {
     const ReadTask& task = tasks_[number];
     slot.task = number;
     slot.transfers[0] = transfer(files_[task.file], task.data, slot.memory.get(), task.into);
-    slot.transfers[1] = transfer(files_[task.scales_file], task.scales, slot.memory.get() + page_ceil(task.data.bytes) + kPage, nullptr);
+    slot.transfers[1] = transfer(files_[task.scales_file], task.scales,
+                                 slot.memory.get() + page_ceil(task.data.bytes) + kPage, nullptr);
     return true;
   }
 
@@ -146,7 +155,8 @@ class Worker {
 
   Status deliver(WorkQueue& queue, Slot& slot) {
     const ReadTask& task = tasks_[slot.task];
-    FATHOM_TRY_VOID(consume_(slot.task, {slot.transfers[0].bytes, task.data.bytes}, {slot.transfers[1].bytes, task.scales.bytes}));
+    FATHOM_TRY_VOID(
+        consume_(slot.task, {slot.transfers[0].bytes, task.data.bytes}, {slot.transfers[1].bytes, task.scales.bytes}));
     queue.add_done(task.data.bytes + task.scales.bytes);
     return {};
   }
@@ -171,7 +181,8 @@ class Worker {
       io_uring_sqe* request = ::io_uring_get_sqe(&ring_);
       FATHOM_CHECK(request != nullptr, "the ring holds two requests a slot");
       ::io_uring_prep_read(request, t.fd, t.read_to, static_cast<unsigned>(t.read_bytes), t.read_offset);
-      ::io_uring_sqe_set_data64(request, static_cast<std::uint64_t>(&slot - slots_.data()) * 2 + static_cast<std::uint64_t>(&t - slot.transfers.data()));
+      ::io_uring_sqe_set_data64(request, static_cast<std::uint64_t>(&slot - slots_.data()) * 2 +
+                                             static_cast<std::uint64_t>(&t - slot.transfers.data()));
       ++slot.pending;
     }
   }
@@ -182,7 +193,8 @@ class Worker {
     for (; in_flight_ > 0; --in_flight_) {
       io_uring_cqe* answer = nullptr;
       int n = 0;
-      while ((n = ::io_uring_wait_cqe(&ring_, &answer)) == -EINTR) {}
+      while ((n = ::io_uring_wait_cqe(&ring_, &answer)) == -EINTR) {
+      }
       if (n != 0) std::abort();  // the ring is broken and memory is promised to it
       ::io_uring_cqe_seen(&ring_, answer);
     }
@@ -254,7 +266,8 @@ class Worker {
 }  // namespace
 
 Result<ReadStats> read_all(std::span<const Path> paths, std::span<const ReadTask> tasks, const ReadOptions& options,
-                           const std::function<Status(std::size_t task, std::span<const std::byte> data, std::span<const std::byte> scales)>& consume) {
+                           const std::function<Status(std::size_t task, std::span<const std::byte> data,
+                                                      std::span<const std::byte> scales)>& consume) {
   ReadStats stats{.files = paths.size()};
   std::vector<OpenFile> files;
   files.reserve(paths.size());
@@ -270,12 +283,13 @@ Result<ReadStats> read_all(std::span<const Path> paths, std::span<const ReadTask
   }
   stats.threads = usable_threads(options.threads, tasks.size());
   std::atomic<bool> uring = false;
-  const Status status = run_workers(tasks.size(), stats.bytes, stats.threads, options.progress, [&](WorkQueue& queue) -> Status {
-    Worker worker(files, tasks, slot_bytes, consume);
-    const Status done = worker.run(queue, options.io == IoMode::kAuto);
-    if (worker.used_ring()) uring = true;
-    return done;
-  });
+  const Status status =
+      run_workers(tasks.size(), stats.bytes, stats.threads, options.progress, [&](WorkQueue& queue) -> Status {
+        Worker worker(files, tasks, slot_bytes, consume);
+        const Status done = worker.run(queue, options.io == IoMode::kAuto);
+        if (worker.used_ring()) uring = true;
+        return done;
+      });
   if (!status) return tl::unexpected(status.error());
   stats.uring = uring;
   return stats;

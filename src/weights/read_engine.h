@@ -1,5 +1,5 @@
-// Reads many ranges of many files, several in flight on every thread: io_uring where the kernel lets us, else pread; past the page
-// cache (O_DIRECT) when a file is not in it, through it when it is.
+// Reads many ranges of many files, several in flight on every thread: io_uring where the kernel lets us, else pread;
+// past the page cache (O_DIRECT) when a file is not in it, through it when it is.
 #pragma once
 #include <functional>
 #include <span>
@@ -21,7 +21,9 @@ struct ReadOptions {
   ProgressFn progress;
 };
 
-struct ReadRange { Bytes offset = 0, bytes = 0; };
+struct ReadRange {
+  Bytes offset = 0, bytes = 0;
+};
 
 /// One unit of work: a range of file `file`, and perhaps a second one of `scales_file` that is needed with it.
 struct ReadTask {
@@ -33,15 +35,17 @@ struct ReadTask {
 /// How it was done, for reports.
 struct ReadStats {
   Bytes bytes = 0;
-  bool uring = false;       // false: pread
+  bool uring = false;  // false: pread
   std::size_t direct_files = 0, files = 0;
   int threads = 0;
 };
 
-/// Performs all tasks, in their order as far as threads allow. `consume` is called once a task when its bytes are there, from several
-/// threads; the spans (that of data at task.into when that was given) are valid until it returns. Both are aligned like the file's
-/// offsets within 4096 bytes. Errors: the first that reading or consuming came to; weights.truncated when a file ends early.
+/// Performs all tasks, in their order as far as threads allow. `consume` is called once a task when its bytes are
+/// there, from several threads; the spans (that of data at task.into when that was given) are valid until it returns.
+/// Both are aligned like the file's offsets within 4096 bytes. Errors: the first that reading or consuming came to;
+/// weights.truncated when a file ends early.
 Result<ReadStats> read_all(std::span<const Path> files, std::span<const ReadTask> tasks, const ReadOptions& options,
-                           const std::function<Status(std::size_t task, std::span<const std::byte> data, std::span<const std::byte> scales)>& consume);
+                           const std::function<Status(std::size_t task, std::span<const std::byte> data,
+                                                      std::span<const std::byte> scales)>& consume);
 
 }  // namespace fathom::weights

@@ -30,16 +30,18 @@ struct TensorSource {
   ScaleBlock block;
 };
 
-/// Sources by parameter number; false places for parts that `policy` does not want. Names are the table's patterns or, where the
-/// checkpoint uses another published naming, aliases. Scales of "X.weight" are "X.weight_scale_inv", "X.scale" or "X.weight_scale"; int4 is
-/// "X.weight_packed" with "X.weight_shape" and, where it is asymmetric, "X.weight_zero_point".
-/// Errors, each naming the tensor, its file, what was expected and what was found: missing tensors, wrong shapes, types that cannot
-/// become the planned format, slices that cut through a block of scales.
-Result<std::vector<TensorSource>> resolve_tensors(const model::WeightTable& table, const StoragePolicy& policy, const WeightPlan& plan, const Checkpoint& checkpoint);
+/// Sources by parameter number; false places for parts that `policy` does not want. Names are the table's patterns or,
+/// where the checkpoint uses another published naming, aliases. Scales of "X.weight" are "X.weight_scale_inv",
+/// "X.scale" or "X.weight_scale"; int4 is "X.weight_packed" with "X.weight_shape" and, where it is asymmetric,
+/// "X.weight_zero_point". Errors, each naming the tensor, its file, what was expected and what was found: missing
+/// tensors, wrong shapes, types that cannot become the planned format, slices that cut through a block of scales.
+Result<std::vector<TensorSource>> resolve_tensors(const model::WeightTable& table, const StoragePolicy& policy,
+                                                  const WeightPlan& plan, const Checkpoint& checkpoint);
 
-/// Every tensor of the checkpoint must be one of `whole` (the table of the unsplit model) or of the parts that are knowingly left out:
-/// MTP blocks ("mtp.…", "model.layers.N.…" past the last layer when that block has an eh_proj), vision towers and their aligners,
-/// image routing biases, rotary frequency buffers, a stored copy of a tied head. An unknown one is an error that names it.
+/// Every tensor of the checkpoint must be one of `whole` (the table of the unsplit model) or of the parts that are
+/// knowingly left out: MTP blocks ("mtp.…", "model.layers.N.…" past the last layer when that block has an eh_proj),
+/// vision towers and their aligners, image routing biases, rotary frequency buffers, a stored copy of a tied head. An
+/// unknown one is an error that names it.
 Status check_extra_tensors(const model::WeightTable& whole, const Checkpoint& checkpoint);
 
 }  // namespace fathom::weights

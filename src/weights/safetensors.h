@@ -1,6 +1,6 @@
 // One safetensors file: its header read and checked in full before anything in it is believed.
-// Format: 8 bytes little-endian length N, N bytes of JSON {"name": {"dtype", "shape", "data_offsets"}, …, "__metadata__": {…}}, then
-// the data, which the offsets must cover exactly, without holes or overlaps.
+// Format: 8 bytes little-endian length N, N bytes of JSON {"name": {"dtype", "shape", "data_offsets"}, …,
+// "__metadata__": {…}}, then the data, which the offsets must cover exactly, without holes or overlaps.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -24,9 +24,9 @@ inline constexpr Bytes kMaxHeaderBytes = 512 * kMiB;
 
 /// One tensor of a file. `begin`, `end` are bytes from the start of the file.
 struct FileTensor {
-  std::string name;                                  // valid UTF-8, unique in its file
-  std::string type;                                  // as the file names it: "BF16"
-  std::optional<DType> dtype;                        // nullopt: a type that Fathom does not know; its size is then unchecked
+  std::string name;            // valid UTF-8, unique in its file
+  std::string type;            // as the file names it: "BF16"
+  std::optional<DType> dtype;  // nullopt: a type that Fathom does not know; its size is then unchecked
   std::array<std::int64_t, kMaxTensorRank> shape{};  // the first `rank`
   int rank = 0;
   Bytes begin = 0, end = 0;
@@ -43,10 +43,12 @@ struct SafetensorsHeader {
   std::vector<std::pair<std::string, std::string>> metadata;
 };
 
-/// Reads the JSON of a header that is followed by `data_bytes` of data starting at byte `data_begin`. `what` names the file in errors.
-/// Time is n log n in the number of tensors whatever the header says. Errors: not such JSON, names that repeat or are not UTF-8, shapes
-/// that overflow or disagree with their bytes, data outside the file, overlapping, or with holes.
-Result<SafetensorsHeader> parse_safetensors_header(std::string_view json, Bytes data_begin, Bytes data_bytes, std::string_view what);
+/// Reads the JSON of a header that is followed by `data_bytes` of data starting at byte `data_begin`. `what` names the
+/// file in errors. Time is n log n in the number of tensors whatever the header says. Errors: not such JSON, names that
+/// repeat or are not UTF-8, shapes that overflow or disagree with their bytes, data outside the file, overlapping, or
+/// with holes.
+Result<SafetensorsHeader> parse_safetensors_header(std::string_view json, Bytes data_begin, Bytes data_bytes,
+                                                   std::string_view what);
 
 /// An opened file: the header is in memory, the data is not. Immutable.
 class SafetensorsFile {

@@ -10,7 +10,9 @@ bool has_avx2();
 
 #if defined(__x86_64__)
 template <auto Loop, class... Args>
-__attribute__((target("avx2"))) auto on_avx2(Args... args) { return Loop(args...); }
+__attribute__((target("avx2"))) auto on_avx2(Args... args) {
+  return Loop(args...);
+}
 #endif
 
 template <auto Loop, class... Args>

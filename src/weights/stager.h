@@ -1,4 +1,5 @@
-// Stager: pieces of data made on the host, put into memory that only the device can touch, by way of a few pinned buffers.
+// Stager: pieces of data made on the host, put into memory that only the device can touch, by way of a few pinned
+// buffers.
 #pragma once
 #include <condition_variable>
 #include <functional>
@@ -17,7 +18,8 @@ class Stager {
  public:
   /// Room for `pieces` pieces of up to `piece_bytes` at once. Errors: those of allocate_buffer (pinned memory).
   static Result<std::unique_ptr<Stager>> make(tensor::Backend& backend, int pieces, Bytes piece_bytes);
-  /// `fill` writes the piece; it then lies at `to`. From any thread: pieces are filled side by side and copied one after the other.
+  /// `fill` writes the piece; it then lies at `to`. From any thread: pieces are filled side by side and copied one
+  /// after the other.
   Status put(std::byte* to, Bytes bytes, const std::function<Status(std::span<std::byte> piece)>& fill);
 
  private:

@@ -28,14 +28,17 @@ Descriptor lock_folder(const Path& folder) {
 void remove_abandoned(const Path& target) {
   const std::string prefix = prefix_of(target);
   std::error_code error;
-  for (std::filesystem::directory_iterator it(target.parent_path(), error), end; !error && it != end; it.increment(error)) {
+  for (std::filesystem::directory_iterator it(target.parent_path(), error), end; !error && it != end;
+       it.increment(error)) {
     if (!it->path().filename().string().starts_with(prefix)) continue;
     std::error_code ignored;
     if (const Descriptor lock = lock_folder(it->path())) std::filesystem::remove_all(it->path(), ignored);
   }
 }
 
-Status cannot_write(const Path& path) { return fail_environment("base.cannot_write", {{"path", path.string()}, {"reason", errno_text(errno)}}); }
+Status cannot_write(const Path& path) {
+  return fail_environment("base.cannot_write", {{"path", path.string()}, {"reason", errno_text(errno)}});
+}
 
 Status sync_folder(const Path& folder) {
   const Descriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
@@ -51,7 +54,8 @@ Result<StagingFolder> StagingFolder::create(const Path& target) {
   remove_abandoned(target);
   std::random_device random;
   for (int attempt = 0; attempt < 16; ++attempt) {
-    const Path path = target.parent_path() / (prefix_of(target) + std::to_string(::getpid()) + "-" + std::to_string(random()));
+    const Path path =
+        target.parent_path() / (prefix_of(target) + std::to_string(::getpid()) + "-" + std::to_string(random()));
     if (::mkdir(path.c_str(), 0777) != 0) {
       if (errno == EEXIST) continue;
       return tl::unexpected(cannot_write(target).error());
@@ -89,7 +93,8 @@ Status StagingFolder::publish(bool replace) {
     path_.clear();
   } else if (errno == EEXIST && replace) {
     // Both names change hands in one step; what then has the hidden name is the old folder, removed by remove().
-    if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) != 0) return cannot_write(target_);
+    if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) != 0)
+      return cannot_write(target_);
     remove();
   } else if (errno == EINVAL || errno == ENOSYS) {  // a file system without these flags
     std::error_code ignored;
@@ -104,7 +109,8 @@ Status StagingFolder::publish(bool replace) {
 
 Result<Bytes> free_bytes(const Path& folder) {
   struct statvfs info = {};
-  if (::statvfs(folder.c_str(), &info) != 0) return fail_environment("base.cannot_write", {{"path", folder.string()}, {"reason", errno_text(errno)}});
+  if (::statvfs(folder.c_str(), &info) != 0)
+    return fail_environment("base.cannot_write", {{"path", folder.string()}, {"reason", errno_text(errno)}});
   return static_cast<Bytes>(info.f_bavail) * static_cast<Bytes>(info.f_frsize);
 }
 

@@ -5,7 +5,8 @@
 
 namespace fathom::weights {
 
-/// Beside `target`, on the same file system. Locked while it lives, so that what a killed process left is told from work in progress.
+/// Beside `target`, on the same file system. Locked while it lives, so that what a killed process left is told from
+/// work in progress.
 class StagingFolder {
  public:
   /// Removes abandoned ones of the same target first.
@@ -15,7 +16,8 @@ class StagingFolder {
   ~StagingFolder();
 
   const Path& path() const { return path_; }
-  /// Syncs the folder and gives it the target's name. `replace`: an existing target goes; without it one that has appeared is an error.
+  /// Syncs the folder and gives it the target's name. `replace`: an existing target goes; without it one that has
+  /// appeared is an error.
   Status publish(bool replace);
 
  private:

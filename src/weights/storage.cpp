@@ -77,7 +77,8 @@ std::byte* WeightPlan::seen(const WeightBlocks& blocks, std::size_t parameter) c
   if (residence.places == 0) return blocks.host;
   // Offsets count from the beginning of the host's block: the place stands where the unit does.
   const Residence::Unit& of = residence.units[static_cast<std::size_t>(unit)];
-  return reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(blocks.ring) + residence.place_bytes * static_cast<Bytes>(of.place) - of.offset);
+  return reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(blocks.ring) +
+                                      residence.place_bytes * static_cast<Bytes>(of.place) - of.offset);
 }
 
 Result<WeightPlan> plan_weights(const model::WeightTable& table, const StoragePolicy& policy, const HostUnits& host) {
@@ -93,10 +94,12 @@ Result<WeightPlan> plan_weights(const model::WeightTable& table, const StoragePo
   if (!host.units.empty()) residence.unit_of.assign(plan.tensors.size(), -1);
   for (std::size_t i = 0; i < table.entries().size(); ++i) {
     const WeightEntry& entry = table.entries()[i];
-    const WeightFormat format = entry.tied_to >= 0 ? plan.formats[static_cast<std::size_t>(entry.tied_to)] : stored_format(entry, policy, ordinary);
+    const WeightFormat format = entry.tied_to >= 0 ? plan.formats[static_cast<std::size_t>(entry.tied_to)]
+                                                   : stored_format(entry, policy, ordinary);
     plan.formats.push_back(format);
     if (entry.tied_to >= 0 || !policy.wants(entry)) continue;
-    const Bytes all = tensor::weight_bytes(format, entry.rows, entry.cols), scales = scale_bytes(format, entry.rows, entry.cols);
+    const Bytes all = tensor::weight_bytes(format, entry.rows, entry.cols),
+                scales = scale_bytes(format, entry.rows, entry.cols);
     Bytes& end = unit_of[i] < 0 ? plan.arena_bytes : residence.units[static_cast<std::size_t>(unit_of[i])].bytes;
     for (std::int64_t e = 0; e < entry.experts; ++e) {
       const auto parameter = static_cast<std::size_t>(entry.first_parameter + e);

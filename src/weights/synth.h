@@ -18,15 +18,17 @@ Result<model::ModelSpec> default_model();
 /// What `model` names: "default", a folder with a config.json, a config.json, or an id or short name of the catalog.
 Result<model::ModelSpec> find_model_spec(std::string_view model);
 
-/// The spec as a synthetic checkpoint states it: with `layers` layers when given; all plain weights in `dtype` when given, else the
-/// published formats; without MTP, DSpark and vision parts, which the main model does not run.
-Result<model::ModelSpec> synthetic_spec(const model::ModelSpec& spec, std::optional<std::int64_t> layers, std::optional<DType> dtype);
+/// The spec as a synthetic checkpoint states it: with `layers` layers when given; all plain weights in `dtype` when
+/// given, else the published formats; without MTP, DSpark and vision parts, which the main model does not run.
+Result<model::ModelSpec> synthetic_spec(const model::ModelSpec& spec, std::optional<std::int64_t> layers,
+                                        std::optional<DType> dtype);
 /// The same with linears as `fathom quantize --to` would store them, of a spec whose plain weights are bf16 or f16.
-Result<model::ModelSpec> quantized_spec(const model::ModelSpec& spec, std::optional<std::int64_t> layers, tensor::WeightCode to);
+Result<model::ModelSpec> quantized_spec(const model::ModelSpec& spec, std::optional<std::int64_t> layers,
+                                        tensor::WeightCode to);
 
 struct SynthOptions {
   std::uint64_t seed = 0;
-  int threads = 0;                    // 0: as many as this process may use
+  int threads = 0;  // 0: as many as this process may use
   Bytes shard_bytes = 5'000'000'000;
   bool overwrite = false;
   ProgressFn progress;
@@ -42,9 +44,11 @@ struct SynthReport {
   Bytes bytes_per_second() const { return seconds > 0 ? static_cast<Bytes>(static_cast<double>(bytes) / seconds) : 0; }
 };
 
-/// Writes config.json, generation_config.json and every tensor of `spec`'s table in its native format under its published name. The same
-/// seed gives the same bytes on any number of threads. All or nothing, as CheckpointWriter; errors are its and make_architecture's.
-Result<SynthReport> synthesize_checkpoint(const model::ModelSpec& spec, const Path& folder, const SynthOptions& options = {});
+/// Writes config.json, generation_config.json and every tensor of `spec`'s table in its native format under its
+/// published name. The same seed gives the same bytes on any number of threads. All or nothing, as CheckpointWriter;
+/// errors are its and make_architecture's.
+Result<SynthReport> synthesize_checkpoint(const model::ModelSpec& spec, const Path& folder,
+                                          const SynthOptions& options = {});
 
 struct MemorySynthOptions {
   StoragePolicy storage;
@@ -54,8 +58,9 @@ struct MemorySynthOptions {
   ProgressFn progress;
 };
 
-/// The same weights without a file, for one rank's table: equal to synthesize_checkpoint and load_weights where the stored format is
-/// plain; quantized weights that `storage` widens are drawn in the wide format instead.
-Result<LoadedWeights> synthesize_in_memory(const model::WeightTable& table, tensor::Backend& backend, const MemorySynthOptions& options = {});
+/// The same weights without a file, for one rank's table: equal to synthesize_checkpoint and load_weights where the
+/// stored format is plain; quantized weights that `storage` widens are drawn in the wide format instead.
+Result<LoadedWeights> synthesize_in_memory(const model::WeightTable& table, tensor::Backend& backend,
+                                           const MemorySynthOptions& options = {});
 
 }  // namespace fathom::weights

@@ -25,48 +25,60 @@ std::vector<Piece> cut(const model::WeightTable& table, const StoragePolicy& pol
     if (entry.tied_to >= 0 || !policy.wants(entry)) continue;
     const std::int64_t step = std::max<std::int64_t>(1, kPieceElements / entry.cols);
     for (std::int64_t e = 0; e < entry.experts; ++e)
-      for (std::int64_t r = 0; r < entry.rows; r += step) pieces.push_back({static_cast<std::uint32_t>(i), e, r, std::min(step, entry.rows - r)});
+      for (std::int64_t r = 0; r < entry.rows; r += step)
+        pieces.push_back({static_cast<std::uint32_t>(i), e, r, std::min(step, entry.rows - r)});
   }
   return pieces;
 }
 
-void fill_rows(const WeightGenerator& generator, const WeightEntry& entry, Bytes row, std::int64_t first, std::int64_t count, std::byte* out) {
+void fill_rows(const WeightGenerator& generator, const WeightEntry& entry, Bytes row, std::int64_t first,
+               std::int64_t count, std::byte* out) {
   if (entry.cols == entry.full_cols) {
-    generator.data(static_cast<std::uint64_t>((entry.first_row + first) * entry.full_cols), {out + static_cast<Bytes>(first) * row, static_cast<Bytes>(count) * row});
+    generator.data(static_cast<std::uint64_t>((entry.first_row + first) * entry.full_cols),
+                   {out + static_cast<Bytes>(first) * row, static_cast<Bytes>(count) * row});
     return;
   }
   for (std::int64_t r = first; r < first + count; ++r)
-    generator.data(static_cast<std::uint64_t>((entry.first_row + r) * entry.full_cols + entry.first_col), {out + static_cast<Bytes>(r) * row, row});
+    generator.data(static_cast<std::uint64_t>((entry.first_row + r) * entry.full_cols + entry.first_col),
+                   {out + static_cast<Bytes>(r) * row, row});
 }
 
 // All scales and zero points of a weight at once: they are few.
-void fill_scales(const WeightGenerator& generator, const WeightEntry& entry, tensor::WeightFormat format, std::byte* out) {
+void fill_scales(const WeightGenerator& generator, const WeightEntry& entry, tensor::WeightFormat format,
+                 std::byte* out) {
   const tensor::WeightLayout layout = tensor::weight_layout(format);
   const auto up = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   const std::int64_t cols = up(entry.cols, layout.cols), first_col = entry.first_col / layout.cols;
   const Bytes row = static_cast<Bytes>(cols) * static_cast<Bytes>(dtype_bytes(layout.scale));
   for (std::int64_t r = 0; r < up(entry.rows, layout.rows); ++r)
-    generator.scales(static_cast<std::uint64_t>((entry.first_row / layout.rows + r) * generator.scale_cols() + first_col), {out + static_cast<Bytes>(r) * row, row});
+    generator.scales(
+        static_cast<std::uint64_t>((entry.first_row / layout.rows + r) * generator.scale_cols() + first_col),
+        {out + static_cast<Bytes>(r) * row, row});
   if (!layout.zeros) return;
   std::byte* zeros = out + tensor::zeros_offset(format, entry.rows, entry.cols);
   for (std::int64_t r = 0; r < up(entry.rows, 8); ++r)
-    generator.zeros(static_cast<std::uint64_t>((entry.first_row / 8 + r) * generator.scale_cols() + first_col), {zeros + static_cast<Bytes>(r * cols) * 4, static_cast<Bytes>(cols) * 4});
+    generator.zeros(static_cast<std::uint64_t>((entry.first_row / 8 + r) * generator.scale_cols() + first_col),
+                    {zeros + static_cast<Bytes>(r * cols) * 4, static_cast<Bytes>(cols) * 4});
 }
 
 }  // namespace
 
 namespace {
 
-/// Fills one rank's weights where they lie: on the device where that can draw them, else on the host, straight or through a stager.
+/// Fills one rank's weights where they lie: on the device where that can draw them, else on the host, straight or
+/// through a stager.
 class Filler {
  public:
-  Filler(const model::WeightTable& table, tensor::Backend& backend, const MemorySynthOptions& options, const WeightPlan& plan, const WeightBlocks& blocks)
+  Filler(const model::WeightTable& table, tensor::Backend& backend, const MemorySynthOptions& options,
+         const WeightPlan& plan, const WeightBlocks& blocks)
       : table_(table), backend_(backend), options_(options), plan_(plan), blocks_(blocks) {}
 
   Result<int> run() {
     if (!backend_.host_addressable()) FATHOM_TRY_VOID(launch());
     std::vector<Piece> pieces = cut(table_, options_.storage);
-    std::erase_if(pieces, [&](const Piece& piece) { return piece.entry < launched_.size() && launched_[piece.entry] && !(has_scales(piece) && piece.first == 0); });
+    std::erase_if(pieces, [&](const Piece& piece) {
+      return piece.entry < launched_.size() && launched_[piece.entry] && !(has_scales(piece) && piece.first == 0);
+    });
     const int threads = usable_threads(options_.threads, pieces.size());
     if (!backend_.host_addressable()) {
       FATHOM_TRY(stager_, Stager::make(backend_, std::min(threads, kMostStaged), std::max<Bytes>(most(pieces), 1)));
@@ -88,22 +100,30 @@ class Filler {
  private:
   const WeightEntry& entry_of(const Piece& piece) const { return table_.entries()[piece.entry]; }
   const TensorOffsets& offsets_of(const Piece& piece) const { return plan_.tensors[parameter_of(piece)]; }
-  std::size_t parameter_of(const Piece& piece) const { return static_cast<std::size_t>(entry_of(piece).first_parameter + piece.expert); }
+  std::size_t parameter_of(const Piece& piece) const {
+    return static_cast<std::size_t>(entry_of(piece).first_parameter + piece.expert);
+  }
   std::byte* home_of(const Piece& piece) const { return plan_.home(blocks_, parameter_of(piece)); }
   bool has_scales(const Piece& piece) const { return offsets_of(piece).scales != kNotInArena; }
   bool on_device(const Piece& piece) const { return piece.entry < launched_.size() && launched_[piece.entry]; }
   Bytes row_bytes(const Piece& piece) const {
     return tensor::weight_row_bytes(plan_.formats[piece.entry], entry_of(piece).cols);
   }
-  Bytes scales_of(const Piece& piece) const { return scale_bytes(plan_.formats[piece.entry], entry_of(piece).rows, entry_of(piece).cols); }
-  Bytes bytes_of(const Piece& piece) const { return on_device(piece) ? scales_of(piece) : static_cast<Bytes>(piece.count) * row_bytes(piece); }
+  Bytes scales_of(const Piece& piece) const {
+    return scale_bytes(plan_.formats[piece.entry], entry_of(piece).rows, entry_of(piece).cols);
+  }
+  Bytes bytes_of(const Piece& piece) const {
+    return on_device(piece) ? scales_of(piece) : static_cast<Bytes>(piece.count) * row_bytes(piece);
+  }
   Bytes most(const std::vector<Piece>& pieces) const {
     Bytes bytes = 0;
-    for (const Piece& piece : pieces) bytes = std::max({bytes, bytes_of(piece), has_scales(piece) ? scales_of(piece) : 0});
+    for (const Piece& piece : pieces)
+      bytes = std::max({bytes, bytes_of(piece), has_scales(piece) ? scales_of(piece) : 0});
     return bytes;
   }
   WeightGenerator generator(const Piece& piece) const {
-    return WeightGenerator(entry_of(piece), piece.expert, plan_.formats[piece.entry], options_.seed, experts_beside(table_, entry_of(piece)));
+    return WeightGenerator(entry_of(piece), piece.expert, plan_.formats[piece.entry], options_.seed,
+                           experts_beside(table_, entry_of(piece)));
   }
 
   // What the device can draw by itself, entry after entry.
@@ -134,14 +154,16 @@ class Filler {
     const Bytes row = row_bytes(piece);
     if (!on_device(piece)) {
       const Bytes first = static_cast<Bytes>(piece.first) * row;
-      FATHOM_TRY_VOID(put(piece, offsets_of(piece).data + first, static_cast<Bytes>(piece.count) * row, [&](std::byte* out) {
-        WeightEntry rows = entry;  // that begin where the piece does
-        rows.first_row += piece.first;
-        fill_rows(made, rows, row, 0, piece.count, out);
-      }));
+      FATHOM_TRY_VOID(
+          put(piece, offsets_of(piece).data + first, static_cast<Bytes>(piece.count) * row, [&](std::byte* out) {
+            WeightEntry rows = entry;  // that begin where the piece does
+            rows.first_row += piece.first;
+            fill_rows(made, rows, row, 0, piece.count, out);
+          }));
     }
     if (!has_scales(piece) || piece.first != 0) return {};
-    return put(piece, offsets_of(piece).scales, scales_of(piece), [&](std::byte* out) { fill_scales(made, entry, plan_.formats[piece.entry], out); });
+    return put(piece, offsets_of(piece).scales, scales_of(piece),
+               [&](std::byte* out) { fill_scales(made, entry, plan_.formats[piece.entry], out); });
   }
 
   template <class Fill>
@@ -167,7 +189,8 @@ class Filler {
 
 }  // namespace
 
-Result<LoadedWeights> synthesize_in_memory(const model::WeightTable& table, tensor::Backend& backend, const MemorySynthOptions& options) {
+Result<LoadedWeights> synthesize_in_memory(const model::WeightTable& table, tensor::Backend& backend,
+                                           const MemorySynthOptions& options) {
   LoadedWeights made;
   FATHOM_TRY(WeightPlan plan, plan_weights(table, options.storage, options.host));
   FATHOM_TRY_VOID(allocate_blocks(backend, std::move(plan), made));

@@ -82,7 +82,8 @@ class Crew {
 
 }  // namespace
 
-Status run_workers(std::size_t items, Bytes total, int threads, const ProgressFn& progress, const std::function<Status(WorkQueue&)>& worker) {
+Status run_workers(std::size_t items, Bytes total, int threads, const ProgressFn& progress,
+                   const std::function<Status(WorkQueue&)>& worker) {
   WorkQueue queue(items);
   Crew crew(queue, worker);
   bool interrupted = false;
@@ -102,8 +103,10 @@ int usable_threads(int wanted, std::size_t items) {
   cpu_set_t set;
   CPU_ZERO(&set);
   int available = 1;
-  if (::sched_getaffinity(0, sizeof set, &set) == 0) available = CPU_COUNT(&set);
-  else available = static_cast<int>(std::thread::hardware_concurrency());
+  if (::sched_getaffinity(0, sizeof set, &set) == 0)
+    available = CPU_COUNT(&set);
+  else
+    available = static_cast<int>(std::thread::hardware_concurrency());
   const int threads = wanted > 0 ? wanted : std::max(available, 1);
   return static_cast<int>(std::clamp<std::size_t>(items, 1, static_cast<std::size_t>(threads)));
 }

@@ -11,8 +11,8 @@
 
 namespace fathom::weights {
 
-/// Called about ten times a second from the thread that waits, and once at the end. Answering false stops the work, which then
-/// fails with weights.interrupted.
+/// Called about ten times a second from the thread that waits, and once at the end. Answering false stops the work,
+/// which then fails with weights.interrupted.
 using ProgressFn = std::function<bool(Bytes done, Bytes total)>;
 
 /// Hands out the numbers 0 … items - 1, each once.
@@ -37,8 +37,10 @@ class WorkQueue {
   std::atomic<bool> stopped_{false};
 };
 
-/// Runs `worker` on `threads` threads, which share the queue. The first failure stops the others and is returned. `total` is for progress.
-Status run_workers(std::size_t items, Bytes total, int threads, const ProgressFn& progress, const std::function<Status(WorkQueue&)>& worker);
+/// Runs `worker` on `threads` threads, which share the queue. The first failure stops the others and is returned.
+/// `total` is for progress.
+Status run_workers(std::size_t items, Bytes total, int threads, const ProgressFn& progress,
+                   const std::function<Status(WorkQueue&)>& worker);
 
 /// `wanted`, or as many threads as this process may run at once when it is 0; never more than `items` are useful.
 int usable_threads(int wanted, std::size_t items);

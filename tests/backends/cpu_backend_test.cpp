@@ -1,5 +1,5 @@
-// What backend cpu promises beside right numbers: which instruction set it takes and how it refuses, the same bits again and
-// again, tokens that do not disturb each other, and memory that is what it says.
+// What backend cpu promises beside right numbers: which instruction set it takes and how it refuses, the same bits
+// again and again, tokens that do not disturb each other, and memory that is what it says.
 #include "backends/cpu/cpu_backend.h"
 
 #include <gtest/gtest.h>
@@ -24,7 +24,9 @@ namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 
-std::unique_ptr<Backend> backend_of(const std::string& isa, int threads) { return std::move(*cpu::make_cpu_backend({.threads = threads, .isa = isa})); }
+std::unique_ptr<Backend> backend_of(const std::string& isa, int threads) {
+  return std::move(*cpu::make_cpu_backend({.threads = threads, .isa = isa}));
+}
 
 std::vector<std::string> isas_here() {
   std::vector<std::string> names;
@@ -41,8 +43,10 @@ class Environment {
     ::setenv(name, value, 1);
   }
   ~Environment() {
-    if (had_) ::setenv(name_, before_.c_str(), 1);
-    else ::unsetenv(name_);
+    if (had_)
+      ::setenv(name_, before_.c_str(), 1);
+    else
+      ::unsetenv(name_);
   }
 
  private:
@@ -66,9 +70,15 @@ TEST(CpuBackend, SaysWhatIsMissing) {
   for (const hardware::Isa isa : {hardware::Isa::avx2, hardware::Isa::fma}) set.add(isa);
   for (const cpu::Implementation& each : cpu::implementations()) {
     const std::string missing = cpu::missing_for(each, set);
-    if (each.name == "scalar") { EXPECT_EQ(missing, ""); }
-    if (each.name == "avx2") { EXPECT_EQ(missing, "f16c"); }
-    if (each.name == "amx") { EXPECT_EQ(missing.rfind("amx_bf16, amx_tile", 0), 0u) << missing; }
+    if (each.name == "scalar") {
+      EXPECT_EQ(missing, "");
+    }
+    if (each.name == "avx2") {
+      EXPECT_EQ(missing, "f16c");
+    }
+    if (each.name == "amx") {
+      EXPECT_EQ(missing.rfind("amx_bf16, amx_tile", 0), 0u) << missing;
+    }
   }
 }
 
@@ -77,7 +87,8 @@ TEST(CpuBackend, TakesTheInstructionSetThatIsNamed) {
     EXPECT_EQ(backend_of(isa, 1)->description(), "cpu: " + isa + ", 1 thread");
     const Environment environment("FATHOM_ISA", isa.c_str());
     EXPECT_EQ(backend_of("", 2)->description(), "cpu: " + isa + ", 2 threads");
-    EXPECT_EQ(backend_of("scalar", 2)->description(), "cpu: scalar, 2 threads") << "what is asked for goes before the environment";
+    EXPECT_EQ(backend_of("scalar", 2)->description(), "cpu: scalar, 2 threads")
+        << "what is asked for goes before the environment";
   }
   const Environment environment("FATHOM_ISA", "nonsense");
   EXPECT_EQ(cpu::make_cpu_backend({}).error().key, "cpu.unknown_isa");
@@ -97,7 +108,8 @@ TEST(CpuBackend, RefusesWhatItCannotCompute) {
 }
 
 TEST(CpuBackend, KeepsTheWorkspaceThatItAnnounces) {
-  for (const int threads : {1, 2, 5}) EXPECT_EQ(backend_of("", threads)->workspace_bytes(), cpu::workspace_bytes(threads));
+  for (const int threads : {1, 2, 5})
+    EXPECT_EQ(backend_of("", threads)->workspace_bytes(), cpu::workspace_bytes(threads));
 }
 
 TEST(CpuBackend, BuffersAreZeroedAlignedAndRefusedWithSizes) {
@@ -126,10 +138,13 @@ std::vector<float> multiply(Backend& backend, const Tensor& x, const Weight& wei
   backend.ops().linear({.x = x, .weight = weight, .out = make_tensor(out.data(), DType::f32, {x.dim(0), weight.rows})});
   return out;
 }
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) { return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 4) == 0; }
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 4) == 0;
+}
 
 class CpuBits : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(EveryIsa, CpuBits, testing::ValuesIn(isas_here()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(EveryIsa, CpuBits, testing::ValuesIn(isas_here()),
+                         [](const auto& info) { return info.param; });
 
 TEST_P(CpuBits, ProductsRepeatForEveryNumberOfThreads) {
   const Held x = patterned(DType::f32, {70, 330});
@@ -141,7 +156,8 @@ TEST_P(CpuBits, ProductsRepeatForEveryNumberOfThreads) {
       for (const int threads : {1, 2, 3}) {
         const auto backend = backend_of(GetParam(), threads);
         for (int again = 0; again < 3; ++again)
-          EXPECT_TRUE(same_bits(one, multiply(*backend, part, weight.weight()))) << dtype_name(dtype) << " " << tokens << " tokens " << threads << " threads";
+          EXPECT_TRUE(same_bits(one, multiply(*backend, part, weight.weight())))
+              << dtype_name(dtype) << " " << tokens << " tokens " << threads << " threads";
       }
     }
   }
@@ -153,11 +169,14 @@ TEST_P(CpuBits, TokensDoNotDisturbEachOther) {
   for (const std::int64_t tokens : {2, 8, 40}) {
     const Held x = patterned(DType::f32, {tokens, 160});
     const std::vector<float> before = multiply(*backend, x, weight.weight());
-    for (std::int64_t i = 0; i < 160; ++i) x.tensor().as<float>()[i] = std::numeric_limits<float>::quiet_NaN();  // the first token
+    for (std::int64_t i = 0; i < 160; ++i)
+      x.tensor().as<float>()[i] = std::numeric_limits<float>::quiet_NaN();  // the first token
     const std::vector<float> after = multiply(*backend, x, weight.weight());
     for (std::size_t i = 0; i < after.size(); ++i) {
-      if (i < 96) EXPECT_TRUE(std::isnan(after[i])) << i;
-      else EXPECT_EQ(after[i], before[i]) << i;
+      if (i < 96)
+        EXPECT_TRUE(std::isnan(after[i])) << i;
+      else
+        EXPECT_EQ(after[i], before[i]) << i;
     }
   }
 }
@@ -168,7 +187,8 @@ TEST_P(CpuBits, AttentionRepeats) {
   const Held k = patterned(DType::bf16, {rows, kv_heads, d}), v = patterned(DType::f32, {rows, kv_heads, d});
   for (const std::int32_t tokens : {1, 37}) {
     const Held q = patterned(DType::f32, {tokens, heads, d});
-    const Sequence sequence{.slot = 0, .first_token = 0, .tokens = tokens, .past = static_cast<std::int32_t>(rows) - tokens};
+    const Sequence sequence{
+        .slot = 0, .first_token = 0, .tokens = tokens, .past = static_cast<std::int32_t>(rows) - tokens};
     Batch batch;
     batch.tokens = tokens;
     batch.sequences = {&sequence, 1};
@@ -178,7 +198,11 @@ TEST_P(CpuBits, AttentionRepeats) {
       std::vector<float> first;
       for (int again = 0; again < 4; ++again) {
         std::vector<float> out(static_cast<std::size_t>(tokens * heads * d));
-        backend->ops().attention({.q = q, .segments = {&segment, 1}, .scale = 0.3, .out = make_tensor(out.data(), DType::f32, {tokens, heads, d}), .batch = &batch});
+        backend->ops().attention({.q = q,
+                                  .segments = {&segment, 1},
+                                  .scale = 0.3,
+                                  .out = make_tensor(out.data(), DType::f32, {tokens, heads, d}),
+                                  .batch = &batch});
         if (again == 0) first = out;
         EXPECT_TRUE(same_bits(first, out)) << tokens << " tokens " << threads << " threads";
       }

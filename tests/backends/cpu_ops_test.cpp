@@ -23,7 +23,8 @@ std::vector<std::string> isas_here() {
 }
 
 std::unique_ptr<tensor::Backend> backend_of(const std::string& isa, int threads) {
-  auto backend = cpu::make_cpu_backend({.threads = threads, .isa = isa}, std::move(*reference::make_reference_backend({})));
+  auto backend =
+      cpu::make_cpu_backend({.threads = threads, .isa = isa}, std::move(*reference::make_reference_backend({})));
   EXPECT_TRUE(backend.has_value()) << (backend ? "" : error_text(backend.error()));
   return backend ? std::move(*backend) : nullptr;
 }
@@ -37,7 +38,8 @@ CheckOptions options_for(const std::string& isa) {
   options.wanted = [](const OpCase& c) { return c.format != WeightFormat::f64; };
   options.tolerance = [rounds](const OpCase& c) {
     if (c.exact) return Tolerance{};
-    const bool products = c.op == "linear" || c.op == "grouped_linear" || c.op == "experts" || c.op == "hyper_mix" || c.op == "hyper_head";
+    const bool products = c.op == "linear" || c.op == "grouped_linear" || c.op == "experts" || c.op == "hyper_mix" ||
+                          c.op == "hyper_head";
     return rounds && products && c.format == WeightFormat::bf16 ? kRoundedActivations : kF32Tolerance;
   };
   return options;

@@ -1,4 +1,5 @@
-// What backend cuda launches as one gives what its ops give one by one: waiting between them keeps them apart. Skipped where there is no device.
+// What backend cuda launches as one gives what its ops give one by one: waiting between them keeps them apart. Skipped
+// where there is no device.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -39,8 +40,10 @@ class CudaDecoding : public testing::Test {
     for (std::int64_t i = 0; i < x.elements(); ++i) {
       const float value = values(random_);
       const std::uint16_t half = f32_to_bf16(value);
-      if (dtype == DType::f32) x.as<float>()[i] = value;
-      else std::memcpy(x.data + 2 * i, &half, 2);
+      if (dtype == DType::f32)
+        x.as<float>()[i] = value;
+      else
+        std::memcpy(x.data + 2 * i, &half, 2);
     }
     return x;
   }
@@ -50,7 +53,10 @@ class CudaDecoding : public testing::Test {
     return y;
   }
   Weight weight(std::int64_t rows, std::int64_t cols) {
-    return {.format = WeightFormat::bf16, .rows = rows, .cols = cols, .data = random(DType::bf16, {rows, cols}, 1 / std::sqrt(static_cast<float>(cols))).data};
+    return {.format = WeightFormat::bf16,
+            .rows = rows,
+            .cols = cols,
+            .data = random(DType::bf16, {rows, cols}, 1 / std::sqrt(static_cast<float>(cols))).data};
   }
   void wait() { ASSERT_TRUE(backend_->synchronize().has_value()); }
 
@@ -73,25 +79,39 @@ class CudaDecoding : public testing::Test {
   std::mt19937 random_{7};
 };
 
-struct HeadShape { std::int64_t heads, kv_heads, width; bool interleaved; };
+struct HeadShape {
+  std::int64_t heads, kv_heads, width;
+  bool interleaved;
+};
 
 TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
-  for (const HeadShape& s : {HeadShape{6, 1, 128, false}, {4, 4, 128, false}, {32, 32, 128, false}, {4, 2, 64, true}, {3, 1, 64, false}, {8, 1, 128, true}}) {
+  for (const HeadShape& s : {HeadShape{6, 1, 128, false},
+                             {4, 4, 128, false},
+                             {32, 32, 128, false},
+                             {4, 2, 64, true},
+                             {3, 1, 64, false},
+                             {8, 1, 128, true}}) {
     constexpr std::int64_t kRows = 600, kSlots = 3, kTokens = 2;
-    const std::vector<Sequence> sequences = {{.slot = 2, .first_token = 0, .tokens = 1, .past = 555}, {.slot = 0, .first_token = 1, .tokens = 1, .past = 77}};
-    const Tensor table = make(DType::i32, {kTokens, 4}), cosines = make(DType::f32, {kTokens, s.width / 2}), sines = make(DType::f32, {kTokens, s.width / 2});
+    const std::vector<Sequence> sequences = {{.slot = 2, .first_token = 0, .tokens = 1, .past = 555},
+                                             {.slot = 0, .first_token = 1, .tokens = 1, .past = 77}};
+    const Tensor table = make(DType::i32, {kTokens, 4}), cosines = make(DType::f32, {kTokens, s.width / 2}),
+                 sines = make(DType::f32, {kTokens, s.width / 2});
     for (std::size_t i = 0; i < sequences.size(); ++i) {
       const Sequence& sequence = sequences[i];
       const std::int32_t row[4] = {sequence.slot, sequence.first_token, sequence.tokens, sequence.past};
       std::memcpy(table.data + 16 * i, row, sizeof row);
     }
-    for (std::int64_t i = 0; i < cosines.elements(); ++i) cosines.as<float>()[i] = std::cos(static_cast<float>(i)), sines.as<float>()[i] = std::sin(static_cast<float>(i));
+    for (std::int64_t i = 0; i < cosines.elements(); ++i)
+      cosines.as<float>()[i] = std::cos(static_cast<float>(i)), sines.as<float>()[i] = std::sin(static_cast<float>(i));
     Batch batch;
     batch.tokens = kTokens;
     batch.sequences = sequences;
     batch.sequence_table = table;
-    const Tensor first[5] = {random(DType::f32, {kTokens, s.heads * s.width}), random(DType::f32, {kTokens, s.kv_heads * s.width}), random(DType::f32, {kTokens, s.kv_heads * s.width}),
-                             random(DType::bf16, {kSlots * kRows, s.kv_heads * s.width}), random(DType::bf16, {kSlots * kRows, s.kv_heads * s.width})};
+    const Tensor first[5] = {random(DType::f32, {kTokens, s.heads * s.width}),
+                             random(DType::f32, {kTokens, s.kv_heads * s.width}),
+                             random(DType::f32, {kTokens, s.kv_heads * s.width}),
+                             random(DType::bf16, {kSlots * kRows, s.kv_heads * s.width}),
+                             random(DType::bf16, {kSlots * kRows, s.kv_heads * s.width})};
     Tensor all[2][5], out[2];
     for (int apart = 0; apart < 2; ++apart) {
       for (int i = 0; i < 5; ++i) all[apart][i] = copy_of(first[i]);
@@ -104,20 +124,28 @@ TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
       ops.cache_write({.src = k, .cache = k_cache, .rows_per_slot = kRows, .batch = &batch});
       ops.cache_write({.src = v, .cache = v_cache, .rows_per_slot = kRows, .batch = &batch});
       if (apart == 1) wait();
-      const KvSegment segment{.kind = KvSegment::Kind::kCache, .k = k_cache.split_last(s.width), .v = v_cache.split_last(s.width), .rows_per_slot = kRows};
-      ops.attention({.q = qh, .segments = {&segment, 1}, .scale = 0.1, .out = out[apart].split_last(s.width), .batch = &batch});
+      const KvSegment segment{.kind = KvSegment::Kind::kCache,
+                              .k = k_cache.split_last(s.width),
+                              .v = v_cache.split_last(s.width),
+                              .rows_per_slot = kRows};
+      ops.attention(
+          {.q = qh, .segments = {&segment, 1}, .scale = 0.1, .out = out[apart].split_last(s.width), .batch = &batch});
       wait();
     }
     expect_near(out[0], out[1], 1e-5);
-    for (int i = 0; i < 5; ++i) EXPECT_TRUE(same_bits(all[0][i], all[1][i])) << "tensor " << i << " of " << s.heads << " heads of " << s.width;
+    for (int i = 0; i < 5; ++i)
+      EXPECT_TRUE(same_bits(all[0][i], all[1][i])) << "tensor " << i << " of " << s.heads << " heads of " << s.width;
   }
 }
 
 TEST_F(CudaDecoding, ExpertsAreChosenAndSummedOnTheWay) {
   constexpr std::int64_t kHidden = 256, kInner = 96, kShared = 160, kExperts = 16, kTopK = 6;
   std::vector<Weight> gate, up, down;
-  for (std::int64_t e = 0; e < kExperts; ++e) gate.push_back(weight(kInner, kHidden)), up.push_back(weight(kInner, kHidden)), down.push_back(weight(kHidden, kInner));
-  const Weight router = weight(kExperts, kHidden), shared_gate = weight(kShared, kHidden), shared_up = weight(kShared, kHidden), shared_down = weight(kHidden, kShared);
+  for (std::int64_t e = 0; e < kExperts; ++e)
+    gate.push_back(weight(kInner, kHidden)), up.push_back(weight(kInner, kHidden)),
+        down.push_back(weight(kHidden, kInner));
+  const Weight router = weight(kExperts, kHidden), shared_gate = weight(kShared, kHidden),
+               shared_up = weight(kShared, kHidden), shared_down = weight(kHidden, kShared);
   for (const std::int64_t tokens : {1, 2}) {
     const Tensor from = random(DType::f32, {tokens, kHidden}), norm = random(DType::f32, {kHidden});
     Tensor out[2], indices[2], weights[2], normed[2];
@@ -126,7 +154,8 @@ TEST_F(CudaDecoding, ExpertsAreChosenAndSummedOnTheWay) {
       const auto pause = [&] {
         if (apart == 1) wait();
       };
-      const Tensor logits = make(DType::f32, {tokens, kExperts}), g = make(DType::f32, {tokens, kShared}), u = make(DType::f32, {tokens, kShared});
+      const Tensor logits = make(DType::f32, {tokens, kExperts}), g = make(DType::f32, {tokens, kShared}),
+                   u = make(DType::f32, {tokens, kShared});
       out[apart] = make(DType::f32, {tokens, kHidden}), normed[apart] = make(DType::f32, {tokens, kHidden});
       indices[apart] = make(DType::i32, {tokens, kTopK}), weights[apart] = make(DType::f32, {tokens, kTopK});
       const Tensor& x = normed[apart];
@@ -134,7 +163,10 @@ TEST_F(CudaDecoding, ExpertsAreChosenAndSummedOnTheWay) {
       pause();
       ops.linear({.x = x, .weight = router, .out = logits});
       pause();
-      ops.route({.logits = logits, .routing = {.experts = kExperts, .top_k = kTopK, .scaling = 2}, .indices = indices[apart], .weights = weights[apart]});
+      ops.route({.logits = logits,
+                 .routing = {.experts = kExperts, .top_k = kTopK, .scaling = 2},
+                 .indices = indices[apart],
+                 .weights = weights[apart]});
       pause();
       ops.linear({.x = x, .weight = shared_gate, .out = g});
       ops.linear({.x = x, .weight = shared_up, .out = u});
@@ -143,7 +175,16 @@ TEST_F(CudaDecoding, ExpertsAreChosenAndSummedOnTheWay) {
       pause();
       ops.linear({.x = g, .weight = shared_down, .out = out[apart]});
       pause();
-      ops.experts({.x = x, .indices = indices[apart], .weights = weights[apart], .gate = gate, .up = up, .down = down, .first_expert = 0, .total_experts = kExperts, .out = out[apart], .accumulate = true});
+      ops.experts({.x = x,
+                   .indices = indices[apart],
+                   .weights = weights[apart],
+                   .gate = gate,
+                   .up = up,
+                   .down = down,
+                   .first_expert = 0,
+                   .total_experts = kExperts,
+                   .out = out[apart],
+                   .accumulate = true});
       pause();
       ops.add({.a = out[apart], .b = from, .out = out[apart]});
       wait();

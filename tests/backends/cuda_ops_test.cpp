@@ -1,5 +1,5 @@
-// Backend cuda against the reference: every case of the registry, on memory that host and device share. Skipped where there is no device,
-// saying why; what can be told without one is tested everywhere.
+// Backend cuda against the reference: every case of the registry, on memory that host and device share. Skipped where
+// there is no device, saying why; what can be told without one is tested everywhere.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -31,7 +31,8 @@ TEST(CudaBackend, IsListedAndSaysWhyItCannotBeHad) {
   FAIL() << "cuda is not listed";
 }
 
-/// The way that cases go to a device, taken by a backend that needs none: its memory is enough for every case, and their guard bands hold.
+/// The way that cases go to a device, taken by a backend that needs none: its memory is enough for every case, and
+/// their guard bands hold.
 TEST(CaseMemory, HoldsEveryCase) {
   auto backend = backends::make_backend("cpu");
   ASSERT_TRUE(backend.has_value()) << error_text(backend.error());
@@ -59,12 +60,14 @@ class CudaDevice : public testing::Test {
   std::unique_ptr<CaseMemory> memory_;
 };
 
-// Products of many tokens with 16-bit weights round activations to the weight's type, 2^-9 of each at most; with 8- and 4-bit weights the
-// weights too, unless their scales are powers of two.
+// Products of many tokens with 16-bit weights round activations to the weight's type, 2^-9 of each at most; with 8- and
+// 4-bit weights the weights too, unless their scales are powers of two.
 constexpr Tolerance kRounded{1.5e-2, 4e-3, 4e-3};
-// Rows of scaled integers are larger than that, by their scale and by zero points far from the middle, and so is what rounding them to bf16 costs.
+// Rows of scaled integers are larger than that, by their scale and by zero points far from the middle, and so is what
+// rounding them to bf16 costs.
 constexpr Tolerance kWidened{3e-2, 8e-3, 8e-3};
-// Attention over 16-bit keys rounds queries and weights to their type, and keys and values where it is told that they may be.
+// Attention over 16-bit keys rounds queries and weights to their type, and keys and values where it is told that they
+// may be.
 constexpr Tolerance kRoundedAttention{1e-2, 4e-3, 2e-3};
 
 TEST_F(CudaDevice, AgreesWithReference) {
@@ -72,11 +75,13 @@ TEST_F(CudaDevice, AgreesWithReference) {
   options.memory = memory_.get();
   options.wanted = [](const OpCase& c) {
     const bool cached = c.op == "attention" || c.op == "cache_write" || c.op == "index_select";
-    return c.format != WeightFormat::f64 && !(cached && c.format == WeightFormat::fp8_row);  // no FP8 caches on this backend yet
+    return c.format != WeightFormat::f64 &&
+           !(cached && c.format == WeightFormat::fp8_row);  // no FP8 caches on this backend yet
   };
   options.tolerance = [](const OpCase& c) {
     if (c.exact) return Tolerance{};
-    if (c.op == "attention" && (c.format == WeightFormat::f16 || c.format == WeightFormat::bf16)) return kRoundedAttention;
+    if (c.op == "attention" && (c.format == WeightFormat::f16 || c.format == WeightFormat::bf16))
+      return kRoundedAttention;
     const bool products = c.op == "linear" || c.op == "grouped_linear" || c.op == "experts";
     if (products && c.format >= WeightFormat::int8_row) return kWidened;
     return products && c.format != WeightFormat::f32 ? kRounded : kF32Tolerance;
@@ -92,7 +97,8 @@ TEST_F(CudaDevice, CopiesToTheDeviceAndBack) {
   ASSERT_TRUE(backend_->upload((*buffer)->data(), sent).has_value());
   ASSERT_TRUE(backend_->download(back, (*buffer)->data()).has_value());
   EXPECT_TRUE(std::equal(sent.begin(), sent.end(), back.begin()));
-  for (std::size_t i = sent.size(); i < back.size(); ++i) EXPECT_EQ(back[i], std::byte{0}) << "device memory starts as zero";
+  for (std::size_t i = sent.size(); i < back.size(); ++i)
+    EXPECT_EQ(back[i], std::byte{0}) << "device memory starts as zero";
 }
 
 TEST_F(CudaDevice, SharedMemoryStartsAsZero) {

@@ -1,4 +1,5 @@
-// Several GPUs against the host's collectives, and weights that a GPU draws against those that the host draws. Skipped without them.
+// Several GPUs against the host's collectives, and weights that a GPU draws against those that the host draws. Skipped
+// without them.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -13,7 +14,9 @@ namespace {
 using tensor::Group;
 using tensor::make_tensor;
 
-float value(int rank, std::int64_t i) { return static_cast<float>((i * 2654435761u + static_cast<unsigned>(rank) * 40503u) % 100003u) / 317.0f - 150.0f; }
+float value(int rank, std::int64_t i) {
+  return static_cast<float>((i * 2654435761u + static_cast<unsigned>(rank) * 40503u) % 100003u) / 317.0f - 150.0f;
+}
 
 struct Gpu {
   std::unique_ptr<tensor::Backend> backend;
@@ -55,7 +58,8 @@ TEST_P(CudaRanks, SumsAreTheHosts) {
       std::vector<float> x(static_cast<std::size_t>(n)), want(x.size());
       for (std::int64_t i = 0; i < n; ++i) x[static_cast<std::size_t>(i)] = value(rank, i);
       for (std::int64_t i = 0; i < n; ++i)
-        for (int r = 0; r < ranks; ++r) want[static_cast<std::size_t>(i)] = r == 0 ? value(0, i) : want[static_cast<std::size_t>(i)] + value(r, i);
+        for (int r = 0; r < ranks; ++r)
+          want[static_cast<std::size_t>(i)] = r == 0 ? value(0, i) : want[static_cast<std::size_t>(i)] + value(r, i);
       auto buffer = gpu.backend->allocate_buffer(x.size() * sizeof(float));
       ASSERT_TRUE(buffer);
       const auto tensor = make_tensor((*buffer)->data(), DType::f32, {n});
@@ -63,15 +67,19 @@ TEST_P(CudaRanks, SumsAreTheHosts) {
       for (int repeat = 0; repeat < 5; ++repeat) {
         ASSERT_TRUE(gpu.backend->upload((*buffer)->data(), std::as_bytes(std::span(x))));
         // As an engine would: the pass is recorded the second time and played from the third on.
-        const auto ran = gpu.backend->run_pass(static_cast<std::uint64_t>(n) + 1, [&] { gpu.comm->all_reduce(Group::kTensor, tensor); });
+        const auto ran = gpu.backend->run_pass(static_cast<std::uint64_t>(n) + 1,
+                                               [&] { gpu.comm->all_reduce(Group::kTensor, tensor); });
         ASSERT_TRUE(ran) << error_text(ran.error());
         std::vector<float> got(x.size());
         ASSERT_TRUE(gpu.backend->download(std::as_writable_bytes(std::span(got)), (*buffer)->data()));
-        for (std::size_t i = 0; i < got.size(); ++i) ASSERT_TRUE(std::abs(got[i] - want[i]) <= 1e-3f) << n << " numbers, rank " << rank << ", at " << i << ": " << got[i] << " and " << want[i];
+        for (std::size_t i = 0; i < got.size(); ++i)
+          ASSERT_TRUE(std::abs(got[i] - want[i]) <= 1e-3f)
+              << n << " numbers, rank " << rank << ", at " << i << ": " << got[i] << " and " << want[i];
         if (first.empty()) first = got;
         EXPECT_EQ(std::memcmp(first.data(), got.data(), got.size() * sizeof(float)), 0) << n << ": other bits";
         if (n * 4 <= (2 << 20) && n % 4 == 0) {
-          EXPECT_EQ(std::memcmp(want.data(), got.data(), got.size() * sizeof(float)), 0) << n << ": not in the order of ranks";
+          EXPECT_EQ(std::memcmp(want.data(), got.data(), got.size() * sizeof(float)), 0)
+              << n << ": not in the order of ranks";
         }
       }
       ASSERT_TRUE(gpu.comm->status());
@@ -89,10 +97,12 @@ TEST_P(CudaRanks, GathersAndMessages) {
     const std::int64_t own = rows[static_cast<std::size_t>(rank)], width = 8;
     std::vector<float> x(static_cast<std::size_t>(own * width)), got(static_cast<std::size_t>(total * width));
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = value(rank, static_cast<std::int64_t>(i));
-    auto in = gpu.backend->allocate_buffer(std::max<Bytes>(x.size() * 4, 4)), out = gpu.backend->allocate_buffer(got.size() * 4);
+    auto in = gpu.backend->allocate_buffer(std::max<Bytes>(x.size() * 4, 4)),
+         out = gpu.backend->allocate_buffer(got.size() * 4);
     ASSERT_TRUE(in && out);
     ASSERT_TRUE(gpu.backend->upload((*in)->data(), std::as_bytes(std::span(x))));
-    gpu.comm->all_gather_rows(Group::kTensor, make_tensor((*in)->data(), DType::f32, {own, width}), rows, make_tensor((*out)->data(), DType::f32, {total, width}));
+    gpu.comm->all_gather_rows(Group::kTensor, make_tensor((*in)->data(), DType::f32, {own, width}), rows,
+                              make_tensor((*out)->data(), DType::f32, {total, width}));
     ASSERT_TRUE(gpu.backend->download(std::as_writable_bytes(std::span(got)), (*out)->data()));
     std::size_t at = 0;
     for (int r = 0; r < ranks; ++r)

@@ -109,8 +109,8 @@ TEST(Dequantize, GroupsOfFourBitsWithAndWithoutZeroPoints) {
   constexpr std::int64_t kRows = 10, kCols = 132;  // rows of 17 words; two groups, the second of four columns
   ASSERT_EQ(tensor::weight_row_bytes(WeightFormat::int4_group128, kCols), 68u);
   std::vector<std::uint8_t> data(kRows * 68, 0x88);
-  data[0] = 0xf0;             // columns 0, 1: codes 0 and 15
-  data[68 * 9 + 64] = 0x19;   // row 9, columns 128, 129: 9 and 1
+  data[0] = 0xf0;            // columns 0, 1: codes 0 and 15
+  data[68 * 9 + 64] = 0x19;  // row 9, columns 128, 129: 9 and 1
   for (const auto& [format, zero_format] :
        {std::pair{WeightFormat::int4_group128, WeightFormat::int4_group128_zero},
         std::pair{WeightFormat::int4_group128_f16, WeightFormat::int4_group128_zero_f16}}) {
@@ -120,7 +120,8 @@ TEST(Dequantize, GroupsOfFourBitsWithAndWithoutZeroPoints) {
     ASSERT_EQ(tensor::zeros_offset(zero_format, kRows, kCols), 64u);
     ASSERT_EQ(tensor::weight_scale_bytes(zero_format, kRows, kCols), 80u);
     scales[9 * 2 + 1] = quarter;
-    const std::vector<std::uint32_t> zeros = {0x88888883, 0x88888888, 0x88888888, 0x888888a8};  // row 0: 3; row 9's second: 10
+    const std::vector<std::uint32_t> zeros = {0x88888883, 0x88888888, 0x88888888,
+                                              0x888888a8};  // row 0: 3; row 9's second: 10
     std::memcpy(scales.data() + 32, zeros.data(), 16);
     Weight weight{.format = format,
                   .rows = kRows,

@@ -156,25 +156,36 @@ Weight CaseRun::weight(WeightFormat format, std::int64_t rows, std::int64_t cols
   std::vector<std::uint8_t> data, scales;
   const std::uint64_t data_bytes = tensor::weight_row_bytes(format, cols) * static_cast<std::uint64_t>(rows);
   while (data.size() < data_bytes) {
-    if (four_bits) data.push_back(static_cast<std::uint8_t>(random.next()));
-    else if (layout.code == WeightCode::kInt8) data.push_back(static_cast<std::uint8_t>(random.below(255) - 127));
-    else data.push_back(f32_to_f8e4m3(static_cast<float>(8.0 * random.normal())));
+    if (four_bits)
+      data.push_back(static_cast<std::uint8_t>(random.next()));
+    else if (layout.code == WeightCode::kInt8)
+      data.push_back(static_cast<std::uint8_t>(random.below(255) - 127));
+    else
+      data.push_back(f32_to_f8e4m3(static_cast<float>(8.0 * random.normal())));
   }
   // Root mean square of an element before its scale.
-  const double element_size = layout.code == WeightCode::kE2m1 ? 2.8 : layout.code == WeightCode::kUint4 ? 4.6 : layout.code == WeightCode::kInt8 ? 73 : 8.0;
+  const double element_size = layout.code == WeightCode::kE2m1    ? 2.8
+                              : layout.code == WeightCode::kUint4 ? 4.6
+                              : layout.code == WeightCode::kInt8  ? 73
+                                                                  : 8.0;
   const auto append = [&](const auto& value) {
     const auto* raw = reinterpret_cast<const std::uint8_t*>(&value);
     scales.insert(scales.end(), raw, raw + sizeof value);
   };
   for (std::uint64_t i = 0; i < tensor::weight_scale_count(format, rows, cols); ++i) {
     const double wanted = scale / element_size * std::exp2(random.uniform() * 2 - 1);
-    if (layout.scale == DType::f32) append(static_cast<float>(wanted));
-    else if (layout.scale == DType::bf16) append(f32_to_bf16(static_cast<float>(wanted)));
-    else if (layout.scale == DType::f16) append(f32_to_f16(static_cast<float>(wanted)));
-    else scales.push_back(static_cast<std::uint8_t>(127 + std::lround(std::log2(wanted))));
+    if (layout.scale == DType::f32)
+      append(static_cast<float>(wanted));
+    else if (layout.scale == DType::bf16)
+      append(f32_to_bf16(static_cast<float>(wanted)));
+    else if (layout.scale == DType::f16)
+      append(f32_to_f16(static_cast<float>(wanted)));
+    else
+      scales.push_back(static_cast<std::uint8_t>(127 + std::lround(std::log2(wanted))));
   }
   if (layout.zeros) scales.resize(static_cast<std::size_t>(tensor::zeros_offset(format, rows, cols)), 0xff);
-  while (scales.size() < tensor::weight_scale_bytes(format, rows, cols)) scales.push_back(static_cast<std::uint8_t>(random.next()));
+  while (scales.size() < tensor::weight_scale_bytes(format, rows, cols))
+    scales.push_back(static_cast<std::uint8_t>(random.next()));
   return {
       .format = format, .rows = rows, .cols = cols, .data = bytes(std::move(data)), .scales = bytes(std::move(scales))};
 }

@@ -29,7 +29,8 @@ struct AttentionSpec {
 OpCase attention_case(const AttentionSpec& spec, DType cache) {
   return {.op = "attention",
           .name = fmt::format("attention/{}{}/{}", dtype_name(cache),
-                              spec.rounds_to != DType::f32 ? fmt::format("_to_{}", dtype_name(spec.rounds_to)) : "", spec.name),
+                              spec.rounds_to != DType::f32 ? fmt::format("_to_{}", dtype_name(spec.rounds_to)) : "",
+                              spec.name),
           .format = cache_format(spec.rounds_to != DType::f32 ? spec.rounds_to : cache),
           .exact = false,
           .magnitude = spec.magnitude,
@@ -172,9 +173,11 @@ std::vector<AttentionSpec> cached_specs() {
   };
 }
 
-// Shapes of real models, for what matrix units do with 16-bit keys: ragged tiles, several sequences at different places.
+// Shapes of real models, for what matrix units do with 16-bit keys: ragged tiles, several sequences at different
+// places.
 std::vector<AttentionSpec> wide_specs() {
-  const Chunks ragged = chunks({{0, 130, 70}, {3, 1, 40}, {1, 64, 0}, {2, 33, 191}}), one = chunks({{2, 1, 300}, {0, 1, 0}, {1, 1, 63}, {3, 1, 64}});
+  const Chunks ragged = chunks({{0, 130, 70}, {3, 1, 40}, {1, 64, 0}, {2, 33, 191}}),
+               one = chunks({{2, 1, 300}, {0, 1, 0}, {1, 1, 63}, {3, 1, 64}});
   const SegmentSpec cache{.kind = Kind::kCache, .rows_per_slot = 301};
   return {
       {"wide_mha_d128", ragged, 2, 2, 128, 0, 128, {cache}, false, false, true},
@@ -182,11 +185,31 @@ std::vector<AttentionSpec> wide_specs() {
       {"wide_gqa_of_7_d128", chunks({{0, 20, 13}, {1, 9, 0}}), 14, 2, 128, 0, 128, {cache}},
       {"wide_mqa_d40", ragged, 3, 1, 40, 0, 24, {cache}, false, false, true},
       {"wide_expanded_d192", ragged, 2, 2, 128, 64, 128, {cache}, false, false, true},
-      {"wide_long", chunks({{0, 3, 1500}}), 2, 1, 64, 0, 64, {{.kind = Kind::kCache, .rows_per_slot = 1600}}, false, false, true},
+      {"wide_long",
+       chunks({{0, 3, 1500}}),
+       2,
+       1,
+       64,
+       0,
+       64,
+       {{.kind = Kind::kCache, .rows_per_slot = 1600}},
+       false,
+       false,
+       true},
       {"wide_latent_16", one, 16, 1, 512, 64, 512, {cache}, true, false, true},
       {"wide_latent_20", chunks({{1, 1, 63}, {2, 1, 129}}), 20, 1, 512, 64, 512, {cache}, true, true, true},
       {"wide_latent_64", chunks({{1, 1, 150}, {0, 1, 0}}), 64, 1, 512, 64, 512, {cache}, true, false, true},
-      {"wide_latent_chunks_16", chunks({{0, 6, 60}, {3, 1, 40}, {1, 5, 0}, {2, 2, 191}}), 16, 1, 512, 64, 512, {cache}, true, false, true},
+      {"wide_latent_chunks_16",
+       chunks({{0, 6, 60}, {3, 1, 40}, {1, 5, 0}, {2, 2, 191}}),
+       16,
+       1,
+       512,
+       64,
+       512,
+       {cache},
+       true,
+       false,
+       true},
       {"wide_latent_chunks_128", chunks({{0, 2, 70}, {1, 1, 0}}), 128, 1, 512, 64, 512, {cache}, true},
       {"wide_latent_small", chunks({{0, 1, 100}, {1, 1, 7}}), 16, 1, 96, 32, 96, {cache}, true, false, true},
   };

@@ -12,7 +12,8 @@ namespace {
 std::set<std::string> places(const std::string& text) {
   static const std::regex place(R"(\{([a-z_0-9]+)\})");
   std::set<std::string> names;
-  for (auto it = std::sregex_iterator(text.begin(), text.end(), place); it != std::sregex_iterator(); ++it) names.insert((*it)[1]);
+  for (auto it = std::sregex_iterator(text.begin(), text.end(), place); it != std::sregex_iterator(); ++it)
+    names.insert((*it)[1]);
   return names;
 }
 

@@ -16,7 +16,8 @@ const fs::path kGolden = fathom::test::fixtures() / "golden" / "llama-mha";
 class Damaged : public testing::Test {
  protected:
   void SetUp() override {
-    for (const char* file : {"config.json", "model.safetensors", "reference.safetensors"}) fs::copy_file(kGolden / file, folder_ / file);
+    for (const char* file : {"config.json", "model.safetensors", "reference.safetensors"})
+      fs::copy_file(kGolden / file, folder_ / file);
     bytes_ = slurp(folder_ / "model.safetensors");
     std::memcpy(&header_bytes_, bytes_.data(), 8);
     header_ = *parse_json(std::string_view(bytes_).substr(8, header_bytes_), "header");
@@ -29,7 +30,9 @@ class Damaged : public testing::Test {
     std::memcpy(out.data(), &n, 8);
     spit(folder_ / "model.safetensors", out + std::string(text) + bytes_.substr(8 + header_bytes_));
   }
-  void refuse(const std::string& what, const std::vector<std::string>& mentions = {}) { expect_refused(run({"verify", folder(), "--threads", "1"}), what, mentions); }
+  void refuse(const std::string& what, const std::vector<std::string>& mentions = {}) {
+    expect_refused(run({"verify", folder(), "--threads", "1"}), what, mentions);
+  }
   void put_config(const std::string& key, const Json& value) {
     Json config = *parse_json(slurp(kGolden / "config.json"), "config");
     config[key] = value;
@@ -45,14 +48,16 @@ class Damaged : public testing::Test {
 TEST_F(Damaged, NotDamagedIsAccepted) { EXPECT_EQ(run({"verify", folder(), "--threads", "1"}).code, 0); }
 
 TEST_F(Damaged, WeightsThatAreCutShort) {
-  for (const std::size_t n : {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{8}, header_bytes_ / 2, header_bytes_ + 8, bytes_.size() / 2, bytes_.size() - 1}) {
+  for (const std::size_t n : {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{8}, header_bytes_ / 2,
+                              header_bytes_ + 8, bytes_.size() / 2, bytes_.size() - 1}) {
     spit(folder_ / "model.safetensors", std::string_view(bytes_).substr(0, n));
     refuse("cut after " + std::to_string(n), {"model.safetensors"});
   }
 }
 
 TEST_F(Damaged, HeadersThatLieAboutTheirLength) {
-  for (const std::uint64_t n : {std::uint64_t{0}, std::uint64_t{1}, header_bytes_ - 1, header_bytes_ + 1, std::uint64_t{1} << 40, std::uint64_t{1} << 63, ~std::uint64_t{0}}) {
+  for (const std::uint64_t n : {std::uint64_t{0}, std::uint64_t{1}, header_bytes_ - 1, header_bytes_ + 1,
+                                std::uint64_t{1} << 40, std::uint64_t{1} << 63, ~std::uint64_t{0}}) {
     put_header(dump_json(header_), n);
     refuse("length " + std::to_string(n), {"model.safetensors"});
   }
@@ -66,13 +71,19 @@ TEST_F(Damaged, HeadersThatOverflowOrContradictThemselves) {
     put_header(dump_json(header));
     refuse(key + " " + value, {"model.safetensors"});
   };
-  for (const char* offsets : {"[9223372036854775807, 18446744073709551615]", "[-4, 252]", "[0, 256]", "[256, 0]", "[1, 2, 3]", "[]", "\"0\"", "null", "[0.5, 256]", "[0, 999999999999]"}) damage("data_offsets", offsets);
-  for (const char* shape : {"[4611686018427387904, 4611686018427387904]", "[-64]", "[63]", "[2, 32]", "[1.5]", "\"64\"", "[[64]]", "[1,1,1,1,1,1,1,1,1,1,1,64]"}) damage("shape", shape);
+  for (const char* offsets : {"[9223372036854775807, 18446744073709551615]", "[-4, 252]", "[0, 256]", "[256, 0]",
+                              "[1, 2, 3]", "[]", "\"0\"", "null", "[0.5, 256]", "[0, 999999999999]"})
+    damage("data_offsets", offsets);
+  for (const char* shape : {"[4611686018427387904, 4611686018427387904]", "[-64]", "[63]", "[2, 32]", "[1.5]", "\"64\"",
+                            "[[64]]", "[1,1,1,1,1,1,1,1,1,1,1,64]"})
+    damage("shape", shape);
   for (const char* dtype : {"\"F16\"", "\"I64\"", "\"XYZ\"", "7", "null"}) damage("dtype", dtype);
 }
 
 TEST_F(Damaged, HeadersThatAreNone) {
-  for (const std::string& text : {std::string("hello"), std::string("[]"), std::string("{"), std::string(100'000, '['), std::string(64, '\0'), std::string("{\"\xff\xfe\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}")}) {
+  for (const std::string& text :
+       {std::string("hello"), std::string("[]"), std::string("{"), std::string(100'000, '['), std::string(64, '\0'),
+        std::string("{\"\xff\xfe\":{\"dtype\":\"F32\",\"shape\":[],\"data_offsets\":[0,4]}}")}) {
     put_header(text);
     refuse("header " + text.substr(0, 10), {"model.safetensors"});
   }
@@ -98,10 +109,24 @@ TEST_F(Damaged, WeightsThatAreNotNumbers) {
 }
 
 TEST_F(Damaged, ConfigsThatAreAbsurd) {
-  const std::vector<std::pair<std::string, Json>> cases = {
-      {"hidden_size", -1},      {"hidden_size", 0},          {"hidden_size", 1e300},       {"hidden_size", "64"},           {"num_hidden_layers", 0}, {"num_hidden_layers", std::int64_t{1} << 50},
-      {"vocab_size", std::int64_t{1} << 40}, {"num_attention_heads", 3}, {"num_key_value_heads", 3}, {"num_attention_heads", Json::array({4})}, {"rms_norm_eps", 1e308}, {"rms_norm_eps", -1},
-      {"hidden_act", "swish2"}, {"my_new_mathematics", 3},   {"max_position_embeddings", -7}, {"model_type", 3},             {"model_type", "llamma"}, {"quantization_config", Json{{"quant_method", "awq"}}}};
+  const std::vector<std::pair<std::string, Json>> cases = {{"hidden_size", -1},
+                                                           {"hidden_size", 0},
+                                                           {"hidden_size", 1e300},
+                                                           {"hidden_size", "64"},
+                                                           {"num_hidden_layers", 0},
+                                                           {"num_hidden_layers", std::int64_t{1} << 50},
+                                                           {"vocab_size", std::int64_t{1} << 40},
+                                                           {"num_attention_heads", 3},
+                                                           {"num_key_value_heads", 3},
+                                                           {"num_attention_heads", Json::array({4})},
+                                                           {"rms_norm_eps", 1e308},
+                                                           {"rms_norm_eps", -1},
+                                                           {"hidden_act", "swish2"},
+                                                           {"my_new_mathematics", 3},
+                                                           {"max_position_embeddings", -7},
+                                                           {"model_type", 3},
+                                                           {"model_type", "llamma"},
+                                                           {"quantization_config", Json{{"quant_method", "awq"}}}};
   for (const auto& [key, value] : cases) {
     put_config(key, value);
     refuse(key + " " + dump_json(value), {"config.json"});
@@ -115,8 +140,10 @@ TEST_F(Damaged, ConfigsThatAreNoJson) {
   std::string not_a_number = sound, too_large = sound;
   not_a_number.replace(not_a_number.find("1e-06"), 5, "NaN");
   too_large.replace(too_large.find("1e-06"), 5, "1e999");
-  for (const std::string& text : {std::string(), std::string("hello"), std::string("[]"), std::string("null"), sound.substr(0, sound.size() / 2), std::string(200'000, '['), std::string(5 << 20, ' ') + sound,
-                                  std::string("{\"model_type\": \"\xff\"}"), std::string(100, '\0'), not_a_number, too_large}) {
+  for (const std::string& text :
+       {std::string(), std::string("hello"), std::string("[]"), std::string("null"), sound.substr(0, sound.size() / 2),
+        std::string(200'000, '['), std::string(5 << 20, ' ') + sound, std::string("{\"model_type\": \"\xff\"}"),
+        std::string(100, '\0'), not_a_number, too_large}) {
     spit(folder_ / "config.json", text);
     refuse("config " + text.substr(0, 12), {"config.json"});
   }
@@ -133,21 +160,22 @@ TEST_F(Damaged, FilesThatAreFoldersOrMissing) {
 
 TEST(Flags, OutsideTheirRangesAreRefused) {
   const std::string golden = kGolden.string();
-  for (const std::vector<std::string>& words : std::vector<std::vector<std::string>>{{"plan", "r1", "--on", "8xH200", "--context", "-1"},
-                                                                                     {"plan", "r1", "--on", "99999999999999xH200"},
-                                                                                     {"plan", "r1", "--on", "8xH200", "--tp", "3"},
-                                                                                     {"plan", "r1", "--on", "8xH200", "--batch-size", "0"},
-                                                                                     {"plan", "r1", "--on", "8xH200", "--input", "nan"},
-                                                                                     {"plan"},
-                                                                                     {"bench", golden, "--batch", "0"},
-                                                                                     {"bench", golden, "--prompt", "x"},
-                                                                                     {"bench", golden, "--prompt", "100000"},
-                                                                                     {"run", "default", "-p", "x", "--temperature", "-1"},
-                                                                                     {"run", "default", "-p", "x", "--top-p", "nan"},
-                                                                                     {"run", "default", "-p", ""},
-                                                                                     {"verify", golden, "--dtype", "int3"},
-                                                                                     {"models", "--max-params", "abc"},
-                                                                                     {"probe", "--quick", "--thorough"}})
+  for (const std::vector<std::string>& words :
+       std::vector<std::vector<std::string>>{{"plan", "r1", "--on", "8xH200", "--context", "-1"},
+                                             {"plan", "r1", "--on", "99999999999999xH200"},
+                                             {"plan", "r1", "--on", "8xH200", "--tp", "3"},
+                                             {"plan", "r1", "--on", "8xH200", "--batch-size", "0"},
+                                             {"plan", "r1", "--on", "8xH200", "--input", "nan"},
+                                             {"plan"},
+                                             {"bench", golden, "--batch", "0"},
+                                             {"bench", golden, "--prompt", "x"},
+                                             {"bench", golden, "--prompt", "100000"},
+                                             {"run", "default", "-p", "x", "--temperature", "-1"},
+                                             {"run", "default", "-p", "x", "--top-p", "nan"},
+                                             {"run", "default", "-p", ""},
+                                             {"verify", golden, "--dtype", "int3"},
+                                             {"models", "--max-params", "abc"},
+                                             {"probe", "--quick", "--thorough"}})
     expect_refused(run(words), joined(words));
 }
 
@@ -160,12 +188,15 @@ TEST(Output, ThatCannotBeWritten) {
   const fs::path out = folder / "model";
   expect_refused(run({"synth", golden, "-o", out.string()}, {.file_bytes = 100'000}), "a full disk");
   EXPECT_FALSE(fs::exists(out)) << "nothing half-written stays";
-  expect_refused(run({"plan", "r1", "--on", "8xH200", "--json"}, {.out_to = "/dev/full"}), "standard output that is full");
+  expect_refused(run({"plan", "r1", "--on", "8xH200", "--json"}, {.out_to = "/dev/full"}),
+                 "standard output that is full");
 }
 
 TEST(Memory, ThatIsNotThere) {
   if (::getenv("FATHOM_NO_MEMORY_LIMITS") != nullptr) GTEST_SKIP() << "sanitizers need address space";
-  expect_refused(run({"bench", "default", "--prompt", "16", "--generate", "2"}, {.memory_bytes = std::uint64_t{400} << 20}), "weights that do not fit", {"MiB"});
+  expect_refused(
+      run({"bench", "default", "--prompt", "16", "--generate", "2"}, {.memory_bytes = std::uint64_t{400} << 20}),
+      "weights that do not fit", {"MiB"});
 }
 
 TEST(UserFiles, ThatAreBroken) {
@@ -174,10 +205,13 @@ TEST(UserFiles, ThatAreBroken) {
   fs::create_directories(home / "hardware");
   const auto refuse = [&](const std::string& kind, std::string_view text, const std::vector<std::string>& words) {
     spit(home / (kind + "/mine.json"), text);
-    expect_refused(run(words, {.home = home.path().string()}), kind + " " + std::string(text.substr(0, 40)), {"mine.json"});
+    expect_refused(run(words, {.home = home.path().string()}), kind + " " + std::string(text.substr(0, 40)),
+                   {"mine.json"});
     fs::remove(home / (kind + "/mine.json"));
   };
-  refuse("models", R"({"family":"f","models":[{"id":"me/a","same_config_as":"me/b"},{"id":"me/b","same_config_as":"me/a"}]})", {"models"});
+  refuse("models",
+         R"({"family":"f","models":[{"id":"me/a","same_config_as":"me/b"},{"id":"me/b","same_config_as":"me/a"}]})",
+         {"models"});
   refuse("models", "\xff{", {"models"});
   refuse("models", std::string(100'000, '['), {"models"});
   refuse("models", R"({"family":"f","models":[{"id":"me/a"}]})", {"models"});
@@ -186,7 +220,10 @@ TEST(UserFiles, ThatAreBroken) {
 }
 
 TEST(Batch, GoesOnAfterABadLine) {
-  const Outcome o = run({"plan", "--batch", "-"}, {.input = "{\"id\":1}\n\xff\xfe\n" + std::string(100'000, '[') + "\n{\"id\":\"z\",\"model\":\"r1\",\"hardware\":\"h200\",\"gpus\":8,\"task\":\"chat\"}\n"});
+  const Outcome o =
+      run({"plan", "--batch", "-"},
+          {.input = "{\"id\":1}\n\xff\xfe\n" + std::string(100'000, '[') +
+                    "\n{\"id\":\"z\",\"model\":\"r1\",\"hardware\":\"h200\",\"gpus\":8,\"task\":\"chat\"}\n"});
   EXPECT_EQ(o.signal, 0);
   EXPECT_EQ(o.code, 0) << o.err;
   EXPECT_EQ(std::count(o.out.begin(), o.out.end(), '\n'), 4) << o.out.substr(0, 500);

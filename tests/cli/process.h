@@ -47,17 +47,20 @@ inline std::string slurp(const fs::path& path) {
   text << file.rdbuf();
   return text.str();
 }
-inline void spit(const fs::path& path, std::string_view text) { std::ofstream(path, std::ios::binary).write(text.data(), static_cast<std::streamsize>(text.size())); }
+inline void spit(const fs::path& path, std::string_view text) {
+  std::ofstream(path, std::ios::binary).write(text.data(), static_cast<std::streamsize>(text.size()));
+}
 
 struct Outcome {
-  int code = -1;    // exit code; -1 when a signal ended it
+  int code = -1;  // exit code; -1 when a signal ended it
   int signal = 0;
   std::string out, err;
 };
 
 struct Conditions {
-  std::string input;                          // standard input
-  std::optional<std::uint64_t> file_bytes;    // no file may grow beyond this: a disk that is full (writes fail, no signal)
+  std::string input;  // standard input
+  std::optional<std::uint64_t>
+      file_bytes;  // no file may grow beyond this: a disk that is full (writes fail, no signal)
   std::optional<std::uint64_t> memory_bytes;  // of address space
   std::string out_to;                         // standard output goes there instead
   std::string home;                           // the user's folder; empty: one of its own
@@ -76,7 +79,8 @@ inline Outcome run(const std::vector<std::string>& arguments, const Conditions& 
   if (binary == nullptr) return {};
   const Folder scratch;
   spit(scratch / "in", conditions.input);
-  const std::string out = conditions.out_to.empty() ? (scratch / "out").string() : conditions.out_to, err = (scratch / "err").string(), in = (scratch / "in").string();
+  const std::string out = conditions.out_to.empty() ? (scratch / "out").string() : conditions.out_to,
+                    err = (scratch / "err").string(), in = (scratch / "in").string();
   const std::string home = conditions.home.empty() ? (scratch / "home").string() : conditions.home;
   std::vector<char*> argv = {const_cast<char*>(binary)};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
@@ -121,7 +125,8 @@ inline void expect_refused(const Outcome& o, const std::string& what, const std:
   EXPECT_TRUE(o.err.starts_with("fathom: ")) << what << ": " << o.err;
   EXPECT_EQ(std::count(o.err.begin(), o.err.end(), '\n'), 1) << what << ": " << o.err;
   EXPECT_LT(o.err.size(), 1500u) << what << ": " << o.err.substr(0, 300);
-  for (const std::string& word : mentions) EXPECT_NE(o.err.find(word), std::string::npos) << what << " should name " << word << ": " << o.err;
+  for (const std::string& word : mentions)
+    EXPECT_NE(o.err.find(word), std::string::npos) << what << " should name " << word << ": " << o.err;
 }
 
 }  // namespace fathom::cli::test

@@ -25,10 +25,13 @@ fs::path speaking_model(const Folder& folder) {
   for (const char* file : {"config.json", "model.safetensors"}) fs::copy_file(fs::path(kGolden) / file, folder / file);
   std::string vocab;
   for (int i = 0; i < 512; ++i) {
-    const std::string token = i < 26 ? std::string(1, static_cast<char>('a' + i)) : std::string{static_cast<char>('a' + (i - 26) / 26), static_cast<char>('a' + (i - 26) % 26)};
+    const std::string token =
+        i < 26 ? std::string(1, static_cast<char>('a' + i))
+               : std::string{static_cast<char>('a' + (i - 26) / 26), static_cast<char>('a' + (i - 26) % 26)};
     vocab += (i == 0 ? "\"" : ",\"") + token + "\":" + std::to_string(i);
   }
-  spit(folder / "tokenizer.json", R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{)" + vocab + R"(},"merges":[]}})");
+  spit(folder / "tokenizer.json",
+       R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{)" + vocab + R"(},"merges":[]}})");
   return folder.path();
 }
 
@@ -42,10 +45,12 @@ TEST(Help, OfEveryVerbHasExamplesInBothLanguages) {
       EXPECT_EQ(o.err, "") << name;
       const std::size_t usage = o.out.find("fathom " + name);
       ASSERT_NE(usage, std::string::npos) << name;
-      EXPECT_NE(o.out.find("  fathom " + name, usage + 1), std::string::npos) << name << " shows no example:\n" << o.out;
+      EXPECT_NE(o.out.find("  fathom " + name, usage + 1), std::string::npos) << name << " shows no example:\n"
+                                                                              << o.out;
       EXPECT_EQ(has_chinese(o.out), language == "zh") << name << " in " << language << ":\n" << o.out;
       EXPECT_EQ(o.out.find("cli." + name + "."), std::string::npos) << "a text is missing:\n" << o.out;
-      for (const char* flag : {"--json", "--lang", "--help"}) EXPECT_NE(o.out.find(flag), std::string::npos) << name << " has no " << flag;
+      for (const char* flag : {"--json", "--lang", "--help"})
+        EXPECT_NE(o.out.find(flag), std::string::npos) << name << " has no " << flag;
     }
 }
 
@@ -63,53 +68,62 @@ TEST(Quantize, WritesACheckpointThatRunsAndPlans) {
     EXPECT_GT((*report)["quantized_tensors"], 10);
     EXPECT_LT((*report)["bytes"], (*report)["bytes_before"]);
     EXPECT_TRUE(fs::exists(fs::path(out) / "tokenizer_config.json"));
-    EXPECT_EQ(std::distance(fs::directory_iterator(other.path()), fs::directory_iterator()), 1) << "nothing else is left beside it";
+    EXPECT_EQ(std::distance(fs::directory_iterator(other.path()), fs::directory_iterator()), 1)
+        << "nothing else is left beside it";
     const Outcome again = run({"quantize", folder.path().string(), "--to", to, "-o", out});
     EXPECT_EQ(again.code, 2);
     EXPECT_NE(again.err.find("--force"), std::string::npos) << again.err;
-    const Outcome benched = run({"bench", out, "--prompt", "20", "--generate", "2", "--batch", "1", "--kv", "fp8", "--json"});
+    const Outcome benched =
+        run({"bench", out, "--prompt", "20", "--generate", "2", "--batch", "1", "--kv", "fp8", "--json"});
     EXPECT_EQ(benched.code, 0) << benched.err;
     const Outcome planned = run({"plan", out, "--json"});
     EXPECT_EQ(planned.code, 0) << planned.err;
   }
   EXPECT_EQ(run({"quantize", folder.path().string(), "--to", "int3", "-o", (folder / "x").string()}).code, 2);
-  EXPECT_EQ(run({"quantize", folder.path().string(), "--to", "int4", "--group", "64", "-o", (folder / "x").string()}).code, 2);
+  EXPECT_EQ(
+      run({"quantize", folder.path().string(), "--to", "int4", "--group", "64", "-o", (folder / "x").string()}).code,
+      2);
 }
 
 TEST(Help, OfTheProgramNamesEveryVerb) {
   const Outcome o = run({"--help"});
   EXPECT_EQ(o.code, 0);
-  for (const Verb& verb : verbs()) EXPECT_NE(o.out.find("\n  " + std::string(verb.name) + " "), std::string::npos) << verb.name;
+  for (const Verb& verb : verbs())
+    EXPECT_NE(o.out.find("\n  " + std::string(verb.name) + " "), std::string::npos) << verb.name;
   EXPECT_TRUE(has_chinese(run({"--help"}, {.language = "zh_CN.UTF-8"}).out)) << "the locale chooses the language";
-  EXPECT_FALSE(has_chinese(run({"--help", "--lang", "en"}, {.language = "zh_CN.UTF-8"}).out)) << "--lang is stronger than the locale";
+  EXPECT_FALSE(has_chinese(run({"--help", "--lang", "en"}, {.language = "zh_CN.UTF-8"}).out))
+      << "--lang is stronger than the locale";
   EXPECT_EQ(run({"--version"}).code, 0);
 }
 
 TEST(Json, OfEveryVerbIsOneDocument) {
   const Folder folder, other;
   const std::string speaking = speaking_model(folder).string(), out = (other / "synthetic").string();
-  const std::vector<std::vector<std::string>> lines = {{"check", "--no-run"},
-                                                       {"probe", "--no-measure", "--no-disk"},
-                                                       {"calibrate", "--quick", "-o", (other / "calibration.json").string()},
-                                                       {"models"},
-                                                       {"models", "show", "r1"},
-                                                       {"hardware"},
-                                                       {"hardware", "--cloud"},
-                                                       {"hardware", "show", "h200"},
-                                                       {"synth", kGolden + "/config.json", "-o", out},
-                                                       {"quantize", kGolden, "--to", "fp8", "-o", (other / "fp8").string()},
-                                                       {"plan", "r1", "--on", "8xH200", "--task", "serve"},
-                                                       {"plan", kGolden, "--on", "1xH200"},
-                                                       {"run", speaking, "-p", "a", "-n", "4"},
-                                                       {"bench", kGolden, "--prompt", "16", "--generate", "4"},
-                                                       {"verify", kGolden, "--threads", "1"},
-                                                       {"tokenize", "--tokenizer", speaking, "abc"}};
+  const std::vector<std::vector<std::string>> lines = {
+      {"check", "--no-run"},
+      {"probe", "--no-measure", "--no-disk"},
+      {"calibrate", "--quick", "-o", (other / "calibration.json").string()},
+      {"models"},
+      {"models", "show", "r1"},
+      {"hardware"},
+      {"hardware", "--cloud"},
+      {"hardware", "show", "h200"},
+      {"synth", kGolden + "/config.json", "-o", out},
+      {"quantize", kGolden, "--to", "fp8", "-o", (other / "fp8").string()},
+      {"plan", "r1", "--on", "8xH200", "--task", "serve"},
+      {"plan", kGolden, "--on", "1xH200"},
+      {"run", speaking, "-p", "a", "-n", "4"},
+      {"bench", kGolden, "--prompt", "16", "--generate", "4"},
+      {"verify", kGolden, "--threads", "1"},
+      {"tokenize", "--tokenizer", speaking, "abc"}};
   std::set<std::string> seen;
   for (auto words : lines) {
     words.push_back("--json");
     seen.insert(words[0]);
     for (const std::string language : {"C", "zh_CN.UTF-8"}) {
-      if (language != "C" && (words[0] == "check" || words[0] == "bench" || words[0] == "synth" || words[0] == "quantize")) continue;  // once is enough of what takes long
+      if (language != "C" &&
+          (words[0] == "check" || words[0] == "bench" || words[0] == "synth" || words[0] == "quantize"))
+        continue;  // once is enough of what takes long
       const Outcome o = run(words, {.language = language});
       EXPECT_EQ(o.code, 0) << joined(words) << ": " << o.err;
       const auto json = parse_json(o.out, joined(words));
@@ -118,7 +132,8 @@ TEST(Json, OfEveryVerbIsOneDocument) {
       EXPECT_FALSE(json->empty()) << joined(words);
     }
   }
-  for (const Verb& verb : verbs()) EXPECT_TRUE(seen.count(std::string(verb.name)) > 0) << verb.name << " is not tried here";
+  for (const Verb& verb : verbs())
+    EXPECT_TRUE(seen.count(std::string(verb.name)) > 0) << verb.name << " is not tried here";
 }
 
 TEST(Json, OfAModelHasWhatProgramsRelyOn) {
@@ -126,7 +141,8 @@ TEST(Json, OfAModelHasWhatProgramsRelyOn) {
   const auto json = parse_json(o.out, "models show");
   ASSERT_TRUE(json) << error_text(json.error());
   const Json& model = json->is_array() ? json->at(0) : *json;
-  for (const char* key : {"parameters_total", "parameters_main", "parameters_active", "checkpoint_bytes"}) EXPECT_TRUE(model.contains(key) && model[key].is_number()) << key;
+  for (const char* key : {"parameters_total", "parameters_main", "parameters_active", "checkpoint_bytes"})
+    EXPECT_TRUE(model.contains(key) && model[key].is_number()) << key;
   EXPECT_TRUE(model.contains("kv_bytes_per_token") && model["kv_bytes_per_token"].is_object());
   EXPECT_TRUE(model.contains("kv_fixed_bytes"));
 }

@@ -13,13 +13,17 @@ namespace {
 using tensor::Group;
 using tensor::make_tensor;
 
-float value(int rank, std::int64_t i) { return static_cast<float>((i * 2654435761u + static_cast<unsigned>(rank) * 40503u) % 100003u) / 317.0f - 150.0f; }
+float value(int rank, std::int64_t i) {
+  return static_cast<float>((i * 2654435761u + static_cast<unsigned>(rank) * 40503u) % 100003u) / 317.0f - 150.0f;
+}
 std::vector<float> values(int rank, std::int64_t n) {
   std::vector<float> x;
   for (std::int64_t i = 0; i < n; ++i) x.push_back(value(rank, i));
   return x;
 }
-tensor::Tensor view(std::vector<float>& x, std::int64_t rows) { return make_tensor(x.data(), DType::f32, {rows, rows == 0 ? 1 : static_cast<std::int64_t>(x.size()) / rows}); }
+tensor::Tensor view(std::vector<float>& x, std::int64_t rows) {
+  return make_tensor(x.data(), DType::f32, {rows, rows == 0 ? 1 : static_cast<std::int64_t>(x.size()) / rows});
+}
 
 // body(rank, collectives) on a thread a rank; all of them one tensor group.
 void on_ranks(int ranks, const std::function<void(int, tensor::Collectives&)>& body) {
@@ -58,7 +62,8 @@ TEST_P(Collectives, PartsAndGathers) {
   const int ranks = GetParam();
   const std::int64_t rows = 6, width = 5;
   on_ranks(ranks, [&](int rank, tensor::Collectives& comm) {
-    std::vector<float> x = values(rank, ranks * rows * width), part(static_cast<std::size_t>(rows * width)), all(x.size());
+    std::vector<float> x = values(rank, ranks * rows * width), part(static_cast<std::size_t>(rows * width)),
+                       all(x.size());
     comm.reduce_scatter(Group::kTensor, view(x, ranks * rows), view(part, rows));
     for (std::int64_t i = 0; i < rows * width; ++i) {
       const std::int64_t at = rank * rows * width + i;
@@ -69,10 +74,12 @@ TEST_P(Collectives, PartsAndGathers) {
     std::vector<float> mine = values(rank, rows * width);
     comm.all_gather(Group::kTensor, view(mine, rows), view(all, ranks * rows));
     for (int r = 0; r < ranks; ++r)
-      for (std::int64_t i = 0; i < rows * width; ++i) ASSERT_EQ(all[static_cast<std::size_t>(r * rows * width + i)], value(r, i));
+      for (std::int64_t i = 0; i < rows * width; ++i)
+        ASSERT_EQ(all[static_cast<std::size_t>(r * rows * width + i)], value(r, i));
     comm.all_to_all(Group::kTensor, view(x, ranks * rows), view(all, ranks * rows));
     for (int r = 0; r < ranks; ++r)
-      for (std::int64_t i = 0; i < rows * width; ++i) ASSERT_EQ(all[static_cast<std::size_t>(r * rows * width + i)], value(r, rank * rows * width + i));
+      for (std::int64_t i = 0; i < rows * width; ++i)
+        ASSERT_EQ(all[static_cast<std::size_t>(r * rows * width + i)], value(r, rank * rows * width + i));
   });
 }
 
@@ -86,7 +93,8 @@ TEST_P(Collectives, RowsOfDifferentNumber) {
   on_ranks(ranks, [&](int rank, tensor::Collectives& comm) {
     const std::int64_t own = rows[static_cast<std::size_t>(rank)];
     std::vector<float> mine = values(rank, own * width), all(static_cast<std::size_t>(total * width));
-    comm.all_gather_rows(Group::kTensor, make_tensor(mine.data(), DType::f32, {own, width}), rows, make_tensor(all.data(), DType::f32, {total, width}));
+    comm.all_gather_rows(Group::kTensor, make_tensor(mine.data(), DType::f32, {own, width}), rows,
+                         make_tensor(all.data(), DType::f32, {total, width}));
     std::size_t at = 0;
     for (int r = 0; r < ranks; ++r)
       for (std::int64_t i = 0; i < rows[static_cast<std::size_t>(r)] * width; ++i) ASSERT_EQ(all[at++], value(r, i));
@@ -112,7 +120,9 @@ TEST_P(Collectives, MessagesKeepTheirOrder) {
 }
 
 TEST(Transport, ErrorsTravelWhole) {
-  const Error error = fail_environment("engine.context_full", {{"context", "7"}, {"empty", ""}, {"text", std::string("a\0b", 3)}}).value();
+  const Error error =
+      fail_environment("engine.context_full", {{"context", "7"}, {"empty", ""}, {"text", std::string("a\0b", 3)}})
+          .value();
   const Error back = tensor::unpack_error(tensor::pack_error(error));
   EXPECT_EQ(back.key, error.key);
   EXPECT_EQ(back.kind, error.kind);
@@ -121,7 +131,8 @@ TEST(Transport, ErrorsTravelWhole) {
 
 TEST(Transport, PostsWaitForTheirTaker) {
   auto ends = threads::make_thread_transports(2);
-  for (int i = 0; i < 5; ++i) ASSERT_TRUE(ends[0]->post(1, std::vector<std::byte>(static_cast<std::size_t>(i), std::byte{7})));
+  for (int i = 0; i < 5; ++i)
+    ASSERT_TRUE(ends[0]->post(1, std::vector<std::byte>(static_cast<std::size_t>(i), std::byte{7})));
   for (std::size_t i = 0; i < 5; ++i) {
     const auto taken = ends[1]->take(0, tensor::Patience::kIdle);
     ASSERT_TRUE(taken);

@@ -1,4 +1,5 @@
-// What an engine does with a device that chooses tokens by itself and may fail, without one: the cpu backend stands for it.
+// What an engine does with a device that chooses tokens by itself and may fail, without one: the cpu backend stands for
+// it.
 #include <cstdlib>
 
 #include "backends/threads/threads_transport.h"
@@ -34,8 +35,11 @@ class StandIn final : public tensor::ForwardingBackend {
 
  private:
   /// Without filters, which the Sampler's own tests are about.
-  static std::int32_t choose(const float* logits, std::int64_t n, const tensor::SamplingRow& row, const std::uint32_t* seen) {
-    const auto score = [&](std::int64_t id) { return tensor::sampling_score(logits[id], row.penalty, (seen[id / 32] >> (id % 32) & 1u) != 0); };
+  static std::int32_t choose(const float* logits, std::int64_t n, const tensor::SamplingRow& row,
+                             const std::uint32_t* seen) {
+    const auto score = [&](std::int64_t id) {
+      return tensor::sampling_score(logits[id], row.penalty, (seen[id / 32] >> (id % 32) & 1u) != 0);
+    };
     std::int64_t best = 0;
     for (std::int64_t id = 1; id < n; ++id)
       if (score(id) > score(best)) best = id;
@@ -43,7 +47,8 @@ class StandIn final : public tensor::ForwardingBackend {
     std::uint64_t total = 0, sum = 0;
     for (std::int64_t id = 0; id < n; ++id) total += tensor::sampling_weight(score(id), score(best), row.per_octave);
     for (std::int64_t id = 0; id < n; ++id)
-      if ((sum += tensor::sampling_weight(score(id), score(best), row.per_octave)) > tensor::share_of(total, row.draw)) return static_cast<std::int32_t>(id);
+      if ((sum += tensor::sampling_weight(score(id), score(best), row.per_octave)) > tensor::share_of(total, row.draw))
+        return static_cast<std::int32_t>(id);
     return -1;
   }
   bool broken_ = false;
@@ -56,7 +61,8 @@ PartsMaker maker(const std::string& name, const EngineOptions& options) {
     FATHOM_TRY(parts.architecture, model::make_architecture(spec, sharding_of(spec, seat.spread, seat.rank)));
     FATHOM_TRY(auto cpu, backends::make_backend("cpu", {.threads = 1}));
     parts.backend = std::make_unique<StandIn>(std::move(cpu));
-    FATHOM_TRY(parts.weights, weights::synthesize_in_memory(parts.architecture->weights(), *parts.backend, {.storage = {}, .seed = 3, .threads = 1, .progress = {}}));
+    FATHOM_TRY(parts.weights, weights::synthesize_in_memory(parts.architecture->weights(), *parts.backend,
+                                                            {.storage = {}, .seed = 3, .threads = 1, .progress = {}}));
     return parts;
   };
 }
@@ -70,8 +76,12 @@ TEST(Choosing, GivesTheTokensThatTheHostWouldTake) {
   EXPECT_FALSE((*here)->chooses());
   ASSERT_TRUE((*there)->chooses());
   const auto prompt = some_ids(30, 500);  // in two chunks
-  for (const SamplingOptions& sampling : {SamplingOptions{}, {.temperature = 1.2, .seed = 4}, {.repetition_penalty = 1.6}, {.temperature = 0.9, .repetition_penalty = 1.3, .seed = 8}}) {
-    const GenerateOptions options{.max_tokens = 24, .sampling = sampling, .stop_ids = {}, .stop_strings = {}, .ignore_stop = true};
+  for (const SamplingOptions& sampling : {SamplingOptions{},
+                                          {.temperature = 1.2, .seed = 4},
+                                          {.repetition_penalty = 1.6},
+                                          {.temperature = 0.9, .repetition_penalty = 1.3, .seed = 8}}) {
+    const GenerateOptions options{
+        .max_tokens = 24, .sampling = sampling, .stop_ids = {}, .stop_strings = {}, .ignore_stop = true};
     const auto a = generate(**here, 1, prompt, options, nullptr), b = generate(**there, 1, prompt, options, nullptr);
     ASSERT_TRUE(a && b);
     EXPECT_EQ(a->ids, b->ids);
@@ -98,7 +108,9 @@ TEST(Choosing, KeepsTheCallersOrder) {
     ASSERT_TRUE(chosen) << error_text(chosen.error());
     for (std::size_t i = 0; i < 3; ++i) {
       Sampler sampler({}, (*here)->spec().vocabulary);
-      EXPECT_EQ((*chosen)[i], *sampler.sample(logits->subspan(i * static_cast<std::size_t>((*here)->spec().vocabulary), static_cast<std::size_t>((*here)->spec().vocabulary)))) << i;
+      EXPECT_EQ((*chosen)[i], *sampler.sample(logits->subspan(i * static_cast<std::size_t>((*here)->spec().vocabulary),
+                                                              static_cast<std::size_t>((*here)->spec().vocabulary))))
+          << i;
     }
   }
 }

@@ -1,4 +1,5 @@
-// The engine holds what was planned, and answers the same however a text is cut into passes and whoever else is being served.
+// The engine holds what was planned, and answers the same however a text is cut into passes and whoever else is being
+// served.
 #include "engine/engine.h"
 
 #include <cmath>
@@ -25,7 +26,8 @@ std::vector<std::int64_t> shares(std::int64_t tokens, std::int64_t slots) {
 
 TEST_P(PlannedMemory, IsWhatIsAllocated) {
   const auto& [name, slots, device] = GetParam();
-  const EngineOptions options{.slots = slots, .context = 96, .prefill_chunk = 40, .logit_rows = 0, .cache_dtype = DType::f32};
+  const EngineOptions options{
+      .slots = slots, .context = 96, .prefill_chunk = 40, .logit_rows = 0, .cache_dtype = DType::f32};
   auto made = make_engine(name, options, device);
   ASSERT_TRUE(made) << error_text(made.error());
   Engine& engine = **made;
@@ -43,7 +45,8 @@ TEST_P(PlannedMemory, IsWhatIsAllocated) {
   const auto split = shares(options.prefill_chunk, slots);
   for (int pass = 0; pass < 3; ++pass) {
     std::vector<std::vector<std::int32_t>> ids;
-    for (std::int64_t s = 0; s < slots; ++s) ids.push_back(some_ids(pass == 2 ? 1 : split[static_cast<std::size_t>(s)], vocabulary, s + 10 * pass));
+    for (std::int64_t s = 0; s < slots; ++s)
+      ids.push_back(some_ids(pass == 2 ? 1 : split[static_cast<std::size_t>(s)], vocabulary, s + 10 * pass));
     std::vector<SlotTokens> parts;
     for (std::int64_t s = 0; s < slots; ++s) parts.push_back({s, ids[static_cast<std::size_t>(s)]});
     const auto logits = engine.step(parts, Logits::kLast);
@@ -61,7 +64,8 @@ TEST_P(PlannedMemory, IsWhatIsAllocated) {
   // The cache is what the architecture asks for, but for the alignment of each of its tensors.
   const model::CacheSpec& cache = (*architecture)->cache();
   Bytes asked = 0;
-  for (const model::CacheTensor& t : cache.tensors) asked += static_cast<Bytes>(slots * t.rows_for(options.context) * t.width) * 4;
+  for (const model::CacheTensor& t : cache.tensors)
+    asked += static_cast<Bytes>(slots * t.rows_for(options.context) * t.width) * 4;
   EXPECT_GE(planned.cache, asked);
   EXPECT_LE(planned.cache, asked + 64 * cache.tensors.size());
   // Activations that were really alive at once.
@@ -70,12 +74,17 @@ TEST_P(PlannedMemory, IsWhatIsAllocated) {
   EXPECT_GE(planned.activations, planned.activations_peak);
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryArchitecture, PlannedMemory, testing::Combine(testing::ValuesIn(kTinyModels), testing::Values(1, 3), testing::Values("reference", "cpu")), [](const auto& info) {
-  return test_name(std::get<0>(info.param)) + "_slots_" + std::to_string(std::get<1>(info.param)) + "_" + std::get<2>(info.param);
-});
+INSTANTIATE_TEST_SUITE_P(EveryArchitecture, PlannedMemory,
+                         testing::Combine(testing::ValuesIn(kTinyModels), testing::Values(1, 3),
+                                          testing::Values("reference", "cpu")),
+                         [](const auto& info) {
+                           return test_name(std::get<0>(info.param)) + "_slots_" +
+                                  std::to_string(std::get<1>(info.param)) + "_" + std::get<2>(info.param);
+                         });
 
 class Every : public testing::TestWithParam<std::string> {};
-INSTANTIATE_TEST_SUITE_P(Architecture, Every, testing::ValuesIn(kTinyModels), [](const auto& info) { return test_name(info.param); });
+INSTANTIATE_TEST_SUITE_P(Architecture, Every, testing::ValuesIn(kTinyModels),
+                         [](const auto& info) { return test_name(info.param); });
 
 TEST_P(Every, PromptInChunksAnswersAsAtOnce) {
   const auto ids = some_ids(61, 500);
@@ -86,13 +95,15 @@ TEST_P(Every, PromptInChunksAnswersAsAtOnce) {
     const auto logits = (*engine)->prefill(0, ids);
     ASSERT_TRUE(logits) << error_text(logits.error());
     EXPECT_EQ((*engine)->length(0), 61);
-    if (whole.empty()) whole.assign(logits->begin(), logits->end());
-    else expect_close(*logits, whole, 1e-3, "chunks of " + std::to_string(chunk));
+    if (whole.empty())
+      whole.assign(logits->begin(), logits->end());
+    else
+      expect_close(*logits, whole, 1e-3, "chunks of " + std::to_string(chunk));
   }
 }
 
-// Three texts of different length, begun at different times and continued together, against each alone. Afterwards a slot is given
-// to a new text, which must not notice what was there before.
+// Three texts of different length, begun at different times and continued together, against each alone. Afterwards a
+// slot is given to a new text, which must not notice what was there before.
 TEST_P(Every, SlotsDoNotDisturbEachOther) {
   constexpr std::int64_t kPrompts[] = {23, 5, 38}, kAnswer = 6;
   auto together = make_engine(GetParam(), {.slots = 3, .context = 64, .prefill_chunk = 16});
@@ -111,7 +122,9 @@ TEST_P(Every, SlotsDoNotDisturbEachOther) {
     const auto logits = (*together)->step(parts, Logits::kLast);
     ASSERT_TRUE(logits) << error_text(logits.error());
     const auto vocabulary = static_cast<std::size_t>((*together)->spec().vocabulary);
-    for (std::size_t s = 0; s < 3; ++s) last[s].assign(logits->begin() + static_cast<std::ptrdiff_t>(s * vocabulary), logits->begin() + static_cast<std::ptrdiff_t>((s + 1) * vocabulary));
+    for (std::size_t s = 0; s < 3; ++s)
+      last[s].assign(logits->begin() + static_cast<std::ptrdiff_t>(s * vocabulary),
+                     logits->begin() + static_cast<std::ptrdiff_t>((s + 1) * vocabulary));
   }
   auto alone = make_engine(GetParam(), {.slots = 1, .context = 64, .prefill_chunk = 64});
   ASSERT_TRUE(alone);

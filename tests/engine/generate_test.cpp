@@ -14,7 +14,8 @@ text::Tokenizer two_letters(std::int64_t vocabulary) {
     const char letters[] = {static_cast<char>('a' + i / 26), static_cast<char>('a' + i % 26), '\0'};
     vocab += (i == 0 ? "" : ",") + std::string("\"") + letters + "\":" + std::to_string(i);
   }
-  auto tokenizer = text::Tokenizer::from_text(R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{)" + vocab + R"(},"merges":[]}})", "", "test");
+  auto tokenizer = text::Tokenizer::from_text(
+      R"({"decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{)" + vocab + R"(},"merges":[]}})", "", "test");
   EXPECT_TRUE(tokenizer) << error_text(tokenizer.error());
   return *tokenizer;
 }
@@ -54,7 +55,9 @@ TEST_F(Generate, RunsToItsLength) {
 }
 
 TEST_F(Generate, SamplingDependsOnItsSeed) {
-  const auto ids = [&](std::uint64_t seed) { return answer({.max_tokens = 16, .sampling = {.temperature = 1.5, .seed = seed}}).ids; };
+  const auto ids = [&](std::uint64_t seed) {
+    return answer({.max_tokens = 16, .sampling = {.temperature = 1.5, .seed = seed}}).ids;
+  };
   EXPECT_EQ(ids(1), ids(1));
   EXPECT_NE(ids(1), ids(2));
 }

@@ -1,5 +1,5 @@
-// Models spread over ranks that are threads: the same logits as one rank alone, the same bits every time, bytes as planned, and a clear
-// end when a rank fails.
+// Models spread over ranks that are threads: the same logits as one rank alone, the same bits every time, bytes as
+// planned, and a clear end when a rank fails.
 #include <cmath>
 #include <cstdlib>
 
@@ -11,7 +11,8 @@ namespace fathom::engine {
 namespace {
 using namespace test;  // NOLINT
 
-constexpr EngineOptions kOptions{.slots = 3, .context = 96, .prefill_chunk = 40, .logit_rows = 40, .cache_dtype = DType::f32};
+constexpr EngineOptions kOptions{
+    .slots = 3, .context = 96, .prefill_chunk = 40, .logit_rows = 40, .cache_dtype = DType::f32};
 
 Result<model::ModelSpec> tiny_spec(const std::string& name) {
   if (name == "moe") return model::parse_config(kTinyMoe, "moe");
@@ -23,17 +24,20 @@ PartsMaker maker(const model::ModelSpec& spec, const EngineOptions& options, con
     EngineParts parts{.options = options};
     FATHOM_TRY(parts.architecture, model::make_architecture(spec, sharding_of(spec, seat.spread, seat.rank)));
     FATHOM_TRY(parts.backend, backends::make_backend(device, {.threads = 1}));
-    FATHOM_TRY(parts.weights, weights::synthesize_in_memory(parts.architecture->weights(), *parts.backend, {.storage = {}, .seed = 3, .threads = 1, .progress = {}}));
+    FATHOM_TRY(parts.weights, weights::synthesize_in_memory(parts.architecture->weights(), *parts.backend,
+                                                            {.storage = {}, .seed = 3, .threads = 1, .progress = {}}));
     return parts;
   };
 }
 
-Result<std::unique_ptr<Engine>> spread_engine(const std::string& name, const Spread& spread, const EngineOptions& options = kOptions) {
+Result<std::unique_ptr<Engine>> spread_engine(const std::string& name, const Spread& spread,
+                                              const EngineOptions& options = kOptions) {
   FATHOM_TRY(const model::ModelSpec spec, tiny_spec(name));
   return start_threads(spread, threads::make_thread_transports(spread.ranks()), maker(spec, options));
 }
 
-// Logits of a few passes: prompts of three sequences, one of them in two chunks, then steps of all at once, with one slot left out once.
+// Logits of a few passes: prompts of three sequences, one of them in two chunks, then steps of all at once, with one
+// slot left out once.
 Result<std::vector<float>> run_some(Engine& engine) {
   std::vector<float> all;
   const auto keep = [&](std::span<const float> logits) { all.insert(all.end(), logits.begin(), logits.end()); };
@@ -57,17 +61,24 @@ Result<std::vector<float>> run_some(Engine& engine) {
   return all;
 }
 
-struct Case { std::string name; Spread spread; };
+struct Case {
+  std::string name;
+  Spread spread;
+};
 
 class Spreads : public testing::TestWithParam<Case> {};
 
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const std::string& name : kTinyModels) {
-    for (const Spread& spread : {Spread{.tp = 2}, Spread{.pp = 2}, Spread{.dp = 2}, Spread{.tp = 2, .pp = 2}, Spread{.tp = 2, .dp = 2}}) all.push_back({name, spread});
+    for (const Spread& spread :
+         {Spread{.tp = 2}, Spread{.pp = 2}, Spread{.dp = 2}, Spread{.tp = 2, .pp = 2}, Spread{.tp = 2, .dp = 2}})
+      all.push_back({name, spread});
     const auto spec = tiny_spec(name);
     if (!spec || spec->routing.experts == 0) continue;
-    for (const Spread& spread : {Spread{.tp = 2, .ep = 2}, Spread{.dp = 2, .ep = 2}, Spread{.tp = 2, .dp = 2, .ep = 4}, Spread{.tp = 2, .dp = 2, .ep = 2}, Spread{.pp = 2, .dp = 2, .ep = 2}}) all.push_back({name, spread});
+    for (const Spread& spread : {Spread{.tp = 2, .ep = 2}, Spread{.dp = 2, .ep = 2}, Spread{.tp = 2, .dp = 2, .ep = 4},
+                                 Spread{.tp = 2, .dp = 2, .ep = 2}, Spread{.pp = 2, .dp = 2, .ep = 2}})
+      all.push_back({name, spread});
   }
   return all;
 }
@@ -99,7 +110,8 @@ TEST_P(Spreads, AnswerAsOneRankAlone) {
   }
   // A share, not a copy: what is replicated (norms, latents' projections, routers) is the smaller part of these models.
   if (spread.dp == 1 || spread.ep > 1) {
-    EXPECT_LT(static_cast<double>((*engine)->ranks()[0].planned.weights), 0.9 * static_cast<double>((*alone)->planned().weights));
+    EXPECT_LT(static_cast<double>((*engine)->ranks()[0].planned.weights),
+              0.9 * static_cast<double>((*alone)->planned().weights));
   }
   EXPECT_GE(weights, (*alone)->planned().weights);
   EXPECT_LE((*engine)->allocated().activations_peak, (*engine)->planned().activations_peak);
@@ -107,7 +119,8 @@ TEST_P(Spreads, AnswerAsOneRankAlone) {
 
 INSTANTIATE_TEST_SUITE_P(EveryArchitecture, Spreads, testing::ValuesIn(cases()), [](const auto& info) {
   const Spread& s = info.param.spread;
-  return test_name(info.param.name) + "_tp" + std::to_string(s.tp) + "_pp" + std::to_string(s.pp) + "_dp" + std::to_string(s.dp) + "_ep" + std::to_string(s.ep);
+  return test_name(info.param.name) + "_tp" + std::to_string(s.tp) + "_pp" + std::to_string(s.pp) + "_dp" +
+         std::to_string(s.dp) + "_ep" + std::to_string(s.ep);
 });
 
 TEST(Shares, EveryLayerAndExpertIsSomewhere) {
@@ -120,7 +133,8 @@ TEST(Shares, EveryLayerAndExpertIsSomewhere) {
     EXPECT_EQ(s.tp_rank, r % 2);
     EXPECT_EQ(s.ep * s.expert_tp, 4);
     EXPECT_EQ(s.ep_rank * s.expert_tp + s.expert_tp_rank, r % 4);
-    for (std::int64_t l = s.first_layer; l < (s.last_layer < 0 ? spec->layers : s.last_layer); ++l) ++layers[static_cast<std::size_t>(l)];
+    for (std::int64_t l = s.first_layer; l < (s.last_layer < 0 ? spec->layers : s.last_layer); ++l)
+      ++layers[static_cast<std::size_t>(l)];
     const tensor::GroupMembers groups = groups_of(spread, r);
     EXPECT_EQ(groups.of(tensor::Group::kTensor), (std::vector<int>{r / 2 * 2, r / 2 * 2 + 1}));
     EXPECT_EQ(groups.of(tensor::Group::kPipeline), (std::vector<int>{r % 4, r % 4 + 4}));

@@ -68,7 +68,8 @@ TEST(Greedy, NeverTakesWhatIsNotANumber) {
 
 TEST(Sampling, SaysSoWhenTheModelComputesNothingFinite) {
   for (const double temperature : {0.0, 1.0}) {
-    for (const std::vector<float>& logits : {std::vector<float>{kNaN, kNaN}, {-kInfinity, -kInfinity}, {kInfinity, 0}, {kNaN, kInfinity}}) {
+    for (const std::vector<float>& logits :
+         {std::vector<float>{kNaN, kNaN}, {-kInfinity, -kInfinity}, {kInfinity, 0}, {kNaN, kInfinity}}) {
       Sampler sampler({.temperature = temperature}, 2);
       const auto id = sampler.sample(logits);
       ASSERT_FALSE(id);
@@ -80,15 +81,21 @@ TEST(Sampling, SaysSoWhenTheModelComputesNothingFinite) {
 TEST(Sampling, NeverDrawsWhatIsNotANumber) {
   auto logits = kLogits;
   logits[1] = kNaN;
-  for (const SamplingOptions& options : {SamplingOptions{.temperature = 1}, {.temperature = 5, .top_k = 7}, {.temperature = 1, .top_p = 0.99}, {.temperature = 1, .min_p = 1e-9}}) EXPECT_EQ(draw(options, logits, 2000)[1], 0);
+  for (const SamplingOptions& options : {SamplingOptions{.temperature = 1},
+                                         {.temperature = 5, .top_k = 7},
+                                         {.temperature = 1, .top_p = 0.99},
+                                         {.temperature = 1, .min_p = 1e-9}})
+    EXPECT_EQ(draw(options, logits, 2000)[1], 0);
 }
 
 TEST(Sampling, FollowsTheTemperature) {
-  for (const double temperature : {0.5, 1.0, 2.5}) expect_distribution(draw({.temperature = temperature, .seed = 11}, kLogits, kDraws), softmax(kLogits, temperature));
+  for (const double temperature : {0.5, 1.0, 2.5})
+    expect_distribution(draw({.temperature = temperature, .seed = 11}, kLogits, kDraws), softmax(kLogits, temperature));
 }
 
 TEST(Sampling, TopKKeepsTheKBest) {
-  expect_distribution(draw({.temperature = 1, .top_k = 3, .seed = 5}, kLogits, kDraws), only(softmax(kLogits, 1), {1, 3, 6}));
+  expect_distribution(draw({.temperature = 1, .top_k = 3, .seed = 5}, kLogits, kDraws),
+                      only(softmax(kLogits, 1), {1, 3, 6}));
   expect_distribution(draw({.temperature = 1, .top_k = 1, .seed = 5}, kLogits, 100), only(softmax(kLogits, 1), {1}));
   expect_distribution(draw({.temperature = 1, .top_k = 1000, .seed = 5}, kLogits, kDraws), softmax(kLogits, 1));
 }
@@ -96,14 +103,18 @@ TEST(Sampling, TopKKeepsTheKBest) {
 TEST(Sampling, TopPKeepsTheSmallestSetThatReachesIt) {
   const auto p = softmax(kLogits, 1);  // descending: 1, 3, 6, 4, 7, 0, 2, 5
   expect_distribution(draw({.temperature = 1, .top_p = p[1] * 0.5, .seed = 7}, kLogits, 100), only(p, {1}));
-  expect_distribution(draw({.temperature = 1, .top_p = p[1] + p[3] + 1e-4, .seed = 7}, kLogits, kDraws), only(p, {1, 3, 6}));
-  expect_distribution(draw({.temperature = 1, .top_p = p[1] + p[3] - 1e-4, .seed = 7}, kLogits, kDraws), only(p, {1, 3}));
+  expect_distribution(draw({.temperature = 1, .top_p = p[1] + p[3] + 1e-4, .seed = 7}, kLogits, kDraws),
+                      only(p, {1, 3, 6}));
+  expect_distribution(draw({.temperature = 1, .top_p = p[1] + p[3] - 1e-4, .seed = 7}, kLogits, kDraws),
+                      only(p, {1, 3}));
 }
 
 TEST(Sampling, TopPCountsWithinTopK) {
   // Among the best three, the best alone has exp(2) of the weight; the share is of those three, not of all.
   const auto three = only(softmax(kLogits, 1), {1, 3, 6});
-  expect_distribution(draw({.temperature = 1, .top_k = 3, .top_p = three[1] + three[3] - 1e-4, .seed = 3}, kLogits, kDraws), only(three, {1, 3}));
+  expect_distribution(
+      draw({.temperature = 1, .top_k = 3, .top_p = three[1] + three[3] - 1e-4, .seed = 3}, kLogits, kDraws),
+      only(three, {1, 3}));
 }
 
 TEST(Sampling, MinPKeepsWhatHasThisShareOfTheBest) {
@@ -140,8 +151,11 @@ TEST(Sampling, ASeedDecides) {
 std::int32_t by_the_rule(const std::vector<float>& logits, const tensor::SamplingRow& row) {
   std::vector<std::int32_t> rank(logits.size());
   std::iota(rank.begin(), rank.end(), 0);
-  const auto score = [&](std::int32_t id) { return tensor::sampling_score(logits[static_cast<std::size_t>(id)], 1, false); };
-  std::sort(rank.begin(), rank.end(), [&](std::int32_t a, std::int32_t b) { return score(a) != score(b) ? score(a) > score(b) : a < b; });
+  const auto score = [&](std::int32_t id) {
+    return tensor::sampling_score(logits[static_cast<std::size_t>(id)], 1, false);
+  };
+  std::sort(rank.begin(), rank.end(),
+            [&](std::int32_t a, std::int32_t b) { return score(a) != score(b) ? score(a) > score(b) : a < b; });
   const float best = score(rank[0]);
   const auto weight = [&](std::int32_t id) { return tensor::sampling_weight(score(id), best, row.per_octave); };
   if (row.top_k > 0 && row.top_k < std::ssize(rank)) rank.resize(static_cast<std::size_t>(row.top_k));
@@ -149,7 +163,8 @@ std::int32_t by_the_rule(const std::vector<float>& logits, const tensor::Samplin
     std::uint64_t sum = 0, reached = 0;
     for (const std::int32_t id : rank) sum += weight(id);
     std::size_t kept = 0;
-    while (kept < rank.size() && reached < std::max<std::uint64_t>(tensor::share_of(sum, row.top_p), 1)) reached += weight(rank[kept++]);
+    while (kept < rank.size() && reached < std::max<std::uint64_t>(tensor::share_of(sum, row.top_p), 1))
+      reached += weight(rank[kept++]);
     rank.resize(kept);
   }
   std::erase_if(rank, [&](std::int32_t id) { return weight(id) < row.least; });
@@ -161,7 +176,8 @@ std::int32_t by_the_rule(const std::vector<float>& logits, const tensor::Samplin
   return -1;
 }
 
-RC_GTEST_PROP(Sampling, IsWhatTheRuleSays, (std::uint64_t seed, std::uint8_t k, std::uint8_t p, std::uint8_t m, bool equals)) {
+RC_GTEST_PROP(Sampling, IsWhatTheRuleSays,
+              (std::uint64_t seed, std::uint8_t k, std::uint8_t p, std::uint8_t m, bool equals)) {
   std::vector<float> logits(40);
   std::uint64_t state = seed;
   for (float& x : logits) {
@@ -169,7 +185,8 @@ RC_GTEST_PROP(Sampling, IsWhatTheRuleSays, (std::uint64_t seed, std::uint8_t k, 
     x = static_cast<float>(static_cast<std::int64_t>(state >> 40) % 2000 - 1000) / (equals ? 500.0f : 130.0f);
     if (equals) x = std::round(x);
   }
-  const SamplingOptions options{.temperature = 0.9, .top_k = k % 45, .top_p = (p % 100 + 1) / 100.0, .min_p = m % 50 / 100.0, .seed = seed};
+  const SamplingOptions options{
+      .temperature = 0.9, .top_k = k % 45, .top_p = (p % 100 + 1) / 100.0, .min_p = m % 50 / 100.0, .seed = seed};
   Sampler one(options, 40), other(options, 40);
   for (int i = 0; i < 5; ++i) {
     const auto id = one.sample(logits);
@@ -181,12 +198,14 @@ RC_GTEST_PROP(Sampling, IsWhatTheRuleSays, (std::uint64_t seed, std::uint8_t k, 
 TEST(Arithmetic, WeightsArePowers) {
   for (double octaves = 0; octaves < 40; octaves += 0.37) {
     const double weight = static_cast<double>(tensor::sampling_weight(static_cast<float>(-octaves), 0, 1));
-    EXPECT_NEAR(weight, std::exp2(tensor::kWeightBits - static_cast<double>(static_cast<float>(octaves))), 1 + weight * 3e-8);
+    EXPECT_NEAR(weight, std::exp2(tensor::kWeightBits - static_cast<double>(static_cast<float>(octaves))),
+                1 + weight * 3e-8);
   }
   EXPECT_EQ(tensor::sampling_weight(2, 2, 1), std::uint64_t{1} << tensor::kWeightBits);
   EXPECT_EQ(tensor::sampling_weight(-kInfinity, 2, 1), 0u);
   EXPECT_EQ(tensor::sampling_weight(-1e30f, 2, 1e10), 0u);
-  for (const float x : {-kInfinity, -3.5f, -1e-40f, 0.0f, 1e-40f, 2.0f, kInfinity}) EXPECT_EQ(tensor::score_of_key(tensor::sampling_key(x)), x);
+  for (const float x : {-kInfinity, -3.5f, -1e-40f, 0.0f, 1e-40f, 2.0f, kInfinity})
+    EXPECT_EQ(tensor::score_of_key(tensor::sampling_key(x)), x);
   EXPECT_LT(tensor::sampling_key(-1), tensor::sampling_key(-0.5f));
   EXPECT_LT(tensor::sampling_key(-0.5f), tensor::sampling_key(0));
   EXPECT_LT(tensor::sampling_key(0), tensor::sampling_key(1e-30f));
@@ -194,17 +213,29 @@ TEST(Arithmetic, WeightsArePowers) {
 
 TEST(Options, OutsideTheirRangesAreRefused) {
   EXPECT_TRUE(check_sampling({}));
-  EXPECT_TRUE(check_sampling({.temperature = 0.7, .top_k = 40, .top_p = 0.95, .min_p = 0.05, .repetition_penalty = 1.1}));
+  EXPECT_TRUE(
+      check_sampling({.temperature = 0.7, .top_k = 40, .top_p = 0.95, .min_p = 0.05, .repetition_penalty = 1.1}));
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  for (const SamplingOptions& bad : {SamplingOptions{.temperature = -1}, {.temperature = nan}, {.temperature = 1e9}, {.top_k = -1}, {.top_p = 0}, {.top_p = 1.5}, {.top_p = nan}, {.min_p = -0.1}, {.min_p = 2},
-                                     {.min_p = nan}, {.repetition_penalty = 0}, {.repetition_penalty = nan}}) {
+  for (const SamplingOptions& bad : {SamplingOptions{.temperature = -1},
+                                     {.temperature = nan},
+                                     {.temperature = 1e9},
+                                     {.top_k = -1},
+                                     {.top_p = 0},
+                                     {.top_p = 1.5},
+                                     {.top_p = nan},
+                                     {.min_p = -0.1},
+                                     {.min_p = 2},
+                                     {.min_p = nan},
+                                     {.repetition_penalty = 0},
+                                     {.repetition_penalty = nan}}) {
     const auto checked = check_sampling(bad);
     ASSERT_FALSE(checked);
     EXPECT_EQ(checked.error().key, "engine.sampling_range");
   }
 }
 
-RC_GTEST_PROP(Sampling, AlwaysAnswersATokenThatThereIs, (const std::vector<float>& given, unsigned k, std::uint64_t seed)) {
+RC_GTEST_PROP(Sampling, AlwaysAnswersATokenThatThereIs,
+              (const std::vector<float>& given, unsigned k, std::uint64_t seed)) {
   RC_PRE(!given.empty());
   bool any = false, infinite = false;
   for (const float x : given) {
@@ -212,7 +243,13 @@ RC_GTEST_PROP(Sampling, AlwaysAnswersATokenThatThereIs, (const std::vector<float
     infinite = infinite || x == kInfinity;
   }
   RC_PRE(any && !infinite);
-  Sampler sampler({.temperature = 0.8, .top_k = static_cast<std::int64_t>(k % 5), .top_p = 0.9, .min_p = 0.01, .repetition_penalty = 1.2, .seed = seed}, static_cast<std::int64_t>(given.size()));
+  Sampler sampler({.temperature = 0.8,
+                   .top_k = static_cast<std::int64_t>(k % 5),
+                   .top_p = 0.9,
+                   .min_p = 0.01,
+                   .repetition_penalty = 1.2,
+                   .seed = seed},
+                  static_cast<std::int64_t>(given.size()));
   for (int i = 0; i < 3; ++i) {
     const auto id = sampler.sample(given);
     RC_ASSERT(id.has_value());

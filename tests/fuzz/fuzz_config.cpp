@@ -11,7 +11,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto spec = model::parse_config({reinterpret_cast<const char*>(data), size}, "fuzz");
   if (!spec) return static_cast<void>(error_text(spec.error())), 0;
   if (spec->layers > 64) return 0;  // valid, but slow to size thousands of times a second
-  if (const auto sized = model::size_model(*spec); sized && sized->sizes.parameters_main > sized->sizes.parameters_total) __builtin_trap();
+  if (const auto sized = model::size_model(*spec);
+      sized && sized->sizes.parameters_main > sized->sizes.parameters_total)
+    __builtin_trap();
   static_cast<void>(model::with_layers(*spec, 1));
   return 0;
 }

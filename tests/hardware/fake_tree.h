@@ -16,7 +16,9 @@ class FakeTree {
   /// In memory where that can be had, since trees are many small files; `on_disk`: in the folder for temporary files.
   explicit FakeTree(bool on_disk = false) {
     const bool memory = !on_disk && ::access("/dev/shm", W_OK | X_OK) == 0;
-    std::string name = ((memory ? std::filesystem::path("/dev/shm") : std::filesystem::temp_directory_path()) / "fathom-tree-XXXXXX").string();
+    std::string name =
+        ((memory ? std::filesystem::path("/dev/shm") : std::filesystem::temp_directory_path()) / "fathom-tree-XXXXXX")
+            .string();
     if (::mkdtemp(name.data()) == nullptr) ADD_FAILURE() << "no temporary folder";
     root_ = name;
   }

@@ -17,8 +17,8 @@ using test::FakeTree;
 // Two or more cards; handles are 1, 2, …; MIG instances 100 + n.
 struct FakeNvml {
   int devices = 2;
-  int links = 18;            // active ones of each card
-  bool switched = true;      // through switches, else straight to the other of two
+  int links = 18;        // active ones of each card
+  bool switched = true;  // through switches, else straight to the other of two
   bool mig = false;
   bool common_speed = true;  // tells the speed of all links at once
   int init_code = 0;
@@ -33,16 +33,25 @@ NvmlApi fake_api() {
   api.driver_version = [](char* text, unsigned size) { return std::snprintf(text, size, "570.86.15") > 0 ? 0 : 1; };
   api.cuda_version = [](int* version) { return *version = 12080, 0; };
   api.device_count = [](unsigned* count) { return *count = static_cast<unsigned>(fake.devices), 0; };
-  api.device_by_index = [](unsigned index, NvmlDevice* device) { return *device = reinterpret_cast<NvmlDevice>(static_cast<long>(index) + 1), 0; };
-  api.name = [](NvmlDevice device, char* text, unsigned size) {
-    return std::snprintf(text, size, handle_number(device) > 100 ? "NVIDIA H200 MIG 1g.18gb" : "NVIDIA H200") > 0 ? 0 : 1;
+  api.device_by_index = [](unsigned index, NvmlDevice* device) {
+    return *device = reinterpret_cast<NvmlDevice>(static_cast<long>(index) + 1), 0;
   };
-  api.uuid = [](NvmlDevice device, char* text, unsigned size) { return std::snprintf(text, size, "GPU-%ld", handle_number(device)) > 0 ? 0 : 1; };
+  api.name = [](NvmlDevice device, char* text, unsigned size) {
+    return std::snprintf(text, size, handle_number(device) > 100 ? "NVIDIA H200 MIG 1g.18gb" : "NVIDIA H200") > 0 ? 0
+                                                                                                                  : 1;
+  };
+  api.uuid = [](NvmlDevice device, char* text, unsigned size) {
+    return std::snprintf(text, size, "GPU-%ld", handle_number(device)) > 0 ? 0 : 1;
+  };
   api.memory = [](NvmlDevice device, NvmlMemory* memory) {
-    *memory = handle_number(device) > 100 ? NvmlMemory{16 * kGiB, 15 * kGiB, 1 * kGiB} : NvmlMemory{140 * kGiB, 139 * kGiB, 1 * kGiB};
+    *memory = handle_number(device) > 100 ? NvmlMemory{16 * kGiB, 15 * kGiB, 1 * kGiB}
+                                          : NvmlMemory{140 * kGiB, 139 * kGiB, 1 * kGiB};
     return 0;
   };
-  api.pci = [](NvmlDevice device, NvmlPci* pci) { return std::snprintf(pci->bus_id, sizeof pci->bus_id, "00000000:%02lX:00.0", handle_number(device) + 0x19) > 0 ? 0 : 1; };
+  api.pci = [](NvmlDevice device, NvmlPci* pci) {
+    return std::snprintf(pci->bus_id, sizeof pci->bus_id, "00000000:%02lX:00.0", handle_number(device) + 0x19) > 0 ? 0
+                                                                                                                   : 1;
+  };
   api.max_clock = [](NvmlDevice, int type, unsigned* mhz) { return *mhz = type == 2 ? 3201 : 1980, 0; };
   api.power_limit = [](NvmlDevice, unsigned* milliwatts) { return *milliwatts = 700000, 0; };
   api.pcie_generation = [](NvmlDevice, unsigned* value) { return *value = 4, 0; };
@@ -65,7 +74,10 @@ NvmlApi fake_api() {
   api.nvlink_remote_type = [](NvmlDevice, unsigned, unsigned* type) { return *type = fake.switched ? 2 : 0, 0; };
   api.nvlink_remote_pci = [](NvmlDevice device, unsigned, NvmlPci* pci) {
     const long other = handle_number(device) == 1 ? 2 : 1;
-    return std::snprintf(pci->bus_id, sizeof pci->bus_id, "00000000:%02lX:00.0", fake.switched ? 0xf0 : other + 0x19) > 0 ? 0 : 1;
+    return std::snprintf(pci->bus_id, sizeof pci->bus_id, "00000000:%02lX:00.0", fake.switched ? 0xf0 : other + 0x19) >
+                   0
+               ? 0
+               : 1;
   };
   api.common_ancestor = [](NvmlDevice, NvmlDevice, unsigned* level) { return *level = 40, 0; };
   api.p2p_status = [](NvmlDevice, NvmlDevice, int, unsigned* status) { return *status = 0, 0; };
@@ -132,7 +144,8 @@ TEST(Nvml, MigInstancesStandForTheirCard) {
 TEST(Nvml, AnOldLibraryAndADeadDriver) {
   fake = {};
   NvmlApi old;
-  old.init = fake_api().init, old.device_count = fake_api().device_count, old.device_by_index = fake_api().device_by_index;
+  old.init = fake_api().init, old.device_count = fake_api().device_count,
+  old.device_by_index = fake_api().device_by_index;
   const GpuReport report = gpus_from_nvml(old);
   ASSERT_EQ(report.gpus.size(), 2u);
   EXPECT_TRUE(report.gpus[0].name.empty());
@@ -145,7 +158,8 @@ TEST(Nvml, AnOldLibraryAndADeadDriver) {
   EXPECT_EQ(dead.notes[0].key, "hardware_probe.nvml_failed");
 }
 
-void pci_card(const FakeTree& tree, int card, const std::string& path, const std::string& vendor, const std::string& device) {
+void pci_card(const FakeTree& tree, int card, const std::string& path, const std::string& vendor,
+              const std::string& device) {
   const std::string folder = "sys/devices/" + path;
   tree.file(folder + "/vendor", vendor + "\n");
   tree.file(folder + "/device", device + "\n");
@@ -176,8 +190,11 @@ TEST(GpuSysfs, AmdCards) {
   const FakeTree tree;
   amd_card(tree, 1, "pci0000:00/0000:00:01.0/0000:0c:00.0");
   amd_card(tree, 2, "pci0000:80/0000:80:01.0/0000:8c:00.0");
-  tree.file("sys/class/kfd/kfd/topology/nodes/2/properties", "cpu_cores_count 0\nsimd_count 1216\ngfx_target_version 90402\nlocation_id 3072\ndomain 0\n");
-  tree.file("usr/share/misc/pci.ids", "# comment\n1001  Other\n\t74a1  Wrong\n1002  Advanced Micro Devices, Inc. [AMD/ATI]\n\t74a0  Aqua Vanjaram [Instinct MI300A]\n\t74a1  Aqua Vanjaram [Instinct MI300X]\n\t\t1002 74a1  MI300X\n");
+  tree.file("sys/class/kfd/kfd/topology/nodes/2/properties",
+            "cpu_cores_count 0\nsimd_count 1216\ngfx_target_version 90402\nlocation_id 3072\ndomain 0\n");
+  tree.file("usr/share/misc/pci.ids",
+            "# comment\n1001  Other\n\t74a1  Wrong\n1002  Advanced Micro Devices, Inc. [AMD/ATI]\n\t74a0  Aqua "
+            "Vanjaram [Instinct MI300A]\n\t74a1  Aqua Vanjaram [Instinct MI300X]\n\t\t1002 74a1  MI300X\n");
   tree.file("sys/module/amdgpu/version", "6.10.5\n");
   const GpuReport report = gpus_from_sysfs(SystemFiles(tree.root()));
   ASSERT_EQ(report.gpus.size(), 2u);
@@ -207,7 +224,8 @@ TEST(GpuSysfs, IntelCards) {
   pci_card(tree, 0, "pci0000:00/0000:00:02.0", "0x8086", "0x4680");
   pci_card(tree, 1, "pci0000:00/0000:00:01.0/0000:03:00.0", "0x8086", "0x56a0");
   tree.file("sys/devices/pci0000:00/0000:00:01.0/0000:03:00.0/resource",
-            "0x0000000081000000 0x0000000081ffffff 0x0000000000140204\n0x0 0x0 0x0\n0x0000004000000000 0x00000043ffffffff 0x000000000014220c\n");
+            "0x0000000081000000 0x0000000081ffffff 0x0000000000140204\n0x0 0x0 0x0\n0x0000004000000000 "
+            "0x00000043ffffffff 0x000000000014220c\n");
   const GpuReport report = gpus_from_sysfs(SystemFiles(tree.root()));
   ASSERT_EQ(report.gpus.size(), 2u);
   EXPECT_TRUE(report.gpus[0].integrated);
@@ -239,8 +257,10 @@ TEST(GpuTools, RocmNamesGoToTheirAddress) {
   std::vector<GpuInfo> gpus(2);
   gpus[0].vendor = gpus[1].vendor = GpuVendor::amd;
   gpus[0].pci_address = "0000:03:00.0", gpus[1].pci_address = "0000:c4:00.0";
-  add_rocm_names(R"({"card1": {"Card Series": "Navi 31 [Radeon RX 7900 XT]", "Card Model": "0x744c", "PCI Bus": "0000:C4:00.0"},
-                     "card0": {"Device Name": "Phoenix3", "Card Model": "N/A", "PCI Bus": "0000:03:00.0"}, "system": 3})", gpus);
+  add_rocm_names(
+      R"({"card1": {"Card Series": "Navi 31 [Radeon RX 7900 XT]", "Card Model": "0x744c", "PCI Bus": "0000:C4:00.0"},
+                     "card0": {"Device Name": "Phoenix3", "Card Model": "N/A", "PCI Bus": "0000:03:00.0"}, "system": 3})",
+      gpus);
   EXPECT_EQ(gpus[1].name, "Radeon RX 7900 XT");
   EXPECT_EQ(gpus[0].name, "Phoenix3");
   add_rocm_names("not json", gpus);

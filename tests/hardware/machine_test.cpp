@@ -23,7 +23,8 @@ rc::Gen<T> any() {
 }
 // Text as JSON carries it: any valid UTF-8.
 rc::Gen<std::string> any_text() {
-  return rc::gen::map(rc::gen::container<std::vector<std::string>>(rc::gen::element<std::string>("a", "B", " ", "\"", "\\", "\n", "é", "内存", "🙂", "{", "7", "\t")),
+  return rc::gen::map(rc::gen::container<std::vector<std::string>>(rc::gen::element<std::string>(
+                          "a", "B", " ", "\"", "\\", "\n", "é", "内存", "🙂", "{", "7", "\t")),
                       [](const std::vector<std::string>& parts) {
                         std::string text;
                         for (const std::string& part : parts) text += part;
@@ -59,8 +60,10 @@ GpuInfo any_gpu() {
   gpu.vendor = any_of<GpuVendor>(5);
   gpu.name = *any_text(), gpu.uuid = *any_text(), gpu.pci_address = *any_text(), gpu.driver = *any_text();
   gpu.memory_total_bytes = *any<Bytes>(), gpu.memory_is_estimate = *any<bool>(), gpu.integrated = *any<bool>();
-  gpu.memory_bus_bits = maybe(any<int>()), gpu.core_mhz = maybe(any_number()), gpu.power_limit_watts = maybe(any_number());
-  gpu.pcie_generation = maybe(any<int>()), gpu.mig = maybe(any<bool>()), gpu.nvlink_bytes_per_second = maybe(any_number());
+  gpu.memory_bus_bits = maybe(any<int>()), gpu.core_mhz = maybe(any_number()),
+  gpu.power_limit_watts = maybe(any_number());
+  gpu.pcie_generation = maybe(any<int>()), gpu.mig = maybe(any<bool>()),
+  gpu.nvlink_bytes_per_second = maybe(any_number());
   gpu.nvlinks = several([] { return NvLinkPort{*any<int>(), *any<bool>(), *any<int>(), *any_text(), *any_text()}; });
   return gpu;
 }
@@ -68,7 +71,8 @@ GpuInfo any_gpu() {
 DiskInfo any_disk() {
   DiskInfo disk;
   disk.uses = several([] { return *any_text(); });
-  disk.path = *any_text(), disk.kind = any_of<DiskKind>(8), disk.writable = *any<bool>(), disk.free_bytes = *any<Bytes>();
+  disk.path = *any_text(), disk.kind = any_of<DiskKind>(8), disk.writable = *any<bool>(),
+  disk.free_bytes = *any<Bytes>();
   if (*any<bool>()) disk.read = DiskRead{*any_number(), *any<Bytes>(), *any_text(), *any_text()};
   if (*any<bool>()) disk.note = any_note();
   return disk;
@@ -76,13 +80,17 @@ DiskInfo any_disk() {
 
 Measured any_measured() {
   Measured m;
-  m.effort = *any_text(), m.seconds = *any_number(), m.others_share = *any_number(), m.buffer_bytes = *any<Bytes>(), m.read_bandwidth_bytes_per_second = *any_number();
+  m.effort = *any_text(), m.seconds = *any_number(), m.others_share = *any_number(), m.buffer_bytes = *any<Bytes>(),
+  m.read_bandwidth_bytes_per_second = *any_number();
   m.bandwidth = several([] {
-    return BandwidthResult{any_of<Access>(3), any_of<Pages>(3), *any<int>(), *any_number(), *any_number(), *any<int>(), *any_text()};
+    return BandwidthResult{any_of<Access>(3), any_of<Pages>(3), *any<int>(), *any_number(),
+                           *any_number(),     *any<int>(),      *any_text()};
   });
   m.read_curve = several([] { return ThreadPoint{*any<int>(), *any_number()}; });
   m.caches = several([] { return CacheResult{*any<int>(), *any<Bytes>(), *any_number(), maybe(any_number())}; });
-  m.peaks = several([] { return PeakResult{*any_text(), any_of<Precision>(kPrecisionCount), *any_number(), *any<int>(), *any_number()}; });
+  m.peaks = several([] {
+    return PeakResult{*any_text(), any_of<Precision>(kPrecisionCount), *any_number(), *any<int>(), *any_number()};
+  });
   return m;
 }
 
@@ -90,10 +98,14 @@ Machine any_machine() {
   Machine m;
   m.os = *any_text(), m.kernel = *any_text(), m.container = *any<bool>();
   m.cpu.model = *any_text(), m.cpu.sockets = *any<int>(), m.cpu.usable_cpus = *any<std::vector<int>>();
-  m.cpu.quota_cpus = maybe(any_number()), m.cpu.base_mhz = maybe(any_number()), m.cpu.isa.bits = *rc::gen::inRange<std::uint32_t>(0, 1u << kIsaCount);
+  m.cpu.quota_cpus = maybe(any_number()), m.cpu.base_mhz = maybe(any_number()),
+  m.cpu.isa.bits = *rc::gen::inRange<std::uint32_t>(0, 1u << kIsaCount);
   m.cpu.caches = several([] { return CacheInfo{*any<int>(), *any_text(), *any<Bytes>(), *any<int>(), *any<int>()}; });
-  m.cpu.numa = several([] { return NumaNode{*any<int>(), *any<Bytes>(), *any<std::vector<int>>(), *any<std::vector<int>>()}; });
-  m.memory.total_bytes = *any<Bytes>(), m.memory.limit_bytes = maybe(any<Bytes>()), m.memory.modules = maybe(any<int>());
+  m.cpu.numa = several([] {
+    return NumaNode{*any<int>(), *any<Bytes>(), *any<std::vector<int>>(), *any<std::vector<int>>()};
+  });
+  m.memory.total_bytes = *any<Bytes>(), m.memory.limit_bytes = maybe(any<Bytes>()),
+  m.memory.modules = maybe(any<int>());
   m.memory.pools = several([] { return HugePagePool{*any<Bytes>(), *any<std::int64_t>(), *any<std::int64_t>()}; });
   m.disks = several(any_disk), m.gpus = several(any_gpu), m.notes = several(any_note);
   m.gpu_links = several([] { return GpuLink{*any<int>(), *any<int>(), *any_text(), *any<int>(), maybe(any<bool>())}; });
@@ -110,7 +122,9 @@ RC_GTEST_PROP(MachineJson, RoundTrip, ()) {
 
 RC_GTEST_PROP(MachineJson, DamagedTextIsAnErrorOrAMachine, ()) {
   std::string text = machine_to_json(any_machine());
-  for (int i = *rc::gen::inRange(1, 4); i > 0; --i) text[static_cast<std::size_t>(*rc::gen::inRange<int>(0, static_cast<int>(text.size())))] = *rc::gen::element('"', '{', ']', '0', 'e', '-', ',', '\0', '\xff');
+  for (int i = *rc::gen::inRange(1, 4); i > 0; --i)
+    text[static_cast<std::size_t>(*rc::gen::inRange<int>(0, static_cast<int>(text.size())))] =
+        *rc::gen::element('"', '{', ']', '0', 'e', '-', ',', '\0', '\xff');
   const auto back = machine_from_json(text, "text");
   if (!back) RC_ASSERT(!error_text(back.error()).empty());
 }
@@ -138,7 +152,8 @@ Machine some_machine() {
   Measured measured;
   measured.read_bandwidth_bytes_per_second = 80e9;
   measured.read_curve = {{1, 20e9}, {4, 65e9}, {16, 80e9}};
-  measured.peaks = {{"avx2_fp32", Precision::fp32, 100e9, 16, 1200e9}, {"amx_bf16", Precision::bf16, 2e12, 16, 30e12},
+  measured.peaks = {{"avx2_fp32", Precision::fp32, 100e9, 16, 1200e9},
+                    {"amx_bf16", Precision::bf16, 2e12, 16, 30e12},
                     {"avx512_vnni_int8", Precision::int8, 700e9, 16, 9e12}};
   machine.measured = measured;
   return machine;
@@ -211,8 +226,10 @@ TEST(Report, HasNoMissingTexts) {
   Machine machine = some_machine();
   machine.container = machine.cpu.virtualized = true;
   machine.cpu.quota_cpus = 1.5, machine.cpu.base_mhz = 2000, machine.cpu.max_mhz = 3000;
-  machine.memory.limit_bytes = kGiB, machine.memory.modules = 2, machine.memory.channels = 2, machine.memory.speed_mts = 4800;
-  machine.measured->bandwidth = {{Access::read, Pages::small, 1, 1e9, 1e9, 1, "x"}, {Access::copy, Pages::hugetlb, 1, 1e9, 1e9, 1, "x"},
+  machine.memory.limit_bytes = kGiB, machine.memory.modules = 2, machine.memory.channels = 2,
+  machine.memory.speed_mts = 4800;
+  machine.measured->bandwidth = {{Access::read, Pages::small, 1, 1e9, 1e9, 1, "x"},
+                                 {Access::copy, Pages::hugetlb, 1, 1e9, 1e9, 1, "x"},
                                  {Access::triad, Pages::transparent_huge, 1, 1e9, 1e9, 1, "x"}};
   machine.measured->caches = {{2, kMiB, 5e-9, 1e11}, {4, kGiB, 1e-7, std::nullopt}};
   for (int kind = 0; kind < 8; ++kind) {

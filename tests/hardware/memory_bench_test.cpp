@@ -57,7 +57,8 @@ TEST(WriteLoops, CopyAndTriadWithinTheirBounds) {
       for (const bool triad : {false, true}) {
         std::fill(target, target + kFloats + 64, kGuard);
         (triad ? variant.triad : variant.copy)(target, a, b, kFloats * sizeof(float));
-        for (std::size_t i = 0; i < kFloats; ++i) ASSERT_EQ(target[i], triad ? a[i] + 3 * b[i] : a[i]) << variant.name << " at " << i;
+        for (std::size_t i = 0; i < kFloats; ++i)
+          ASSERT_EQ(target[i], triad ? a[i] + 3 * b[i] : a[i]) << variant.name << " at " << i;
         for (std::size_t i = kFloats; i < kFloats + 64; ++i) ASSERT_EQ(target[i], kGuard) << variant.name;
       }
 }
@@ -108,7 +109,8 @@ TEST(MemoryBench, TinyMeasurementIsWhole) {
   EXPECT_EQ(measured.read_curve[0].threads, 1);
   EXPECT_EQ(measured.read_curve[1].threads, 2);
   ASSERT_EQ(measured.caches.size(), 3u);
-  for (const CacheResult& cache : measured.caches) EXPECT_TRUE(std::isfinite(cache.latency_seconds) && cache.latency_seconds > 0);
+  for (const CacheResult& cache : measured.caches)
+    EXPECT_TRUE(std::isfinite(cache.latency_seconds) && cache.latency_seconds > 0);
 }
 
 TEST(MemoryBench, NeverMoreThanAQuarterOfWhatIsFree) {
@@ -176,9 +178,11 @@ TEST(Programs, OutputFailureAndTime) {
   EXPECT_EQ(run_program({"no-such-program-anywhere"}, 30), std::nullopt);
   EXPECT_EQ(run_program({}, 30), std::nullopt);
   EXPECT_EQ(run_program({"sleep", "600"}, 0.05), std::nullopt);
-  EXPECT_EQ(run_program({"sh", "-c", "sleep 600 & echo started; wait"}, 0.2), std::nullopt) << "its children go with it";
+  EXPECT_EQ(run_program({"sh", "-c", "sleep 600 & echo started; wait"}, 0.2), std::nullopt)
+      << "its children go with it";
   EXPECT_EQ(with_time_limit<int>(30, [] { return 7; }), 7);
-  EXPECT_EQ(with_time_limit<int>(0.01, [] { return std::this_thread::sleep_for(std::chrono::milliseconds(300)), 7; }), std::nullopt);
+  EXPECT_EQ(with_time_limit<int>(0.01, [] { return std::this_thread::sleep_for(std::chrono::milliseconds(300)), 7; }),
+            std::nullopt);
 }
 
 }  // namespace

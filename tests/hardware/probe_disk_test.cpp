@@ -11,7 +11,8 @@ namespace {
 
 using test::FakeTree;
 
-void block_device(const FakeTree& tree, const std::string& number, const std::string& name, const std::string& disk, int rotational, const char* model) {
+void block_device(const FakeTree& tree, const std::string& number, const std::string& name, const std::string& disk,
+                  int rotational, const char* model) {
   const std::string folder = "sys/devices/pci0000:00/host0/block/" + disk;
   tree.file(folder + "/queue/rotational", std::to_string(rotational) + "\n");
   tree.file(folder + "/device/model", std::string(model) + "\n");
@@ -81,7 +82,8 @@ TEST_F(DiskTree, TheLastMountCoversEarlierOnes) {
 }
 
 TEST_F(DiskTree, UsesOfOneMountGoTogether) {
-  const auto disks = read_disks(SystemFiles(tree_.root()), {{"work", "/home/me"}, {"home", "/home"}, {"models", "/models"}});
+  const auto disks =
+      read_disks(SystemFiles(tree_.root()), {{"work", "/home/me"}, {"home", "/home"}, {"models", "/models"}});
   ASSERT_EQ(disks.size(), 2u);
   EXPECT_EQ(disks[0].uses, (std::vector<std::string>{"work", "home"}));
   EXPECT_EQ(disks[1].uses, (std::vector<std::string>{"models"}));

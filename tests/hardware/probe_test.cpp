@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
-
 #include <sys/stat.h>
 
 #include "hardware/cgroup.h"
@@ -33,8 +32,10 @@ std::string dmi_module(const std::string& bank, int size_mib, int type, int spee
 void two_sockets(const FakeTree& tree) {
   std::string cpuinfo;
   for (int cpu = 0; cpu < 8; ++cpu) {
-    cpuinfo += "processor\t: " + std::to_string(cpu) + "\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Platinum 8380 CPU @ 2.30GHz\n";
-    cpuinfo += "cpu MHz\t\t: 2301.000\nphysical id\t: " + std::to_string(cpu / 4) + "\ncore id\t\t: " + std::to_string(cpu / 2 % 2) + "\n";
+    cpuinfo += "processor\t: " + std::to_string(cpu) +
+               "\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R) Platinum 8380 CPU @ 2.30GHz\n";
+    cpuinfo += "cpu MHz\t\t: 2301.000\nphysical id\t: " + std::to_string(cpu / 4) +
+               "\ncore id\t\t: " + std::to_string(cpu / 2 % 2) + "\n";
     cpuinfo += "flags\t\t: fpu sse4_2 avx avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni\n\n";
     const std::string base = "sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/";
     tree.file(base + "topology/physical_package_id", std::to_string(cpu / 4) + "\n");
@@ -42,7 +43,8 @@ void two_sockets(const FakeTree& tree) {
     const int first = cpu / 2 * 2;
     const std::string pair = std::to_string(first) + "-" + std::to_string(first + 1);
     const std::string socket = cpu < 4 ? "0-3" : "4-7";
-    const auto cache = [&](const std::string& index, const char* level, const char* type, const char* size, const std::string& shared) {
+    const auto cache = [&](const std::string& index, const char* level, const char* type, const char* size,
+                           const std::string& shared) {
       tree.file(base + "cache/" + index + "/level", std::string(level) + "\n");
       tree.file(base + "cache/" + index + "/type", std::string(type) + "\n");
       tree.file(base + "cache/" + index + "/size", std::string(size) + "\n");
@@ -63,12 +65,15 @@ void two_sockets(const FakeTree& tree) {
     tree.file(base + "meminfo", "Node 0 MemTotal:       134217728 kB\nNode 0 MemFree: 1 kB\n");
     tree.file(base + "distance", node == 0 ? "10 21\n" : "21 10\n");
   }
-  tree.file("proc/meminfo", "MemTotal:       268435456 kB\nMemFree:        1000 kB\nMemAvailable:   200000000 kB\nSwapTotal:      4096 kB\n");
+  tree.file(
+      "proc/meminfo",
+      "MemTotal:       268435456 kB\nMemFree:        1000 kB\nMemAvailable:   200000000 kB\nSwapTotal:      4096 kB\n");
   tree.file("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n");
   tree.file("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "512\n");
   tree.file("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "500\n");
   for (int i = 0; i < 16; ++i)
-    tree.file("sys/firmware/dmi/entries/17-" + std::to_string(i) + "/raw", dmi_module("P" + std::to_string(i / 8) + " CHANNEL " + char('A' + i % 8), 16384, 0x1a, 3200));
+    tree.file("sys/firmware/dmi/entries/17-" + std::to_string(i) + "/raw",
+              dmi_module("P" + std::to_string(i / 8) + " CHANNEL " + char('A' + i % 8), 16384, 0x1a, 3200));
   tree.file("sys/firmware/dmi/entries/17-16/raw", dmi_module("P1 CHANNEL H", 0, 0x1a, 0));  // an empty socket
 }
 
@@ -242,8 +247,10 @@ TEST(ProbeCgroup, ALimitAboveTheMachineIsNone) {
 TEST(ProbeCpu, WithoutSysfsCpuinfoServes) {
   const FakeTree tree;
   tree.file("proc/cpuinfo",
-            "processor\t: 0\nmodel name\t: Some CPU @ 3.00GHz\nphysical id\t: 0\ncore id\t\t: 0\nflags\t\t: avx2 hypervisor\n\n"
-            "processor\t: 1\nmodel name\t: Some CPU @ 3.00GHz\nphysical id\t: 0\ncore id\t\t: 0\nflags\t\t: avx2 hypervisor\n\n");
+            "processor\t: 0\nmodel name\t: Some CPU @ 3.00GHz\nphysical id\t: 0\ncore id\t\t: 0\nflags\t\t: avx2 "
+            "hypervisor\n\n"
+            "processor\t: 1\nmodel name\t: Some CPU @ 3.00GHz\nphysical id\t: 0\ncore id\t\t: 0\nflags\t\t: avx2 "
+            "hypervisor\n\n");
   const CpuInfo cpu = read_cpu(SystemFiles(tree.root()), {});
   EXPECT_EQ(cpu.threads, 2);
   EXPECT_EQ(cpu.cores, 1);
@@ -268,11 +275,15 @@ TEST(ProbeCpu, AffinityNarrowsWhatIsUsable) {
 
 TEST(ProbeCpu, Arm) {
   const FakeTree tree;
-  tree.file("proc/cpuinfo", "processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp sve i8mm bf16 sve2\nCPU implementer\t: 0x41\nCPU part\t: 0xd4f\n");
+  tree.file("proc/cpuinfo",
+            "processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp sve i8mm bf16 sve2\nCPU implementer\t: 0x41\nCPU "
+            "part\t: 0xd4f\n");
   const CpuInfo cpu = read_cpu(SystemFiles(tree.root()), {});
   EXPECT_EQ(cpu.model, "Neoverse-V2");
   EXPECT_EQ(cpu.architecture, "aarch64");
-  for (const Isa isa : {Isa::neon, Isa::neon_fp16, Isa::neon_dotprod, Isa::neon_i8mm, Isa::neon_bf16, Isa::sve, Isa::sve2}) EXPECT_TRUE(cpu.isa.has(isa));
+  for (const Isa isa :
+       {Isa::neon, Isa::neon_fp16, Isa::neon_dotprod, Isa::neon_i8mm, Isa::neon_bf16, Isa::sve, Isa::sve2})
+    EXPECT_TRUE(cpu.isa.has(isa));
   EXPECT_FALSE(cpu.isa.has(Isa::avx2));
 }
 
@@ -315,18 +326,34 @@ TEST(Probe, AnEmptyRootIsAnUnknownMachine) {
 RC_GTEST_PROP(Probe, SurvivesAnyContents, ()) {
   const FakeTree tree;
   two_sockets(tree);
-  const std::vector<std::string> paths = {
-      "proc/cpuinfo", "proc/meminfo", "proc/self/mountinfo", "proc/self/cgroup", "proc/self/status", "etc/os-release",
-      "sys/devices/system/cpu/online", "sys/devices/system/cpu/cpu0/topology/core_id", "sys/devices/system/cpu/cpu0/cache/index0/size",
-      "sys/devices/system/cpu/cpu0/cache/index0/shared_cpu_list", "sys/devices/system/node/node0/cpulist", "sys/devices/system/node/node0/meminfo",
-      "sys/kernel/mm/transparent_hugepage/enabled", "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "sys/firmware/dmi/entries/17-0/raw",
-      "sys/fs/cgroup/memory.max", "sys/fs/cgroup/cpu.max", "sys/class/drm/card0/device/vendor", "sys/class/drm/card0/device/mem_info_vram_total"};
-  const auto words = rc::gen::element<std::string>("0-3", "99999999999999999999", "-1", "[", "]", " - ", ":", "\n", "kB", "MemTotal:", "processor\t: 7\n",
-                                                   "0::/../..", "cgroup2", "0x1002", "max", "1e308", "nan", std::string(1, '\0'), "\xff\xfe", ",", "/");
+  const std::vector<std::string> paths = {"proc/cpuinfo",
+                                          "proc/meminfo",
+                                          "proc/self/mountinfo",
+                                          "proc/self/cgroup",
+                                          "proc/self/status",
+                                          "etc/os-release",
+                                          "sys/devices/system/cpu/online",
+                                          "sys/devices/system/cpu/cpu0/topology/core_id",
+                                          "sys/devices/system/cpu/cpu0/cache/index0/size",
+                                          "sys/devices/system/cpu/cpu0/cache/index0/shared_cpu_list",
+                                          "sys/devices/system/node/node0/cpulist",
+                                          "sys/devices/system/node/node0/meminfo",
+                                          "sys/kernel/mm/transparent_hugepage/enabled",
+                                          "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+                                          "sys/firmware/dmi/entries/17-0/raw",
+                                          "sys/fs/cgroup/memory.max",
+                                          "sys/fs/cgroup/cpu.max",
+                                          "sys/class/drm/card0/device/vendor",
+                                          "sys/class/drm/card0/device/mem_info_vram_total"};
+  const auto words = rc::gen::element<std::string>(
+      "0-3", "99999999999999999999", "-1", "[", "]", " - ", ":", "\n", "kB", "MemTotal:", "processor\t: 7\n",
+      "0::/../..", "cgroup2", "0x1002", "max", "1e308", "nan", std::string(1, '\0'), "\xff\xfe", ",", "/");
   const auto count = *rc::gen::inRange<int>(1, 6);
   for (int i = 0; i < count; ++i) {
     std::string contents;
-    for (const std::string& word : *rc::gen::container<std::vector<std::string>>(rc::gen::oneOf(words, rc::gen::arbitrary<std::string>()))) contents += word;
+    for (const std::string& word :
+         *rc::gen::container<std::vector<std::string>>(rc::gen::oneOf(words, rc::gen::arbitrary<std::string>())))
+      contents += word;
     tree.file(*rc::gen::elementOf(paths), contents);
   }
   ProbeOptions options;

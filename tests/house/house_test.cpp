@@ -1,5 +1,5 @@
-// The rules of the house that a compiler does not keep: who may include whom, where names of models and devices may decide, how long a
-// file may be, and that every text that is asked for exists.
+// The rules of the house that a compiler does not keep: who may include whom, where names of models and devices may
+// decide, how long a file may be, and that every text that is asked for exists.
 #include <gtest/gtest.h>
 #include <stdlib.h>
 
@@ -38,7 +38,8 @@ std::vector<Source> sources(const std::vector<std::string>& folders, const std::
   std::vector<Source> found;
   for (const std::string& folder : folders)
     for (const auto& entry : fs::recursive_directory_iterator(kRoot / folder))
-      if (entry.is_regular_file() && endings.count(entry.path().extension().string()) > 0) found.push_back({fs::relative(entry.path(), kRoot).generic_string(), slurp(entry.path())});
+      if (entry.is_regular_file() && endings.count(entry.path().extension().string()) > 0)
+        found.push_back({fs::relative(entry.path(), kRoot).generic_string(), slurp(entry.path())});
   std::sort(found.begin(), found.end(), [](const Source& a, const Source& b) { return a.path < b.path; });
   return found;
 }
@@ -53,14 +54,19 @@ const std::vector<Source>& code() {
   return all;
 }
 
-std::string line_at(const std::string& text, std::size_t at) { return std::to_string(1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n')); }
+std::string line_at(const std::string& text, std::size_t at) {
+  return std::to_string(1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(at), '\n'));
+}
 
 // Every match of `pattern` in files that `allowed` does not name.
-void expect_nowhere(const std::vector<Source>& files, const std::regex& pattern, const std::function<bool(const std::string&)>& allowed, const std::string& why) {
+void expect_nowhere(const std::vector<Source>& files, const std::regex& pattern,
+                    const std::function<bool(const std::string&)>& allowed, const std::string& why) {
   for (const Source& file : files) {
     if (allowed(file.path)) continue;
-    for (auto it = std::sregex_iterator(file.text.begin(), file.text.end(), pattern); it != std::sregex_iterator(); ++it)
-      ADD_FAILURE() << file.path << ":" << line_at(file.text, static_cast<std::size_t>(it->position())) << ": " << it->str() << " (" << why << ")";
+    for (auto it = std::sregex_iterator(file.text.begin(), file.text.end(), pattern); it != std::sregex_iterator();
+         ++it)
+      ADD_FAILURE() << file.path << ":" << line_at(file.text, static_cast<std::size_t>(it->position())) << ": "
+                    << it->str() << " (" << why << ")";
   }
 }
 
@@ -76,7 +82,8 @@ class Rooms {
       bool naming = false;
       std::set<std::string>& below = below_[name] = {"base"};
       for (std::string word; words >> word;) {
-        if (word == "ROOMS" || word == "LIBS") naming = word == "ROOMS";
+        if (word == "ROOMS" || word == "LIBS")
+          naming = word == "ROOMS";
         else if (naming) {
           EXPECT_TRUE(below_.count(word) > 0) << name << " leans on " << word << ", which comes later";
           below.insert(word);
@@ -93,7 +100,9 @@ class Rooms {
       if (path.starts_with(name + "/") && name.size() > best.size()) best = name;
     return best;
   }
-  bool may_include(const std::string& room, const std::string& other) const { return room == other || below_.at(room).count(other) > 0; }
+  bool may_include(const std::string& room, const std::string& other) const {
+    return room == other || below_.at(room).count(other) > 0;
+  }
 
  private:
   std::map<std::string, std::set<std::string>> below_;
@@ -107,11 +116,13 @@ TEST(House, RoomsIncludeOnlyRoomsAboveThem) {
   for (const Source& file : code()) {
     const std::string room = rooms.of(file.path.substr(4));
     ASSERT_FALSE(room.empty()) << file.path << " is in no room";
-    for (auto it = std::sregex_iterator(file.text.begin(), file.text.end(), include); it != std::sregex_iterator(); ++it, ++seen) {
+    for (auto it = std::sregex_iterator(file.text.begin(), file.text.end(), include); it != std::sregex_iterator();
+         ++it, ++seen) {
       const std::string target = (*it)[1], other = rooms.of(target);
       EXPECT_TRUE(fs::exists(kRoot / "src" / target)) << file.path << " includes " << target << "; name it from src/";
       if (!other.empty()) {
-        EXPECT_TRUE(rooms.may_include(room, other)) << file.path << " includes " << target << ", and " << room << " may not know " << other;
+        EXPECT_TRUE(rooms.may_include(room, other))
+            << file.path << " includes " << target << ", and " << room << " may not know " << other;
       }
     }
   }
@@ -127,25 +138,40 @@ TEST(House, HeavyHeadersStayInCppFiles) {
 }
 
 TEST(House, NoDecisionByTheNameOfAModel) {
-  static const std::regex decides(R"((==|!=|(starts_with|ends_with|contains|find)\()\s*"(llama|qwen[23]|deepseek(_v[0-9a-z]+)?|gpt3)\")");
-  expect_nowhere(code(), decides, [](const std::string& path) { return path.starts_with("src/model/architectures/"); }, "only model/architectures may tell models apart");
+  static const std::regex decides(
+      R"((==|!=|(starts_with|ends_with|contains|find)\()\s*"(llama|qwen[23]|deepseek(_v[0-9a-z]+)?|gpt3)\")");
+  expect_nowhere(
+      code(), decides, [](const std::string& path) { return path.starts_with("src/model/architectures/"); },
+      "only model/architectures may tell models apart");
 }
 
 TEST(House, NoDecisionByTheNameOfADevice) {
-  static const std::regex decides(R"re(((==|!=|(starts_with|ends_with|contains|find)\()\s*"[^"\n]*([hab][12]00|rtx|l40|mi[23]\d\d|gaudi|ascend|epyc|xeon|hopper|blackwell)[^"\n]*")|(if \((gpu|accelerator|device)(\.name|\.id)? ==))re",
-                                  std::regex::icase);
-  expect_nowhere(code(), decides, [](const std::string& path) { return path.starts_with("src/backends/") || path.starts_with("src/hardware/catalog") || path.starts_with("src/hardware/gpu_probe"); }, "only backends, the catalog and what reads the drivers may tell devices apart");
+  static const std::regex decides(
+      R"re(((==|!=|(starts_with|ends_with|contains|find)\()\s*"[^"\n]*([hab][12]00|rtx|l40|mi[23]\d\d|gaudi|ascend|epyc|xeon|hopper|blackwell)[^"\n]*")|(if \((gpu|accelerator|device)(\.name|\.id)? ==))re",
+      std::regex::icase);
+  expect_nowhere(
+      code(), decides,
+      [](const std::string& path) {
+        return path.starts_with("src/backends/") || path.starts_with("src/hardware/catalog") ||
+               path.starts_with("src/hardware/gpu_probe");
+      },
+      "only backends, the catalog and what reads the drivers may tell devices apart");
 }
 
 TEST(House, NothingIsLeftForLater) {
   // Split, so that this file does not match itself.
   static const std::regex later(std::string("TO") + "DO|FIX" + "ME|not yet implement" + "ed", std::regex::icase);
-  expect_nowhere(sources({"src", "tests", "cmake", "data/lang"}, {".h", ".cpp", ".cmake", ".json"}), later, [](const std::string&) { return false; }, "finish it, or say in an error what cannot be done");
+  expect_nowhere(
+      sources({"src", "tests", "cmake", "data/lang"}, {".h", ".cpp", ".cmake", ".json"}), later,
+      [](const std::string&) { return false; }, "finish it, or say in an error what cannot be done");
 }
 
 TEST(House, NoPathOfSomebodysMachine) {
-  static const std::regex path(R"re("(/tmp|/root|/Users|/mnt|/work|/scratch)[/"]|[^\w](/work/|/root/|/Users/|/tmp/)\w)re");
-  expect_nowhere(sources({"src", "cmake"}, {".h", ".cpp", ".cmake"}), path, [](const std::string&) { return false; }, "no absolute paths");
+  static const std::regex path(
+      R"re("(/tmp|/root|/Users|/mnt|/work|/scratch)[/"]|[^\w](/work/|/root/|/Users/|/tmp/)\w)re");
+  expect_nowhere(
+      sources({"src", "cmake"}, {".h", ".cpp", ".cmake"}), path, [](const std::string&) { return false; },
+      "no absolute paths");
 }
 
 TEST(House, FilesStayReadable) {
@@ -163,11 +189,15 @@ TEST(House, FilesStayReadable) {
 TEST(House, EveryTextThatIsAskedForExists) {
   std::set<std::string> keys;
   for (const auto& [key, text] : catalog(Language::kEnglish)) keys.insert(key);
-  static const std::regex asks(R"re(\b(fail|fail_environment|fail_unsupported|tr)\(\s*"([a-z_0-9]+\.[a-z_0-9.]*[a-z_0-9])"\s*[,)])re");
+  static const std::regex asks(
+      R"re(\b(fail|fail_environment|fail_unsupported|tr)\(\s*"([a-z_0-9]+\.[a-z_0-9.]*[a-z_0-9])"\s*[,)])re");
   std::size_t seen = 0;
   for (const Source& file : code())
-    for (auto it = std::sregex_iterator(file.text.begin(), file.text.end(), asks); it != std::sregex_iterator(); ++it, ++seen)
-      EXPECT_TRUE(keys.count((*it)[2]) > 0) << file.path << ":" << line_at(file.text, static_cast<std::size_t>(it->position())) << ": no text " << (*it)[2];
+    for (auto it = std::sregex_iterator(file.text.begin(), file.text.end(), asks); it != std::sregex_iterator();
+         ++it, ++seen)
+      EXPECT_TRUE(keys.count((*it)[2]) > 0)
+          << file.path << ":" << line_at(file.text, static_cast<std::size_t>(it->position())) << ": no text "
+          << (*it)[2];
   EXPECT_GT(seen, 200u);
 }
 
@@ -181,17 +211,20 @@ TEST(House, EveryHeaderCompilesAlone) {
   std::atomic<std::size_t> next{0};
   const auto work = [&] {
     for (std::size_t i = next++; i < headers.size(); i = next++) {
-      const std::string command = compiler() + " -std=c++20 -fsyntax-only -Wall -Wno-pragma-once-outside-header -I'" + (kRoot / "src").string() + "' -x c++ '" + (kRoot / headers[i]).string() + "' 2>&1";
+      const std::string command = compiler() + " -std=c++20 -fsyntax-only -Wall -Wno-pragma-once-outside-header -I'" +
+                                  (kRoot / "src").string() + "' -x c++ '" + (kRoot / headers[i]).string() + "' 2>&1";
       std::FILE* pipe = ::popen(command.c_str(), "r");
       char buffer[4096];
-      for (std::size_t n; pipe != nullptr && (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;) complaints[i].append(buffer, n);
+      for (std::size_t n; pipe != nullptr && (n = std::fread(buffer, 1, sizeof buffer, pipe)) > 0;)
+        complaints[i].append(buffer, n);
       if (pipe == nullptr || ::pclose(pipe) != 0) complaints[i] += "\n(failed)";
     }
   };
   std::vector<std::thread> crew;
   for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) crew.emplace_back(work);
   for (std::thread& one : crew) one.join();
-  for (std::size_t i = 0; i < headers.size(); ++i) EXPECT_EQ(complaints[i].find("(failed)"), std::string::npos) << headers[i] << "\n" << complaints[i].substr(0, 2000);
+  for (std::size_t i = 0; i < headers.size(); ++i)
+    EXPECT_EQ(complaints[i].find("(failed)"), std::string::npos) << headers[i] << "\n" << complaints[i].substr(0, 2000);
 }
 
 }  // namespace

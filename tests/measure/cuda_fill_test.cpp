@@ -23,7 +23,8 @@ TEST(CudaFill, DrawsWhatTheHostDraws) {
     for (const model::Sharding& sharding : {model::Sharding{.tp = 8, .tp_rank = 3, .ep = 64, .ep_rank = 5}}) {
       const auto architecture = model::make_architecture(*spec, sharding);
       ASSERT_TRUE(architecture) << error_text(architecture.error());
-      const auto a = weights::synthesize_in_memory((*architecture)->weights(), **host, {.seed = 5}), b = weights::synthesize_in_memory((*architecture)->weights(), **gpu, {.seed = 5});
+      const auto a = weights::synthesize_in_memory((*architecture)->weights(), **host, {.seed = 5}),
+                 b = weights::synthesize_in_memory((*architecture)->weights(), **gpu, {.seed = 5});
       ASSERT_TRUE(a && b);
       ASSERT_EQ(a->plan.arena_bytes, b->plan.arena_bytes);
       std::vector<std::byte> got(b->plan.arena_bytes);
@@ -31,9 +32,12 @@ TEST(CudaFill, DrawsWhatTheHostDraws) {
       for (std::size_t i = 0; i < a->set.all().size(); ++i) {
         const tensor::Weight &x = a->set.all()[i], &y = b->set.all()[i];
         if (x.data == nullptr) continue;
-        const Bytes scales = weights::scale_bytes(x.format, x.rows, x.cols), data = tensor::weight_bytes(x.format, x.rows, x.cols) - scales;
+        const Bytes scales = weights::scale_bytes(x.format, x.rows, x.cols),
+                    data = tensor::weight_bytes(x.format, x.rows, x.cols) - scales;
         EXPECT_EQ(std::memcmp(x.data, got.data() + (y.data - b->arena->data()), data), 0) << name << ", tensor " << i;
-        if (scales > 0) EXPECT_EQ(std::memcmp(x.scales, got.data() + (y.scales - b->arena->data()), scales), 0) << name << ", scales " << i;
+        if (scales > 0)
+          EXPECT_EQ(std::memcmp(x.scales, got.data() + (y.scales - b->arena->data()), scales), 0)
+              << name << ", scales " << i;
       }
     }
   }

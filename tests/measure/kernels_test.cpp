@@ -25,14 +25,23 @@ TEST(Kernels, ShapesAreTheModels) {
 }
 
 TEST(Kernels, EveryRateIsMeasured) {
-  KernelShapes shapes{.matrices = {{96, 64}, {64, 96}}, .hidden = 64, .inner = 48, .experts = 6, .top_k = 2, .heads = 4, .prefill = {}, .decode = {}};
+  KernelShapes shapes{.matrices = {{96, 64}, {64, 96}},
+                      .hidden = 64,
+                      .inner = 48,
+                      .experts = 6,
+                      .top_k = 2,
+                      .heads = 4,
+                      .prefill = {},
+                      .decode = {}};
   shapes.prefill = {.kv_heads = 2, .k_dim = 16, .shared_dim = 8, .v_dim = 12};
   shapes.decode = {.kv_heads = 1, .k_dim = 24, .shared_dim = 8, .v_dim = 20, .v_in_k = true};
   auto meter = KernelMeter::create("cpu", "", 0, shapes);
   ASSERT_TRUE(meter.has_value());
-  for (const KernelLoad& load : {KernelLoad{.tokens = 1, .batch = 1, .context = 1}, KernelLoad{.tokens = 40, .batch = 3, .context = 70}}) {
+  for (const KernelLoad& load :
+       {KernelLoad{.tokens = 1, .batch = 1, .context = 1}, KernelLoad{.tokens = 40, .batch = 3, .context = 70}}) {
     const plan::KernelRates rates = meter->measure(load);
-    for (const double rate : {rates.product_flops, rates.stream_bytes, rates.expert_flops, rates.expert_bytes, rates.attention_flops, rates.decode_attention_flops, rates.elementwise_bytes})
+    for (const double rate : {rates.product_flops, rates.stream_bytes, rates.expert_flops, rates.expert_bytes,
+                              rates.attention_flops, rates.decode_attention_flops, rates.elementwise_bytes})
       EXPECT_TRUE(std::isfinite(rate) && rate > 0) << rate;
     EXPECT_EQ(rates.attention_keys, static_cast<double>(load.tokens));
   }
@@ -44,7 +53,14 @@ TEST(Kernels, PlansAreMadeOfThem) {
   hardware::Machine machine;
   machine.cpu.usable_threads = machine.cpu.usable_cores = 2;
   machine.memory.total_bytes = 16 * kGiB;
-  plan::KernelRates rates{.product_flops = 1e12, .attention_flops = 1e11, .attention_keys = 256, .decode_attention_flops = 1e11, .expert_flops = 5e11, .stream_bytes = 2e10, .expert_bytes = 2e10, .elementwise_bytes = 4e10};
+  plan::KernelRates rates{.product_flops = 1e12,
+                          .attention_flops = 1e11,
+                          .attention_keys = 256,
+                          .decode_attention_flops = 1e11,
+                          .expert_flops = 5e11,
+                          .stream_bytes = 2e10,
+                          .expert_bytes = 2e10,
+                          .elementwise_bytes = 4e10};
   const auto plain = predict(machine, *spec, "bf16", {.batch = 1, .prompt = 256, .generate = 16}, true, rates);
   ASSERT_TRUE(plain.has_value());
   rates.stream_bytes *= 2, rates.expert_bytes *= 2;
@@ -56,7 +72,8 @@ TEST(Kernels, PlansAreMadeOfThem) {
   rates.product_flops *= 2, rates.expert_flops *= 2, rates.attention_flops *= 2;
   const auto faster = predict(machine, *spec, "bf16", {.batch = 1, .prompt = 256, .generate = 16}, true, rates);
   ASSERT_TRUE(faster.has_value());
-  EXPECT_GT(*faster->best.time.prefill_tokens_per_second, 1.4 * *wider->best.time.prefill_tokens_per_second) << "prompts are arithmetic";
+  EXPECT_GT(*faster->best.time.prefill_tokens_per_second, 1.4 * *wider->best.time.prefill_tokens_per_second)
+      << "prompts are arithmetic";
   EXPECT_EQ(wider->best.time.provenance, plan::ProvenanceTier::kMeasuredHere);
 }
 

@@ -1,5 +1,5 @@
-// A model whose weights lie in host memory answers bit for bit as one whose weights are all on the device, whatever is streamed and however
-// late copies are; what is planned is what is allocated; a pretended limit is kept.
+// A model whose weights lie in host memory answers bit for bit as one whose weights are all on the device, whatever is
+// streamed and however late copies are; what is planned is what is allocated; a pretended limit is kept.
 #include "measure/offload.h"
 
 #include <gtest/gtest.h>
@@ -18,10 +18,12 @@
 namespace fathom::measure {
 namespace {
 
-const std::vector<std::string> kModels = {"llama3-gqa", "qwen2-tied", "qwen3", "v2-lite", "v3", "v32", "v4", "v4-mixed"};
+const std::vector<std::string> kModels = {"llama3-gqa", "qwen2-tied", "qwen3", "v2-lite",
+                                          "v3",         "v32",        "v4",    "v4-mixed"};
 bool has_experts(const std::string& name) { return name[0] == 'v'; }
 
-/// The cpu backend, but streamed copies happen as late as they may, a place is spoiled when it is left, and reading what was not awaited is seen.
+/// The cpu backend, but streamed copies happen as late as they may, a place is spoiled when it is left, and reading
+/// what was not awaited is seen.
 class LateBackend final : public tensor::ForwardingBackend {
  public:
   using ForwardingBackend::ForwardingBackend;
@@ -45,13 +47,23 @@ class LateBackend final : public tensor::ForwardingBackend {
   int fetches = 0;
 
  private:
-  struct Copy { std::byte* to = nullptr; const std::byte* from = nullptr; Bytes bytes = 0; bool waits = false, read = false; };
+  struct Copy {
+    std::byte* to = nullptr;
+    const std::byte* from = nullptr;
+    Bytes bytes = 0;
+    bool waits = false, read = false;
+  };
   std::map<int, Copy> copies_;
 };
 
-struct Made { std::unique_ptr<engine::Engine> engine; std::optional<OffloadReport> report; LateBackend* late = nullptr; };
+struct Made {
+  std::unique_ptr<engine::Engine> engine;
+  std::optional<OffloadReport> report;
+  LateBackend* late = nullptr;
+};
 
-Result<Made> make(const std::string& name, const std::string& device, const OffloadWishes& wishes, std::int64_t slots = 2) {
+Result<Made> make(const std::string& name, const std::string& device, const OffloadWishes& wishes,
+                  std::int64_t slots = 2) {
   FATHOM_TRY(const model::ModelSpec spec, model::load_config(test::fixtures() / "golden" / name));
   FATHOM_TRY(auto architecture, model::make_architecture(spec));
   FATHOM_TRY(auto backend, backends::make_backend(device == "late" ? "cpu" : device, {.threads = 1}));
@@ -63,10 +75,24 @@ Result<Made> make(const std::string& name, const std::string& device, const Offl
   }
   const engine::EngineOptions options{.slots = slots, .context = 64, .prefill_chunk = 24, .cache_dtype = DType::f32};
   const engine::Seat seat;
-  FATHOM_TRY(OffloadChoice choice, prepare_memory({.architecture = architecture.get(), .backend = backend.get(), .storage = {}, .engine = options, .seat = &seat, .work = {}, .weights = "native", .isa = "", .threads = 1, .mmap = false}, wishes));
+  FATHOM_TRY(OffloadChoice choice, prepare_memory({.architecture = architecture.get(),
+                                                   .backend = backend.get(),
+                                                   .storage = {},
+                                                   .engine = options,
+                                                   .seat = &seat,
+                                                   .work = {},
+                                                   .weights = "native",
+                                                   .isa = "",
+                                                   .threads = 1,
+                                                   .mmap = false},
+                                                  wishes));
   made.report = std::move(choice.report);
-  FATHOM_TRY(auto weights, weights::synthesize_in_memory(architecture->weights(), *backend, {.storage = {}, .host = std::move(choice.units), .seed = 3, .threads = 1, .progress = {}}));
-  FATHOM_TRY(made.engine, engine::Engine::create(std::move(architecture), std::move(backend), std::move(weights), options, {}, std::move(choice.options)));
+  FATHOM_TRY(auto weights,
+             weights::synthesize_in_memory(
+                 architecture->weights(), *backend,
+                 {.storage = {}, .host = std::move(choice.units), .seed = 3, .threads = 1, .progress = {}}));
+  FATHOM_TRY(made.engine, engine::Engine::create(std::move(architecture), std::move(backend), std::move(weights),
+                                                 options, {}, std::move(choice.options)));
   return made;
 }
 
@@ -177,14 +203,20 @@ TEST_P(Offloaded, SmallPassesOnTheHostAndLongOnesStreamed) {
     std::vector<model::WeightId> unit;
     for (std::size_t i = 0; i < (*architecture)->weights().entries().size(); ++i) {
       const model::WeightEntry& entry = (*architecture)->weights().entries()[i];
-      if (entry.layer == layer && entry.cls == model::WeightClass::kRoutedExpert && entry.part == model::WeightPart::kMain) unit.push_back(static_cast<model::WeightId>(i));
+      if (entry.layer == layer && entry.cls == model::WeightClass::kRoutedExpert &&
+          entry.part == model::WeightPart::kMain)
+        unit.push_back(static_cast<model::WeightId>(i));
     }
     if (!unit.empty()) units.units.push_back(std::move(unit));
   }
-  auto weights = weights::synthesize_in_memory((*architecture)->weights(), **backend, {.storage = {}, .host = std::move(units), .seed = 3, .threads = 1, .progress = {}});
+  auto weights =
+      weights::synthesize_in_memory((*architecture)->weights(), **backend,
+                                    {.storage = {}, .host = std::move(units), .seed = 3, .threads = 1, .progress = {}});
   ASSERT_TRUE(weights) << error_text(weights.error());
   engine::OffloadOptions offload{.host_tokens = 5, .host = std::move(*host)};
-  auto engine = engine::Engine::create(std::move(*architecture), std::move(*backend), std::move(*weights), {.slots = 2, .context = 64, .prefill_chunk = 24, .cache_dtype = DType::f32}, {}, std::move(offload));
+  auto engine = engine::Engine::create(std::move(*architecture), std::move(*backend), std::move(*weights),
+                                       {.slots = 2, .context = 64, .prefill_chunk = 24, .cache_dtype = DType::f32}, {},
+                                       std::move(offload));
   ASSERT_TRUE(engine) << error_text(engine.error());
   expect_same_bits(answers(**engine), want, "both");
   EXPECT_GT((*engine)->offload()->host_calls(), 0);
@@ -227,7 +259,9 @@ TEST(Limit, SentencesSayWhatIsWrong) {
   EXPECT_EQ(key({.memory = "300KiB", .way = "none"}), "measure.offload_none");
   EXPECT_EQ(key({.memory = "least", .way = "experts"}), "plan.offload.no_experts");
   EXPECT_EQ(key({.way = "magic"}), "plan.offload.way");
-  for (const char* name : {"measure.gpu_memory", "measure.offload_rest", "measure.offload_none", "measure.offload_mmap"}) EXPECT_NE(tr(name), name);
+  for (const char* name :
+       {"measure.gpu_memory", "measure.offload_rest", "measure.offload_none", "measure.offload_mmap"})
+    EXPECT_NE(tr(name), name);
 }
 
 TEST(Text, SaysWhatStaysAndWhy) {
@@ -254,8 +288,14 @@ TEST_P(Offloaded, IsThatOfTransformersToo) {
 }
 
 TEST(Ranks, EachLeavesItsOwnShareInHostMemory) {
-  struct Case { RankWishes ranks; const char* way; };
-  for (const Case& c : {Case{{.tp = 2}, "layers"}, {{.pp = 2}, "layers"}, {{.ep = 2, .dp = 2}, "cpu-experts"}, {{.ep = 2, .dp = 2}, "experts"}}) {
+  struct Case {
+    RankWishes ranks;
+    const char* way;
+  };
+  for (const Case& c : {Case{{.tp = 2}, "layers"},
+                        {{.pp = 2}, "layers"},
+                        {{.ep = 2, .dp = 2}, "cpu-experts"},
+                        {{.ep = 2, .dp = 2}, "experts"}}) {
     VerifyOptions options{.threads = 2};
     options.ranks = c.ranks;
     options.offload = {.memory = "least", .way = c.way};

@@ -34,7 +34,8 @@ class Folder {
 };
 
 // Logits of all tokens, `chunk` at a time.
-std::vector<float> logits(const Path& model, const std::string& device, const std::string& weights, std::int64_t tokens, std::int64_t chunk) {
+std::vector<float> logits(const Path& model, const std::string& device, const std::string& weights, std::int64_t tokens,
+                          std::int64_t chunk) {
   SessionOptions options{.model = model.string(), .device = device, .weights = weights, .kv = "f32", .threads = 1};
   options.engine.context = 64;
   options.engine.prefill_chunk = options.engine.logit_rows = chunk;
@@ -46,7 +47,8 @@ std::vector<float> logits(const Path& model, const std::string& device, const st
   for (std::int64_t i = 0; i < tokens; ++i) ids.push_back(static_cast<std::int32_t>(i * 37 % session->spec.vocabulary));
   std::vector<float> all;
   for (std::int64_t at = 0; at < tokens; at += chunk) {
-    const engine::SlotTokens part{0, std::span(ids).subspan(static_cast<std::size_t>(at), static_cast<std::size_t>(std::min(chunk, tokens - at)))};
+    const engine::SlotTokens part{0, std::span(ids).subspan(static_cast<std::size_t>(at),
+                                                            static_cast<std::size_t>(std::min(chunk, tokens - at)))};
     const auto rows = session->engine->step(std::span(&part, 1), engine::Logits::kAll);
     EXPECT_TRUE(rows) << error_text(rows.error());
     if (!rows) return {};
@@ -70,7 +72,11 @@ double largest(const std::vector<float>& a) {
   return most;
 }
 
-struct Way { const char* name; weights::QuantizeOptions options; double error; };
+struct Way {
+  const char* name;
+  weights::QuantizeOptions options;
+  double error;
+};
 const Way kWays[] = {
     {"fp8", {.to = WeightCode::kE4m3}, 0.03},
     {"fp8_weight_only", {.to = WeightCode::kE4m3, .weight_only = true}, 0.03},
@@ -91,31 +97,39 @@ TEST_P(Quantized, RunsAsItsCodesMean) {
   EXPECT_LT(report->relative_error, way.error);
   const Path model = folder / "q";
   // Up to 16 tokens a pass activations are as they are: three readers of the codes agree.
-  const auto native = logits(model, "reference", "native", 24, 12), widened = logits(model, "reference", "f32", 24, 12), fast = logits(model, "cpu", "native", 24, 12);
+  const auto native = logits(model, "reference", "native", 24, 12), widened = logits(model, "reference", "f32", 24, 12),
+             fast = logits(model, "cpu", "native", 24, 12);
   EXPECT_LE(largest_difference(native, widened), 1e-4);
   EXPECT_LE(largest_difference(fast, native), 1e-3);
   // The quantized model is still the model.
   const auto before = logits(source, "reference", "native", 24, 12);
   const double drift = largest_difference(native, before) / largest(before);
   EXPECT_GT(drift, 0);
-  const bool routes = std::get<0>(GetParam())[0] == 'v';  // a token of these tiny models that goes to another expert is another token
+  const bool routes =
+      std::get<0>(GetParam())[0] == 'v';  // a token of these tiny models that goes to another expert is another token
   EXPECT_LT(drift, routes ? 1.5 : 30 * way.error) << drift;
   if (std::string_view(way.name).starts_with("int4") || way.options.weight_only) return;
-  // More tokens: activations are rounded a token, by both alike; a code that falls on the other side of a tie moves a logit a little.
-  const auto rounded = logits(model, "reference", "native", 24, 24), rounded_fast = logits(model, "cpu", "native", 24, 24);
+  // More tokens: activations are rounded a token, by both alike; a code that falls on the other side of a tie moves a
+  // logit a little.
+  const auto rounded = logits(model, "reference", "native", 24, 24),
+             rounded_fast = logits(model, "cpu", "native", 24, 24);
   EXPECT_GT(largest_difference(rounded, native), 0);
   EXPECT_LE(largest_difference(rounded_fast, rounded), 0.02 * largest(rounded));
 }
-INSTANTIATE_TEST_SUITE_P(Golden, Quantized, testing::Combine(testing::Values("llama3-gqa", "qwen2-bias", "v2-lite", "v3", "v32", "v4"), testing::Range(0, 5)),
+INSTANTIATE_TEST_SUITE_P(Golden, Quantized,
+                         testing::Combine(testing::Values("llama3-gqa", "qwen2-bias", "v2-lite", "v3", "v32", "v4"),
+                                          testing::Range(0, 5)),
                          [](const auto& info) {
-                           std::string name = std::string(std::get<0>(info.param)) + "_" + kWays[std::get<1>(info.param)].name;
+                           std::string name =
+                               std::string(std::get<0>(info.param)) + "_" + kWays[std::get<1>(info.param)].name;
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });
 
 TEST(Quantize, WritesTheLayoutThatOthersRead) {
   const Folder folder;
-  const auto report = weights::quantize_checkpoint(test::fixtures() / "golden" / "v3", folder / "q", {.to = WeightCode::kUint4, .asymmetric = true});
+  const auto report = weights::quantize_checkpoint(test::fixtures() / "golden" / "v3", folder / "q",
+                                                   {.to = WeightCode::kUint4, .asymmetric = true});
   ASSERT_TRUE(report) << error_text(report.error());
   const auto checkpoint = weights::Checkpoint::open(folder / "q");
   ASSERT_TRUE(checkpoint) << error_text(checkpoint.error());
@@ -143,12 +157,15 @@ TEST(Quantize, WritesTheLayoutThatOthersRead) {
   EXPECT_EQ(quantization["config_groups"]["group_0"]["weights"]["group_size"], 128);
   EXPECT_EQ(quantization["config_groups"]["group_0"]["weights"]["symmetric"], false);
   const auto ignored = quantization["ignore"].get<std::vector<std::string>>();
-  for (const char* module : {"lm_head", "model.layers.2.mlp.gate", "model.layers.0.mlp.down_proj"}) EXPECT_NE(std::find(ignored.begin(), ignored.end(), module), ignored.end()) << module;
+  for (const char* module : {"lm_head", "model.layers.2.mlp.gate", "model.layers.0.mlp.down_proj"})
+    EXPECT_NE(std::find(ignored.begin(), ignored.end(), module), ignored.end()) << module;
 }
 
 TEST(Quantize, LeavesWhatItIsToldToLeave) {
   const Folder folder;
-  const auto report = weights::quantize_checkpoint(test::fixtures() / "golden" / "llama3-gqa", folder / "q", {.to = WeightCode::kInt8, .ignore = {"re:.*self_attn.*", "model.layers.0.mlp.up_proj"}});
+  const auto report = weights::quantize_checkpoint(
+      test::fixtures() / "golden" / "llama3-gqa", folder / "q",
+      {.to = WeightCode::kInt8, .ignore = {"re:.*self_attn.*", "model.layers.0.mlp.up_proj"}});
   ASSERT_TRUE(report) << error_text(report.error());
   const auto checkpoint = weights::Checkpoint::open(folder / "q");
   ASSERT_TRUE(checkpoint);

@@ -1,4 +1,5 @@
-// Layouts: chosen as asked or as planned, refused in one sentence, and every golden checkpoint the same on ranks as alone.
+// Layouts: chosen as asked or as planned, refused in one sentence, and every golden checkpoint the same on ranks as
+// alone.
 #include "measure/ranks.h"
 
 #include <gtest/gtest.h>
@@ -62,12 +63,13 @@ TEST_P(Goldens, AreEqualOnRanks) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Folder, Goldens, testing::Values("llama3-gqa", "v2-lite", "v3", "v4-yarn"), [](const auto& info) {
-  std::string name = info.param;
-  for (char& c : name)
-    if (c == '-') c = '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(Folder, Goldens, testing::Values("llama3-gqa", "v2-lite", "v3", "v4-yarn"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           for (char& c : name)
+                             if (c == '-') c = '_';
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace fathom::measure

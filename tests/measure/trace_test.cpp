@@ -65,10 +65,15 @@ TEST_F(Trace, EveryOpOnceWithItsTimes) {
   const std::size_t prefill = plan::trace_whole(**architecture, plan::Phase::kPrefill, DType::f32, 16).ops.size();
   const std::size_t decode = plan::trace_whole(**architecture, plan::Phase::kDecode, DType::f32, 1).ops.size();
 
-  struct Span { double from, to; std::size_t ops = 0; double inside = 0; };
+  struct Span {
+    double from, to;
+    std::size_t ops = 0;
+    double inside = 0;
+  };
   std::vector<Span> passes;
   for (const Json& e : trace["traceEvents"])
-    if (e["ph"] == "X" && e["cat"] == "pass") passes.push_back({e["ts"], e["ts"].get<double>() + e["dur"].get<double>()});
+    if (e["ph"] == "X" && e["cat"] == "pass")
+      passes.push_back({e["ts"], e["ts"].get<double>() + e["dur"].get<double>()});
   ASSERT_GT(passes.size(), 10u);
   std::size_t ops = 0;
   bool layers = false;
@@ -102,7 +107,8 @@ TEST_F(Trace, EveryOpOnceWithItsTimes) {
 
 TEST_F(Trace, RanksAreProcesses) {
   const Path path = folder_ / "ranks.json";
-  const auto traced = verify(test::fixtures() / "golden" / "llama3-gqa", {.threads = 1, .ranks = {.ranks = 2, .tp = 2}, .trace = path});
+  const auto traced =
+      verify(test::fixtures() / "golden" / "llama3-gqa", {.threads = 1, .ranks = {.ranks = 2, .tp = 2}, .trace = path});
   ASSERT_TRUE(traced.has_value()) << error_text(traced.error());
   std::map<int, int> ops, sums;
   const Json trace = read_trace(path);
@@ -118,7 +124,8 @@ TEST_F(Trace, RanksAreProcesses) {
 
 TEST_F(Calibrate, EveryFamilyOnThisProcessor) {
   std::size_t done = 0, all = 0;
-  const auto made = calibrate({.threads = 1, .quick = true, .progress = [&](std::size_t d, std::size_t a) { done = d, all = a; }});
+  const auto made =
+      calibrate({.threads = 1, .quick = true, .progress = [&](std::size_t d, std::size_t a) { done = d, all = a; }});
   ASSERT_TRUE(made.has_value()) << error_text(made.error());
   EXPECT_EQ(done, all);
   for (int f = 0; f < plan::kFamilyCount; ++f) {

@@ -1,5 +1,5 @@
-// Our logits and greedy answers against those that transformers gave for the same tiny checkpoints (tests/fixtures/golden), on the
-// reference and on the cpu under every instruction set of this machine.
+// Our logits and greedy answers against those that transformers gave for the same tiny checkpoints
+// (tests/fixtures/golden), on the reference and on the cpu under every instruction set of this machine.
 #include "measure/verify.h"
 
 #include <gtest/gtest.h>
@@ -21,13 +21,26 @@ namespace fathom::measure {
 namespace {
 
 // Every folder with a reference; these at the least.
-constexpr const char* kExpected[] = {"llama-coder-linear", "llama-mha", "llama3-gqa", "qwen2-bias", "qwen2-tied", "qwen3", "v2-group", "v2-lite", "v3", "v32", "v4", "v4-mixed", "v4-yarn"};
+constexpr const char* kExpected[] = {"llama-coder-linear",
+                                     "llama-mha",
+                                     "llama3-gqa",
+                                     "qwen2-bias",
+                                     "qwen2-tied",
+                                     "qwen3",
+                                     "v2-group",
+                                     "v2-lite",
+                                     "v3",
+                                     "v32",
+                                     "v4",
+                                     "v4-mixed",
+                                     "v4-yarn"};
 
 std::vector<std::string> models() {
   std::vector<std::string> names;
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(test::fixtures() / "golden", ignored))
-    if (std::filesystem::exists(entry.path() / "reference.safetensors")) names.push_back(entry.path().filename().string());
+    if (std::filesystem::exists(entry.path() / "reference.safetensors"))
+      names.push_back(entry.path().filename().string());
   std::sort(names.begin(), names.end());
   return names;
 }
@@ -36,13 +49,15 @@ std::vector<std::string> models() {
 std::vector<std::string> computers() {
   std::vector<std::string> names = {"reference"};
   for (const cpu::Implementation& implementation : cpu::implementations())
-    if (backends::make_backend("cpu", {.threads = 1, .isa = std::string(implementation.name)})) names.emplace_back(implementation.name);
+    if (backends::make_backend("cpu", {.threads = 1, .isa = std::string(implementation.name)}))
+      names.emplace_back(implementation.name);
   return names;
 }
 
 std::string describe(const VerifyCase& c) {
-  return "prompt " + std::to_string(c.prompt) + " " + c.way + ": difference " + std::to_string(c.worst) + " at [" + std::to_string(c.worst_token) + ", " + std::to_string(c.worst_id) +
-         "], greedy differs at " + std::to_string(c.greedy_differs_at);
+  return "prompt " + std::to_string(c.prompt) + " " + c.way + ": difference " + std::to_string(c.worst) + " at [" +
+         std::to_string(c.worst_token) + ", " + std::to_string(c.worst_id) + "], greedy differs at " +
+         std::to_string(c.greedy_differs_at);
 }
 
 class Golden : public testing::TestWithParam<std::tuple<std::string, std::string>> {};
@@ -50,8 +65,10 @@ class Golden : public testing::TestWithParam<std::tuple<std::string, std::string
 TEST_P(Golden, LogitsAndGreedyAnswersAreThoseOfTransformers) {
   const auto& [model, computer] = GetParam();
   VerifyOptions options{.threads = 1};  // so small that threads would mostly wait
-  if (computer == "reference") options.device = "reference";
-  else options.isa = computer;
+  if (computer == "reference")
+    options.device = "reference";
+  else
+    options.isa = computer;
   const auto report = verify(test::fixtures() / "golden" / model, options);
   ASSERT_TRUE(report) << error_text(report.error());
   ASSERT_GE(report->cases.size(), 3u);
@@ -65,12 +82,14 @@ TEST_P(Golden, LogitsAndGreedyAnswersAreThoseOfTransformers) {
   EXPECT_TRUE(report->passed);
 }
 
-INSTANTIATE_TEST_SUITE_P(EveryModel, Golden, testing::Combine(testing::ValuesIn(models()), testing::ValuesIn(computers())), [](const auto& info) {
-  std::string name = std::get<0>(info.param) + "_on_" + std::get<1>(info.param);
-  for (char& c : name)
-    if (c == '-') c = '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(EveryModel, Golden,
+                         testing::Combine(testing::ValuesIn(models()), testing::ValuesIn(computers())),
+                         [](const auto& info) {
+                           std::string name = std::get<0>(info.param) + "_on_" + std::get<1>(info.param);
+                           for (char& c : name)
+                             if (c == '-') c = '_';
+                           return name;
+                         });
 
 TEST(Threads, TwoAnswerAsOneDoes) {
   for (const char* model : {"llama3-gqa", "qwen3", "v3", "v32"}) {
@@ -82,7 +101,8 @@ TEST(Threads, TwoAnswerAsOneDoes) {
 
 TEST(Models, AllArchitecturesAreThere) {
   const auto found = models();
-  for (const char* name : kExpected) EXPECT_TRUE(std::binary_search(found.begin(), found.end(), std::string(name))) << name;
+  for (const char* name : kExpected)
+    EXPECT_TRUE(std::binary_search(found.begin(), found.end(), std::string(name))) << name;
 }
 
 TEST(Computers, ThisMachineHasAtLeastThePlainOne) {
@@ -98,7 +118,8 @@ class Damaged : public testing::Test {
     std::string name = (std::filesystem::temp_directory_path() / "fathom-verify-XXXXXX").string();
     ASSERT_NE(::mkdtemp(name.data()), nullptr);
     folder_ = name;
-    for (const char* file : {"config.json", "model.safetensors", "reference.safetensors"}) std::filesystem::copy_file(test::fixtures() / "golden" / "llama-mha" / file, folder_ / file);
+    for (const char* file : {"config.json", "model.safetensors", "reference.safetensors"})
+      std::filesystem::copy_file(test::fixtures() / "golden" / "llama-mha" / file, folder_ / file);
   }
   void TearDown() override {
     std::error_code ignored;

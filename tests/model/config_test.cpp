@@ -10,7 +10,8 @@
 namespace fathom::model {
 namespace {
 
-constexpr std::string_view kLlama = R"("model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2,
+constexpr std::string_view kLlama =
+    R"("model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 2,
   "num_attention_heads": 4, "vocab_size": 512)";
 
 std::string key_of(const std::string& extra) {
@@ -28,17 +29,20 @@ TEST(Config, HarmlessKeysPassAndOthersAreNamed) {
   EXPECT_EQ(key_of(R"(, "num_key_value_heads": 3)"), "model.config_conflict");
   EXPECT_EQ(key_of(R"(, "max_position_embeddings": -1)"), "model.config_range");
   EXPECT_EQ(key_of(R"(, "rms_norm_eps": "small")"), "base.json_wrong_type");
-  EXPECT_EQ(key_of(R"(, "quantization_config": {"quant_method": "gptq"})"), "model.quantization");  // no dense DeepSeek was released so
+  EXPECT_EQ(key_of(R"(, "quantization_config": {"quant_method": "gptq"})"),
+            "model.quantization");  // no dense DeepSeek was released so
 }
 
 TEST(Config, NothingIsNoModel) {
-  for (const char* text : {"", "[]", "{}", "null", "{\"model_type\": 3}", "{\"model_type\": \"gpt5\"}", "{\"model_type\": \"llama\"}", "{\"model_type\": \"deepseek_v41\"}"})
+  for (const char* text : {"", "[]", "{}", "null", "{\"model_type\": 3}", "{\"model_type\": \"gpt5\"}",
+                           "{\"model_type\": \"llama\"}", "{\"model_type\": \"deepseek_v41\"}"})
     EXPECT_FALSE(parse_config(text, "test")) << text;
 }
 
 TEST(Config, TheFuzzCorpusReadsAndSizes) {
   int read = 0;
-  for (const auto& file : std::filesystem::directory_iterator(test::fixtures().parent_path() / "fuzz" / "corpus" / "config")) {
+  for (const auto& file :
+       std::filesystem::directory_iterator(test::fixtures().parent_path() / "fuzz" / "corpus" / "config")) {
     const auto spec = load_config(file.path());
     ASSERT_TRUE(spec) << error_text(spec.error());
     const auto sized = size_model(*spec);

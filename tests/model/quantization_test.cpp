@@ -11,23 +11,35 @@ namespace {
 using tensor::Activations;
 using tensor::WeightFormat;
 
-constexpr std::string_view kConfig = R"({"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+constexpr std::string_view kConfig =
+    R"({"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
   "vocab_size": 128, "hidden_act": "silu", "torch_dtype": "bfloat16", "quantization_config": )";
 
 // As llm-compressor writes it, with `weights` and `input` in the first group.
-std::string object(std::string_view format, std::string_view weights, std::string_view input = "null", std::string_view more = "") {
-  return R"({"quant_method": "compressed-tensors", "format": ")" + std::string(format) + R"(", "quantization_status": "compressed", "kv_cache_scheme": null,
+std::string object(std::string_view format, std::string_view weights, std::string_view input = "null",
+                   std::string_view more = "") {
+  return R"({"quant_method": "compressed-tensors", "format": ")" + std::string(format) +
+         R"(", "quantization_status": "compressed", "kv_cache_scheme": null,
     "global_compression_ratio": null, "ignore": ["lm_head", "re:.*layers\\.1\\.mlp.*"], "config_groups": {"group_0": {"targets": ["Linear"], "output_activations": null,
-    "input_activations": )" + std::string(input) + R"(, "weights": )" + std::string(weights) + "}}" + std::string(more) + "}";
+    "input_activations": )" +
+         std::string(input) + R"(, "weights": )" + std::string(weights) + "}}" + std::string(more) + "}";
 }
-constexpr std::string_view kFp8 = R"({"num_bits": 8, "type": "float", "symmetric": true, "strategy": "channel", "dynamic": false, "observer": "minmax", "group_size": null, "actorder": null, "block_structure": null, "observer_kwargs": {}})";
-constexpr std::string_view kFp8Token = R"({"num_bits": 8, "type": "float", "symmetric": true, "strategy": "token", "dynamic": true})";
-constexpr std::string_view kInt8 = R"({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "channel", "dynamic": false})";
-constexpr std::string_view kInt8Token = R"({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true})";
-constexpr std::string_view kInt4 = R"({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 128, "dynamic": false})";
-constexpr std::string_view kInt4Zero = R"({"num_bits": 4, "type": "int", "symmetric": false, "strategy": "group", "group_size": 128, "dynamic": false})";
+constexpr std::string_view kFp8 =
+    R"({"num_bits": 8, "type": "float", "symmetric": true, "strategy": "channel", "dynamic": false, "observer": "minmax", "group_size": null, "actorder": null, "block_structure": null, "observer_kwargs": {}})";
+constexpr std::string_view kFp8Token =
+    R"({"num_bits": 8, "type": "float", "symmetric": true, "strategy": "token", "dynamic": true})";
+constexpr std::string_view kInt8 =
+    R"({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "channel", "dynamic": false})";
+constexpr std::string_view kInt8Token =
+    R"({"num_bits": 8, "type": "int", "symmetric": true, "strategy": "token", "dynamic": true})";
+constexpr std::string_view kInt4 =
+    R"({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 128, "dynamic": false})";
+constexpr std::string_view kInt4Zero =
+    R"({"num_bits": 4, "type": "int", "symmetric": false, "strategy": "group", "group_size": 128, "dynamic": false})";
 
-Result<ModelSpec> spec_of(const std::string& quantization) { return parse_config(std::string(kConfig) + quantization + "}", "config"); }
+Result<ModelSpec> spec_of(const std::string& quantization) {
+  return parse_config(std::string(kConfig) + quantization + "}", "config");
+}
 std::string outcome(const std::string& quantization) {
   const auto spec = spec_of(quantization);
   if (spec) return "ok";
@@ -36,7 +48,11 @@ std::string outcome(const std::string& quantization) {
 }
 
 TEST(Quantization, EveryModuleIsStoredAsItsGroupSays) {
-  const struct { std::string object; WeightFormat format; Activations activations; } cases[] = {
+  const struct {
+    std::string object;
+    WeightFormat format;
+    Activations activations;
+  } cases[] = {
       {object("float-quantized", kFp8), WeightFormat::fp8_row, Activations::kAsTheyAre},
       {object("float-quantized", kFp8, kFp8Token), WeightFormat::fp8_row, Activations::kPerToken},
       {object("int-quantized", kInt8, kInt8Token), WeightFormat::int8_row, Activations::kPerToken},
@@ -50,7 +66,8 @@ TEST(Quantization, EveryModuleIsStoredAsItsGroupSays) {
     ASSERT_TRUE(architecture);
     int quantized = 0;
     for (const WeightEntry& entry : (*architecture)->weights().entries()) {
-      const bool expected = !entry.vector && entry.cls != WeightClass::kEmbedding && entry.cls != WeightClass::kHead && entry.pattern.find("layers.1.mlp") == std::string::npos;
+      const bool expected = !entry.vector && entry.cls != WeightClass::kEmbedding && entry.cls != WeightClass::kHead &&
+                            entry.pattern.find("layers.1.mlp") == std::string::npos;
       EXPECT_EQ(entry.native, expected ? c.format : WeightFormat::bf16) << entry.pattern;
       EXPECT_EQ(entry.activations, expected ? c.activations : Activations::kAsTheyAre) << entry.pattern;
       quantized += expected;
@@ -84,14 +101,19 @@ TEST(Quantization, WhatIsNotUnderstoodIsNamed) {
   EXPECT_EQ(outcome(object("pack-quantized", changed(kInt4, "128", "64"))), "model.quantization_scheme");
   EXPECT_EQ(outcome(object("pack-quantized", changed(kInt4, "4", "3"))), "model.quantization_scheme");
   EXPECT_EQ(outcome(object("pack-quantized", kInt4, kInt8Token)), "model.quantization_scheme");
-  EXPECT_EQ(outcome(object("pack-quantized", changed(kInt4, "\"dynamic\": false", "\"actorder\": \"group\""))), "model.quantization_field");
+  EXPECT_EQ(outcome(object("pack-quantized", changed(kInt4, "\"dynamic\": false", "\"actorder\": \"group\""))),
+            "model.quantization_field");
   EXPECT_EQ(outcome(object("float-quantized", kInt8)), "model.quantization_scheme");
   EXPECT_EQ(outcome(object("int-quantized", changed(kInt8, "true", "false"), kInt8Token)), "model.quantization_scheme");
-  EXPECT_EQ(outcome(object("int-quantized", kInt8, changed(kInt8Token, "\"dynamic\": true", "\"dynamic\": false"))), "model.quantization_scheme");
-  EXPECT_EQ(outcome(object("float-quantized", changed(kFp8, "\"observer\"", "\"novelty\""))), "model.quantization_field");
+  EXPECT_EQ(outcome(object("int-quantized", kInt8, changed(kInt8Token, "\"dynamic\": true", "\"dynamic\": false"))),
+            "model.quantization_scheme");
+  EXPECT_EQ(outcome(object("float-quantized", changed(kFp8, "\"observer\"", "\"novelty\""))),
+            "model.quantization_field");
   EXPECT_EQ(outcome(object("float-quantized", kFp8, "null", R"(, "novelty": 1)")), "model.quantization_field");
-  EXPECT_EQ(outcome(object("float-quantized", kFp8, "null", R"(, "sparsity_config": {"format": "sparse-24-bitmask"})")), "model.quantization_field");
-  EXPECT_EQ(outcome(object("float-quantized", kFp8, "null", R"(, "sparsity_config": {}, "transform_config": {})")), "ok");
+  EXPECT_EQ(outcome(object("float-quantized", kFp8, "null", R"(, "sparsity_config": {"format": "sparse-24-bitmask"})")),
+            "model.quantization_field");
+  EXPECT_EQ(outcome(object("float-quantized", kFp8, "null", R"(, "sparsity_config": {}, "transform_config": {})")),
+            "ok");
   EXPECT_EQ(outcome(R"({"quant_method": "compressed-tensors"})"), "model.quantization_field");
   EXPECT_EQ(outcome(R"({"quant_method": "gptq", "bits": 4})"), "model.quantization");
   const auto named = spec_of(object("pack-quantized", changed(kInt4, "128", "64")));

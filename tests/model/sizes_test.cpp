@@ -30,7 +30,8 @@ TEST(Sizes, EveryCatalogModelMatchesTheFacts) {
     const Json& params = fact["params"];
     EXPECT_EQ(sized->sizes.parameters_total, params["total"].get<std::uint64_t>());
     EXPECT_EQ(sized->sizes.parameters_main, params["main"].get<std::uint64_t>());
-    EXPECT_EQ(sized->sizes.parameters_active_with_embedding, params["active_per_token_incl_embedding"].get<std::uint64_t>());
+    EXPECT_EQ(sized->sizes.parameters_active_with_embedding,
+              params["active_per_token_incl_embedding"].get<std::uint64_t>());
     EXPECT_EQ(sized->sizes.parameters_active, params["active_per_token_excl_embedding"].get<std::uint64_t>());
     EXPECT_EQ(sized->sizes.checkpoint_bytes, params["checkpoint_bytes"].get<std::uint64_t>());
     EXPECT_EQ(sized->sizes.checkpoint_bytes_mtp, params["checkpoint_bytes_mtp"].get<std::uint64_t>());

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <limits>
 
-#include "plan/cost_units.h"
 #include "plan/cost_support.h"
+#include "plan/cost_units.h"
 #include "plan/support.h"
 
 namespace fathom::plan {
@@ -16,9 +16,12 @@ constexpr double kFloor = 2e-6, kStream = 2e12, kRate = 4e14;
 double law(double bytes, double flops) { return kFloor + bytes / kStream + flops / kRate; }
 
 /// What a point of a family moves and does; only its size matters here.
-struct Work { double bytes, flops; };
+struct Work {
+  double bytes, flops;
+};
 Work work_of(Family family, const std::vector<double>& at) {
-  if (family <= Family::kNormedGates) return {2 * at[1] * at[2] + 4 * at[0] * (at[1] + at[2]), 2 * at[0] * at[1] * at[2]};
+  if (family <= Family::kNormedGates)
+    return {2 * at[1] * at[2] + 4 * at[0] * (at[1] + at[2]), 2 * at[0] * at[1] * at[2]};
   double product = 1;
   for (const double x : at) product *= x;
   return {product * 64, product * 100};
@@ -29,14 +32,18 @@ MeasuredTable table_of(Family family, const std::string& format = "") {
   table.family = family;
   table.format = format;
   for (const std::string_view axis : family_axes(family)) {
-    if (axis == "tokens" || axis == "sequences") table.axes.push_back({1, 8, 64, 512, 4096});
-    else if (axis == "outputs" || axis == "inputs") table.axes.push_back({512, 4096, 32768});
-    else table.axes.push_back({1, 64, 4096});
+    if (axis == "tokens" || axis == "sequences")
+      table.axes.push_back({1, 8, 64, 512, 4096});
+    else if (axis == "outputs" || axis == "inputs")
+      table.axes.push_back({512, 4096, 32768});
+    else
+      table.axes.push_back({1, 64, 4096});
   }
   for (std::size_t i = 0; i < table.points(); ++i) {
     std::vector<double> at(table.axes.size());
     std::size_t rest = i;
-    for (std::size_t a = at.size(); a-- > 0; rest /= table.axes[a].size()) at[a] = table.axes[a][rest % table.axes[a].size()];
+    for (std::size_t a = at.size(); a-- > 0; rest /= table.axes[a].size())
+      at[a] = table.axes[a][rest % table.axes[a].size()];
     const Work work = work_of(family, at);
     table.bytes.push_back(work.bytes);
     table.flops.push_back(work.flops);
@@ -51,7 +58,11 @@ std::shared_ptr<Calibration> whole(const std::string& device) {
   made->device = device, made->name = "a device", made->date = "2026-11-22", made->source = "a test", made->here = true;
   for (int f = 0; f < kFamilyCount; ++f) {
     const auto family = static_cast<Family>(f);
-    made->tables.push_back(table_of(family, family <= Family::kNormedGates || family == Family::kGroupedIn || family == Family::kGroupedOut || family == Family::kExperts ? "bf16" : family == Family::kAllReduce ? "2" : ""));
+    made->tables.push_back(table_of(family, family <= Family::kNormedGates || family == Family::kGroupedIn ||
+                                                    family == Family::kGroupedOut || family == Family::kExperts
+                                                ? "bf16"
+                                            : family == Family::kAllReduce ? "2"
+                                                                           : ""));
   }
   return made;
 }
@@ -89,12 +100,14 @@ TEST(Calibration, IsKeptAsText) {
     EXPECT_EQ(back->tables[t].family, made->tables[t].family);
     EXPECT_EQ(back->tables[t].axes, made->tables[t].axes);
     ASSERT_EQ(back->tables[t].seconds.size(), made->tables[t].seconds.size());
-    for (std::size_t i = 0; i < made->tables[t].seconds.size(); ++i) EXPECT_NEAR(back->tables[t].seconds[i] / made->tables[t].seconds[i], 1, 1e-3);
+    for (std::size_t i = 0; i < made->tables[t].seconds.size(); ++i)
+      EXPECT_NEAR(back->tables[t].seconds[i] / made->tables[t].seconds[i], 1, 1e-3);
   }
 }
 
 TEST(Calibration, WhatDoesNotHoldTogetherIsAnError) {
-  const std::string good = R"({"device": "cpu", "name": "n", "date": "d", "source": "s", "tables": [{"family": "step", "axes": {"bytes": [1, 2]}, "seconds": [1, 2], "bytes": [1, 2], "flops": [0, 0]}]})";
+  const std::string good =
+      R"({"device": "cpu", "name": "n", "date": "d", "source": "s", "tables": [{"family": "step", "axes": {"bytes": [1, 2]}, "seconds": [1, 2], "bytes": [1, 2], "flops": [0, 0]}]})";
   ASSERT_TRUE(parse_calibration(good, "f").has_value());
   const auto broken = [&](const std::string& from, const std::string& to) {
     std::string text = good;
@@ -115,7 +128,8 @@ TEST(Calibration, WhatDoesNotHoldTogetherIsAnError) {
 
 TEST(Calibration, FormatsAreFoundByTheirBytes) {
   Calibration c;
-  for (const auto& [name, bytes] : {std::pair<const char*, double>{"bf16", 2}, {"int8_row", 1}, {"fp8_row", 1}, {"int4_group128", 0.52}}) {
+  for (const auto& [name, bytes] :
+       {std::pair<const char*, double>{"bf16", 2}, {"int8_row", 1}, {"fp8_row", 1}, {"int4_group128", 0.52}}) {
     MeasuredTable table = table_of(Family::kPlain, name);
     for (std::size_t i = 0; i < table.bytes.size(); ++i) {
       const std::size_t inputs = i % 3, outputs = i / 3 % 3;
@@ -150,7 +164,8 @@ TEST(Calibration, EveryOpIsCountedOnce) {
     const auto model = model_of(tiny_config(kind));
     ASSERT_NE(model, nullptr);
     const auto calibration = whole("h200-sxm-141gb");
-    auto p = priced(R"({"model": "deepseek-ai/deepseek-llm-7b-base", "hardware": "h200-sxm-141gb", "engine": "fathom", "task": "chat", "batch": 1})");
+    auto p = priced(
+        R"({"model": "deepseek-ai/deepseek-llm-7b-base", "hardware": "h200-sxm-141gb", "engine": "fathom", "task": "chat", "batch": 1})");
     ASSERT_NE(p, nullptr);
     const Rates rates = make_rates(p->request.cluster, p->curves, p->engine);
     for (const Phase phase : {Phase::kPrefill, Phase::kDecode, Phase::kContinue}) {
@@ -166,7 +181,12 @@ TEST(Calibration, EveryOpIsCountedOnce) {
         EXPECT_EQ(ops + program.rest.kernels.size(), layer.forward.ops.size()) << kind;
         EXPECT_TRUE(program.rest.kernels.empty()) << kind << ": all of these are in tables";
         for (const Unit& unit : program.units) {
-          const Load load{.tokens = 7, .outputs = 7, .sequences = 7, .visible = 100, .keys = 100, .decode = phase == Phase::kDecode};
+          const Load load{.tokens = 7,
+                          .outputs = 7,
+                          .sequences = 7,
+                          .visible = 100,
+                          .keys = 100,
+                          .decode = phase == Phase::kDecode};
           const double seconds = unit_seconds(unit, load, rates, {}, nullptr);
           EXPECT_TRUE(std::isfinite(seconds) && seconds > 0) << family_name(unit.family);
         }
@@ -176,7 +196,8 @@ TEST(Calibration, EveryOpIsCountedOnce) {
 }
 
 TEST(Calibration, PlansAreMadeOfIt) {
-  PlanRequest request = request_of(R"({"model": "deepseek-ai/deepseek-llm-7b-base", "hardware": "h200-sxm-141gb", "engine": "fathom", "task": "chat", "weights": "bf16", "batch": 1, "input": 512, "output": 64})");
+  PlanRequest request = request_of(
+      R"({"model": "deepseek-ai/deepseek-llm-7b-base", "hardware": "h200-sxm-141gb", "engine": "fathom", "task": "chat", "weights": "bf16", "batch": 1, "input": 512, "output": 64})");
   request.cluster.device.calibration = nullptr;
   const auto before = make_plan(request);
   ASSERT_TRUE(before.has_value());
@@ -205,14 +226,16 @@ TEST(Calibration, PlansAreMadeOfIt) {
 }
 
 TEST(Calibration, LongPromptsGoInPasses) {
-  PlanRequest request = request_of(R"({"model": "deepseek-ai/deepseek-v2-lite", "hardware": "h200-sxm-141gb", "engine": "fathom", "task": "chat", "weights": "bf16", "batch": 1, "input": 4096, "output": 8})");
+  PlanRequest request = request_of(
+      R"({"model": "deepseek-ai/deepseek-v2-lite", "hardware": "h200-sxm-141gb", "engine": "fathom", "task": "chat", "weights": "bf16", "batch": 1, "input": 4096, "output": 8})");
   request.cluster.device.calibration = whole("h200-sxm-141gb");
   request.prefill_chunk = 4096;
   const auto once = make_plan(request);
   request.prefill_chunk = 256;
   const auto often = make_plan(request);
   ASSERT_TRUE(once.has_value() && often.has_value());
-  EXPECT_GT(often->best.time.ttft_ms->value, 1.2 * once->best.time.ttft_ms->value) << "weights are read again by each pass";
+  EXPECT_GT(often->best.time.ttft_ms->value, 1.2 * once->best.time.ttft_ms->value)
+      << "weights are read again by each pass";
 }
 
 }  // namespace

@@ -1,14 +1,17 @@
 // Profiles and curves: what is in the binary reads, and what is wrong in a user's file is said.
+#include "plan/cost_data.h"
+
 #include <set>
 
 #include "cost_support.h"
-#include "plan/cost_data.h"
 
 namespace fathom::plan {
 namespace {
 
 TEST(CostData, EveryEngineOfTheContractIsThere) {
-  for (const char* name : {"fathom", "vllm", "sglang", "trtllm", "llama.cpp", "ik_llama.cpp", "transformers", "mlx", "mlc", "calm", "exllama", "megatron", "deepspeed", "fsdp", "torchtitan", "torchtune", "llm-foundry", "litgpt"}) {
+  for (const char* name :
+       {"fathom", "vllm", "sglang", "trtllm", "llama.cpp", "ik_llama.cpp", "transformers", "mlx", "mlc", "calm",
+        "exllama", "megatron", "deepspeed", "fsdp", "torchtitan", "torchtune", "llm-foundry", "litgpt"}) {
     const auto found = find_engine(name);
     EXPECT_TRUE(found.has_value()) << name;
   }
@@ -25,7 +28,9 @@ TEST(CostData, FiguresArePhysical) {
     EXPECT_LE(p.spread, 1) << p.name;
     EXPECT_LE(p.host.step, 0.02) << p.name;
     EXPECT_TRUE(!p.measured || !p.sources.empty()) << p.name;
-    for (const double overlap : {p.training.gradient_overlap, p.training.gather_overlap, p.training.tensor_overlap, p.training.expert_overlap, p.training.pipeline_overlap}) EXPECT_LE(overlap, 1) << p.name;
+    for (const double overlap : {p.training.gradient_overlap, p.training.gather_overlap, p.training.tensor_overlap,
+                                 p.training.expert_overlap, p.training.pipeline_overlap})
+      EXPECT_LE(overlap, 1) << p.name;
   }
   const auto tables = curve_tables();
   ASSERT_TRUE(tables.has_value());
@@ -35,7 +40,8 @@ TEST(CostData, FiguresArePhysical) {
     EXPECT_GT(c.stream, 0.3) << c.id;
     EXPECT_LE(c.stream, 1) << c.id;
     EXPECT_LE(c.attention, 1) << c.id;
-    for (const double share : c.gemm) EXPECT_LE(share, 1.1) << c.id;  // boards run above the clock that peaks are stated at
+    for (const double share : c.gemm)
+      EXPECT_LE(share, 1.1) << c.id;  // boards run above the clock that peaks are stated at
     EXPECT_TRUE(!c.measured || !c.sources.empty()) << c.id;
   }
 }
@@ -56,11 +62,13 @@ TEST(CostData, MistakesAreNamed) {
 }
 
 TEST(CostData, HardwareWithoutCurvesTakesASiblings) {
-  const auto p = priced(R"({"model": "r1-distill-qwen-7b", "hardware": "rtx-5080", "gpus": 1, "task": "chat", "engine": "llama.cpp", "weights": "q4_k_m", "input": 512, "output": 128})");
+  const auto p = priced(
+      R"({"model": "r1-distill-qwen-7b", "hardware": "rtx-5080", "gpus": 1, "task": "chat", "engine": "llama.cpp", "weights": "q4_k_m", "input": 512, "output": 128})");
   ASSERT_NE(p, nullptr);
   EXPECT_EQ(p->curves.tier, ProvenanceTier::kMeasuredSibling);
   EXPECT_GE(p->time().provenance, ProvenanceTier::kMeasuredSibling);
-  const auto far = priced(R"({"model": "r1-distill-qwen-7b", "hardware": "ascend-910b3", "gpus": 1, "task": "chat", "engine": "vllm", "weights": "bf16", "input": 512, "output": 128})");
+  const auto far = priced(
+      R"({"model": "r1-distill-qwen-7b", "hardware": "ascend-910b3", "gpus": 1, "task": "chat", "engine": "vllm", "weights": "bf16", "input": 512, "output": 128})");
   ASSERT_NE(far, nullptr);
   EXPECT_EQ(far->time().provenance, ProvenanceTier::kDefault);
 }

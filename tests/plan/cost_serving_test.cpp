@@ -1,16 +1,18 @@
 // The closed loop: conservation of users, and how figures move with load.
+#include "plan/cost_serving.h"
+
 #include <utility>
 #include <vector>
 
 #include "cost_support.h"
-#include "plan/cost_serving.h"
 
 namespace fathom::plan {
 namespace {
 
 std::string serve(const std::string& engine, int users, int input, int output) {
-  return R"({"model": "r1-distill-llama-70b", "hardware": "h200-sxm-141gb", "gpus": 4, "task": "serve", "weights": "fp8", "kv": "fp8", "tp": 4, "engine": ")" + engine + R"(", "batch": )" + std::to_string(users) + R"(, "input": )" +
-         std::to_string(input) + R"(, "output": )" + std::to_string(output) + "}";
+  return R"({"model": "r1-distill-llama-70b", "hardware": "h200-sxm-141gb", "gpus": 4, "task": "serve", "weights": "fp8", "kv": "fp8", "tp": 4, "engine": ")" +
+         engine + R"(", "batch": )" + std::to_string(users) + R"(, "input": )" + std::to_string(input) +
+         R"(, "output": )" + std::to_string(output) + "}";
 }
 
 TEST(CostServing, UsersAreRateTimesTimeInTheSystem) {
@@ -61,21 +63,26 @@ TEST(CostServing, OthersPromptsStallDecoding) {
   EXPECT_GT(long_prompts->time().tpot_ms->value, 1.5 * brief->time().tpot_ms->value);
 }
 
-/// The same loop step by step: lengths between 80 and 100 % of their largest (as the loop's `spread` means), everybody at once at
-/// first, ten requests a user. Linear prices.
+/// The same loop step by step: lengths between 80 and 100 % of their largest (as the loop's `spread` means), everybody
+/// at once at first, ten requests a user. Linear prices.
 struct Walk {
   double step, sequence, token;  // seconds: a step, a decoding sequence, a token of a prompt
   double budget;
   static constexpr double kFront = 0.03;  // from a user to the queue
   std::pair<double, double> run(int users, double input, double output) const {
-    struct Request { double at = 0, left = 0, first = 0; int got = 0, want = 0; };
+    struct Request {
+      double at = 0, left = 0, first = 0;
+      int got = 0, want = 0;
+    };
     std::uint64_t state = 12345;
     const auto varied = [&](double length) {
       state = state * 6364136223846793005ULL + 1442695040888963407ULL;
       return length * (0.889 + 0.222 * static_cast<double>(state >> 40) / static_cast<double>(1 << 24));
     };
     std::vector<Request> coming, waiting, running;
-    const auto arrive = [&](double at) { coming.push_back({at, varied(input), 0, 0, static_cast<int>(varied(output))}); };
+    const auto arrive = [&](double at) {
+      coming.push_back({at, varied(input), 0, 0, static_cast<int>(varied(output))});
+    };
     for (int i = 0; i < users; ++i) arrive(0);
     int sent = users;
     double now = 0, ttft = 0, tpot = 0, done = 0, started = 0;
@@ -97,8 +104,10 @@ struct Walk {
       std::vector<Request> on;
       int back = 0;
       for (Request& r : running) {
-        if (++r.got < r.want) on.push_back(r);
-        else tpot += (now - r.first) / (r.want - 1), ++done, ++back;
+        if (++r.got < r.want)
+          on.push_back(r);
+        else
+          tpot += (now - r.first) / (r.want - 1), ++done, ++back;
       }
       for (std::size_t i = 0; i < ready; ++i) {
         waiting[i].first = now, waiting[i].got = 1;
@@ -142,14 +151,16 @@ TEST(CostServing, AgreesWithTheLoopWalkedStepByStep) {
     for (const double input : {1024.0, 4096.0, 8192.0})
       for (const int users : {4, 16, 64}) {
         const auto [ttft, tpot] = walk.run(users, input, 500);
-        const LoopResult result = solve_loop(linear(walk, engine), {.users = static_cast<double>(users), .input = input, .output = 500});
+        const LoopResult result =
+            solve_loop(linear(walk, engine), {.users = static_cast<double>(users), .input = input, .output = 500});
         EXPECT_NEAR(result.ttft, ttft, 0.25 * ttft) << input << " " << users;
         EXPECT_NEAR(result.tpot, tpot, 0.08 * tpot) << input << " " << users;
       }
 }
 
 TEST(CostServing, AStaticBatchPrefillsThenDecodes) {
-  const auto p = priced(R"({"model": "r1-distill-qwen-7b", "hardware": "a100-sxm4-80gb", "gpus": 1, "task": "chat", "engine": "transformers", "weights": "bf16", "batch": 4, "input": 1000, "output": 100})");
+  const auto p = priced(
+      R"({"model": "r1-distill-qwen-7b", "hardware": "a100-sxm4-80gb", "gpus": 1, "task": "chat", "engine": "transformers", "weights": "bf16", "batch": 4, "input": 1000, "output": 100})");
   ASSERT_NE(p, nullptr);
   const TimeEstimate t = p->time();
   EXPECT_NEAR(*t.prefill_tokens_per_second, 4000 / (t.ttft_ms->value / 1e3), 1);
@@ -157,7 +168,8 @@ TEST(CostServing, AStaticBatchPrefillsThenDecodes) {
 }
 
 TEST(CostServing, SpeculationIsFasterForAFewUsers) {
-  const std::string base = R"({"model": "r1", "hardware": "h200-sxm-141gb", "gpus": 8, "task": "serve", "engine": "sglang", "tp": 8, "batch": 2, "input": 1024, "output": 1024)";
+  const std::string base =
+      R"({"model": "r1", "hardware": "h200-sxm-141gb", "gpus": 8, "task": "serve", "engine": "sglang", "tp": 8, "batch": 2, "input": 1024, "output": 1024)";
   const auto plain = priced(base + "}"), drafted = priced(base + R"(, "speculative": "mtp:1"})");
   ASSERT_NE(plain, nullptr);
   ASSERT_NE(drafted, nullptr);

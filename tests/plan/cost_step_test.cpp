@@ -8,7 +8,8 @@
 namespace fathom::plan {
 namespace {
 
-constexpr const char* kChat = R"({"model": "r1-distill-llama-8b", "hardware": "h100-sxm5-80gb", "gpus": 1, "task": "chat", "engine": "vllm", "weights": "bf16", "kv": "bf16", "batch": 1, "input": 16, "output": 16})";
+constexpr const char* kChat =
+    R"({"model": "r1-distill-llama-8b", "hardware": "h100-sxm5-80gb", "gpus": 1, "task": "chat", "engine": "vllm", "weights": "bf16", "kv": "bf16", "batch": 1, "input": 16, "output": 16})";
 
 /// No floors, no host, no launches: only bytes and FLOPs are left.
 void bare(Priced& p) {
@@ -35,7 +36,8 @@ TEST(CostStep, DecodeOfOneSequenceIsBytesOverBandwidth) {
 }
 
 TEST(CostStep, LargePrefillIsFlopsOverRate) {
-  const auto p = priced(R"({"model": "r1-distill-llama-8b", "hardware": "h100-sxm5-80gb", "gpus": 1, "task": "chat", "engine": "vllm", "weights": "bf16", "kv": "bf16", "batch": 64, "input": 128, "output": 1})");
+  const auto p = priced(
+      R"({"model": "r1-distill-llama-8b", "hardware": "h100-sxm5-80gb", "gpus": 1, "task": "chat", "engine": "vllm", "weights": "bf16", "kv": "bf16", "batch": 64, "input": 128, "output": 1})");
   ASSERT_NE(p, nullptr);
   bare(*p);
   const TimeEstimate t = p->time();
@@ -60,7 +62,8 @@ TEST(CostStep, MoreBandwidthIsNeverSlower) {
 }
 
 TEST(CostStep, MoreTokensAreNeverFaster) {
-  const std::string format = R"({"model": "%M", "hardware": "h200-sxm-141gb", "gpus": 8, "task": "chat", "engine": "sglang", "weights": "native", "kv": "bf16", "tp": 8, "ep": 1, "batch": %B, "input": %I, "output": 64})";
+  const std::string format =
+      R"({"model": "%M", "hardware": "h200-sxm-141gb", "gpus": 8, "task": "chat", "engine": "sglang", "weights": "native", "kv": "bf16", "tp": 8, "ep": 1, "batch": %B, "input": %I, "output": 64})";
   for (const char* model : {"r1", "r1-distill-llama-70b"}) {
     double tpot = 0, ttft = 0;
     for (const int batch : {1, 2, 3, 8, 17, 64, 200}) {

@@ -1,6 +1,7 @@
 // Training steps: pipeline bubbles in closed form, and what recompute, adapters and sharding may and may not change.
-#include "cost_support.h"
 #include "plan/cost_training.h"
+
+#include "cost_support.h"
 
 namespace fathom::plan {
 namespace {
@@ -30,7 +31,9 @@ TEST(CostTraining, BubblesAreThoseOfOneForwardOneBackward) {
   engine.training.step_host = 0;
   for (const int pp : {1, 2, 4, 8})
     for (const int vp : {1, 2, 5})
-      for (const std::int64_t m : {1, 4, 32}) EXPECT_NEAR(train_step(stage(pp, vp, m, engine)).step, (static_cast<double>(m) + (pp - 1.0) / vp) * 3e-3, 1e-9) << pp << " " << vp << " " << m;
+      for (const std::int64_t m : {1, 4, 32})
+        EXPECT_NEAR(train_step(stage(pp, vp, m, engine)).step, (static_cast<double>(m) + (pp - 1.0) / vp) * 3e-3, 1e-9)
+            << pp << " " << vp << " " << m;
 }
 
 TEST(CostTraining, FullRecomputeAddsOneForward) {
@@ -67,11 +70,13 @@ TEST(CostTraining, ExpertsGetTheTokensOfAllTheirRanks) {
 }
 
 std::string train(const std::string& rest) {
-  return R"({"model": "r1-distill-llama-70b", "hardware": "h100-sxm5-80gb", "gpus": 64, "engine": "megatron", "weights": "bf16", "compute": "bf16", "seq": 4096, "micro_batch": 1, )" + rest + "}";
+  return R"({"model": "r1-distill-llama-70b", "hardware": "h100-sxm5-80gb", "gpus": 64, "engine": "megatron", "weights": "bf16", "compute": "bf16", "seq": 4096, "micro_batch": 1, )" +
+         rest + "}";
 }
 
 TEST(CostTraining, UtilizationIsModelFlopsOverPeak) {
-  const auto p = priced(train(R"("task": "pretrain", "tp": 4, "pp": 4, "dp": 4, "zero": 1, "global_batch": 128, "recompute": "none")"));
+  const auto p = priced(
+      train(R"("task": "pretrain", "tp": 4, "pp": 4, "dp": 4, "zero": 1, "global_batch": 128, "recompute": "none")"));
   ASSERT_NE(p, nullptr);
   const TimeEstimate t = p->time();
   const double parameters = static_cast<double>(p->request.model->sizes().parameters_active);

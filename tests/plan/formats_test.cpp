@@ -1,8 +1,9 @@
 // Bytes of formats: block by block, against the released checkpoints, and against the caches' published figures.
+#include "plan/formats.h"
+
 #include <map>
 
 #include "model/catalog.h"
-#include "plan/formats.h"
 #include "support.h"
 
 namespace fathom::plan {
@@ -53,7 +54,8 @@ TEST(Formats, NativeBytesAreThoseOfEveryCheckpoint) {
     const auto model = named_model(entry.id);
     ASSERT_NE(model, nullptr) << entry.id;
     Bytes sum = 0;
-    for (const model::WeightEntry& weight : model->whole().weights().entries()) sum += entry_bytes(all(), **native, weight, model->spec().layers, model->spec().tied_embeddings);
+    for (const model::WeightEntry& weight : model->whole().weights().entries())
+      sum += entry_bytes(all(), **native, weight, model->spec().layers, model->spec().tied_embeddings);
     EXPECT_EQ(sum, model->sizes().checkpoint_bytes) << entry.id;
     if (entry.published_checkpoint_bytes && entry.published_checkpoint_precision.starts_with("exact")) {
       EXPECT_EQ(sum, *entry.published_checkpoint_bytes) << entry.id;
@@ -65,8 +67,13 @@ TEST(Formats, NativeBytesAreThoseOfEveryCheckpoint) {
 
 /// Our format that a figure's key speaks of.
 const char* format_of(const std::string& key) {
-  static const std::map<std::string, const char*> names = {{"16bit", "bf16"}, {"bf16", "bf16"}, {"fp8", "fp8"}, {"fp8_flashmla", "fp8_ds_mla"}, {"fp8_fp4index", "fp8_fp4index"},
-                                                           {"fp8_fp8index", "fp8"}, {"nvfp4_mxfp4index", "nvfp4"}};
+  static const std::map<std::string, const char*> names = {{"16bit", "bf16"},
+                                                           {"bf16", "bf16"},
+                                                           {"fp8", "fp8"},
+                                                           {"fp8_flashmla", "fp8_ds_mla"},
+                                                           {"fp8_fp4index", "fp8_fp4index"},
+                                                           {"fp8_fp8index", "fp8"},
+                                                           {"nvfp4_mxfp4index", "nvfp4"}};
   const auto at = names.find(key);
   return at == names.end() ? nullptr : at->second;
 }
@@ -86,7 +93,8 @@ TEST(Formats, CacheBytesAreTheFactsOfEveryModel) {
       const auto cache = model->share_cache({}, **kv);
       ASSERT_TRUE(cache.has_value());
       double per_token = 0;
-      for (const ShareCache::Growth& growth : (*cache)->growing) per_token += growth.row_bytes_before.back() / static_cast<double>(growth.ratio);
+      for (const ShareCache::Growth& growth : (*cache)->growing)
+        per_token += growth.row_bytes_before.back() / static_cast<double>(growth.ratio);
       EXPECT_DOUBLE_EQ(per_token, figure.bytes) << entry.id << " " << figure.key;
       ++figures;
     }
@@ -95,15 +103,21 @@ TEST(Formats, CacheBytesAreTheFactsOfEveryModel) {
 }
 
 TEST(Formats, FixedCacheBytesOfV4) {
-  struct Known { const char* model; const char* kv; double window; };
-  for (const Known& known : {Known{"v4-flash", "fp8", 3214336}, Known{"v4-flash", "bf16", 5636096}, Known{"v4-pro", "fp8", 4559872}, Known{"v4.1-flash", "nvfp4", 2703360}}) {
+  struct Known {
+    const char* model;
+    const char* kv;
+    double window;
+  };
+  for (const Known& known : {Known{"v4-flash", "fp8", 3214336}, Known{"v4-flash", "bf16", 5636096},
+                             Known{"v4-pro", "fp8", 4559872}, Known{"v4.1-flash", "nvfp4", 2703360}}) {
     const auto model = named_model(known.model);
     const auto kv = find_kv_format(known.kv);
     ASSERT_TRUE(kv.has_value());
     double windows = 0, states = 0;
     for (const model::CacheTensor& tensor : model->whole().cache().tensors) {
       if (tensor.rows != tensor::RowsOf::kRing) continue;
-      (tensor.state ? states : windows) += cache_row_bytes(**kv, model->spec(), tensor) * static_cast<double>(tensor.ring_rows);
+      (tensor.state ? states : windows) +=
+          cache_row_bytes(**kv, model->spec(), tensor) * static_cast<double>(tensor.ring_rows);
     }
     EXPECT_DOUBLE_EQ(windows, known.window) << known.model << " " << known.kv;
     if (std::string(known.model) == "v4-flash") {
@@ -117,16 +131,20 @@ TEST(Formats, Q4KMMixesAsTheQuantizerDoes) {
   const auto model = model_of(tiny_config("llama"));
   const auto rule = find_weight_format("q4_k_m");
   ASSERT_TRUE(rule.has_value());
-  model::WeightEntry entry{.pattern = "model.layers.0.mlp.down_proj.weight", .cls = model::WeightClass::kDenseFfn, .rows = 256, .cols = 512};
+  model::WeightEntry entry{
+      .pattern = "model.layers.0.mlp.down_proj.weight", .cls = model::WeightClass::kDenseFfn, .rows = 256, .cols = 512};
   int sixes = 0;
-  for (entry.layer = 0; entry.layer < 32; ++entry.layer) sixes += entry_bytes(all(), **rule, entry, 32, false) == bytes_of("q6_k", 256, 512) ? 1 : 0;
+  for (entry.layer = 0; entry.layer < 32; ++entry.layer)
+    sixes += entry_bytes(all(), **rule, entry, 32, false) == bytes_of("q6_k", 256, 512) ? 1 : 0;
   EXPECT_EQ(sixes, 16);
   model::WeightEntry head{.pattern = "lm_head.weight", .cls = model::WeightClass::kHead, .rows = 1024, .cols = 256};
   EXPECT_EQ(entry_bytes(all(), **rule, head, 32, false), bytes_of("q6_k", 1024, 256));
-  model::WeightEntry table{.pattern = "model.embed_tokens.weight", .cls = model::WeightClass::kEmbedding, .rows = 1024, .cols = 256};
+  model::WeightEntry table{
+      .pattern = "model.embed_tokens.weight", .cls = model::WeightClass::kEmbedding, .rows = 1024, .cols = 256};
   EXPECT_EQ(entry_bytes(all(), **rule, table, 32, false), bytes_of("q4_k", 1024, 256));
   EXPECT_EQ(entry_bytes(all(), **rule, table, 32, true), bytes_of("q6_k", 1024, 256)) << "a tied table is the head";
-  model::WeightEntry norm{.pattern = "model.norm.weight", .cls = model::WeightClass::kNorm, .rows = 1, .cols = 256, .vector = true};
+  model::WeightEntry norm{
+      .pattern = "model.norm.weight", .cls = model::WeightClass::kNorm, .rows = 1, .cols = 256, .vector = true};
   EXPECT_EQ(entry_bytes(all(), **rule, norm, 32, false), 1024U) << "f32";
 }
 

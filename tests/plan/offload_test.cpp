@@ -1,4 +1,5 @@
-// What leaves the device: enough, no more than needed, in the faster way, and refused with a sentence when nothing helps.
+// What leaves the device: enough, no more than needed, in the faster way, and refused with a sentence when nothing
+// helps.
 #include "plan/offload.h"
 
 #include <gtest/gtest.h>
@@ -23,7 +24,8 @@ OffloadCase lite() {
 }
 
 TEST(Offload, FreesEnoughAndNoMore) {
-  for (const OffloadWish wish : {OffloadWish::kLayers, OffloadWish::kExperts, OffloadWish::kCpuExperts, OffloadWish::kAuto}) {
+  for (const OffloadWish wish :
+       {OffloadWish::kLayers, OffloadWish::kExperts, OffloadWish::kCpuExperts, OffloadWish::kAuto}) {
     const OffloadCase problem = lite();
     const auto plan = plan_offload(problem, wish);
     ASSERT_TRUE(plan);
@@ -44,7 +46,8 @@ TEST(Offload, FreesEnoughAndNoMore) {
 }
 
 TEST(Offload, WithoutStreamingFewerLayersLeave) {
-  const auto streamed = plan_offload(lite(), OffloadWish::kExperts), computed = plan_offload(lite(), OffloadWish::kCpuExperts);
+  const auto streamed = plan_offload(lite(), OffloadWish::kExperts),
+             computed = plan_offload(lite(), OffloadWish::kCpuExperts);
   ASSERT_TRUE(streamed && computed);
   EXPECT_EQ(streamed->places, 2);
   EXPECT_EQ(streamed->host_tokens, 0);
@@ -85,7 +88,8 @@ TEST(Offload, IsNeverFasterThanTheLinkOrTheDevice) {
   const OffloadCase problem = lite();
   const auto plan = plan_offload(problem, OffloadWish::kExperts);
   ASSERT_TRUE(plan);
-  EXPECT_GE(offload_seconds(problem, *plan, 1, 0.003), static_cast<double>(plan->moved_bytes) / problem.rates.link * 0.999);
+  EXPECT_GE(offload_seconds(problem, *plan, 1, 0.003),
+            static_cast<double>(plan->moved_bytes) / problem.rates.link * 0.999);
   EXPECT_GE(offload_seconds(problem, *plan, 1, 100), 100);
   double last = 0;
   for (std::int64_t tokens = 1; tokens <= 4096; tokens *= 2) {

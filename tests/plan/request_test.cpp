@@ -19,7 +19,8 @@ using ::testing::HasSubstr;
 const std::string kStart = R"({"model": "r1", "hardware": "8xH200", "task": "serve")";
 
 TEST(Request, WhatIsLeftOutIsDefaulted) {
-  const PlanRequest request = request_of(R"({"id": {"a": [1, "ü"]}, "model": "r1", "hardware": "8xH200", "task": "chat", "measured": {"any": ["thing"]}})");
+  const PlanRequest request = request_of(
+      R"({"id": {"a": [1, "ü"]}, "model": "r1", "hardware": "8xH200", "task": "chat", "measured": {"any": ["thing"]}})");
   EXPECT_EQ(request.id_json, R"({"a": [1, "ü"]})");
   EXPECT_EQ(request.cluster.devices, 8);
   EXPECT_EQ(request.cluster.devices_per_node, 8);
@@ -66,7 +67,8 @@ TEST(Request, EveryMistakeHasItsSentence) {
       {kStart + R"(, "compute": "fp64"})", "unknown compute"},
       {kStart + R"(, "speculative": "mtp"})", "unknown speculative"},
       {kStart + R"(, "speculative": "mtp:99"})", "unknown speculative"},
-      {R"({"model": "r1-distill-qwen-7b", "hardware": "h200", "task": "chat", "speculative": "mtp:1"})", "no multi-token-prediction"},
+      {R"({"model": "r1-distill-qwen-7b", "hardware": "h200", "task": "chat", "speculative": "mtp:1"})",
+       "no multi-token-prediction"},
       {kStart + R"(, "network": "no-link"})", "no-link"},
       {kStart + R"(, "network": {"a": 1}})", "'network' should be"},
       {kStart + R"(, "tp": 3})", "do not multiply to 8"},
@@ -90,7 +92,8 @@ TEST(Request, DepthAndLengthAreBounded) {
   std::string deep = R"({"model": "r1", "hardware": "h200", "task": "chat", "measured": )";
   deep += std::string(100000, '[') + std::string(100000, ']') + "}";
   EXPECT_THAT(error_of(deep), HasSubstr("not one JSON object"));
-  EXPECT_THAT(error_of(R"({"model": ")" + std::string(1000000, 'x') + R"(", "hardware": "h200", "task": "chat"})"), ::testing::SizeIs(::testing::Lt(2000U)));
+  EXPECT_THAT(error_of(R"({"model": ")" + std::string(1000000, 'x') + R"(", "hardware": "h200", "task": "chat"})"),
+              ::testing::SizeIs(::testing::Lt(2000U)));
   std::string many = "{";
   for (int i = 0; i < 1000; ++i) many += (i ? "," : "") + std::string("\"k") + std::to_string(i) + "\":1";
   EXPECT_THAT(error_of(many + "}"), HasSubstr("not one JSON object"));
@@ -108,7 +111,11 @@ TEST(Request, EscapesAreRead) {
 }
 
 TEST(Request, OptionsOfAPerson) {
-  PlanOptions options{.model = "r1", .on = "8xH200", .slo = "ttft=2s, tpot=50ms", .context = 4096, .settings = {{"task", "serve"}, {"tp", "8"}, {"output", "1000"}}};
+  PlanOptions options{.model = "r1",
+                      .on = "8xH200",
+                      .slo = "ttft=2s, tpot=50ms",
+                      .context = 4096,
+                      .settings = {{"task", "serve"}, {"tp", "8"}, {"output", "1000"}}};
   const auto request = request_from_options(options);
   ASSERT_TRUE(request.has_value()) << error_text(request.error());
   EXPECT_EQ(request->input, 3096);
@@ -130,7 +137,9 @@ TEST(Layouts, AllMultiplyToTheDevicesAndDivide) {
   for (const char* model : {"r1", "v4-flash", "r1-distill-llama-70b", "deepseek-moe-16b-base"})
     for (const char* task : {"chat", "serve", "pretrain"})
       for (const int gpus : {1, 8, 12, 64}) {
-        const PlanRequest request = request_of(R"({"model": ")" + std::string(model) + R"(", "hardware": "h200", "gpus": )" + std::to_string(gpus) + R"(, "task": ")" + task + R"(", "engine": "fathom"})");
+        const PlanRequest request =
+            request_of(R"({"model": ")" + std::string(model) + R"(", "hardware": "h200", "gpus": )" +
+                       std::to_string(gpus) + R"(, "task": ")" + task + R"(", "engine": "fathom"})");
         const auto layouts = layout_space(request);
         ASSERT_TRUE(layouts.has_value()) << model << " " << task << " " << gpus << " " << error_text(layouts.error());
         EXPECT_FALSE(layouts->empty());
@@ -174,17 +183,20 @@ std::string answer_of(const std::string& line) {
 }
 
 TEST(Batch, AnswersHoldTheContractsKeys) {
-  const std::string answer = answer_of(R"({"id": "x-1", "model": "r1", "hardware": "8xH200", "task": "serve", "engine": "sglang", "batch": 64})");
+  const std::string answer = answer_of(
+      R"({"id": "x-1", "model": "r1", "hardware": "8xH200", "task": "serve", "engine": "sglang", "batch": 64})");
   std::size_t bad = 0;
   const auto object = JsonObject::parse(answer, bad);
   ASSERT_TRUE(object.has_value()) << answer;
-  for (const char* key : {"id", "fits", "why_not", "layout", "memory", "max_context", "ttft_ms", "tpot_ms", "step_ms", "prefill_tokens_per_second", "decode_tokens_per_second",
-                          "output_tokens_per_second_per_gpu", "train_tokens_per_second_per_gpu", "mfu", "bound_by", "provenance"})
+  for (const char* key : {"id", "fits", "why_not", "layout", "memory", "max_context", "ttft_ms", "tpot_ms", "step_ms",
+                          "prefill_tokens_per_second", "decode_tokens_per_second", "output_tokens_per_second_per_gpu",
+                          "train_tokens_per_second_per_gpu", "mfu", "bound_by", "provenance"})
     EXPECT_NE(object->find(key), nullptr) << key;
   EXPECT_EQ(object->find("id")->text, "\"x-1\"");
   const auto memory = JsonObject::parse(object->find("memory")->text, bad);
   ASSERT_TRUE(memory.has_value());
-  for (const char* key : {"weights", "kv", "activations", "gradients", "optimizer", "workspace", "overhead", "allocated", "reserved", "total", "capacity"}) {
+  for (const char* key : {"weights", "kv", "activations", "gradients", "optimizer", "workspace", "overhead",
+                          "allocated", "reserved", "total", "capacity"}) {
     ASSERT_NE(memory->find(key), nullptr) << key;
     EXPECT_TRUE(memory->find(key)->integer().has_value()) << key;
   }
@@ -195,12 +207,18 @@ TEST(Batch, AnswersHoldTheContractsKeys) {
 }
 
 TEST(Batch, BadLinesAnswerWithTheirIdAndTheRestGoesOn) {
-  EXPECT_THAT(answer_of(R"({"id": 7, "model": "nope", "hardware": "h200", "task": "chat"})"), ::testing::StartsWith(R"({"id":7,"error":")"));
+  EXPECT_THAT(answer_of(R"({"id": 7, "model": "nope", "hardware": "h200", "task": "chat"})"),
+              ::testing::StartsWith(R"({"id":7,"error":")"));
   EXPECT_THAT(answer_of("rubbish"), ::testing::StartsWith(R"({"id":null,"error":")"));
   const Path path = std::filesystem::temp_directory_path() / ("fathom_batch_" + std::to_string(::getpid()) + ".jsonl");
   std::string text, out;
-  for (int i = 0; i < 300; ++i) text += i % 7 == 3 ? "{\"id\": " + std::to_string(i) + "}\n" : "{\"id\": " + std::to_string(i) + R"(, "model": "r1", "hardware": "8xH200", "task": "chat", "input": )" + std::to_string(100 + i) + "}\r\n";
-  text += "\n" + std::string(R"({"id": 300, "model": "r1", "hardware": "8xH200", "task": "chat"})");  // no newline at the end
+  for (int i = 0; i < 300; ++i)
+    text += i % 7 == 3 ? "{\"id\": " + std::to_string(i) + "}\n"
+                       : "{\"id\": " + std::to_string(i) +
+                             R"(, "model": "r1", "hardware": "8xH200", "task": "chat", "input": )" +
+                             std::to_string(100 + i) + "}\r\n";
+  text += "\n" +
+          std::string(R"({"id": 300, "model": "r1", "hardware": "8xH200", "task": "chat"})");  // no newline at the end
   ASSERT_TRUE(write_file_atomic(path, text).has_value());
   const auto result = run_batch(path, 2, [&](std::string_view part) -> Status { return out += part, Status{}; });
   std::filesystem::remove(path);
@@ -219,12 +237,15 @@ TEST(Batch, BadLinesAnswerWithTheirIdAndTheRestGoesOn) {
 }
 
 RC_GTEST_PROP(BatchProperty, WhateverTheLineTheAnswerIsOneJsonObject, ()) {
-  std::string text = R"({"id": 1, "model": "r1", "hardware": "8xH200", "task": "serve", "tp": 8, "ep": 8, "batch": 16, "input": 1000, "output": 100, "engine": "vllm"})";
+  std::string text =
+      R"({"id": 1, "model": "r1", "hardware": "8xH200", "task": "serve", "tp": 8, "ep": 8, "batch": 16, "input": 1000, "output": 100, "engine": "vllm"})";
   const auto cuts = *rc::gen::inRange(1, 6);
   for (int i = 0; i < cuts; ++i) {
     const auto at = *rc::gen::inRange<std::size_t>(0, text.size());
-    if (*rc::gen::arbitrary<bool>()) text[at] = *rc::gen::element('0', '9', '"', '{', '}', ',', ':', '-', 'e', '.', '\\', '\x01', '\xff');
-    else text.erase(at, *rc::gen::inRange<std::size_t>(1, 5));
+    if (*rc::gen::arbitrary<bool>())
+      text[at] = *rc::gen::element('0', '9', '"', '{', '}', ',', ':', '-', 'e', '.', '\\', '\x01', '\xff');
+    else
+      text.erase(at, *rc::gen::inRange<std::size_t>(1, 5));
     if (text.empty()) break;
   }
   const std::string answer = answer_of(text);

@@ -10,7 +10,16 @@ namespace {
 using meta::OpKind;
 using meta::Rate;
 
-const char* const kModels[] = {"deepseek-llm-7b-chat", "deepseek-coder-1.3b-base", "r1-distill-qwen-1.5b", "deepseek-moe-16b-base", "v2-lite", "r1", "v3.2", "v4-flash", "v4.1-flash", "generic/dense-175b"};
+const char* const kModels[] = {"deepseek-llm-7b-chat",
+                               "deepseek-coder-1.3b-base",
+                               "r1-distill-qwen-1.5b",
+                               "deepseek-moe-16b-base",
+                               "v2-lite",
+                               "r1",
+                               "v3.2",
+                               "v4-flash",
+                               "v4.1-flash",
+                               "generic/dense-175b"};
 
 /// Sums that must agree whichever way they were reached.
 struct Sums {
@@ -100,7 +109,8 @@ TEST(ModelTrace, PeakIsThatOfTheWholePass) {
     const auto model = named_model(name);
     const auto share = model->share({});
     ASSERT_TRUE(share.has_value());
-    const double whole = meta::live_peak(trace_whole(**share, Phase::kPrefill, DType::f32, static_cast<std::int64_t>(kTokens))).at(0, 0);
+    const double whole =
+        meta::live_peak(trace_whole(**share, Phase::kPrefill, DType::f32, static_cast<std::int64_t>(kTokens))).at(0, 0);
     const ModelTrace trace = trace_model(**share, Phase::kPrefill, DType::f32);
     Rate held;
     const double embed = meta::live_peak(trace.embed, &held).at(kTokens, 1);
@@ -159,10 +169,11 @@ TEST(ModelTrace, BackwardHasBothGradientsOfEveryProduct) {
 TEST(ModelTrace, ShardedWorkAddsUpToTheWhole) {
   for (const char* name : {"deepseek-llm-67b-chat", "r1", "v4-pro"}) {
     const auto model = named_model(name);
-    const auto whole = model->trace({}, Phase::kPrefill), split = model->trace({.tp = 8, .expert_tp = 8}, Phase::kPrefill);
+    const auto whole = model->trace({}, Phase::kPrefill),
+               split = model->trace({.tp = 8, .expert_tp = 8}, Phase::kPrefill);
     ASSERT_TRUE(whole.has_value() && split.has_value()) << name;
     const double one = sum_of(**whole).flops.per_token, part = sum_of(**split).flops.per_token;
-    EXPECT_GE(part * 8, one * 0.999) << name;      // replicated parts are computed by everyone
+    EXPECT_GE(part * 8, one * 0.999) << name;  // replicated parts are computed by everyone
     EXPECT_LE(part * 8, one * 1.6) << name;
     EXPECT_EQ(sum_of(**whole).comm.per_token, 0) << name;
     EXPECT_GT(sum_of(**split).comm.per_token, 0) << name;

@@ -23,7 +23,8 @@ struct CountedHeap {
                   counted.out.insert(memory);
                   return memory;
                 },
-            .give_back = [](void* self, void* memory) { EXPECT_EQ(static_cast<CountedHeap*>(self)->out.erase(memory), 1u); },
+            .give_back = [](void* self,
+                            void* memory) { EXPECT_EQ(static_cast<CountedHeap*>(self)->out.erase(memory), 1u); },
             .self = this};
   }
 };

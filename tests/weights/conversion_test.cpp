@@ -27,7 +27,8 @@ std::uint32_t bits(float x) { return std::bit_cast<std::uint32_t>(x); }
 std::vector<float> telling_floats() {
   std::vector<float> out;
   for (std::uint32_t high = 0; high < 65536; ++high)
-    for (const std::uint32_t low : {0u, 1u, 0x0fffu, 0x1000u, 0x1001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu}) out.push_back(std::bit_cast<float>(high << 16 | low));
+    for (const std::uint32_t low : {0u, 1u, 0x0fffu, 0x1000u, 0x1001u, 0x7fffu, 0x8000u, 0x8001u, 0xffffu})
+      out.push_back(std::bit_cast<float>(high << 16 | low));
   return out;
 }
 
@@ -43,7 +44,8 @@ TEST(Convert, All16BitPatternsWidenExactly) {
 
 TEST(Convert, NarrowsAsTheBaseDoes) {
   const std::vector<float> in = telling_floats();
-  const auto bf16 = converted<std::uint16_t>(DType::f32, in, DType::bf16), f16 = converted<std::uint16_t>(DType::f32, in, DType::f16);
+  const auto bf16 = converted<std::uint16_t>(DType::f32, in, DType::bf16),
+             f16 = converted<std::uint16_t>(DType::f32, in, DType::f16);
   for (std::size_t i = 0; i < in.size(); ++i) {
     ASSERT_EQ(bf16[i], f32_to_bf16(in[i])) << std::hex << bits(in[i]);
     ASSERT_EQ(f16[i], f32_to_f16(in[i])) << std::hex << bits(in[i]);
@@ -51,10 +53,22 @@ TEST(Convert, NarrowsAsTheBaseDoes) {
 }
 
 TEST(Convert, DoublesRoundOnceOnly) {
-  // 1 + 2^-8 + 2^-40 lies just above the middle of two bf16 numbers; through f32 it would land on the middle and go to even.
-  const std::vector<double> in = {1 + 0x1p-8 + 0x1p-40, 1 + 0x1p-8 - 0x1p-40, -(1 + 0x1p-8 + 0x1p-40), 1 + 0x1p-11 + 0x1p-40, 3e38, 1e300, -1e300, 0.0, -0.0, 1e-310,
-                                  std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()};
-  const auto bf16 = converted<std::uint16_t>(DType::f64, in, DType::bf16), f16 = converted<std::uint16_t>(DType::f64, in, DType::f16);
+  // 1 + 2^-8 + 2^-40 lies just above the middle of two bf16 numbers; through f32 it would land on the middle and go to
+  // even.
+  const std::vector<double> in = {1 + 0x1p-8 + 0x1p-40,
+                                  1 + 0x1p-8 - 0x1p-40,
+                                  -(1 + 0x1p-8 + 0x1p-40),
+                                  1 + 0x1p-11 + 0x1p-40,
+                                  3e38,
+                                  1e300,
+                                  -1e300,
+                                  0.0,
+                                  -0.0,
+                                  1e-310,
+                                  std::numeric_limits<double>::infinity(),
+                                  std::numeric_limits<double>::quiet_NaN()};
+  const auto bf16 = converted<std::uint16_t>(DType::f64, in, DType::bf16),
+             f16 = converted<std::uint16_t>(DType::f64, in, DType::f16);
   EXPECT_EQ(bf16_to_f32(bf16[0]), 1 + 0x1p-7f);
   EXPECT_EQ(bf16_to_f32(bf16[1]), 1.0f);
   EXPECT_EQ(bf16_to_f32(bf16[2]), -(1 + 0x1p-7f));
@@ -97,7 +111,8 @@ TEST(Dequantize, EveryCodeTimesItsScale) {
   std::vector<float> pairs(512);
   const std::vector<float> blocks = {1, 2, 4, 8, 0.5f, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
   dequantize_fp4(codes, blocks, pairs);
-  for (std::size_t i = 0; i < 512; ++i) EXPECT_EQ(pairs[i], table[i % 2 == 0 ? codes[i / 2] & 15 : codes[i / 2] >> 4] * blocks[i / 32]) << i;
+  for (std::size_t i = 0; i < 512; ++i)
+    EXPECT_EQ(pairs[i], table[i % 2 == 0 ? codes[i / 2] & 15 : codes[i / 2] >> 4] * blocks[i / 32]) << i;
   std::vector<float> powers(256);
   decode_e8m0(codes, powers);
   EXPECT_EQ(powers[127], 1.0f);

@@ -9,7 +9,8 @@ namespace {
 
 TEST(Corpus, SafetensorsInputsAreSurvived) {
   std::size_t replayed = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(fathom::test::fixtures() / ".." / "fuzz" / "corpus" / "safetensors")) {
+  for (const auto& entry :
+       std::filesystem::directory_iterator(fathom::test::fixtures() / ".." / "fuzz" / "corpus" / "safetensors")) {
     test::fuzz_one(test::slurp(entry.path()));
     ++replayed;
   }

@@ -1,4 +1,5 @@
-// Memory that the host cannot touch: what goes there in pieces, through pinned buffers, is what lies in ordinary memory.
+// Memory that the host cannot touch: what goes there in pieces, through pinned buffers, is what lies in ordinary
+// memory.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -11,12 +12,15 @@
 namespace fathom::weights {
 namespace {
 
-/// A backend whose kDevice memory must not be touched: addresses are shifted, and only upload and download know by how much.
+/// A backend whose kDevice memory must not be touched: addresses are shifted, and only upload and download know by how
+/// much.
 class FarBackend final : public tensor::Backend {
  public:
   explicit FarBackend(std::unique_ptr<tensor::Backend> near) : near_(std::move(near)) {}
   static constexpr std::uintptr_t kShift = std::uintptr_t{1} << 46;
-  static std::byte* far(std::byte* at) { return reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(at) ^ kShift); }
+  static std::byte* far(std::byte* at) {
+    return reinterpret_cast<std::byte*>(reinterpret_cast<std::uintptr_t>(at) ^ kShift);
+  }
 
   std::string_view name() const override { return "far"; }
   std::string description() const override { return "far"; }
@@ -63,7 +67,8 @@ void expect_same(const LoadedWeights& near, const LoadedWeights& far) {
   for (std::size_t i = 0; i < near.set.all().size(); ++i) {
     const tensor::Weight &a = near.set.all()[i], &b = far.set.all()[i];
     if (!a.defined() || a.data == nullptr) continue;
-    const Bytes scales = scale_bytes(a.format, a.rows, a.cols), data = tensor::weight_bytes(a.format, a.rows, a.cols) - scales;
+    const Bytes scales = scale_bytes(a.format, a.rows, a.cols),
+                data = tensor::weight_bytes(a.format, a.rows, a.cols) - scales;
     EXPECT_EQ(std::memcmp(a.data, FarBackend::far(const_cast<std::byte*>(b.data)), data), 0) << i;
     if (scales > 0) {
       EXPECT_EQ(std::memcmp(a.scales, FarBackend::far(const_cast<std::byte*>(b.scales)), scales), 0) << i;
@@ -78,19 +83,24 @@ TEST_P(FarMemory, HoldsWhatWasLoadedOrDrawn) {
   const Path folder = fathom::test::fixtures() / "golden" / GetParam();
   const auto spec = model::load_config(folder);
   ASSERT_TRUE(spec) << error_text(spec.error());
-  for (const model::Sharding& sharding : {model::Sharding{}, model::Sharding{.tp = 2, .tp_rank = 1, .expert_tp = 2, .expert_tp_rank = 1}}) {
+  for (const model::Sharding& sharding :
+       {model::Sharding{}, model::Sharding{.tp = 2, .tp_rank = 1, .expert_tp = 2, .expert_tp_rank = 1}}) {
     const auto architecture = model::make_architecture(*spec, sharding);
     ASSERT_TRUE(architecture) << error_text(architecture.error());
     for (const std::optional<DType> dtype : {std::optional<DType>(), std::optional<DType>(DType::bf16)}) {
       const auto near = near_backend();
       FarBackend far(near_backend());
       const StoragePolicy storage{.dtype = dtype};
-      const auto a = load_weights(**architecture, folder, *near, {.storage = storage}), b = load_weights(**architecture, folder, far, {.storage = storage, .read = {.threads = 3}});
+      const auto a = load_weights(**architecture, folder, *near, {.storage = storage}),
+                 b = load_weights(**architecture, folder, far, {.storage = storage, .read = {.threads = 3}});
       ASSERT_TRUE(a) << error_text(a.error());
       ASSERT_TRUE(b) << error_text(b.error());
       expect_same(*a, *b);
       EXPECT_LE(far.shared, 3 * (Bytes{4} << 20)) << "pieces, not a copy of everything";
-      const auto c = synthesize_in_memory((*architecture)->weights(), *near, {.storage = storage, .seed = 5, .threads = 2}), d = synthesize_in_memory((*architecture)->weights(), far, {.storage = storage, .seed = 5, .threads = 2});
+      const auto c = synthesize_in_memory((*architecture)->weights(), *near,
+                                          {.storage = storage, .seed = 5, .threads = 2}),
+                 d = synthesize_in_memory((*architecture)->weights(), far,
+                                          {.storage = storage, .seed = 5, .threads = 2});
       ASSERT_TRUE(c && d);
       expect_same(*c, *d);
     }

@@ -1,4 +1,5 @@
-// What the fuzzer and the replay of its corpus do with one input: read it as a header, as an index and as a file, and load what opens.
+// What the fuzzer and the replay of its corpus do with one input: read it as a header, as an index and as a file, and
+// load what opens.
 #pragma once
 #include <sys/mman.h>
 #include <unistd.h>
@@ -18,11 +19,18 @@ inline model::WeightTable table_of(const Checkpoint& checkpoint) {
   for (const TensorPlace& place : checkpoint.tensors()) {
     const FileTensor& tensor = *place.tensor;
     std::int64_t elements = 1;
-    for (const std::int64_t dim : tensor.dims()) elements = dim > 0 && dim < 4096 && elements < 65536 ? elements * dim : 0;
-    if (elements == 0 || tensor.rank == 0 || tensor.name.find("scale") != std::string::npos || table.entries().size() >= 16) continue;
-    const std::int64_t cols = tensor.shape[static_cast<std::size_t>(tensor.rank - 1)] * (tensor.dtype == DType::i8 ? 2 : 1);
+    for (const std::int64_t dim : tensor.dims())
+      elements = dim > 0 && dim < 4096 && elements < 65536 ? elements * dim : 0;
+    if (elements == 0 || tensor.rank == 0 || tensor.name.find("scale") != std::string::npos ||
+        table.entries().size() >= 16)
+      continue;
+    const std::int64_t cols =
+        tensor.shape[static_cast<std::size_t>(tensor.rank - 1)] * (tensor.dtype == DType::i8 ? 2 : 1);
     const auto native = tensor.dtype == DType::i64 ? tensor::WeightFormat::i64 : tensor::WeightFormat::bf16;
-    model::WeightEntry entry = tensor.rank == 1 ? vector(tensor.name, cols, native) : matrix(tensor.name, elements / tensor.shape[static_cast<std::size_t>(tensor.rank - 1)], cols, native);
+    model::WeightEntry entry =
+        tensor.rank == 1
+            ? vector(tensor.name, cols, native)
+            : matrix(tensor.name, elements / tensor.shape[static_cast<std::size_t>(tensor.rank - 1)], cols, native);
     if (tensor.rank > 2) entry.file_shape.assign(tensor.dims().begin(), tensor.dims().end());
     table.add(entry);
   }

@@ -86,20 +86,36 @@ std::vector<float> values_of(const Weight& w) {
       float scale = 1;
       if (block.rows > 0) {
         const std::int64_t s = r / block.rows * across + c / block.cols;
-        if (w.format == WeightFormat::fp8_block128) std::memcpy(&scale, scales + 4 * s, 4);
-        else scale = e8m0_to_f32(scales[s]);
+        if (w.format == WeightFormat::fp8_block128)
+          std::memcpy(&scale, scales + 4 * s, 4);
+        else
+          scale = e8m0_to_f32(scales[s]);
       }
       static constexpr float kFp4[16] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
       std::uint16_t half = 0;
       double wide = 0;
       float value = 0;
       switch (w.format) {
-        case WeightFormat::f64: std::memcpy(&wide, bytes + 8 * i, 8); value = static_cast<float>(wide); break;
-        case WeightFormat::f32: std::memcpy(&value, bytes + 4 * i, 4); break;
-        case WeightFormat::f16: std::memcpy(&half, bytes + 2 * i, 2); value = f16_to_f32(half); break;
-        case WeightFormat::bf16: std::memcpy(&half, bytes + 2 * i, 2); value = bf16_to_f32(half); break;
-        case WeightFormat::mxfp4: value = kFp4[bytes[i / 2] >> (i % 2 * 4) & 15] * scale; break;
-        default: value = f8e4m3_to_f32(bytes[i]) * scale;
+        case WeightFormat::f64:
+          std::memcpy(&wide, bytes + 8 * i, 8);
+          value = static_cast<float>(wide);
+          break;
+        case WeightFormat::f32:
+          std::memcpy(&value, bytes + 4 * i, 4);
+          break;
+        case WeightFormat::f16:
+          std::memcpy(&half, bytes + 2 * i, 2);
+          value = f16_to_f32(half);
+          break;
+        case WeightFormat::bf16:
+          std::memcpy(&half, bytes + 2 * i, 2);
+          value = bf16_to_f32(half);
+          break;
+        case WeightFormat::mxfp4:
+          value = kFp4[bytes[i / 2] >> (i % 2 * 4) & 15] * scale;
+          break;
+        default:
+          value = f8e4m3_to_f32(bytes[i]) * scale;
       }
       out.push_back(value);
     }
@@ -107,7 +123,11 @@ std::vector<float> values_of(const Weight& w) {
   return out;
 }
 
-float rounded(float value, DType dtype) { return dtype == DType::bf16 ? bf16_to_f32(f32_to_bf16(value)) : dtype == DType::f16 ? f16_to_f32(f32_to_f16(value)) : value; }
+float rounded(float value, DType dtype) {
+  return dtype == DType::bf16  ? bf16_to_f32(f32_to_bf16(value))
+         : dtype == DType::f16 ? f16_to_f32(f32_to_f16(value))
+                               : value;
+}
 
 // ---------------------------------------------------------------- plans
 
@@ -144,7 +164,8 @@ TEST(Plan, SixteenBitsSpareWhatMustStayExact) {
   table.add(matrix("table", 4, 4, WeightFormat::i64, WeightClass::kHashTable));
   const auto plan = plan_weights(table, {.dtype = DType::f16});
   ASSERT_TRUE(plan);
-  EXPECT_EQ(plan->formats, (std::vector{WeightFormat::f16, WeightFormat::f32, WeightFormat::f32, WeightFormat::f32, WeightFormat::i64}));
+  EXPECT_EQ(plan->formats, (std::vector{WeightFormat::f16, WeightFormat::f32, WeightFormat::f32, WeightFormat::f32,
+                                        WeightFormat::i64}));
 }
 
 TEST(Plan, PolicyNames) {
@@ -210,9 +231,11 @@ const Layout kLayouts[] = {
 
 std::vector<Stored> quantized(const Layout& layout, const std::string& stem) {
   const ScaleBlock block = scale_block(layout.format);
-  const std::vector<std::int64_t> scale_shape = {(layout.rows + block.rows - 1) / block.rows, (layout.cols + block.cols - 1) / block.cols};
+  const std::vector<std::int64_t> scale_shape = {(layout.rows + block.rows - 1) / block.rows,
+                                                 (layout.cols + block.cols - 1) / block.cols};
   const bool fp4 = layout.format == WeightFormat::mxfp4;
-  Stored scales = layout.scales == DType::f32 ? plain(stem + layout.ending, DType::f32, scale_shape, 5) : codes(stem + layout.ending, DType::e8m0, scale_shape, 5);
+  Stored scales = layout.scales == DType::f32 ? plain(stem + layout.ending, DType::f32, scale_shape, 5)
+                                              : codes(stem + layout.ending, DType::e8m0, scale_shape, 5);
   return {codes(stem + ".weight", layout.codes, {layout.rows, fp4 ? layout.cols / 2 : layout.cols}, 4), scales};
 }
 
@@ -231,18 +254,23 @@ TEST(Load, QuantizedAsStoredAndDequantized) {
       ASSERT_TRUE(wide) << error_text(wide.error());
       const std::vector<float> values = values_of(wide->set[0]);
       ASSERT_EQ(values.size(), exact.size());
-      for (std::size_t i = 0; i < exact.size(); ++i) ASSERT_EQ(values[i], rounded(exact[i], dtype)) << tensor::weight_format_name(layout.format) << " element " << i;
+      for (std::size_t i = 0; i < exact.size(); ++i)
+        ASSERT_EQ(values[i], rounded(exact[i], dtype)) << tensor::weight_format_name(layout.format) << " element " << i;
     }
   }
 }
 
-// What compressed-tensors writes, decoded here by hand: int4 with zero points from words of eight columns and of eight rows.
+// What compressed-tensors writes, decoded here by hand: int4 with zero points from words of eight columns and of eight
+// rows.
 TEST(Load, CompressedTensorsLayouts) {
   constexpr std::int64_t kRows = 24, kCols = 256;
-  for (const auto& [format, scale_type] : {std::pair{WeightFormat::int4_group128_zero, DType::bf16}, std::pair{WeightFormat::int4_group128_zero_f16, DType::f16}}) {
+  for (const auto& [format, scale_type] : {std::pair{WeightFormat::int4_group128_zero, DType::bf16},
+                                           std::pair{WeightFormat::int4_group128_zero_f16, DType::f16}}) {
     const Folder folder;
-    const Stored packed = codes("x.weight_packed", DType::i32, {kRows, kCols / 8}, 4), zeros = codes("x.weight_zero_point", DType::i32, {kRows / 8, 2}, 6);
-    const Stored scales = plain("x.weight_scale", scale_type, {kRows, 2}, 5), shape = codes("x.weight_shape", DType::i64, {2}, 7);
+    const Stored packed = codes("x.weight_packed", DType::i32, {kRows, kCols / 8}, 4),
+                 zeros = codes("x.weight_zero_point", DType::i32, {kRows / 8, 2}, 6);
+    const Stored scales = plain("x.weight_scale", scale_type, {kRows, 2}, 5),
+                 shape = codes("x.weight_shape", DType::i64, {2}, 7);
     save(folder / "m", {packed, scales, zeros, shape});
     WeightTable table;
     table.add(matrix("x.weight", kRows, kCols, format));
@@ -254,20 +282,24 @@ TEST(Load, CompressedTensorsLayouts) {
     const auto value = [&](std::int64_t r, std::int64_t c) {
       std::uint16_t half = 0;
       std::memcpy(&half, scales.data.data() + (r * 2 + c / 128) * 2, 2);
-      const int code = static_cast<int>(word(packed, r * kCols / 8 + c / 8) >> (c % 8 * 4) & 15u), zero = static_cast<int>(word(zeros, r / 8 * 2 + c / 128) >> (r % 8 * 4) & 15u);
+      const int code = static_cast<int>(word(packed, r * kCols / 8 + c / 8) >> (c % 8 * 4) & 15u),
+                zero = static_cast<int>(word(zeros, r / 8 * 2 + c / 128) >> (r % 8 * 4) & 15u);
       return static_cast<float>(code - zero) * (scale_type == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half));
     };
     const auto wide = load(table, folder / "m", {.storage = {.dtype = DType::f32}});
     ASSERT_TRUE(wide) << error_text(wide.error());
     const std::vector<float> values = values_of(wide->set[0]);
-    for (std::int64_t i = 0; i < kRows * kCols; ++i) ASSERT_EQ(values[static_cast<std::size_t>(i)], value(i / kCols, i % kCols)) << i;
+    for (std::int64_t i = 0; i < kRows * kCols; ++i)
+      ASSERT_EQ(values[static_cast<std::size_t>(i)], value(i / kCols, i % kCols)) << i;
     // As stored, and a slice of rows and of columns: the same bytes.
     const auto kept = load(table, folder / "m");
     ASSERT_TRUE(kept) << error_text(kept.error());
     EXPECT_EQ(kept->plan.tensor_bytes, tensor::weight_bytes(format, kRows, kCols));
     EXPECT_EQ(std::memcmp(kept->set[0].data, packed.data.data(), packed.data.size()), 0);
     EXPECT_EQ(std::memcmp(kept->set[0].scales, scales.data.data(), scales.data.size()), 0);
-    EXPECT_EQ(std::memcmp(kept->set[0].scales + tensor::zeros_offset(format, kRows, kCols), zeros.data.data(), zeros.data.size()), 0);
+    EXPECT_EQ(std::memcmp(kept->set[0].scales + tensor::zeros_offset(format, kRows, kCols), zeros.data.data(),
+                          zeros.data.size()),
+              0);
     WeightEntry part = table[0];
     part.rows = 8, part.first_row = 16, part.cols = 128, part.first_col = 128;
     WeightTable parts;
@@ -276,13 +308,17 @@ TEST(Load, CompressedTensorsLayouts) {
     ASSERT_TRUE(slice) << error_text(slice.error());
     EXPECT_EQ(std::memcmp(slice->set[0].data + 3 * 64, packed.data.data() + 19 * 128 + 64, 64), 0);
     EXPECT_EQ(std::memcmp(slice->set[0].scales + 3 * 2, scales.data.data() + (19 * 2 + 1) * 2, 2), 0);
-    EXPECT_EQ(std::memcmp(slice->set[0].scales + tensor::zeros_offset(format, 8, 128), zeros.data.data() + (2 * 2 + 1) * 4, 4), 0);
+    EXPECT_EQ(std::memcmp(slice->set[0].scales + tensor::zeros_offset(format, 8, 128),
+                          zeros.data.data() + (2 * 2 + 1) * 4, 4),
+              0);
     part.rows = 4;
     WeightTable cut;
     cut.add(part);
     EXPECT_EQ(outcome(load(cut, folder / "m")), "weights.cuts_block");
     WeightTable without;
-    without.add(matrix("x.weight", kRows, kCols, format == WeightFormat::int4_group128_zero ? WeightFormat::int4_group128 : WeightFormat::int4_group128_f16));
+    without.add(matrix(
+        "x.weight", kRows, kCols,
+        format == WeightFormat::int4_group128_zero ? WeightFormat::int4_group128 : WeightFormat::int4_group128_f16));
     EXPECT_EQ(outcome(load(without, folder / "m")), "weights.zero_points");
   }
 }
@@ -293,7 +329,8 @@ TEST(Load, ScalesOfRows) {
     for (const auto& shape : {std::vector<std::int64_t>{5, 1}, {5}, {1}, {}})
       for (const DType type : {DType::f32, DType::bf16, DType::f16}) {
         const Folder folder;
-        const Stored data = codes("x.weight", format == WeightFormat::fp8_row ? DType::f8e4m3 : DType::i8, {5, 12}, 4), scales = plain("x.weight_scale", type, shape, 5);
+        const Stored data = codes("x.weight", format == WeightFormat::fp8_row ? DType::f8e4m3 : DType::i8, {5, 12}, 4),
+                     scales = plain("x.weight_scale", type, shape, 5);
         save(folder / "m", {data, scales});
         WeightTable table;
         table.add(matrix("x.weight", 5, 12, format));
@@ -308,7 +345,9 @@ TEST(Load, ScalesOfRows) {
         const std::vector<float> values = values_of(wide->set[0]);
         for (std::size_t i = 0; i < 60; ++i) {
           const auto code = static_cast<std::uint8_t>(data.data[i]);
-          ASSERT_EQ(values[i], (format == WeightFormat::fp8_row ? f8e4m3_to_f32(code) : static_cast<float>(static_cast<std::int8_t>(code))) * wanted[i / 12]);
+          ASSERT_EQ(values[i], (format == WeightFormat::fp8_row ? f8e4m3_to_f32(code)
+                                                                : static_cast<float>(static_cast<std::int8_t>(code))) *
+                                   wanted[i / 12]);
         }
       }
 }
@@ -329,12 +368,15 @@ TEST(Load, SlicesEqualTheWhole) {
       part.cols = layout.cols - part.first_col - (native ? 0 : 2);
       WeightTable table;
       table.add(part);
-      const auto loaded = load(table, folder / "m", {.storage = {.dtype = native ? std::nullopt : std::optional(DType::f32)}});
+      const auto loaded =
+          load(table, folder / "m", {.storage = {.dtype = native ? std::nullopt : std::optional(DType::f32)}});
       ASSERT_TRUE(loaded) << error_text(loaded.error());
       const std::vector<float> values = values_of(loaded->set[0]);
       for (std::int64_t r = 0; r < part.rows; ++r)
         for (std::int64_t c = 0; c < part.cols; ++c)
-          ASSERT_EQ(values[static_cast<std::size_t>(r * part.cols + c)], all[static_cast<std::size_t>((r + part.first_row) * layout.cols + c + part.first_col)]) << tensor::weight_format_name(layout.format) << " " << r << " " << c;
+          ASSERT_EQ(values[static_cast<std::size_t>(r * part.cols + c)],
+                    all[static_cast<std::size_t>((r + part.first_row) * layout.cols + c + part.first_col)])
+              << tensor::weight_format_name(layout.format) << " " << r << " " << c;
     }
   }
 }
@@ -372,7 +414,10 @@ TEST(Load, LargeTensorsInManyPieces) {
   table.add(matrix("w", 1500, 3001, WeightFormat::bf16));
   Bytes last = 0;
   LoadOptions options;
-  options.read.progress = [&](Bytes done, Bytes) { last = done; return true; };
+  options.read.progress = [&](Bytes done, Bytes) {
+    last = done;
+    return true;
+  };
   const auto loaded = load(table, folder / "m", options);
   ASSERT_TRUE(loaded);
   EXPECT_EQ(std::memcmp(loaded->set[0].data, stored.data.data(), stored.data.size()), 0);
@@ -381,7 +426,8 @@ TEST(Load, LargeTensorsInManyPieces) {
 
 TEST(Load, ExpertsNamingsAndTies) {
   const Folder folder;
-  save(folder / "m", {plain("model.l.0.w", DType::f32, {2, 2}, 1), plain("model.l.1.w", DType::f32, {2, 2}, 2), plain("embed", DType::f32, {3, 2}, 3)});
+  save(folder / "m", {plain("model.l.0.w", DType::f32, {2, 2}, 1), plain("model.l.1.w", DType::f32, {2, 2}, 2),
+                      plain("embed", DType::f32, {3, 2}, 3)});
   WeightTable table;
   WeightEntry experts = matrix("l.{e}.w", 2, 2, WeightFormat::f32, WeightClass::kRoutedExpert);
   experts.aliases = {"model.l.{e}.w"};
@@ -409,11 +455,13 @@ TEST(Load, MappedWeightsAreTheLoadedOnes) {
   WeightTable table;
   table.add(matrix("x.weight", kLayouts[1].rows, kLayouts[1].cols, kLayouts[1].format));
   table.add(matrix("w", 8, 6, WeightFormat::bf16));
-  const auto copied = load(table, folder / "m"), mapped = load(table, folder / "m", {.mmap = true, .check_finite = true});
+  const auto copied = load(table, folder / "m"),
+             mapped = load(table, folder / "m", {.mmap = true, .check_finite = true});
   ASSERT_TRUE(mapped) << error_text(mapped.error());
   EXPECT_EQ(mapped->arena, nullptr);
   for (const int id : {0, 1}) EXPECT_EQ(values_of(mapped->set[id]), values_of(copied->set[id]));
-  EXPECT_EQ(outcome(load(table, folder / "m", {.storage = {.dtype = DType::f32}, .mmap = true})), "weights.mmap_needs_copy");
+  EXPECT_EQ(outcome(load(table, folder / "m", {.storage = {.dtype = DType::f32}, .mmap = true})),
+            "weights.mmap_needs_copy");
   WeightEntry part = table[1];
   part.rows = 4, part.first_row = 2;
   WeightTable rows;
@@ -446,15 +494,24 @@ TEST(LoadErrors, NameWhatIsWrong) {
   EXPECT_EQ(trouble({codes("w", DType::i64, {4, 6}, 1)}, w), "weights.wrong_type");
   EXPECT_EQ(trouble({plain("w", DType::f32, {4, 6}, 1)}, matrix("w", 4, 6, WeightFormat::i64)), "weights.wrong_type");
   EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1)}, w), "weights.missing_scales");
-  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), plain("w_scale_inv", DType::f32, {2, 2}, 1)}, w), "weights.wrong_shape");
-  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), codes("w_scale_inv", DType::i32, {1, 1}, 1)}, w), "weights.wrong_type");
-  EXPECT_EQ(trouble({plain("w", DType::bf16, {4, 6}, 1)}, matrix("w", 4, 6, WeightFormat::fp8_block128)), "weights.cannot_quantize");
-  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), plain("w.scale", DType::f32, {1, 1}, 1)}, matrix("w", 4, 6, WeightFormat::fp8_block128_e8m0)), "weights.cannot_quantize");
-  EXPECT_EQ(trouble({plain("w", DType::bf16, {4, 6}, 1), plain("lora_A", DType::bf16, {1}, 1)}, w), "weights.extra_tensor");
-  EXPECT_EQ(trouble({plain("w", DType::bf16, {4, 6}, 1), plain("lora_A", DType::bf16, {1}, 1)}, w, {.allow_extra = true}), "ok");
+  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), plain("w_scale_inv", DType::f32, {2, 2}, 1)}, w),
+            "weights.wrong_shape");
+  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), codes("w_scale_inv", DType::i32, {1, 1}, 1)}, w),
+            "weights.wrong_type");
+  EXPECT_EQ(trouble({plain("w", DType::bf16, {4, 6}, 1)}, matrix("w", 4, 6, WeightFormat::fp8_block128)),
+            "weights.cannot_quantize");
+  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {4, 6}, 1), plain("w.scale", DType::f32, {1, 1}, 1)},
+                    matrix("w", 4, 6, WeightFormat::fp8_block128_e8m0)),
+            "weights.cannot_quantize");
+  EXPECT_EQ(trouble({plain("w", DType::bf16, {4, 6}, 1), plain("lora_A", DType::bf16, {1}, 1)}, w),
+            "weights.extra_tensor");
+  EXPECT_EQ(
+      trouble({plain("w", DType::bf16, {4, 6}, 1), plain("lora_A", DType::bf16, {1}, 1)}, w, {.allow_extra = true}),
+      "ok");
   WeightEntry cut = matrix("w", 300, 260, WeightFormat::fp8_block128);
   cut.rows = 100, cut.first_row = 100;
-  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {300, 260}, 1), plain("w_scale_inv", DType::f32, {3, 3}, 1)}, cut), "weights.cuts_block");
+  EXPECT_EQ(trouble({codes("w", DType::f8e4m3, {300, 260}, 1), plain("w_scale_inv", DType::f32, {3, 3}, 1)}, cut),
+            "weights.cuts_block");
   Stored bad = plain("w", DType::f32, {4, 6}, 1);
   const float nan = std::numeric_limits<float>::quiet_NaN();
   std::memcpy(bad.data.data() + 4 * 13, &nan, 4);
@@ -466,7 +523,11 @@ TEST(LoadErrors, UnneededUnknownTypesAreNoTrouble) {
   const Folder folder;
   std::filesystem::create_directory(folder / "m");
   const std::string numbers(48, '\0');
-  spit(folder / "m" / "model.safetensors", file_bytes(R"({"w":{"dtype":"BF16","shape":[4,6],"data_offsets":[0,48]},"mtp.x":{"dtype":"F4","shape":[4],"data_offsets":[48,50]}})", numbers + "xx"));
+  spit(
+      folder / "m" / "model.safetensors",
+      file_bytes(
+          R"({"w":{"dtype":"BF16","shape":[4,6],"data_offsets":[0,48]},"mtp.x":{"dtype":"F4","shape":[4],"data_offsets":[48,50]}})",
+          numbers + "xx"));
   WeightTable table;
   table.add(matrix("w", 4, 6, WeightFormat::bf16));
   EXPECT_EQ(outcome(load(table, folder / "m")), "ok");
@@ -476,13 +537,16 @@ TEST(LoadErrors, UnneededUnknownTypesAreNoTrouble) {
 
 TEST(LoadErrors, KnownExtrasAreAnExplicitList) {
   const Folder folder;
-  save(folder / "m", {plain("w", DType::f32, {2, 2}, 1), plain("mtp.0.x", DType::f32, {1}, 1), plain("model.layers.0.self_attn.rotary_emb.inv_freq", DType::f32, {1}, 1),
-                      plain("model.layers.1.eh_proj.weight", DType::f32, {1}, 1), plain("model.layers.1.mlp.x", DType::f32, {1}, 1), plain("vision.x", DType::f32, {1}, 1)});
+  save(folder / "m", {plain("w", DType::f32, {2, 2}, 1), plain("mtp.0.x", DType::f32, {1}, 1),
+                      plain("model.layers.0.self_attn.rotary_emb.inv_freq", DType::f32, {1}, 1),
+                      plain("model.layers.1.eh_proj.weight", DType::f32, {1}, 1),
+                      plain("model.layers.1.mlp.x", DType::f32, {1}, 1), plain("vision.x", DType::f32, {1}, 1)});
   WeightTable table;
   table.add(matrix("w", 2, 2, WeightFormat::f32));
   EXPECT_EQ(outcome(load(table, folder / "m")), "ok");
   const Folder other;
-  save(other / "m", {plain("w", DType::f32, {2, 2}, 1), plain("model.layers.1.mlp.x", DType::f32, {1}, 1)});  // a layer too many, no draft
+  save(other / "m", {plain("w", DType::f32, {2, 2}, 1),
+                     plain("model.layers.1.mlp.x", DType::f32, {1}, 1)});  // a layer too many, no draft
   EXPECT_EQ(outcome(load(table, other / "m")), "weights.extra_tensor");
 }
 

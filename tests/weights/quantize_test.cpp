@@ -8,16 +8,17 @@
 #include <limits>
 
 #include "base/json.h"
-#include "weights/quantize_rows.h"
 #include "support.h"
+#include "weights/quantize_rows.h"
 
 namespace fathom::weights::test {
 namespace {
 using tensor::WeightCode;
 using tensor::WeightFormat;
 
-constexpr WeightFormat kFormats[] = {WeightFormat::fp8_row, WeightFormat::int8_row, WeightFormat::int4_group128, WeightFormat::int4_group128_f16,
-                                     WeightFormat::int4_group128_zero, WeightFormat::int4_group128_zero_f16};
+constexpr WeightFormat kFormats[] = {
+    WeightFormat::fp8_row,           WeightFormat::int8_row,           WeightFormat::int4_group128,
+    WeightFormat::int4_group128_f16, WeightFormat::int4_group128_zero, WeightFormat::int4_group128_zero_f16};
 
 // A row quantized, with what its codes can mean: the nearest of them is what each element must have become.
 struct Quantized {
@@ -28,7 +29,8 @@ struct Quantized {
 
   Quantized(WeightFormat format, const std::vector<float>& row) : layout(tensor::weight_layout(format)) {
     const auto cols = static_cast<std::int64_t>(row.size());
-    const std::size_t groups = tensor::weight_scale_count(format, 1, cols), size = static_cast<std::size_t>(dtype_bytes(layout.scale));
+    const std::size_t groups = tensor::weight_scale_count(format, 1, cols),
+                      size = static_cast<std::size_t>(dtype_bytes(layout.scale));
     codes.assign(tensor::weight_row_bytes(format, cols), std::byte{0xff});
     scale_bytes.resize(groups * size);
     zeros.assign(groups, 8);
@@ -36,8 +38,11 @@ struct Quantized {
     for (std::size_t g = 0; g < groups; ++g) {
       std::uint16_t half = 0;
       float wide = 0;
-      if (size == 4) std::memcpy(&wide, scale_bytes.data() + g * 4, 4);
-      else std::memcpy(&half, scale_bytes.data() + g * 2, 2), wide = layout.scale == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half);
+      if (size == 4)
+        std::memcpy(&wide, scale_bytes.data() + g * 4, 4);
+      else
+        std::memcpy(&half, scale_bytes.data() + g * 2, 2),
+            wide = layout.scale == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half);
       scales.push_back(wide);
     }
   }
@@ -89,7 +94,8 @@ RC_GTEST_PROP(QuantizeRow, KeepsWhatItMade, ()) {  // what is representable stay
     std::vector<float> values;
     for (std::size_t i = 0; i < row.size(); ++i) values.push_back(static_cast<float>(once.value(i)));
     const Quantized twice(format, values);
-    for (std::size_t i = 0; i < row.size(); ++i) RC_ASSERT(std::fabs(twice.value(i) - once.value(i)) <= 1e-6 * std::fabs(once.value(i)));
+    for (std::size_t i = 0; i < row.size(); ++i)
+      RC_ASSERT(std::fabs(twice.value(i) - once.value(i)) <= 1e-6 * std::fabs(once.value(i)));
   }
 }
 

@@ -14,11 +14,14 @@ namespace fathom::weights {
 namespace {
 using namespace test;  // NOLINT
 
-std::string key_of(std::string_view header, std::size_t data_bytes) { return outcome(parse_safetensors_header(header, 0, data_bytes, "x")); }
+std::string key_of(std::string_view header, std::size_t data_bytes) {
+  return outcome(parse_safetensors_header(header, 0, data_bytes, "x"));
+}
 
 TEST(SafetensorsHeader, ReadsWhatTheFormatSays) {
   const auto header = parse_safetensors_header(R"( {"b":{"dtype":"F32","shape":[2,3],"data_offsets":[4,28]},
-    "__metadata__":{"format":"pt","k\u00e9":"\ud83d\ude00"}, "a":{"shape":[],"data_offsets":[0,4],"dtype":"I32","new":{"x":[1,-2.5e3,null,true]}}}  )", 100, 28, "x");
+    "__metadata__":{"format":"pt","k\u00e9":"\ud83d\ude00"}, "a":{"shape":[],"data_offsets":[0,4],"dtype":"I32","new":{"x":[1,-2.5e3,null,true]}}}  )",
+                                               100, 28, "x");
   ASSERT_TRUE(header) << error_text(header.error());
   ASSERT_EQ(header->tensors.size(), 2u);
   EXPECT_EQ(header->tensors[0].name, "a");
@@ -35,8 +38,10 @@ TEST(SafetensorsHeader, ReadsWhatTheFormatSays) {
 TEST(SafetensorsHeader, EmptyTensorsAndUnknownTypes) {
   EXPECT_EQ(key_of(R"({})", 0), "ok");
   EXPECT_EQ(key_of(R"({"a":{"dtype":"F32","shape":[0,9223372036854775807],"data_offsets":[0,0]}})", 0), "ok");
-  EXPECT_EQ(key_of(R"({"a":{"dtype":"F4","shape":[3],"data_offsets":[0,2]}})", 2), "ok");  // sizes of unknown types are not known
-  const auto header = parse_safetensors_header(R"({"a":{"dtype":"bfloat16","shape":[1],"data_offsets":[0,2]}})", 0, 2, "x");
+  EXPECT_EQ(key_of(R"({"a":{"dtype":"F4","shape":[3],"data_offsets":[0,2]}})", 2),
+            "ok");  // sizes of unknown types are not known
+  const auto header =
+      parse_safetensors_header(R"({"a":{"dtype":"bfloat16","shape":[1],"data_offsets":[0,2]}})", 0, 2, "x");
   ASSERT_TRUE(header);
   EXPECT_FALSE(header->tensors[0].dtype);  // torch's name, not the format's
 }
@@ -65,7 +70,8 @@ TEST(SafetensorsHeader, RefusesWhatIsNotAHeader) {
       {R"({"a":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,1]}})", "weights.rank"},
       {std::string("{\"a\n\":{}}"), "weights.header_json"},
       {std::string("{\"\xff\":{}}"), "weights.header_utf8"},
-      {R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":)" + std::string(100'000, '['), "weights.header_json"},
+      {R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":)" + std::string(100'000, '['),
+       "weights.header_json"},
       {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", "weights.outside"},
       {R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[1,0]}})", "weights.outside"},
       {R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,9223372036854775807]}})", "weights.outside"},
@@ -79,7 +85,10 @@ TEST(SafetensorsHeader, RefusesWhatIsNotAHeader) {
 
 TEST(SafetensorsHeader, RefusesOverlapsHolesAndTwins) {
   const auto two = [](const char* a, int a0, int a1, const char* b, int b0, int b1) {
-    const auto one = [](const char* name, int from, int to) { return "\"" + std::string(name) + "\":{\"dtype\":\"U8\",\"shape\":[" + std::to_string(to - from) + "],\"data_offsets\":[" + std::to_string(from) + "," + std::to_string(to) + "]}"; };
+    const auto one = [](const char* name, int from, int to) {
+      return "\"" + std::string(name) + "\":{\"dtype\":\"U8\",\"shape\":[" + std::to_string(to - from) +
+             "],\"data_offsets\":[" + std::to_string(from) + "," + std::to_string(to) + "]}";
+    };
     return "{" + one(a, a0, a1) + "," + one(b, b0, b1) + "}";
   };
   EXPECT_EQ(key_of(two("a", 0, 4, "b", 4, 8), 8), "ok");
@@ -99,7 +108,9 @@ TEST(SafetensorsFile, HostileLengths) {
     spit(path, bytes);
     return outcome(SafetensorsFile::open(path));
   };
-  const auto lying = [](std::uint64_t length, std::string rest) { return std::string(reinterpret_cast<const char*>(&length), 8) + rest; };
+  const auto lying = [](std::uint64_t length, std::string rest) {
+    return std::string(reinterpret_cast<const char*>(&length), 8) + rest;
+  };
   EXPECT_EQ(key(""), "weights.truncated");
   EXPECT_EQ(key("1234567"), "weights.truncated");
   EXPECT_EQ(key(lying(0, "")), "weights.header_json");
@@ -127,7 +138,9 @@ TEST(SafetensorsFile, HugeSparseHeaderIsRefusedBySize) {
 TEST(SafetensorsFile, HundredThousandTensorsOpenAtOnce) {
   std::string header = "{";
   for (int i = 0; i < 100'000; ++i)
-    header += (i > 0 ? ",\"" : "\"") + std::string("model.layers.") + std::to_string(i) + ".weight\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[" + std::to_string(i) + "," + std::to_string(i + 1) + "]}";
+    header += (i > 0 ? ",\"" : "\"") + std::string("model.layers.") + std::to_string(i) +
+              ".weight\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[" + std::to_string(i) + "," +
+              std::to_string(i + 1) + "]}";
   const auto parsed = parse_safetensors_header(header + "}", 0, 100'000, "x");  // n log n: minutes if it were quadratic
   ASSERT_TRUE(parsed);
   EXPECT_EQ(parsed->tensors.size(), 100'000u);
@@ -158,7 +171,9 @@ RC_GTEST_PROP(JsonScanner, StringsComeBackThroughEscapes, (const std::string& te
 
 // ---------------------------------------------------------------- folders
 
-std::string tiny(const std::string& name) { return file_bytes("{\"" + name + "\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", "x"); }
+std::string tiny(const std::string& name) {
+  return file_bytes("{\"" + name + "\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", "x");
+}
 
 TEST(Checkpoint, SingleFileWinsOverOthers) {
   Folder folder;
@@ -224,12 +239,20 @@ TEST(Checkpoint, IndexDecidesAndMustNotLie) {
 
 TEST(Checkpoint, IndexMayLeaveOutWhatAShardHolds) {
   Folder folder;
-  spit(folder / "p.safetensors", file_bytes(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"z":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})", "xyz"));
+  spit(
+      folder / "p.safetensors",
+      file_bytes(
+          R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"z":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}})",
+          "xyz"));
   spit(folder / kIndexName, R"({"weight_map":{"b":"p.safetensors"}})");
   const auto checkpoint = Checkpoint::open(folder.path());
   ASSERT_TRUE(checkpoint);
   for (const char* name : {"a", "b", "z"}) EXPECT_TRUE(checkpoint->find(name)) << name;
-  spit(folder / "q.safetensors", file_bytes(R"({"c":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"z":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", "xy"));
+  spit(
+      folder / "q.safetensors",
+      file_bytes(
+          R"({"c":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"z":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+          "xy"));
   spit(folder / kIndexName, R"({"weight_map":{"b":"p.safetensors","c":"q.safetensors"}})");
   EXPECT_EQ(outcome(Checkpoint::open(folder.path())), "weights.in_two_files");  // z, of which the index says nothing
 }

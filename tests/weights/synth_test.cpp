@@ -21,13 +21,15 @@ namespace {
 using namespace test;  // NOLINT
 using tensor::WeightFormat;
 
-constexpr const char* kTinyV3 = R"({"model_type":"deepseek_v3","hidden_size":128,"intermediate_size":256,"moe_intermediate_size":128,"num_hidden_layers":3,
+constexpr const char* kTinyV3 =
+    R"({"model_type":"deepseek_v3","hidden_size":128,"intermediate_size":256,"moe_intermediate_size":128,"num_hidden_layers":3,
   "num_attention_heads":2,"num_key_value_heads":2,"vocab_size":640,"max_position_embeddings":512,"rms_norm_eps":1e-6,"rope_theta":10000,"q_lora_rank":128,
   "kv_lora_rank":128,"qk_nope_head_dim":64,"qk_rope_head_dim":32,"v_head_dim":64,"n_routed_experts":8,"n_shared_experts":1,"num_experts_per_tok":2,
   "first_k_dense_replace":1,"n_group":2,"topk_group":1,"norm_topk_prob":true,"routed_scaling_factor":2.5,"num_nextn_predict_layers":1,"bos_token_id":0,"eos_token_id":1,
   "torch_dtype":"bfloat16","quantization_config":{"quant_method":"fp8","fmt":"e4m3","activation_scheme":"dynamic","weight_block_size":[128,128]}})";
 
-constexpr const char* kTinyV4 = R"({"model_type":"deepseek_v4","hidden_size":128,"moe_intermediate_size":64,"num_hidden_layers":4,"num_attention_heads":4,
+constexpr const char* kTinyV4 =
+    R"({"model_type":"deepseek_v4","hidden_size":128,"moe_intermediate_size":64,"num_hidden_layers":4,"num_attention_heads":4,
   "num_key_value_heads":1,"head_dim":64,"qk_rope_head_dim":16,"q_lora_rank":64,"o_lora_rank":64,"o_groups":2,"n_routed_experts":8,"n_shared_experts":1,
   "num_experts_per_tok":2,"index_head_dim":32,"index_n_heads":4,"index_topk":16,"sliding_window":16,"num_hash_layers":1,"hc_mult":4,"vocab_size":384,
   "max_position_embeddings":512,"rope_theta":10000,"compress_rope_theta":160000,"compress_ratios":[0,4,128,4,0],"num_nextn_predict_layers":1,"expert_dtype":"fp4",
@@ -85,7 +87,8 @@ TEST(Random, HasTheBellsMoments) {
 }
 
 TEST(Generate, QuantizedWeightsHaveTheDeviationOfPlainOnes) {
-  for (const WeightFormat format : {WeightFormat::fp8_block128, WeightFormat::fp8_block128_e8m0, WeightFormat::fp8_block32_e8m0, WeightFormat::mxfp4}) {
+  for (const WeightFormat format : {WeightFormat::fp8_block128, WeightFormat::fp8_block128_e8m0,
+                                    WeightFormat::fp8_block32_e8m0, WeightFormat::mxfp4}) {
     model::WeightTable table;
     table.add(matrix("x.weight", 512, 1024, format));
     MemoryBackend backend;
@@ -98,9 +101,11 @@ TEST(Generate, QuantizedWeightsHaveTheDeviationOfPlainOnes) {
       for (std::int64_t c = 0; c < w.cols; ++c) {
         const std::int64_t i = r * w.cols + c, s = r / block.rows * (w.cols / block.cols) + c / block.cols;
         const auto* bytes = reinterpret_cast<const std::uint8_t*>(w.data);
-        const float scale = format == WeightFormat::fp8_block128 ? reinterpret_cast<const float*>(w.scales)[s] : e8m0_to_f32(static_cast<std::uint8_t>(w.scales[s]));
+        const float scale = format == WeightFormat::fp8_block128 ? reinterpret_cast<const float*>(w.scales)[s]
+                                                                 : e8m0_to_f32(static_cast<std::uint8_t>(w.scales[s]));
         static constexpr float kFp4[8] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-        const double value = scale * (format == WeightFormat::mxfp4 ? kFp4[bytes[i / 2] >> (i % 2 * 4) & 7] : f8e4m3_to_f32(bytes[i]));
+        const double value =
+            scale * (format == WeightFormat::mxfp4 ? kFp4[bytes[i / 2] >> (i % 2 * 4) & 7] : f8e4m3_to_f32(bytes[i]));
         square += value * value;
       }
     }
@@ -151,9 +156,11 @@ TEST_P(SynthRoundTrip, DiskAndMemoryAgreeWhateverTheThreads) {
   EXPECT_EQ(made->arena->bytes(), made->plan.arena_bytes);
   EXPECT_NE(arena_of(*made), arena_of(*synthesize_in_memory((*architecture)->weights(), backend, {.seed = 6})));
   EXPECT_EQ(one->bytes, std::filesystem::file_size(folder / "one" / "model.safetensors"));
-  EXPECT_EQ(loaded->plan.tensor_bytes, model::model_sizes((*architecture)->weights(), spec.routing.top_k).checkpoint_bytes);
+  EXPECT_EQ(loaded->plan.tensor_bytes,
+            model::model_sizes((*architecture)->weights(), spec.routing.top_k).checkpoint_bytes);
 }
-INSTANTIATE_TEST_SUITE_P(All, SynthRoundTrip, ::testing::Combine(::testing::Values(kTinyV3, kTinyV4), ::testing::Values(0, 1, 2)));
+INSTANTIATE_TEST_SUITE_P(All, SynthRoundTrip,
+                         ::testing::Combine(::testing::Values(kTinyV3, kTinyV4), ::testing::Values(0, 1, 2)));
 
 TEST(Synth, RanksOfALayoutHoldSlicesOfTheWhole) {
   const model::ModelSpec spec = tiny(kTinyV3, {}, DType::bf16);
@@ -214,7 +221,8 @@ TEST(Synth, ModelsAreFoundByEveryKindOfName) {
 TEST(Synth, ReportsTroubleAndLeavesNothing) {
   const model::ModelSpec spec = tiny(kTinyV3);
   const Folder folder;
-  EXPECT_EQ(outcome(synthesize_checkpoint(spec, folder / "m", {.progress = [](Bytes, Bytes) { return false; }})), "weights.interrupted");
+  EXPECT_EQ(outcome(synthesize_checkpoint(spec, folder / "m", {.progress = [](Bytes, Bytes) { return false; }})),
+            "weights.interrupted");
   EXPECT_EQ(folder.entries(), 0u);
   ASSERT_TRUE(synthesize_checkpoint(spec, folder / "m"));
   EXPECT_EQ(outcome(synthesize_checkpoint(spec, folder / "m")), "weights.folder_exists");

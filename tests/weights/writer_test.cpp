@@ -1,5 +1,3 @@
-#include "weights/checkpoint_writer.h"
-
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 #include <sys/mount.h>
@@ -11,6 +9,7 @@
 
 #include "support.h"
 #include "weights/checkpoint.h"
+#include "weights/checkpoint_writer.h"
 
 namespace fathom::weights {
 namespace {
@@ -22,17 +21,23 @@ std::string payload(std::size_t bytes, unsigned seed) {
   return out;
 }
 
-std::string read_range(const TensorPlace& place) { return slurp(place.file->path()).substr(place.tensor->begin, place.tensor->bytes()); }
+std::string read_range(const TensorPlace& place) {
+  return slurp(place.file->path()).substr(place.tensor->begin, place.tensor->bytes());
+}
 
 RC_GTEST_PROP(Writer, WhatWasWrittenIsRead, (unsigned seed)) {
-  static const std::vector<DType> kTypes = {DType::f64, DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::e8m0, DType::i64, DType::i8, DType::boolean};
+  static const std::vector<DType> kTypes = {DType::f64,  DType::f32, DType::f16, DType::bf16,   DType::f8e4m3,
+                                            DType::e8m0, DType::i64, DType::i8,  DType::boolean};
   const auto count = *rc::gen::inRange<std::size_t>(0, 12);
   std::set<std::string> names;
-  while (names.size() < count) names.insert("t" + std::to_string(names.size()) + *rc::gen::element<std::string>("", ".weight", " \"quoted\"\\", "\u540d", "\n\t\x01"));
+  while (names.size() < count)
+    names.insert("t" + std::to_string(names.size()) +
+                 *rc::gen::element<std::string>("", ".weight", " \"quoted\"\\", "\u540d", "\n\t\x01"));
   std::vector<TensorSpec> tensors;
   std::vector<std::string> data;
   for (const std::string& name : names) {
-    const auto shape = *rc::gen::container<std::vector<std::int64_t>>(*rc::gen::inRange<std::size_t>(0, 4), rc::gen::inRange<std::int64_t>(0, 9));
+    const auto shape = *rc::gen::container<std::vector<std::int64_t>>(*rc::gen::inRange<std::size_t>(0, 4),
+                                                                      rc::gen::inRange<std::int64_t>(0, 9));
     tensors.push_back({name, *rc::gen::elementOf(kTypes), shape});
     data.push_back(payload(tensors.back().bytes(), seed++));
   }
@@ -54,9 +59,13 @@ RC_GTEST_PROP(Writer, WhatWasWrittenIsRead, (unsigned seed)) {
 
 TEST(Writer, ShardsStayBelowTheLimitAndHaveAnIndex) {
   const Folder folder;
-  const std::vector<TensorSpec> tensors = {{"a", DType::i8, {600}}, {"b", DType::i8, {600}}, {"c", DType::i8, {300}}, {"d", DType::i8, {5000}}};
-  write_checkpoint(folder / "m", tensors, {payload(600, 1), payload(600, 2), payload(300, 3), payload(5000, 4)}, {.shard_bytes = 1000});
-  for (const char* name : {"model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"}) EXPECT_TRUE(std::filesystem::exists(folder / "m" / name)) << name;
+  const std::vector<TensorSpec> tensors = {
+      {"a", DType::i8, {600}}, {"b", DType::i8, {600}}, {"c", DType::i8, {300}}, {"d", DType::i8, {5000}}};
+  write_checkpoint(folder / "m", tensors, {payload(600, 1), payload(600, 2), payload(300, 3), payload(5000, 4)},
+                   {.shard_bytes = 1000});
+  for (const char* name :
+       {"model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"})
+    EXPECT_TRUE(std::filesystem::exists(folder / "m" / name)) << name;
   const auto map = parse_index(slurp(folder / "m" / kIndexName), "index");
   ASSERT_TRUE(map);
   EXPECT_EQ((*map)[2].second, "model-00002-of-00003.safetensors");

@@ -9,7 +9,8 @@ namespace {
 
 constexpr std::int64_t kFewRows = 16;  // with so few query rows keys and values are read where they lie
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-constexpr float kSlack = 8.0f;  // a row's reference score stays until a larger one exceeds it by this: e^8 is far from f32's ends
+constexpr float kSlack =
+    8.0f;  // a row's reference score stays until a larger one exceeds it by this: e^8 is far from f32's ends
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t row_bytes(const Tensor& x) { return x.strides[0] * dtype_bytes(x.dtype); }
@@ -36,10 +37,19 @@ void join(const Kernels& kernels, const Sums& into, const Sums& from, std::int64
   }
 }
 
-Tile::Tile(const Kernels& kernels, const AttentionArgs& args, TileShape shape, std::size_t sequence, std::int64_t first_token, std::int64_t tokens,
-           std::int64_t first_head, Scratch& scratch)
-    : kernels_(kernels), args_(args), sequence_(sequence), first_token_(first_token), tokens_(tokens), first_head_(first_head), heads_(shape.heads),
-      rows_(tokens * shape.heads), dv_(args.out.dim(2)), spans_heads_(shape.spans_heads), few_rows_(rows_ <= kFewRows) {
+Tile::Tile(const Kernels& kernels, const AttentionArgs& args, TileShape shape, std::size_t sequence,
+           std::int64_t first_token, std::int64_t tokens, std::int64_t first_head, Scratch& scratch)
+    : kernels_(kernels),
+      args_(args),
+      sequence_(sequence),
+      first_token_(first_token),
+      tokens_(tokens),
+      first_head_(first_head),
+      heads_(shape.heads),
+      rows_(tokens * shape.heads),
+      dv_(args.out.dim(2)),
+      spans_heads_(shape.spans_heads),
+      few_rows_(rows_ <= kFewRows) {
   sums_ = take_sums(scratch, rows_, dv_);
   q_ = scratch.take<const float*>(rows_);
   scores_ = scratch.take<float>(rows_ * kBlockKeys);
@@ -52,14 +62,16 @@ Tile::Tile(const Kernels& kernels, const AttentionArgs& args, TileShape shape, s
     value_panels_ = scratch.take<float>((dv_ + kMaxPanelWidth) * kBlockKeys);
   }
   for (std::int64_t r = 0; r < rows_; ++r)
-    q_[r] = args.q.as<float>() + (first_token + r / heads_) * args.q.strides[0] + (first_head + r % heads_) * args.q.strides[1];
+    q_[r] = args.q.as<float>() + (first_token + r / heads_) * args.q.strides[0] +
+            (first_head + r % heads_) * args.q.strides[1];
   std::fill_n(sums_.out, rows_ * dv_, 0.0f);
   std::fill_n(sums_.largest, rows_, kNothing);
   std::fill_n(sums_.total, rows_, 0.0f);
 }
 
 Names Tile::range(const SegmentOfSequence& seen) const {
-  return {seen.visible(position(seen, first_token_)).first, seen.visible(position(seen, first_token_ + tokens_ - 1)).end};
+  return {seen.visible(position(seen, first_token_)).first,
+          seen.visible(position(seen, first_token_ + tokens_ - 1)).end};
 }
 
 std::int64_t Tile::blocks_of(const SegmentOfSequence& seen) const {
@@ -70,15 +82,19 @@ std::int64_t Tile::blocks_of(const SegmentOfSequence& seen) const {
 
 void Tile::attend(std::int64_t part, std::int64_t parts) {
   std::int64_t blocks = 0;
-  for (const KvSegment& segment : args_.segments) blocks += blocks_of(SegmentOfSequence(segment, *args_.batch, sequence_));
+  for (const KvSegment& segment : args_.segments)
+    blocks += blocks_of(SegmentOfSequence(segment, *args_.batch, sequence_));
   const std::int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
   std::int64_t block = 0;
   for (const KvSegment& segment : args_.segments) {
     const SegmentOfSequence seen(segment, *args_.batch, sequence_);
-    const std::int64_t own = blocks_of(seen), from = std::clamp<std::int64_t>(first - block, 0, own), to = std::clamp<std::int64_t>(last - block, 0, own);
+    const std::int64_t own = blocks_of(seen), from = std::clamp<std::int64_t>(first - block, 0, own),
+                       to = std::clamp<std::int64_t>(last - block, 0, own);
     for (std::int64_t i = from; i < to; ++i) {
-      if (segment.selected.defined()) attend_selected(seen, i);
-      else attend_dense(seen, i);
+      if (segment.selected.defined())
+        attend_selected(seen, i);
+      else
+        attend_dense(seen, i);
     }
     block += own;
   }
@@ -90,7 +106,8 @@ void Tile::attend_dense(const SegmentOfSequence& seen, std::int64_t block) {
   active_ = rows_, active_end_ = 0;
   for (std::int64_t t = 0; t < tokens_; ++t) {
     const Names names = seen.visible(position(seen, first_token_ + t));
-    const std::int64_t from = std::clamp<std::int64_t>(names.first - first, 0, count), to = std::clamp<std::int64_t>(names.end - first, from, count);
+    const std::int64_t from = std::clamp<std::int64_t>(names.first - first, 0, count),
+                       to = std::clamp<std::int64_t>(names.end - first, from, count);
     for (std::int64_t r = t * heads_; r < (t + 1) * heads_; ++r) seen_[r] = {from, to};
     if (from < to) active_ = std::min(active_, t * heads_), active_end_ = (t + 1) * heads_;
   }
@@ -132,7 +149,13 @@ void Tile::attend_block(const KvSegment& segment, std::int64_t count) {
 /// Rows of a tensor [rows, kv_heads, n] as a tile that spans heads reads them.
 HeadRows Tile::head_rows(const Tensor& x, const Row* rows, std::int64_t count) const {
   const std::int64_t group = args_.q.dim(1) / x.dim(1);
-  return {.element = element_of(x.dtype), .rows = rows, .row_count = count, .heads = rows_ / group, .head_bytes = head_bytes(x), .group = group, .n = x.dim(2)};
+  return {.element = element_of(x.dtype),
+          .rows = rows,
+          .row_count = count,
+          .heads = rows_ / group,
+          .head_bytes = head_bytes(x),
+          .group = group,
+          .n = x.dim(2)};
 }
 
 /// scores_[r][i] = q · key i, unscaled.
@@ -145,21 +168,53 @@ void Tile::score(const KvSegment& segment, std::int64_t count) {
     const HeadRows keys = head_rows(segment.k, key_rows_, count);
     kernels_.dot_heads({.in = keys, .x = q_, .out = out, .out_stride = kBlockKeys});
   } else if (few_rows_) {
-    kernels_.dot_rows({.element = element, .rows = key_rows_, .row_count = count, .k = dk, .x = q_ + active_, .m_count = rows, .out = out, .out_stride = kBlockKeys});
+    kernels_.dot_rows({.element = element,
+                       .rows = key_rows_,
+                       .row_count = count,
+                       .k = dk,
+                       .x = q_ + active_,
+                       .m_count = rows,
+                       .out = out,
+                       .out_stride = kBlockKeys});
   } else {
-    kernels_.pack_transposed({.element = element, .rows = key_rows_, .row_count = count, .count = dk, .panels = key_panels_, .panel_depth = dk + dr});
+    kernels_.pack_transposed({.element = element,
+                              .rows = key_rows_,
+                              .row_count = count,
+                              .count = dk,
+                              .panels = key_panels_,
+                              .panel_depth = dk + dr});
     if (dr > 0)
-      kernels_.pack_transposed({.element = shared, .rows = shared_rows_, .row_count = count, .count = dr, .panels = key_panels_, .panel_depth = dk + dr, .depth_first = dk});
-    kernels_.panel_product({.a = q_ + active_, .m_count = rows, .panels = key_panels_, .depth = dk + dr, .columns = count, .c = out, .c_stride = kBlockKeys});
+      kernels_.pack_transposed({.element = shared,
+                                .rows = shared_rows_,
+                                .row_count = count,
+                                .count = dr,
+                                .panels = key_panels_,
+                                .panel_depth = dk + dr,
+                                .depth_first = dk});
+    kernels_.panel_product({.a = q_ + active_,
+                            .m_count = rows,
+                            .panels = key_panels_,
+                            .depth = dk + dr,
+                            .columns = count,
+                            .c = out,
+                            .c_stride = kBlockKeys});
     return;
   }
   if (dr > 0)
-    kernels_.dot_rows({.element = shared, .rows = shared_rows_, .row_count = count, .k = dr, .x = q_ + active_, .x_offset = dk, .m_count = rows, .out = out,
-                       .out_stride = kBlockKeys, .accumulate = true});
+    kernels_.dot_rows({.element = shared,
+                       .rows = shared_rows_,
+                       .row_count = count,
+                       .k = dr,
+                       .x = q_ + active_,
+                       .x_offset = dk,
+                       .m_count = rows,
+                       .out = out,
+                       .out_stride = kBlockKeys,
+                       .accumulate = true});
 }
 
-/// Scores of what a row sees become exponentials against its reference score, the others zero. When the reference changes, what
-/// was summed so far is brought to the new one.
+/// Scores of what a row sees become exponentials against its reference score, the others zero. When the reference
+/// changes, what was summed so far is brought to the new one.
 void Tile::soften(std::int64_t r, std::int64_t count) {
   float* s = scores_ + r * kBlockKeys;
   const auto [from, to] = seen_[r];
@@ -167,7 +222,8 @@ void Tile::soften(std::int64_t r, std::int64_t count) {
   std::fill(s + to, s + count, 0.0f);
   if (from >= to) return;
   const auto scale = static_cast<float>(args_.scale);
-  const float before = sums_.largest[r], here = scale * kernels_.largest(s + from, to - from), now = here <= before + kSlack ? before : here;
+  const float before = sums_.largest[r], here = scale * kernels_.largest(s + from, to - from),
+              now = here <= before + kSlack ? before : here;
   if (now == kNothing) {  // scores of -infinity have no weight; NaN is not hidden
     for (std::int64_t i = from; i < to; ++i) sums_.total[r] += s[i] = s[i] != s[i] ? s[i] : 0.0f;
     return;
@@ -179,32 +235,54 @@ void Tile::soften(std::int64_t r, std::int64_t count) {
   if (keep != 1.0f && before != kNothing) kernels_.scale(keep, sums_.out + r * dv_, dv_);
 }
 
-/// out += scores · values. A row that sees only some of the keys must not meet the values of the others when these are not
-/// finite: zero times infinity is not zero.
+/// out += scores · values. A row that sees only some of the keys must not meet the values of the others when these are
+/// not finite: zero times infinity is not zero.
 void Tile::mix(const KvSegment& segment, std::int64_t count) {
   const Element element = element_of(segment.v.dtype);
   if (spans_heads_) {  // one token: all its rows see the same
-    kernels_.combine_heads({.in = head_rows(segment.v, value_rows_, count), .p = scores_, .p_stride = kBlockKeys, .y = sums_.out, .y_stride = dv_});
+    kernels_.combine_heads({.in = head_rows(segment.v, value_rows_, count),
+                            .p = scores_,
+                            .p_stride = kBlockKeys,
+                            .y = sums_.out,
+                            .y_stride = dv_});
     return;
   }
   bool all_seen = true;
-  for (std::int64_t r = active_; r < active_end_; ++r) all_seen = all_seen && seen_[r].first == 0 && seen_[r].end == count;
+  for (std::int64_t r = active_; r < active_end_; ++r)
+    all_seen = all_seen && seen_[r].first == 0 && seen_[r].end == count;
   if (!few_rows_)
-    kernels_.pack_straight({.element = element, .rows = value_rows_, .row_count = count, .count = dv_, .panels = value_panels_, .panel_depth = count});
+    kernels_.pack_straight({.element = element,
+                            .rows = value_rows_,
+                            .row_count = count,
+                            .count = dv_,
+                            .panels = value_panels_,
+                            .panel_depth = count});
   const std::int64_t panel_elements = ceil_div(dv_, kernels_.panel_width) * kernels_.panel_width * count;
   if (few_rows_ || (!all_seen && !kernels_.finite(value_panels_, panel_elements))) {
     const bool together = all_seen && few_rows_;
     for (std::int64_t r = active_; r < active_end_; r += together ? active_end_ - active_ : 1)
-      kernels_.combine_rows({.element = element, .rows = value_rows_ + seen_[r].first, .row_count = seen_[r].end - seen_[r].first, .n = dv_,
-                             .p = scores_ + r * kBlockKeys + seen_[r].first, .p_stride = kBlockKeys,
-                             .m_count = together ? active_end_ - active_ : 1, .y = sums_.out + r * dv_,
-                             .y_stride = dv_, .accumulate = true});
+      kernels_.combine_rows({.element = element,
+                             .rows = value_rows_ + seen_[r].first,
+                             .row_count = seen_[r].end - seen_[r].first,
+                             .n = dv_,
+                             .p = scores_ + r * kBlockKeys + seen_[r].first,
+                             .p_stride = kBlockKeys,
+                             .m_count = together ? active_end_ - active_ : 1,
+                             .y = sums_.out + r * dv_,
+                             .y_stride = dv_,
+                             .accumulate = true});
     return;
   }
   const float* p[kTileRows];
   for (std::int64_t r = active_; r < active_end_; ++r) p[r - active_] = scores_ + r * kBlockKeys;
-  kernels_.panel_product({.a = p, .m_count = active_end_ - active_, .panels = value_panels_, .depth = count, .columns = dv_, .c = sums_.out + active_ * dv_,
-                          .c_stride = dv_, .accumulate = true});
+  kernels_.panel_product({.a = p,
+                          .m_count = active_end_ - active_,
+                          .panels = value_panels_,
+                          .depth = count,
+                          .columns = dv_,
+                          .c = sums_.out + active_ * dv_,
+                          .c_stride = dv_,
+                          .accumulate = true});
 }
 
 void Tile::finish(const Sums& sums) const {
@@ -222,7 +300,8 @@ void Tile::finish(const Sums& sums) const {
     float* out = args_.out.as<float>() + t * args_.out.strides[0] + h * args_.out.strides[1];
     std::copy_n(sums.out + r * dv_, dv_, out);
     kernels_.scale(share / total, out, dv_);
-    if (args_.lse.defined()) args_.lse.as<float>()[t * args_.lse.strides[0] + h * args_.lse.strides[1]] = largest + std::log(total);
+    if (args_.lse.defined())
+      args_.lse.as<float>()[t * args_.lse.strides[0] + h * args_.lse.strides[1]] = largest + std::log(total);
   }
 }
 

@@ -9,8 +9,10 @@ namespace fathom::cpu {
 inline constexpr std::int64_t kTileRows = 256;  // query rows of a tile at most
 inline constexpr std::int64_t kBlockKeys = 64;  // keys looked at together
 
-/// How an attention is cut. A tile is `tokens` tokens of one sequence × `heads` query heads. Either these read one key head, or
-/// (`spans_heads`: one token, few query heads a key head) several, and then memory is read row by row with all heads of a row.
+/// How an attention is cut. A tile is `tokens` tokens of one sequence × `heads` query heads. Either these read one key
+/// head, or
+/// (`spans_heads`: one token, few query heads a key head) several, and then memory is read row by row with all heads of
+/// a row.
 struct TileShape {
   std::int64_t heads = 1, tokens = 1;
   bool spans_heads = false;
@@ -29,8 +31,8 @@ void join(const Kernels& kernels, const Sums& into, const Sums& from, std::int64
 class Tile {
  public:
   /// Tokens [first_token, first_token + tokens) of the batch, all of sequence `sequence`; heads from first_head on.
-  Tile(const Kernels& kernels, const tensor::AttentionArgs& args, TileShape shape, std::size_t sequence, std::int64_t first_token, std::int64_t tokens,
-       std::int64_t first_head, Scratch& scratch);
+  Tile(const Kernels& kernels, const tensor::AttentionArgs& args, TileShape shape, std::size_t sequence,
+       std::int64_t first_token, std::int64_t tokens, std::int64_t first_head, Scratch& scratch);
 
   /// Looks at part `part` of `parts` of the keys.
   void attend(std::int64_t part, std::int64_t parts);
@@ -41,7 +43,9 @@ class Tile {
   std::int64_t rows() const { return rows_; }
 
  private:
-  std::int64_t position(const SegmentOfSequence& seen, std::int64_t token) const { return seen.sequence().past + token - seen.sequence().first_token; }
+  std::int64_t position(const SegmentOfSequence& seen, std::int64_t token) const {
+    return seen.sequence().past + token - seen.sequence().first_token;
+  }
   Names range(const SegmentOfSequence& seen) const;  // what any token of the tile sees
   std::int64_t blocks_of(const SegmentOfSequence& seen) const;
   void attend_dense(const SegmentOfSequence& seen, std::int64_t block);
@@ -59,13 +63,13 @@ class Tile {
   const std::int64_t first_token_, tokens_, first_head_, heads_, rows_, dv_;
   const bool spans_heads_, few_rows_;
   Sums sums_;
-  const float** q_ = nullptr;        // [rows]
-  float* scores_ = nullptr;          // [rows, kBlockKeys]
+  const float** q_ = nullptr;  // [rows]
+  float* scores_ = nullptr;    // [rows, kBlockKeys]
   float* key_panels_ = nullptr;
   float* value_panels_ = nullptr;
   Row *key_rows_ = nullptr, *shared_rows_ = nullptr, *value_rows_ = nullptr;  // [kBlockKeys]
-  Names* seen_ = nullptr;            // of the block's keys, by row
-  std::int64_t active_ = 0, active_end_ = 0;  // rows that see any of the block
+  Names* seen_ = nullptr;                                                     // of the block's keys, by row
+  std::int64_t active_ = 0, active_end_ = 0;                                  // rows that see any of the block
 };
 
 }  // namespace fathom::cpu

@@ -20,17 +20,21 @@ class CpuBackend final : public tensor::Backend {
     FATHOM_TRY(workspace_, Workspace::make(pool_.size()));
     ops_ = std::make_unique<CpuOps>(*implementation_.kernels(), pool_, workspace_, memory_);
     if (plain_ != nullptr && plain_->grad_ops() != nullptr)
-      grad_ops_ = std::make_unique<CpuGradOps>(Context{*implementation_.kernels(), pool_, workspace_}, *plain_->grad_ops());
+      grad_ops_ =
+          std::make_unique<CpuGradOps>(Context{*implementation_.kernels(), pool_, workspace_}, *plain_->grad_ops());
     return {};
   }
   std::string_view name() const override { return "cpu"; }
   std::string description() const override {
-    return "cpu: " + std::string(implementation_.name) + ", " + std::to_string(pool_.size()) + (pool_.size() == 1 ? " thread" : " threads");
+    return "cpu: " + std::string(implementation_.name) + ", " + std::to_string(pool_.size()) +
+           (pool_.size() == 1 ? " thread" : " threads");
   }
   tensor::Ops& ops() override { return *ops_; }
   tensor::GradOps* grad_ops() override { return grad_ops_.get(); }
   tensor::ActivationMemory& activations() override { return memory_; }
-  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement) override { return allocate_pages(bytes, &pool_); }
+  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement) override {
+    return allocate_pages(bytes, &pool_);
+  }
   Bytes workspace_bytes() const override { return workspace_.bytes(); }
   Status synchronize() override { return {}; }
 
@@ -46,7 +50,8 @@ class CpuBackend final : public tensor::Backend {
 
 }  // namespace
 
-Result<std::unique_ptr<tensor::Backend>> make_cpu_backend(const tensor::BackendOptions& options, std::unique_ptr<tensor::Backend> plain) {
+Result<std::unique_ptr<tensor::Backend>> make_cpu_backend(const tensor::BackendOptions& options,
+                                                          std::unique_ptr<tensor::Backend> plain) {
   if (options.activation_dtype != DType::f32)
     return fail_unsupported("cpu.activation_dtype", {{"dtype", std::string(dtype_name(options.activation_dtype))}});
   if (options.threads < 0 || options.threads > kMostThreads)

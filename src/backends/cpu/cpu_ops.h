@@ -1,11 +1,11 @@
 // CpuOps: every op of the vocabulary, multi-threaded, over the kernels of one instruction set. One file a family, as in
-// src/backends/reference, which is the twin. Activations are f32; weights f32, f16, bf16 and, through f32 copies of a few rows
-// at a time, the 8- and 4-bit formats.
+// src/backends/reference, which is the twin. Activations are f32; weights f32, f16, bf16 and, through f32 copies of a
+// few rows at a time, the 8- and 4-bit formats.
 //
-// Bits: the same arguments give the same bits for the same instruction set and number of threads; matrix products even for any
-// number of threads. A token's result does not depend on the values of other tokens; it may depend on how many there are,
-// because products with few rows sum in another order than larger ones and keep f32 activations where larger ones may
-// round to bf16 (products.h: kDirectRows).
+// Bits: the same arguments give the same bits for the same instruction set and number of threads; matrix products even
+// for any number of threads. A token's result does not depend on the values of other tokens; it may depend on how many
+// there are, because products with few rows sum in another order than larger ones and keep f32 activations where larger
+// ones may round to bf16 (products.h: kDirectRows).
 #pragma once
 #include "backends/cpu/products.h"
 #include "tensor/memory.h"

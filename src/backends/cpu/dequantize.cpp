@@ -20,7 +20,8 @@ const Table& fp8_table() {
   return table;
 }
 
-constexpr float kFp4[16] = {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+constexpr float kFp4[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                            -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
 float scale_at(const Weight& weight, DType type, std::int64_t index) {
   if (type == DType::e8m0) return e8m0_to_f32(static_cast<std::uint8_t>(weight.scales[index]));
@@ -34,7 +35,10 @@ float scale_at(const Weight& weight, DType type, std::int64_t index) {
 /// The zero point of a group of a row; `groups` a row.
 int zero_at(const Weight& weight, std::int64_t row, std::int64_t group, std::int64_t groups) {
   std::uint32_t word = 0;
-  std::memcpy(&word, weight.scales + tensor::zeros_offset(weight.format, weight.rows, weight.cols) + (row / 8 * groups + group) * 4, 4);
+  std::memcpy(
+      &word,
+      weight.scales + tensor::zeros_offset(weight.format, weight.rows, weight.cols) + (row / 8 * groups + group) * 4,
+      4);
   return static_cast<int>(word >> (row % 8 * 4) & 15u);
 }
 
@@ -55,7 +59,8 @@ void widen_int4(const std::uint8_t* codes, std::int64_t c, std::int64_t end, int
 void widen_row(const Weight& weight, std::int64_t row, std::int64_t column, std::int64_t width, float* out) {
   const tensor::WeightLayout layout = tensor::weight_layout(weight.format);
   const std::int64_t groups = (weight.cols + layout.cols - 1) / layout.cols, first_scale = row / layout.rows * groups;
-  const auto* bytes = reinterpret_cast<const std::uint8_t*>(weight.data) + row * static_cast<std::int64_t>(tensor::weight_row_bytes(weight.format, weight.cols));
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(weight.data) +
+                      row * static_cast<std::int64_t>(tensor::weight_row_bytes(weight.format, weight.cols));
   const float* fp8 = fp8_table().data();
   for (std::int64_t c = column; c < column + width;) {
     const std::int64_t end = std::min(column + width, (c / layout.cols + 1) * layout.cols), count = end - c;
@@ -68,12 +73,14 @@ void widen_row(const Weight& weight, std::int64_t row, std::int64_t column, std:
         for (std::int64_t i = 0; i < count; ++i) out[i] = kFp4[bytes[(c + i) / 2] >> ((c + i) % 2 * 4) & 15] * scale;
         break;
       case tensor::WeightCode::kInt8:
-        for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(static_cast<std::int8_t>(bytes[c + i])) * scale;
+        for (std::int64_t i = 0; i < count; ++i)
+          out[i] = static_cast<float>(static_cast<std::int8_t>(bytes[c + i])) * scale;
         break;
       case tensor::WeightCode::kUint4:
         widen_int4(bytes, c, end, layout.zeros ? zero_at(weight, row, c / layout.cols, groups) : 8, scale, out);
         break;
-      case tensor::WeightCode::kPlain: FATHOM_CHECK(false, "the cpu backend cannot multiply with this format");
+      case tensor::WeightCode::kPlain:
+        FATHOM_CHECK(false, "the cpu backend cannot multiply with this format");
     }
     out += count;
     c = end;
@@ -86,10 +93,12 @@ bool is_plain(WeightFormat format) {
 }
 bool can_multiply(WeightFormat format) { return format != WeightFormat::f64 && format != WeightFormat::i64; }
 
-Element weight_rows(const Weight& weight, std::int64_t first, std::int64_t count, std::int64_t column, std::int64_t width, float* widened, Row* rows) {
+Element weight_rows(const Weight& weight, std::int64_t first, std::int64_t count, std::int64_t column,
+                    std::int64_t width, float* widened, Row* rows) {
   if (is_plain(weight.format)) {
     const Element element = element_of(tensor::weight_dtype(weight.format));
-    for (std::int64_t i = 0; i < count; ++i) rows[i] = weight.data + ((first + i) * weight.cols + column) * element_bytes(element);
+    for (std::int64_t i = 0; i < count; ++i)
+      rows[i] = weight.data + ((first + i) * weight.cols + column) * element_bytes(element);
     return element;
   }
   for (std::int64_t i = 0; i < count; ++i) {

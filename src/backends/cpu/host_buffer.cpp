@@ -60,7 +60,8 @@ Result<std::unique_ptr<tensor::Buffer>> allocate_pages(Bytes bytes, ThreadPool* 
   const bool huge = bytes >= kHugePage;
   if (available > 0 && bytes > available) return no_memory(bytes, available);
   const Bytes mapped_bytes = round_up(bytes, kPage) + (huge ? kHugePage : 0);
-  void* memory = ::mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      ::mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return no_memory(bytes, available);
   auto* mapped = static_cast<std::byte*>(memory);
   std::byte* data = mapped;
@@ -86,7 +87,8 @@ Result<Workspace> Workspace::make(int threads) {
   std::byte* base = workspace.buffer_->data();
   workspace.shared_ = Scratch(base, kSharedWorkspaceBytes);
   for (int thread = 0; thread < threads; ++thread)
-    workspace.threads_.emplace_back(base + kSharedWorkspaceBytes + static_cast<Bytes>(thread) * kThreadWorkspaceBytes, kThreadWorkspaceBytes);
+    workspace.threads_.emplace_back(base + kSharedWorkspaceBytes + static_cast<Bytes>(thread) * kThreadWorkspaceBytes,
+                                    kThreadWorkspaceBytes);
   return workspace;
 }
 

@@ -12,15 +12,14 @@ using hardware::Isa;
 
 constexpr Isa kAvx2[] = {Isa::avx2, Isa::fma, Isa::f16c};
 constexpr Isa kAvx512[] = {Isa::avx512f, Isa::avx512bw, Isa::avx512dq, Isa::avx512vl, Isa::avx2, Isa::fma, Isa::f16c};
-constexpr Isa kAvx512Bf16[] = {Isa::avx512_bf16, Isa::avx512_vnni, Isa::avx512f, Isa::avx512bw, Isa::avx512dq, Isa::avx512vl, Isa::avx2, Isa::fma, Isa::f16c};
-constexpr Isa kAmx[] = {Isa::amx_bf16, Isa::amx_tile, Isa::avx512_bf16, Isa::avx512_vnni, Isa::avx512f, Isa::avx512bw, Isa::avx512dq, Isa::avx512vl,
-                        Isa::avx2, Isa::fma, Isa::f16c};
+constexpr Isa kAvx512Bf16[] = {Isa::avx512_bf16, Isa::avx512_vnni, Isa::avx512f, Isa::avx512bw, Isa::avx512dq,
+                               Isa::avx512vl,    Isa::avx2,        Isa::fma,     Isa::f16c};
+constexpr Isa kAmx[] = {Isa::amx_bf16, Isa::amx_tile, Isa::avx512_bf16, Isa::avx512_vnni, Isa::avx512f, Isa::avx512bw,
+                        Isa::avx512dq, Isa::avx512vl, Isa::avx2,        Isa::fma,         Isa::f16c};
 
 constexpr Implementation kImplementations[] = {
-    {"amx", kAmx, amx_kernels},
-    {"avx512_bf16", kAvx512Bf16, avx512_bf16_kernels},
-    {"avx512", kAvx512, avx512_kernels},
-    {"avx2", kAvx2, avx2_kernels},
+    {"amx", kAmx, amx_kernels},          {"avx512_bf16", kAvx512Bf16, avx512_bf16_kernels},
+    {"avx512", kAvx512, avx512_kernels}, {"avx2", kAvx2, avx2_kernels},
     {"scalar", {}, scalar_kernels},
 };
 
@@ -51,7 +50,9 @@ Result<const Implementation*> choose_implementation(std::string_view wanted) {
     const std::string missing = missing_for(each, executable);
     if (missing.empty()) return &each;
     if (!wanted.empty())
-      return fail_environment("cpu.isa_unavailable", {{"name", std::string(wanted)}, {"missing", missing}, {"available", available_names(executable)}});
+      return fail_environment(
+          "cpu.isa_unavailable",
+          {{"name", std::string(wanted)}, {"missing", missing}, {"available", available_names(executable)}});
   }
   return fail("cpu.unknown_isa", {{"name", printable(wanted)}, {"available", available_names(executable)}});
 }

@@ -11,9 +11,9 @@
 namespace fathom::cpu {
 
 struct Implementation {
-  std::string_view name;                       // what FATHOM_ISA and --isa call it
-  std::span<const hardware::Isa> needs;        // all of these must be executable
-  const Kernels* (*kernels)() = nullptr;       // null when not built for this processor
+  std::string_view name;                  // what FATHOM_ISA and --isa call it
+  std::span<const hardware::Isa> needs;   // all of these must be executable
+  const Kernels* (*kernels)() = nullptr;  // null when not built for this processor
 };
 
 /// amx, avx512_bf16, avx512, avx2, scalar. The last runs everywhere.

@@ -1,7 +1,7 @@
-// Kernels: what every instruction set writes for itself. A table of plain functions over rows of memory; the ops above it
-// (cpu_ops.h) decide what is multiplied with what, on which thread. All work on one thread, allocate nothing, sum in f32,
-// and give the same bits for the same arguments. Rows need no alignment; nothing is read past their ends.
-// Twins are the ops of src/backends/reference; tests/backends/cpu_kernels_test.cpp runs every table that works here.
+// Kernels: what every instruction set writes for itself. A table of plain functions over rows of memory; the ops above
+// it (cpu_ops.h) decide what is multiplied with what, on which thread. All work on one thread, allocate nothing, sum in
+// f32, and give the same bits for the same arguments. Rows need no alignment; nothing is read past their ends. Twins
+// are the ops of src/backends/reference; tests/backends/cpu_kernels_test.cpp runs every table that works here.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,14 +12,22 @@
 namespace fathom::cpu {
 
 /// 16-bit elements as they lie in memory.
-struct F16 { std::uint16_t bits; };
-struct Bf16 { std::uint16_t bits; };
+struct F16 {
+  std::uint16_t bits;
+};
+struct Bf16 {
+  std::uint16_t bits;
+};
 /// OCP e4m3fn: rows of caches.
-struct E4m3 { std::uint8_t bits; };
+struct E4m3 {
+  std::uint8_t bits;
+};
 
 /// The element types that kernels read and write. stream_rows reads no kE4m3.
 enum class Element : std::uint8_t { kF32, kF16, kBf16, kE4m3 };
-constexpr std::int64_t element_bytes(Element element) { return element == Element::kF32 ? 4 : element == Element::kE4m3 ? 1 : 2; }
+constexpr std::int64_t element_bytes(Element element) {
+  return element == Element::kF32 ? 4 : element == Element::kE4m3 ? 1 : 2;
+}
 /// FATHOM_CHECKs that the type is one of the four.
 Element element_of(DType dtype);
 
@@ -37,8 +45,8 @@ struct DotRows {
   bool accumulate = false;
 };
 
-/// The same for many rows that lie one after the other in memory, read as fast as memory gives them: eight streams, each
-/// through its own stretch of the rows, with lines fetched ahead.
+/// The same for many rows that lie one after the other in memory, read as fast as memory gives them: eight streams,
+/// each through its own stretch of the rows, with lines fetched ahead.
 struct StreamRows {
   Element element = Element::kF32;
   Row first = nullptr;
@@ -62,8 +70,8 @@ struct CombineRows {
   bool accumulate = false;
 };
 
-/// Rows that hold `heads` vectors of n elements each, `head_bytes` apart; every head has `group` rows of x (or y), head by head.
-/// The rows are passed over once, all heads of some rows after another, so that memory is read in order.
+/// Rows that hold `heads` vectors of n elements each, `head_bytes` apart; every head has `group` rows of x (or y), head
+/// by head. The rows are passed over once, all heads of some rows after another, so that memory is read in order.
 struct HeadRows {
   Element element = Element::kF32;
   const Row* rows = nullptr;
@@ -110,8 +118,8 @@ struct PanelProduct {
   bool accumulate = false;
 };
 
-/// out[m · out_stride + r] = the sum over k of (x[m · x_stride + i] - 128) · rows[r · k + i]: codes of activations, plus 128, by codes of weights from -127
-/// to 127. Exact, for up to kMostCodes columns.
+/// out[m · out_stride + r] = the sum over k of (x[m · x_stride + i] - 128) · rows[r · k + i]: codes of activations,
+/// plus 128, by codes of weights from -127 to 127. Exact, for up to kMostCodes columns.
 struct DotCodes {
   const std::int8_t* rows = nullptr;
   std::int64_t row_count = 0, k = 0;
@@ -145,8 +153,8 @@ struct RotateRow {
   float sign = 1;
 };
 
-/// Products with 16-bit weights as they lie and activations rounded to bf16, summed in f32. The activations are packed once
-/// for all threads, `token_tile` rows a group.
+/// Products with 16-bit weights as they lie and activations rounded to bf16, summed in f32. The activations are packed
+/// once for all threads, `token_tile` rows a group.
 struct PackedTokens {
   const float* const* x = nullptr;
   std::int64_t x_offset = 0, m_count = 0, k = 0;  // m_count <= token_tile
@@ -158,17 +166,18 @@ struct PackedProduct {
   std::int64_t rows = 0, k = 0;
   const std::byte* tokens = nullptr;  // ceil(m_count / token_tile) packed groups
   std::int64_t m_count = 0;
-  float* out = nullptr;               // out[m · out_stride + r] (+)= …
+  float* out = nullptr;  // out[m · out_stride + r] (+)= …
   std::int64_t out_stride = 0;
   bool accumulate = false;
-  const std::byte* ahead = nullptr;   // the weight rows that this thread will read next, or null; same stride, rows and k
-  std::byte* scratch = nullptr;       // scratch_bytes
+  const std::byte* ahead =
+      nullptr;                   // the weight rows that this thread will read next, or null; same stride, rows and k
+  std::byte* scratch = nullptr;  // scratch_bytes
 };
 struct PackedKernels {
   std::int64_t token_tile = 0;
-  std::int64_t least_tokens = 0;    // with fewer, reading the weight straight through is as fast
-  std::int64_t row_block = 0;       // rows of the weight that one call takes at most, and best
-  std::int64_t max_tokens = 0;      // of one call, a multiple of token_tile
+  std::int64_t least_tokens = 0;  // with fewer, reading the weight straight through is as fast
+  std::int64_t row_block = 0;     // rows of the weight that one call takes at most, and best
+  std::int64_t max_tokens = 0;    // of one call, a multiple of token_tile
   std::size_t scratch_bytes = 0;
   std::size_t (*packed_bytes)(std::int64_t k) = nullptr;  // of one group
   void (*pack)(const PackedTokens& args) = nullptr;
@@ -200,7 +209,8 @@ struct Kernels {
   bool (*finite)(const float* x, std::int64_t n) = nullptr;
   /// out = exp(scale · x - shift), answers the sum. out may be x.
   float (*exponentials)(const float* x, float scale, float shift, float* out, std::int64_t n) = nullptr;
-  void (*swiglu)(const float* gate, const float* up, float limit, float* out, std::int64_t n) = nullptr;  // limit 0: none
+  void (*swiglu)(const float* gate, const float* up, float limit, float* out,
+                 std::int64_t n) = nullptr;  // limit 0: none
   void (*gelu)(const float* x, float* out, std::int64_t n) = nullptr;
   void (*sigmoid)(const float* x, float* out, std::int64_t n) = nullptr;
   /// One column at a time: softmax of gate over `parts` rows (stride n), out = sum of share · kv.
@@ -209,7 +219,8 @@ struct Kernels {
 };
 inline constexpr std::int64_t kMaxPanelWidth = 64;
 
-/// The tables. Those of an instruction set may only be called where it runs (isa.h); null when not built for this processor.
+/// The tables. Those of an instruction set may only be called where it runs (isa.h); null when not built for this
+/// processor.
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();

@@ -1,5 +1,6 @@
-// Target `amx`: the kernels of avx512, and products of bf16 weights with tiles. A tile of the weight is taken straight from
-// memory, 16 rows × 32 columns as they lie; activations are packed in pairs along k, as tiles want their second operand:
+// Target `amx`: the kernels of avx512, and products of bf16 weights with tiles. A tile of the weight is taken straight
+// from memory, 16 rows × 32 columns as they lie; activations are packed in pairs along k, as tiles want their second
+// operand:
 //   group of 32 tokens: [k / 32][2 tiles][16 pairs][16 tokens][2] bf16, zero-padded.
 // Sums are tiles [16 rows][16 tokens] f32, so a result is turned round when it is written.
 // Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS: subnormals count as zero.
@@ -14,7 +15,9 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,amx-tile,amx-bf16"))), apply_to = function)
+#pragma clang attribute push(                                                                                 \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,amx-tile,amx-bf16"))), \
+    apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,amx-tile,amx-bf16")
@@ -24,13 +27,14 @@ namespace fathom::cpu::amx {
 namespace {
 #include "backends/cpu/vector_avx512.inc"
 
-constexpr std::int64_t kSide = 16;             // rows, and tokens, of a tile
-constexpr std::int64_t kStep = 32;             // columns of a tile
+constexpr std::int64_t kSide = 16;  // rows, and tokens, of a tile
+constexpr std::int64_t kStep = 32;  // columns of a tile
 constexpr std::int64_t kTileBytes = 1024;
-constexpr std::int64_t kPair = 2 * kSide;      // rows, and tokens, of a block of 2 × 2 tiles
-constexpr std::int64_t kRowBlock = 256;        // rows of the weight in one call
-constexpr std::int64_t kMaxTokens = 512;       // tokens in one call
-constexpr std::int64_t kDepth = 512;           // columns at a time: 32 tokens × 512 take 32 KiB, two thirds of the first-level cache
+constexpr std::int64_t kPair = 2 * kSide;  // rows, and tokens, of a block of 2 × 2 tiles
+constexpr std::int64_t kRowBlock = 256;    // rows of the weight in one call
+constexpr std::int64_t kMaxTokens = 512;   // tokens in one call
+constexpr std::int64_t kDepth =
+    512;  // columns at a time: 32 tokens × 512 take 32 KiB, two thirds of the first-level cache
 constexpr std::int64_t kSteps = kDepth / kStep;
 constexpr std::size_t kSumsBytes = kRowBlock * kMaxTokens * 4;
 constexpr std::size_t kEdgeBytes = kRowBlock * kDepth * 2;
@@ -51,11 +55,14 @@ std::size_t packed_bytes(std::int64_t k) { return static_cast<std::size_t>(ceil_
 /// 32 columns of a row from `from` on as 16 pairs; what lies behind the first `count` is zero.
 FATHOM_INLINE F pairs_of(const float* from, std::int64_t count) {
   const F low = count >= 16 ? load(from) : load_part(from, static_cast<int>(count));
-  const F high = count >= 32 ? load(from + 16) : count > 16 ? load_part(from + 16, static_cast<int>(count - 16)) : zero();
+  const F high = count >= 32  ? load(from + 16)
+                 : count > 16 ? load_part(from + 16, static_cast<int>(count - 16))
+                              : zero();
   return reinterpret_cast<F>(_mm512_cvtne2ps_pbh(high, low));
 }
 
-// Some steps at a time: rows of 16 pairs are laid into the tiles as they come, then every tile is turned round in place.
+// Some steps at a time: rows of 16 pairs are laid into the tiles as they come, then every tile is turned round in
+// place.
 void pack(const PackedTokens& args) {
   const std::int64_t steps = ceil_div(args.k, kStep);
   for (std::int64_t first = 0; first < steps; first += 8) {
@@ -64,7 +71,8 @@ void pack(const PackedTokens& args) {
       auto* to = reinterpret_cast<float*>(args.out + m / kSide * kTileBytes) + m % kSide * kSide;
       const float* from = m < args.m_count ? args.x[m] + args.x_offset : nullptr;
       for (std::int64_t step = first; step < last; ++step)
-        store(to + step * 2 * (kTileBytes / 4), from != nullptr ? pairs_of(from + step * kStep, args.k - step * kStep) : zero());
+        store(to + step * 2 * (kTileBytes / 4),
+              from != nullptr ? pairs_of(from + step * kStep, args.k - step * kStep) : zero());
     }
     for (std::int64_t tile = 2 * first; tile < 2 * last; ++tile) {
       auto* at = reinterpret_cast<float*>(args.out + tile * kTileBytes);
@@ -84,11 +92,13 @@ struct Rows {
   std::int64_t stride, step;
 };
 
-// 32 rows × 32 (or 16) tokens over `steps` steps, added to the four tiles at `sums`. While the tiles multiply, `ahead_rows` rows
-// of the block that comes next are fetched, row after row: memory gives consecutive lines faster than strided ones.
+// 32 rows × 32 (or 16) tokens over `steps` steps, added to the four tiles at `sums`. While the tiles multiply,
+// `ahead_rows` rows of the block that comes next are fetched, row after row: memory gives consecutive lines faster than
+// strided ones.
 template <bool kBothTokens>
-FATHOM_INLINE void multiply_tiles(const Rows& rows, const std::byte* tokens, std::int64_t steps, bool first, std::byte* sums, const std::byte* ahead,
-                                  std::int64_t ahead_rows, std::int64_t ahead_stride) {
+FATHOM_INLINE void multiply_tiles(const Rows& rows, const std::byte* tokens, std::int64_t steps, bool first,
+                                  std::byte* sums, const std::byte* ahead, std::int64_t ahead_rows,
+                                  std::int64_t ahead_stride) {
   if (first) {
     _tile_zero(0);
     _tile_zero(2);
@@ -129,11 +139,12 @@ FATHOM_INLINE void multiply_tiles(const Rows& rows, const std::byte* tokens, std
   }
 }
 
-/// 32 rows from `row` on, columns [k0, k0 + steps · 32): where they lie when all of that is inside the weight, else a copy padded
-/// with zeros in `edge`.
+/// 32 rows from `row` on, columns [k0, k0 + steps · 32): where they lie when all of that is inside the weight, else a
+/// copy padded with zeros in `edge`.
 Rows rows_at(const PackedProduct& args, std::int64_t row, std::int64_t k0, std::int64_t steps, std::byte* edge) {
   const std::byte* from = args.weight + row * args.weight_stride + k0 * 2;
-  if (row + kPair <= args.rows && k0 + steps * kStep <= args.k) return {{from, from + kSide * args.weight_stride}, args.weight_stride, 64};
+  if (row + kPair <= args.rows && k0 + steps * kStep <= args.k)
+    return {{from, from + kSide * args.weight_stride}, args.weight_stride, 64};
   for (std::int64_t step = 0; step < steps; ++step)
     for (std::int64_t r = 0; r < kPair; ++r) {
       const std::int64_t count = row + r < args.rows ? min_of(kStep, args.k - k0 - step * kStep) : 0;
@@ -176,19 +187,24 @@ void multiply(const PackedProduct& args) {
   for (std::int64_t k0 = 0; k0 < args.k; k0 += kDepth) {
     const std::int64_t steps = min_of(kSteps, ceil_div(args.k - k0, kStep));
     Rows rows[kRowBlock / kPair];
-    for (std::int64_t pair = 0; pair < pairs; ++pair) rows[pair] = rows_at(args, pair * kPair, k0, steps, edge + pair * kDepth * kPair * 2);
+    for (std::int64_t pair = 0; pair < pairs; ++pair)
+      rows[pair] = rows_at(args, pair * kPair, k0, steps, edge + pair * kDepth * kPair * 2);
     // What this thread reads next: the following columns of these rows, or the first of the rows of its next call.
     const bool more = k0 + kDepth < args.k;
     const std::byte* next = more ? args.weight + (k0 + kDepth) * 2 : args.ahead;
     for (std::int64_t group = 0; group < groups; ++group) {
-      const std::byte* tokens = args.tokens + static_cast<std::size_t>(group) * group_bytes + k0 / kStep * 2 * kTileBytes;
+      const std::byte* tokens =
+          args.tokens + static_cast<std::size_t>(group) * group_bytes + k0 / kStep * 2 * kTileBytes;
       for (std::int64_t pair = 0; pair < pairs; ++pair) {
         std::byte* to = sums + (pair * groups + group) * 4 * kTileBytes;
         const std::int64_t row = pair * kPair + group * ahead_rows;
-        const std::int64_t fetch = next == nullptr ? 0 : min_of(min_of(ahead_rows, kPair - group * ahead_rows), args.rows - row);
+        const std::int64_t fetch =
+            next == nullptr ? 0 : min_of(min_of(ahead_rows, kPair - group * ahead_rows), args.rows - row);
         const std::byte* ahead = next + row * args.weight_stride;
-        if (args.m_count - group * kPair > kSide) multiply_tiles<true>(rows[pair], tokens, steps, k0 == 0, to, ahead, fetch, args.weight_stride);
-        else multiply_tiles<false>(rows[pair], tokens, steps, k0 == 0, to, ahead, fetch, args.weight_stride);
+        if (args.m_count - group * kPair > kSide)
+          multiply_tiles<true>(rows[pair], tokens, steps, k0 == 0, to, ahead, fetch, args.weight_stride);
+        else
+          multiply_tiles<false>(rows[pair], tokens, steps, k0 == 0, to, ahead, fetch, args.weight_stride);
         if (!more) write(args, to, pair * kPair, group * kPair);
       }
     }

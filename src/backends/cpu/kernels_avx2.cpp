@@ -17,11 +17,9 @@
 
 namespace fathom::cpu::avx2 {
 namespace {
-#include "backends/cpu/vector_avx2.inc"
-
 #include "backends/cpu/kernels_body.inc"
-
 #include "backends/cpu/kernels_elementwise.inc"
+#include "backends/cpu/vector_avx2.inc"
 }  // namespace
 }  // namespace fathom::cpu::avx2
 

@@ -13,7 +13,8 @@
 #define FATHOM_DOT_CODES dot_codes_avx512
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
@@ -21,11 +22,9 @@
 
 namespace fathom::cpu::avx512 {
 namespace {
-#include "backends/cpu/vector_avx512.inc"
-
 #include "backends/cpu/kernels_body.inc"
-
 #include "backends/cpu/kernels_elementwise.inc"
+#include "backends/cpu/vector_avx512.inc"
 }  // namespace
 }  // namespace fathom::cpu::avx512
 

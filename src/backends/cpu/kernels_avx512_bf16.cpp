@@ -1,5 +1,6 @@
-// Target `avx512_bf16`: the kernels of avx512, and products of bf16 weights by VDPBF16PS, which multiplies pairs along k and
-// sums in f32. Weights are packed into panels [k / 2][64 rows][2] bf16, activations into groups [k / 2][6 tokens][2] bf16.
+// Target `avx512_bf16`: the kernels of avx512, and products of bf16 weights by VDPBF16PS, which multiplies pairs along
+// k and sums in f32. Weights are packed into panels [k / 2][64 rows][2] bf16, activations into groups [k / 2][6
+// tokens][2] bf16.
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/target.inc"
 
@@ -11,7 +12,8 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
@@ -21,10 +23,10 @@ namespace fathom::cpu::avx512_bf16 {
 namespace {
 #include "backends/cpu/vector_avx512.inc"
 
-constexpr std::int64_t kTokens = 6;        // of a group
-constexpr std::int64_t kRows = 64;         // of a panel: four vectors of sums
-constexpr std::int64_t kMaxTokens = 252;   // in one call
-constexpr std::int64_t kDepth = 512;       // columns at a time: a panel takes 64 KiB of the second-level cache
+constexpr std::int64_t kTokens = 6;       // of a group
+constexpr std::int64_t kRows = 64;        // of a panel: four vectors of sums
+constexpr std::int64_t kMaxTokens = 252;  // in one call
+constexpr std::int64_t kDepth = 512;      // columns at a time: a panel takes 64 KiB of the second-level cache
 constexpr std::size_t kPanelBytes = kRows * kDepth * 2;
 constexpr std::size_t kSumsBytes = kRows * kMaxTokens * 4;
 
@@ -42,7 +44,9 @@ void pack(const PackedTokens& args) {
         const float* from = args.x[m] + args.x_offset + 2 * i;
         const std::int64_t rest = args.k - 2 * i;
         const F low = rest >= 16 ? load(from) : load_part(from, static_cast<int>(rest));
-        const F high = rest >= 32 ? load(from + 16) : rest > 16 ? load_part(from + 16, static_cast<int>(rest - 16)) : zero();
+        const F high = rest >= 32  ? load(from + 16)
+                       : rest > 16 ? load_part(from + 16, static_cast<int>(rest - 16))
+                                   : zero();
         _mm512_store_si512(pairs, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
       }
       for (std::int64_t p = 0; p < min_of(16, ceil_div(args.k, 2) - i); ++p) to[(i + p) * kTokens + m] = pairs[p];
@@ -67,7 +71,8 @@ void pack_panel(const PackedProduct& args, std::int64_t k0, std::int64_t count, 
 }
 
 template <int M>
-FATHOM_INLINE void product_tile(const float* panel, const std::uint32_t* tokens, std::int64_t pairs, bool first, float* sums) {
+FATHOM_INLINE void product_tile(const float* panel, const std::uint32_t* tokens, std::int64_t pairs, bool first,
+                                float* sums) {
   F acc[M][4];
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < 4; ++v) acc[m][v] = first ? zero() : load(sums + m * kRows + v * 16);
@@ -86,14 +91,21 @@ FATHOM_INLINE void product_tile(const float* panel, const std::uint32_t* tokens,
     for (int v = 0; v < 4; ++v) store(sums + m * kRows + v * 16, acc[m][v]);
 }
 
-void multiply_group(const float* panel, const std::uint32_t* tokens, std::int64_t pairs, bool first, float* sums, std::int64_t count) {
+void multiply_group(const float* panel, const std::uint32_t* tokens, std::int64_t pairs, bool first, float* sums,
+                    std::int64_t count) {
   switch (count) {
-    case 1: return product_tile<1>(panel, tokens, pairs, first, sums);
-    case 2: return product_tile<2>(panel, tokens, pairs, first, sums);
-    case 3: return product_tile<3>(panel, tokens, pairs, first, sums);
-    case 4: return product_tile<4>(panel, tokens, pairs, first, sums);
-    case 5: return product_tile<5>(panel, tokens, pairs, first, sums);
-    default: return product_tile<6>(panel, tokens, pairs, first, sums);
+    case 1:
+      return product_tile<1>(panel, tokens, pairs, first, sums);
+    case 2:
+      return product_tile<2>(panel, tokens, pairs, first, sums);
+    case 3:
+      return product_tile<3>(panel, tokens, pairs, first, sums);
+    case 4:
+      return product_tile<4>(panel, tokens, pairs, first, sums);
+    case 5:
+      return product_tile<5>(panel, tokens, pairs, first, sums);
+    default:
+      return product_tile<6>(panel, tokens, pairs, first, sums);
   }
 }
 
@@ -103,8 +115,10 @@ void multiply(const PackedProduct& args) {
     const std::int64_t count = min_of(kDepth, args.k - k0);
     pack_panel(args, k0, count, panel);
     for (std::int64_t m = 0; m < args.m_count; m += kTokens) {
-      const std::byte* tokens = args.tokens + static_cast<std::size_t>(m / kTokens) * packed_bytes(args.k) + k0 / 2 * kTokens * 4;
-      multiply_group(panel, reinterpret_cast<const std::uint32_t*>(tokens), ceil_div(count, 2), k0 == 0, sums + m * kRows, min_of(kTokens, args.m_count - m));
+      const std::byte* tokens =
+          args.tokens + static_cast<std::size_t>(m / kTokens) * packed_bytes(args.k) + k0 / 2 * kTokens * 4;
+      multiply_group(panel, reinterpret_cast<const std::uint32_t*>(tokens), ceil_div(count, 2), k0 == 0,
+                     sums + m * kRows, min_of(kTokens, args.m_count - m));
     }
   }
   for (std::int64_t m = 0; m < args.m_count; ++m)

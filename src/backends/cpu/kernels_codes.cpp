@@ -1,4 +1,5 @@
-// Products of eight-bit codes for every target: plain, AVX2, AVX-512 BW (pairs multiplied in 16 bits), AVX-512 VNNI (fours at once). All exact.
+// Products of eight-bit codes for every target: plain, AVX2, AVX-512 BW (pairs multiplied in 16 bits), AVX-512 VNNI
+// (fours at once). All exact.
 #include "backends/cpu/kernels.h"
 #include "backends/cpu/target.inc"
 
@@ -17,7 +18,9 @@ namespace {
 using V = std::int32_t;
 constexpr std::int64_t kCodes = 1;
 FATHOM_INLINE V none() { return 0; }
-FATHOM_INLINE V multiply_add(V acc, const std::uint8_t* x, const std::int8_t* w) { return acc + static_cast<V>(*x) * static_cast<V>(*w); }
+FATHOM_INLINE V multiply_add(V acc, const std::uint8_t* x, const std::int8_t* w) {
+  return acc + static_cast<V>(*x) * static_cast<V>(*w);
+}
 FATHOM_INLINE V multiply_add_part(V acc, const std::uint8_t*, const std::int8_t*, int) { return acc; }
 FATHOM_INLINE std::int32_t sum(V v) { return v; }
 #include "backends/cpu/kernels_codes.inc"
@@ -40,9 +43,12 @@ namespace {
 using V = __m256i;
 constexpr std::int64_t kCodes = 16;
 FATHOM_INLINE V none() { return _mm256_setzero_si256(); }
-FATHOM_INLINE V pairs(V acc, __m128i x, __m128i w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_cvtepu8_epi16(x), _mm256_cvtepi8_epi16(w))); }
+FATHOM_INLINE V pairs(V acc, __m128i x, __m128i w) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_cvtepu8_epi16(x), _mm256_cvtepi8_epi16(w)));
+}
 FATHOM_INLINE V multiply_add(V acc, const std::uint8_t* x, const std::int8_t* w) {
-  return pairs(acc, _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)), _mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
+  return pairs(acc, _mm_loadu_si128(reinterpret_cast<const __m128i*>(x)),
+               _mm_loadu_si128(reinterpret_cast<const __m128i*>(w)));
 }
 FATHOM_INLINE V multiply_add_part(V acc, const std::uint8_t* x, const std::int8_t* w, int n) {
   alignas(16) std::uint8_t xs[16] = {};
@@ -72,9 +78,12 @@ namespace {
 using V = __m512i;
 constexpr std::int64_t kCodes = 32;
 FATHOM_INLINE V none() { return _mm512_setzero_si512(); }
-FATHOM_INLINE V pairs(V acc, __m256i x, __m256i w) { return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_cvtepu8_epi16(x), _mm512_cvtepi8_epi16(w))); }
+FATHOM_INLINE V pairs(V acc, __m256i x, __m256i w) {
+  return _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_cvtepu8_epi16(x), _mm512_cvtepi8_epi16(w)));
+}
 FATHOM_INLINE V multiply_add(V acc, const std::uint8_t* x, const std::int8_t* w) {
-  return pairs(acc, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
+  return pairs(acc, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)),
+               _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)));
 }
 FATHOM_INLINE V multiply_add_part(V acc, const std::uint8_t* x, const std::int8_t* w, int n) {
   const auto mask = static_cast<__mmask32>((std::uint64_t{1} << n) - 1);
@@ -97,7 +106,9 @@ namespace {
 using V = __m512i;
 constexpr std::int64_t kCodes = 64;
 FATHOM_INLINE V none() { return _mm512_setzero_si512(); }
-FATHOM_INLINE V multiply_add(V acc, const std::uint8_t* x, const std::int8_t* w) { return _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(x), _mm512_loadu_si512(w)); }
+FATHOM_INLINE V multiply_add(V acc, const std::uint8_t* x, const std::int8_t* w) {
+  return _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(x), _mm512_loadu_si512(w));
+}
 FATHOM_INLINE V multiply_add_part(V acc, const std::uint8_t* x, const std::int8_t* w, int n) {
   const __mmask64 mask = (std::uint64_t{1} << n) - 1;
   return _mm512_dpbusd_epi32(acc, _mm512_maskz_loadu_epi8(mask, x), _mm512_maskz_loadu_epi8(mask, w));

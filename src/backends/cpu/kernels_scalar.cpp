@@ -9,11 +9,9 @@
 namespace fathom::cpu {
 namespace scalar {
 namespace {
-#include "backends/cpu/vector_scalar.inc"
-
 #include "backends/cpu/kernels_body.inc"
-
 #include "backends/cpu/kernels_elementwise.inc"
+#include "backends/cpu/vector_scalar.inc"
 }  // namespace
 }  // namespace scalar
 
@@ -21,11 +19,16 @@ const Kernels* scalar_kernels() { return &scalar::kTable; }
 
 Element element_of(DType dtype) {
   switch (dtype) {
-    case DType::f32: return Element::kF32;
-    case DType::f16: return Element::kF16;
-    case DType::bf16: return Element::kBf16;
-    case DType::f8e4m3: return Element::kE4m3;
-    default: FATHOM_CHECK(false, "the cpu backend computes with f32, f16, bf16 and e4m3");
+    case DType::f32:
+      return Element::kF32;
+    case DType::f16:
+      return Element::kF16;
+    case DType::bf16:
+      return Element::kBf16;
+    case DType::f8e4m3:
+      return Element::kE4m3;
+    default:
+      FATHOM_CHECK(false, "the cpu backend computes with f32, f16, bf16 and e4m3");
   }
 }
 

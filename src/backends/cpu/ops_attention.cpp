@@ -7,8 +7,8 @@ namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr std::int64_t kLeastBlocks = 1;    // of a part, when the keys of a tile are shared among threads
-constexpr std::int64_t kMostGroup = 8;      // query heads a key head, for tiles that span key heads
+constexpr std::int64_t kLeastBlocks = 1;          // of a part, when the keys of a tile are shared among threads
+constexpr std::int64_t kMostGroup = 8;            // query heads a key head, for tiles that span key heads
 constexpr std::int64_t kLeastRunBytes = 1 << 10;  // of a cache row, that such a tile reads in one piece
 
 struct Cut {
@@ -20,8 +20,10 @@ struct Cut {
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 void check_shapes(const AttentionArgs& args) {
-  FATHOM_CHECK(args.batch != nullptr && args.q.shape.rank == 3 && args.out.shape.rank == 3 && args.q.dim(0) == args.batch->tokens);
-  FATHOM_CHECK(args.out.dim(0) == args.q.dim(0) && args.out.dim(1) == args.q.dim(1) && is_f32(args.q) && is_f32(args.out));
+  FATHOM_CHECK(args.batch != nullptr && args.q.shape.rank == 3 && args.out.shape.rank == 3 &&
+               args.q.dim(0) == args.batch->tokens);
+  FATHOM_CHECK(args.out.dim(0) == args.q.dim(0) && args.out.dim(1) == args.q.dim(1) && is_f32(args.q) &&
+               is_f32(args.out));
   FATHOM_CHECK(!args.segments.empty() && args.segments.size() <= 3);
   for (const KvSegment& segment : args.segments) {
     const std::int64_t dr = segment.k_shared.defined() ? segment.k_shared.dim(1) : 0;
@@ -43,7 +45,9 @@ bool shape_for_decoding(const AttentionArgs& args, std::int64_t kv_heads, int th
   const std::int64_t head_bytes = k.dim(2) * dtype_bytes(k.dtype), sequences = std::ssize(args.batch->sequences);
   std::int64_t wide = kv_heads;  // key heads of a tile
   const auto halve = [&] { return wide % 2 == 0 ? wide / 2 : 0; };
-  while (halve() > 0 && (wide * group > kTileRows || (sequences * (kv_heads / wide) < 2 * threads && halve() * head_bytes >= kLeastRunBytes))) wide = halve();
+  while (halve() > 0 && (wide * group > kTileRows ||
+                         (sequences * (kv_heads / wide) < 2 * threads && halve() * head_bytes >= kLeastRunBytes)))
+    wide = halve();
   if (wide * group > kTileRows) return false;
   shape = {.heads = wide * group, .tokens = 1, .spans_heads = true};
   return true;
@@ -72,7 +76,8 @@ Cut cut_of(const AttentionArgs& args, int threads, std::size_t shared_bytes) {
   cut.head_tiles = args.q.dim(1) / cut.shape.heads;
   const auto count_tiles = [&] {
     cut.tiles = 0;
-    for (const Sequence& sequence : args.batch->sequences) cut.tiles += ceil_div(sequence.tokens, cut.shape.tokens) * cut.head_tiles;
+    for (const Sequence& sequence : args.batch->sequences)
+      cut.tiles += ceil_div(sequence.tokens, cut.shape.tokens) * cut.head_tiles;
   };
   count_tiles();
   while (cut.shape.tokens > 16 && cut.tiles < 4 * threads) {
@@ -82,10 +87,12 @@ Cut cut_of(const AttentionArgs& args, int threads, std::size_t shared_bytes) {
   if (threads == 1 || cut.tiles == 0 || cut.tiles >= 2 * threads) return cut;
   // Few tiles, as in decoding: their keys are shared among threads, and the parts joined afterwards.
   std::int64_t visible = 0;
-  for (const Sequence& sequence : args.batch->sequences) visible = std::max<std::int64_t>(visible, sequence.past + sequence.tokens);
+  for (const Sequence& sequence : args.batch->sequences)
+    visible = std::max<std::int64_t>(visible, sequence.past + sequence.tokens);
   const std::size_t state = static_cast<std::size_t>(kTileRows * (args.out.dim(2) + 2) + 64) * sizeof(float);
   const auto room = static_cast<std::int64_t>(shared_bytes / state) / cut.tiles;
-  cut.parts = std::clamp<std::int64_t>(std::min({ceil_div(2 * threads, cut.tiles), visible / (kBlockKeys * kLeastBlocks), room}), 1, 2 * threads);
+  cut.parts = std::clamp<std::int64_t>(
+      std::min({ceil_div(2 * threads, cut.tiles), visible / (kBlockKeys * kLeastBlocks), room}), 1, 2 * threads);
   return cut;
 }
 
@@ -99,8 +106,9 @@ Tile tile_of(const Kernels& kernels, const AttentionArgs& args, const Cut& cut, 
       continue;
     }
     const std::int64_t first = (token_tiles - 1 - number / cut.head_tiles) * cut.shape.tokens;
-    return Tile(kernels, args, cut.shape, s, sequence.first_token + first, std::min(cut.shape.tokens, sequence.tokens - first),
-                number % cut.head_tiles * cut.shape.heads, scratch);
+    return Tile(kernels, args, cut.shape, s, sequence.first_token + first,
+                std::min(cut.shape.tokens, sequence.tokens - first), number % cut.head_tiles * cut.shape.heads,
+                scratch);
   }
   FATHOM_CHECK(false);
 }

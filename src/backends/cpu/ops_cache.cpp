@@ -20,8 +20,10 @@ void write_row(const Kernels& kernels, const Tensor& src, std::int64_t from, con
   const RowsOfTensor x(a), y(b);
   FATHOM_CHECK(x.rows() == y.rows() && x.n() == y.n());
   for (std::int64_t i = 0; i < x.rows(); ++i) {
-    if (src.dtype == cache.dtype) std::memcpy(y.at(i), x.at(i), static_cast<std::size_t>(x.n() * dtype_bytes(src.dtype)));
-    else kernels.narrow(element_of(cache.dtype), x.floats(i), x.n(), y.at(i));
+    if (src.dtype == cache.dtype)
+      std::memcpy(y.at(i), x.at(i), static_cast<std::size_t>(x.n() * dtype_bytes(src.dtype)));
+    else
+      kernels.narrow(element_of(cache.dtype), x.floats(i), x.n(), y.at(i));
   }
 }
 
@@ -76,17 +78,30 @@ class Indexer {
   }
   const float* score(const SegmentOfSequence& seen, std::int64_t token, std::int64_t first, std::int64_t count) {
     const Tensor& k = seen.segment().k;
-    for (std::int64_t h = 0; h < heads_; ++h) q_[h] = args_.q.as<float>() + token * args_.q.strides[0] + h * args_.q.strides[1];
+    for (std::int64_t h = 0; h < heads_; ++h)
+      q_[h] = args_.q.as<float>() + token * args_.q.strides[0] + h * args_.q.strides[1];
     for (std::int64_t i = 0; i < count; ++i) {
       const std::int64_t row = seen.row(first + i);
       FATHOM_CHECK(row >= 0 && row < k.dim(0), "a cache is too small");
       rows_[i] = k.data + row * k.strides[0] * dtype_bytes(k.dtype);
     }
-    kernels_.pack_transposed({.element = element_of(k.dtype), .rows = rows_, .row_count = count, .count = d_, .panels = panels_, .panel_depth = d_});
-    kernels_.panel_product({.a = q_, .m_count = heads_, .panels = panels_, .depth = d_, .columns = count, .c = matches_, .c_stride = kBlockKeys});
+    kernels_.pack_transposed({.element = element_of(k.dtype),
+                              .rows = rows_,
+                              .row_count = count,
+                              .count = d_,
+                              .panels = panels_,
+                              .panel_depth = d_});
+    kernels_.panel_product({.a = q_,
+                            .m_count = heads_,
+                            .panels = panels_,
+                            .depth = d_,
+                            .columns = count,
+                            .c = matches_,
+                            .c_stride = kBlockKeys});
     std::fill_n(scores_, count, 0.0f);
     const float* weights = args_.weights.as<float>() + token * args_.weights.strides[0];
-    for (std::int64_t h = 0; h < heads_; ++h) kernels_.add_scaled_relu(weights[h], matches_ + h * kBlockKeys, scores_, count);
+    for (std::int64_t h = 0; h < heads_; ++h)
+      kernels_.add_scaled_relu(weights[h], matches_ + h * kBlockKeys, scores_, count);
     kernels_.scale(static_cast<float>(args_.scale), scores_, count);
     return scores_;
   }
@@ -113,12 +128,14 @@ void CpuOps::cache_write(const CacheWriteArgs& args) {
   const std::int64_t cost = args.cache.dim(0) > 0 ? args.cache.elements() / args.cache.dim(0) : 0;
   std::int64_t first_entry_row = 0;
   for (const Sequence& sequence : args.batch->sequences) {
-    const std::int64_t slot_row = sequence.slot * args.rows_per_slot, past = sequence.past, end = past + sequence.tokens;
+    const std::int64_t slot_row = sequence.slot * args.rows_per_slot, past = sequence.past,
+                       end = past + sequence.tokens;
     if (args.rows == RowsOf::kEntry) {
       const std::int64_t first = past / args.ratio;
       FATHOM_CHECK(end / args.ratio <= args.rows_per_slot, "a cache is too small");
       for_ranges(context_.pool, end / args.ratio - first, cost, [&](std::int64_t from, std::int64_t to, int) {
-        for (std::int64_t i = from; i < to; ++i) write_row(kernels, args.src, first_entry_row + i, args.cache, slot_row + first + i);
+        for (std::int64_t i = from; i < to; ++i)
+          write_row(kernels, args.src, first_entry_row + i, args.cache, slot_row + first + i);
       });
       first_entry_row += max_entries(sequence.tokens, args.ratio);
       continue;
@@ -127,7 +144,8 @@ void CpuOps::cache_write(const CacheWriteArgs& args) {
     const std::int64_t first = std::max(past, end - args.rows_per_slot);  // of a ring only the last rows survive
     for_ranges(context_.pool, end - first, cost, [&](std::int64_t from, std::int64_t to, int) {
       for (std::int64_t i = from; i < to; ++i)
-        write_row(kernels, args.src, sequence.first_token + first + i - past, args.cache, slot_row + (first + i) % args.rows_per_slot);
+        write_row(kernels, args.src, sequence.first_token + first + i - past, args.cache,
+                  slot_row + (first + i) % args.rows_per_slot);
     });
   }
 }
@@ -147,26 +165,33 @@ void CpuOps::select_like_torch(const IndexSelectArgs& args) {
       for (std::int64_t i = 0; i < block; ++i) all[static_cast<std::size_t>(at + i)].score = scores[i];
     }
     const std::int64_t count = choose_like_torch(all, wanted);
-    std::sort(all.begin(), all.begin() + count, [](const TopkCandidate& a, const TopkCandidate& b) { return a.name < b.name; });
+    std::sort(all.begin(), all.begin() + count,
+              [](const TopkCandidate& a, const TopkCandidate& b) { return a.name < b.name; });
     auto* out = args.selected.as<std::int32_t>() + token * args.selected.strides[0];
     for (std::int64_t i = 0; i < wanted; ++i) out[i] = i < count ? all[static_cast<std::size_t>(i)].name : -1;
   }
 }
 
 void CpuOps::index_select(const IndexSelectArgs& args) {
-  const std::int64_t heads = args.q.dim(1), width = args.q.dim(2), wanted = args.selected.dim(1), tokens = args.q.dim(0);
-  FATHOM_CHECK(args.weights.dim(1) == heads && args.keys.k.dim(1) == 1 && args.keys.k.dim(2) == width && args.selected.dtype == DType::i32);
+  const std::int64_t heads = args.q.dim(1), width = args.q.dim(2), wanted = args.selected.dim(1),
+                     tokens = args.q.dim(0);
+  FATHOM_CHECK(args.weights.dim(1) == heads && args.keys.k.dim(1) == 1 && args.keys.k.dim(2) == width &&
+               args.selected.dtype == DType::i32);
   FATHOM_CHECK(is_f32(args.q) && is_f32(args.weights) && args.selected.dim(0) == tokens);
   if (wanted == 0 || tokens == 0) return;
   if (args.batch->topk_horizon > 0) return select_like_torch(args);
   Scratch& shared = fresh_shared();
   const int threads = context_.pool.size();
-  const std::int64_t room = Best::room_for(wanted), rooms_left = static_cast<std::int64_t>(shared.left() / 2 / sizeof(Candidate)) / room;
-  const std::int64_t parts = tokens >= threads ? 1 : std::max<std::int64_t>(1, std::min((threads + tokens - 1) / tokens, rooms_left / tokens));
+  const std::int64_t room = Best::room_for(wanted),
+                     rooms_left = static_cast<std::int64_t>(shared.left() / 2 / sizeof(Candidate)) / room;
+  const std::int64_t parts =
+      tokens >= threads ? 1 : std::max<std::int64_t>(1, std::min((threads + tokens - 1) / tokens, rooms_left / tokens));
   // The keys of one token are shared among threads when there are few tokens; each part keeps its own best.
   Candidate* rooms = shared.take<Candidate>((parts > 1 ? tokens : threads) * parts * room);
   std::int64_t* counts = shared.take<std::int64_t>(tokens * parts);
-  const auto room_of = [&](std::int64_t token, std::int64_t part, int thread) { return rooms + (parts > 1 ? token * parts + part : thread) * room; };
+  const auto room_of = [&](std::int64_t token, std::int64_t part, int thread) {
+    return rooms + (parts > 1 ? token * parts + part : thread) * room;
+  };
   const auto store = [&](std::int64_t token, Candidate* chosen, std::int64_t count) {
     std::sort(chosen, chosen + count, [](const Candidate& a, const Candidate& b) { return a.name < b.name; });
     auto* out = args.selected.as<std::int32_t>() + token * args.selected.strides[0];

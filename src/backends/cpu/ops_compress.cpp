@@ -15,11 +15,12 @@ struct Entry {
 };
 
 /// Copies `width` columns of the rows of `position` from the batch or from the state.
-void load_token(const Kernels& kernels, const CompressArgs& args, const Sequence& sequence, std::int64_t position, std::int64_t column, std::int64_t width,
-                float* kv, float* gate) {
+void load_token(const Kernels& kernels, const CompressArgs& args, const Sequence& sequence, std::int64_t position,
+                std::int64_t column, std::int64_t width, float* kv, float* gate) {
   const bool past = position < sequence.past;
   const Tensor &from_kv = past ? args.state_kv : args.kv, &from_gate = past ? args.state_gate : args.gate;
-  const std::int64_t row = past ? sequence.slot * args.state_rows + position % args.state_rows : sequence.first_token + position - sequence.past;
+  const std::int64_t row = past ? sequence.slot * args.state_rows + position % args.state_rows
+                                : sequence.first_token + position - sequence.past;
   const auto widen = [&](const Tensor& x, std::int64_t at, float* to) {
     kernels.widen(element_of(x.dtype), x.data + (at * x.strides[0] + column) * dtype_bytes(x.dtype), width, to);
   };
@@ -31,15 +32,16 @@ void load_token(const Kernels& kernels, const CompressArgs& args, const Sequence
   kernels.add(gate, ape, gate, width);
 }
 
-void pool_entry(const Kernels& kernels, const CompressArgs& args, const Entry& entry, std::int64_t column, float* out, Scratch& scratch) {
+void pool_entry(const Kernels& kernels, const CompressArgs& args, const Entry& entry, std::int64_t column, float* out,
+                Scratch& scratch) {
   const std::int64_t d = args.out.dim(1), width = std::min(kColumns, d - column);
   float* kv = scratch.take<float>(2 * args.ratio * width);
   float* gate = scratch.take<float>(2 * args.ratio * width);
   std::int64_t parts = 0;
   for (int window = args.overlap && entry.number > 0 ? 0 : 1; window < 2; ++window)  // 0: the window before
     for (std::int64_t i = 0; i < args.ratio; ++i, ++parts)
-      load_token(kernels, args, *entry.sequence, (entry.number - 1 + window) * args.ratio + i, column + (args.overlap && window == 1 ? d : 0), width,
-                 kv + parts * width, gate + parts * width);
+      load_token(kernels, args, *entry.sequence, (entry.number - 1 + window) * args.ratio + i,
+                 column + (args.overlap && window == 1 ? d : 0), width, kv + parts * width, gate + parts * width);
   kernels.pool(kv, gate, parts, width, out);
 }
 
@@ -49,7 +51,8 @@ void CpuOps::compress(const CompressArgs& args) {
   const std::int64_t d = args.out.dim(1), width = args.overlap ? 2 * d : d;
   FATHOM_CHECK(args.kv.dim(1) == width && args.gate.dim(1) == width);
   FATHOM_CHECK(!args.ape.defined() || (args.ape.dim(0) == args.ratio && args.ape.dim(1) == width));
-  FATHOM_CHECK(args.out.dim(0) == max_entries(*args.batch, args.ratio) && args.positions.dim(0) == args.out.dim(0) && is_f32(args.out));
+  FATHOM_CHECK(args.out.dim(0) == max_entries(*args.batch, args.ratio) && args.positions.dim(0) == args.out.dim(0) &&
+               is_f32(args.out));
   FATHOM_CHECK(args.positions.dtype == DType::i32);
   const std::int64_t rows = args.out.dim(0), blocks = (d + kColumns - 1) / kColumns;
   auto* entries = fresh_shared().take<Entry>(rows);
@@ -61,16 +64,20 @@ void CpuOps::compress(const CompressArgs& args) {
   }
   auto* positions = args.positions.as<std::int32_t>();
   for (std::int64_t row = 0; row < rows; ++row)
-    positions[row * args.positions.strides[0]] = entries[row].sequence != nullptr ? static_cast<std::int32_t>(entries[row].number * args.ratio) : -1;
-  for_ranges(context_.pool, rows * blocks, 8 * args.ratio * kColumns, [&](std::int64_t first, std::int64_t last, int thread) {
-    for (std::int64_t task = first; task < last; ++task) {
-      const Entry& entry = entries[task / blocks];
-      const std::int64_t column = task % blocks * kColumns;
-      float* out = args.out.as<float>() + task / blocks * args.out.strides[0] + column;
-      if (entry.sequence == nullptr) std::fill_n(out, std::min(kColumns, d - column), 0.0f);
-      else pool_entry(context_.kernels, args, entry, column, out, fresh(thread));
-    }
-  });
+    positions[row * args.positions.strides[0]] =
+        entries[row].sequence != nullptr ? static_cast<std::int32_t>(entries[row].number * args.ratio) : -1;
+  for_ranges(context_.pool, rows * blocks, 8 * args.ratio * kColumns,
+             [&](std::int64_t first, std::int64_t last, int thread) {
+               for (std::int64_t task = first; task < last; ++task) {
+                 const Entry& entry = entries[task / blocks];
+                 const std::int64_t column = task % blocks * kColumns;
+                 float* out = args.out.as<float>() + task / blocks * args.out.strides[0] + column;
+                 if (entry.sequence == nullptr)
+                   std::fill_n(out, std::min(kColumns, d - column), 0.0f);
+                 else
+                   pool_entry(context_.kernels, args, entry, column, out, fresh(thread));
+               }
+             });
 }
 
 }  // namespace fathom::cpu

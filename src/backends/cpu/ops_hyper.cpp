@@ -13,8 +13,8 @@ constexpr std::int64_t kColumns = 1024;  // of a token's streams in one task
 
 float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
-/// z[t, :] = fn · flatten(streams[t]) / rms(flatten(streams[t])), in the shared workspace. Streams with gaps between them are
-/// made dense first, some tokens at a time.
+/// z[t, :] = fn · flatten(streams[t]) / rms(flatten(streams[t])), in the shared workspace. Streams with gaps between
+/// them are made dense first, some tokens at a time.
 float* mix_logits(const Context& context, Scratch& shared, const Tensor& streams, const Weight& fn, double norm_eps) {
   const std::int64_t tokens = streams.dim(0), c = streams.dim(1), h = streams.dim(2), width = c * h;
   FATHOM_CHECK(fn.cols == width && can_multiply(fn.format));
@@ -22,16 +22,24 @@ float* mix_logits(const Context& context, Scratch& shared, const Tensor& streams
   const float** x = shared.take<const float*>(tokens);
   const std::size_t mark = shared.used();
   const bool dense = streams.strides[1] == h || c == 1;
-  const std::int64_t chunk = dense ? tokens : std::clamp<std::int64_t>(static_cast<std::int64_t>(shared.left() / 4) / (width * 4), 1, tokens);
+  const std::int64_t chunk =
+      dense ? tokens : std::clamp<std::int64_t>(static_cast<std::int64_t>(shared.left() / 4) / (width * 4), 1, tokens);
   for (std::int64_t at = 0; at < tokens; at += chunk) {
     const std::int64_t count = std::min(chunk, tokens - at);
     float* copies = dense ? nullptr : shared.take<float>(count * width);
     for (std::int64_t t = 0; t < count; ++t) {
       const float* from = streams.as<float>() + (at + t) * streams.strides[0];
-      for (std::int64_t j = 0; j < c && !dense; ++j) std::copy_n(from + j * streams.strides[1], h, copies + t * width + j * h);
+      for (std::int64_t j = 0; j < c && !dense; ++j)
+        std::copy_n(from + j * streams.strides[1], h, copies + t * width + j * h);
       x[t] = dense ? from : copies + t * width;
     }
-    Product product{.weight = &fn, .first_row = 0, .rows = fn.rows, .x = x, .m_count = count, .out = z + at * fn.rows, .out_stride = fn.rows};
+    Product product{.weight = &fn,
+                    .first_row = 0,
+                    .rows = fn.rows,
+                    .x = x,
+                    .m_count = count,
+                    .out = z + at * fn.rows,
+                    .out_stride = fn.rows};
     multiply(context, {&product, 1});
     for_ranges(context.pool, count, width, [&](std::int64_t first, std::int64_t last, int) {
       for (std::int64_t t = first; t < last; ++t) {
@@ -79,18 +87,26 @@ const float* floats_of(const Kernels& kernels, Scratch& shared, const Tensor& x)
 
 /// out[t, k, :] = sum over j of p[t, k, j] · from(t, j), for outs rows of `out` a token and `parts` rows to mix.
 template <class From>
-void mix_rows(const Context& context, std::int64_t tokens, std::int64_t h, std::int64_t outs, std::int64_t parts, const float* p, const Tensor& out, From from) {
+void mix_rows(const Context& context, std::int64_t tokens, std::int64_t h, std::int64_t outs, std::int64_t parts,
+              const float* p, const Tensor& out, From from) {
   const std::int64_t blocks = (h + kColumns - 1) / kColumns, out_stride = outs == 1 ? 0 : out.strides[1];
-  for_ranges(context.pool, tokens * blocks, outs * parts * std::min(h, kColumns), [&](std::int64_t first, std::int64_t last, int) {
-    for (std::int64_t task = first; task < last; ++task) {
-      const std::int64_t t = task / blocks, column = task % blocks * kColumns;
-      Row rows[kMostStreams + 1];
-      for (std::int64_t j = 0; j < parts; ++j) rows[j] = reinterpret_cast<Row>(from(t, j) + column);
-      context.kernels.combine_rows({.element = Element::kF32, .rows = rows, .row_count = parts, .n = std::min(kColumns, h - column),
-                                    .p = p + t * outs * parts, .p_stride = parts, .m_count = outs,
-                                    .y = out.as<float>() + t * out.strides[0] + column, .y_stride = out_stride});
-    }
-  });
+  for_ranges(context.pool, tokens * blocks, outs * parts * std::min(h, kColumns),
+             [&](std::int64_t first, std::int64_t last, int) {
+               for (std::int64_t task = first; task < last; ++task) {
+                 const std::int64_t t = task / blocks, column = task % blocks * kColumns;
+                 Row rows[kMostStreams + 1];
+                 for (std::int64_t j = 0; j < parts; ++j) rows[j] = reinterpret_cast<Row>(from(t, j) + column);
+                 context.kernels.combine_rows({.element = Element::kF32,
+                                               .rows = rows,
+                                               .row_count = parts,
+                                               .n = std::min(kColumns, h - column),
+                                               .p = p + t * outs * parts,
+                                               .p_stride = parts,
+                                               .m_count = outs,
+                                               .y = out.as<float>() + t * out.strides[0] + column,
+                                               .y_stride = out_stride});
+               }
+             });
 }
 
 }  // namespace
@@ -102,7 +118,8 @@ void CpuOps::hyper_mix(const HyperMixArgs& args) {
   if (tokens == 0) return;
   Scratch& shared = fresh_shared();
   const float* z = mix_logits(context_, shared, args.streams, args.fn, args.norm_eps);
-  const float *base = floats_of(context_.kernels, shared, args.base), *scale = floats_of(context_.kernels, shared, args.scale);
+  const float *base = floats_of(context_.kernels, shared, args.base),
+              *scale = floats_of(context_.kernels, shared, args.scale);
   float* pre = shared.take<float>(tokens * c);
   const auto eps = static_cast<float>(args.eps);
   const RowsOfTensor post(args.post);
@@ -116,11 +133,13 @@ void CpuOps::hyper_mix(const HyperMixArgs& args) {
       float matrix[kMostStreams * kMostStreams];
       for (std::int64_t i = 0; i < c * c; ++i) matrix[i] = own[2 * c + i] * scale[2] + base[2 * c + i];
       make_stochastic(matrix, c, args.iterations, eps);
-      for (std::int64_t j = 0; j < c; ++j) std::copy_n(matrix + j * c, c, args.comb.as<float>() + t * args.comb.strides[0] + j * args.comb.strides[1]);
+      for (std::int64_t j = 0; j < c; ++j)
+        std::copy_n(matrix + j * c, c, args.comb.as<float>() + t * args.comb.strides[0] + j * args.comb.strides[1]);
     }
   });
-  mix_rows(context_, tokens, h, 1, c, pre, args.collapsed,
-           [&](std::int64_t t, std::int64_t j) { return args.streams.as<float>() + t * args.streams.strides[0] + j * args.streams.strides[1]; });
+  mix_rows(context_, tokens, h, 1, c, pre, args.collapsed, [&](std::int64_t t, std::int64_t j) {
+    return args.streams.as<float>() + t * args.streams.strides[0] + j * args.streams.strides[1];
+  });
 }
 
 void CpuOps::hyper_merge(const HyperMergeArgs& args) {
@@ -132,10 +151,12 @@ void CpuOps::hyper_merge(const HyperMergeArgs& args) {
     for (std::int64_t k = 0; k < c; ++k) {
       float* own = p + (t * c + k) * parts;
       own[0] = args.post.as<float>()[t * args.post.strides[0] + k];
-      for (std::int64_t j = 0; j < c; ++j) own[1 + j] = args.comb.as<float>()[t * args.comb.strides[0] + j * args.comb.strides[1] + k];
+      for (std::int64_t j = 0; j < c; ++j)
+        own[1 + j] = args.comb.as<float>()[t * args.comb.strides[0] + j * args.comb.strides[1] + k];
     }
   mix_rows(context_, tokens, h, c, parts, p, args.out, [&](std::int64_t t, std::int64_t j) {
-    return j == 0 ? args.x.as<float>() + t * args.x.strides[0] : args.streams.as<float>() + t * args.streams.strides[0] + (j - 1) * args.streams.strides[1];
+    return j == 0 ? args.x.as<float>() + t * args.x.strides[0]
+                  : args.streams.as<float>() + t * args.streams.strides[0] + (j - 1) * args.streams.strides[1];
   });
 }
 
@@ -146,10 +167,13 @@ void CpuOps::hyper_head(const HyperHeadArgs& args) {
   if (tokens == 0) return;
   Scratch& shared = fresh_shared();
   float* z = mix_logits(context_, shared, args.streams, args.fn, args.norm_eps);
-  const float *base = floats_of(context_.kernels, shared, args.base), *scale = floats_of(context_.kernels, shared, args.scale);
-  for (std::int64_t i = 0; i < tokens * c; ++i) z[i] = sigmoid(z[i] * scale[0] + base[i % c]) + static_cast<float>(args.eps);
-  mix_rows(context_, tokens, h, 1, c, z, args.out,
-           [&](std::int64_t t, std::int64_t j) { return args.streams.as<float>() + t * args.streams.strides[0] + j * args.streams.strides[1]; });
+  const float *base = floats_of(context_.kernels, shared, args.base),
+              *scale = floats_of(context_.kernels, shared, args.scale);
+  for (std::int64_t i = 0; i < tokens * c; ++i)
+    z[i] = sigmoid(z[i] * scale[0] + base[i % c]) + static_cast<float>(args.eps);
+  mix_rows(context_, tokens, h, 1, c, z, args.out, [&](std::int64_t t, std::int64_t j) {
+    return args.streams.as<float>() + t * args.streams.strides[0] + j * args.streams.strides[1];
+  });
 }
 
 }  // namespace fathom::cpu

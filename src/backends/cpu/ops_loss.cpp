@@ -13,7 +13,8 @@ constexpr std::int64_t kColumns = 4096;  // of a row of logits whose exponential
 
 void CpuOps::cross_entropy(const CrossEntropyArgs& args) {
   const std::int64_t tokens = args.logits.dim(0), vocabulary = args.logits.dim(1);
-  FATHOM_CHECK(args.targets.elements() == tokens && args.losses.elements() == tokens && is_f32(args.logits) && is_f32(args.losses));
+  FATHOM_CHECK(args.targets.elements() == tokens && args.losses.elements() == tokens && is_f32(args.logits) &&
+               is_f32(args.losses));
   FATHOM_CHECK(args.targets.dtype == DType::i32);
   const RowsOfTensor logits(args.logits);
   for_ranges(context_.pool, tokens, 4 * vocabulary, [&](std::int64_t first, std::int64_t last, int thread) {

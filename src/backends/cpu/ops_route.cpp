@@ -18,14 +18,16 @@ void score(const Kernels& kernels, const float* logits, std::int64_t experts, Sc
       for (std::int64_t e = 0; e < experts; ++e) scores[e] /= sum;
       return;
     }
-    case Scoring::kSigmoid: return kernels.sigmoid(logits, scores, experts);
+    case Scoring::kSigmoid:
+      return kernels.sigmoid(logits, scores, experts);
     case Scoring::kSqrtSoftplus:
       for (std::int64_t e = 0; e < experts; ++e) scores[e] = std::sqrt(softplus(logits[e]));
       return;
   }
 }
 
-/// a ranks before b: larger, NaN above everything so that it is not hidden; ties to the lower index are the caller's order.
+/// a ranks before b: larger, NaN above everything so that it is not hidden; ties to the lower index are the caller's
+/// order.
 bool ranks_before(float a, float b) { return std::isnan(b) ? false : std::isnan(a) || a > b; }
 
 /// The `count` largest of n values, best first, ties to the lower index. `taken` [n] is scratch.
@@ -40,10 +42,12 @@ void largest_of(const float* values, std::int64_t n, std::int64_t count, bool* t
   }
 }
 
-/// Scores of experts outside the best groups become 0 (ranked by their best: V2) or minus infinity (by their two best: V3).
+/// Scores of experts outside the best groups become 0 (ranked by their best: V2) or minus infinity (by their two best:
+/// V3).
 void keep_best_groups(float* choice, const Routing& routing, Scratch& scratch) {
   const std::int64_t size = routing.experts / routing.groups;
-  FATHOM_CHECK(size * routing.groups == routing.experts && routing.top_groups <= routing.groups && routing.top_k <= routing.top_groups * size);
+  FATHOM_CHECK(size * routing.groups == routing.experts && routing.top_groups <= routing.groups &&
+               routing.top_k <= routing.top_groups * size);
   const std::int64_t counted = routing.group_rank == GroupRank::kMax ? 1 : std::min<std::int64_t>(2, size);
   bool* taken = scratch.take<bool>(std::max(size, routing.groups));
   float* rank = scratch.take<float>(routing.groups);
@@ -71,13 +75,16 @@ void choose(const Routing& routing, const float* scores, const float* bias, Scra
 void CpuOps::route(const RouteArgs& args) {
   const Routing& routing = args.routing;
   const std::int64_t tokens = args.logits.dim(0), experts = args.logits.dim(1), top_k = routing.top_k;
-  FATHOM_CHECK(experts == routing.experts && args.indices.shape == (Shape{tokens, top_k}) && args.weights.shape == args.indices.shape);
+  FATHOM_CHECK(experts == routing.experts && args.indices.shape == (Shape{tokens, top_k}) &&
+               args.weights.shape == args.indices.shape);
   FATHOM_CHECK(top_k <= experts && is_f32(args.logits) && is_f32(args.weights) && args.indices.dtype == DType::i32);
-  FATHOM_CHECK(!args.table.defined() || (args.table.cols == top_k && args.table.format == WeightFormat::i64 && args.ids.dtype == DType::i32));
+  FATHOM_CHECK(!args.table.defined() ||
+               (args.table.cols == top_k && args.table.format == WeightFormat::i64 && args.ids.dtype == DType::i32));
   float* bias = nullptr;
   if (args.bias.defined()) {
     FATHOM_CHECK(args.bias.elements() == experts && args.bias.contiguous());
-    context_.kernels.widen(element_of(args.bias.dtype), args.bias.data, experts, bias = fresh_shared().take<float>(experts));
+    context_.kernels.widen(element_of(args.bias.dtype), args.bias.data, experts,
+                           bias = fresh_shared().take<float>(experts));
   }
   const RowsOfTensor logits(args.logits), indices(args.indices), weights(args.weights);
   for_ranges(context_.pool, tokens, experts * (top_k + 16), [&](std::int64_t first, std::int64_t last, int thread) {

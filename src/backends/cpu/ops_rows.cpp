@@ -8,7 +8,8 @@ namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 /// n elements from one type to another, by way of f32.
-void convert(const Kernels& kernels, const std::byte* from, DType from_type, std::byte* to, DType to_type, std::int64_t n) {
+void convert(const Kernels& kernels, const std::byte* from, DType from_type, std::byte* to, DType to_type,
+             std::int64_t n) {
   constexpr std::int64_t kPiece = 256;
   const Element x = element_of(from_type), out = element_of(to_type);
   float piece[kPiece];
@@ -22,7 +23,8 @@ void convert(const Kernels& kernels, const std::byte* from, DType from_type, std
 
 void CpuOps::embed(const EmbedArgs& args) {
   const std::int64_t h = args.table.cols;
-  FATHOM_CHECK(is_f32(args.out) && args.out.dim(0) == args.ids.dim(0) && args.out.dim(1) == h && args.ids.dtype == DType::i32);
+  FATHOM_CHECK(is_f32(args.out) && args.out.dim(0) == args.ids.dim(0) && args.out.dim(1) == h &&
+               args.ids.dtype == DType::i32);
   const auto* ids = args.ids.as<std::int32_t>();
   const RowsOfTensor out(args.out);
   for_ranges(context_.pool, args.ids.dim(0), h, [&](std::int64_t first, std::int64_t last, int) {
@@ -34,7 +36,8 @@ void CpuOps::embed(const EmbedArgs& args) {
         continue;
       }
       Row row = nullptr;
-      const Element element = weight_rows(args.table, id, 1, 0, h, out.floats(t), &row);  // quantized rows are widened in place
+      const Element element =
+          weight_rows(args.table, id, 1, 0, h, out.floats(t), &row);  // quantized rows are widened in place
       if (is_plain(args.table.format)) context_.kernels.widen(element, row, h, out.floats(t));
     }
   });
@@ -42,7 +45,8 @@ void CpuOps::embed(const EmbedArgs& args) {
 
 void CpuOps::gather_rows(const GatherRowsArgs& args) {
   const std::int64_t bytes = args.x.dim(1) * dtype_bytes(args.x.dtype);
-  FATHOM_CHECK(args.x.dtype == args.out.dtype && args.out.dim(0) == args.rows.dim(0) && args.out.dim(1) == args.x.dim(1) && args.rows.dtype == DType::i32);
+  FATHOM_CHECK(args.x.dtype == args.out.dtype && args.out.dim(0) == args.rows.dim(0) &&
+               args.out.dim(1) == args.x.dim(1) && args.rows.dtype == DType::i32);
   const auto* rows = args.rows.as<std::int32_t>();
   const RowsOfTensor x(args.x), out(args.out);
   for_ranges(context_.pool, args.rows.dim(0), args.x.dim(1), [&](std::int64_t first, std::int64_t last, int) {
@@ -60,14 +64,17 @@ void CpuOps::copy(const CopyArgs& args) {
   const std::int64_t n = x.n();
   for_ranges(context_.pool, x.rows(), n, [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t i = first; i < last; ++i) {
-      if (args.x.dtype == args.out.dtype) std::memcpy(out.at(i), x.at(i), static_cast<std::size_t>(n * dtype_bytes(args.x.dtype)));
-      else convert(context_.kernels, x.at(i), args.x.dtype, out.at(i), args.out.dtype, n);
+      if (args.x.dtype == args.out.dtype)
+        std::memcpy(out.at(i), x.at(i), static_cast<std::size_t>(n * dtype_bytes(args.x.dtype)));
+      else
+        convert(context_.kernels, x.at(i), args.x.dtype, out.at(i), args.out.dtype, n);
     }
   });
 }
 
 void CpuOps::add(const AddArgs& args) {
-  FATHOM_CHECK(args.a.shape == args.b.shape && args.a.shape == args.out.shape && is_f32(args.a) && is_f32(args.b) && is_f32(args.out));
+  FATHOM_CHECK(args.a.shape == args.b.shape && args.a.shape == args.out.shape && is_f32(args.a) && is_f32(args.b) &&
+               is_f32(args.out));
   const RowsOfTensor a(args.a), b(args.b), out(args.out);
   for_ranges(context_.pool, a.rows(), a.n(), [&](std::int64_t first, std::int64_t last, int) {
     for (std::int64_t i = first; i < last; ++i) context_.kernels.add(a.floats(i), b.floats(i), out.floats(i), a.n());

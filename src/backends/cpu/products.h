@@ -20,10 +20,10 @@ struct Context {
 bool can_multiply(tensor::WeightFormat format);
 bool is_plain(tensor::WeightFormat format);
 
-/// Row pointers to columns [column, column + width) of rows [first, first + count): into the weight itself when it is plain,
-/// else to `widened` [count, width], where they are written as f32. Answers the rows' element type.
-Element weight_rows(const tensor::Weight& weight, std::int64_t first, std::int64_t count, std::int64_t column, std::int64_t width,
-                    float* widened, Row* rows);
+/// Row pointers to columns [column, column + width) of rows [first, first + count): into the weight itself when it is
+/// plain, else to `widened` [count, width], where they are written as f32. Answers the rows' element type.
+Element weight_rows(const tensor::Weight& weight, std::int64_t first, std::int64_t count, std::int64_t column,
+                    std::int64_t width, float* widened, Row* rows);
 
 /// out[m · out_stride + n] (+)= x[m] · row (first_row + n) of weight (+ bias[n]), m < m_count, n < rows.
 struct Product {
@@ -35,18 +35,19 @@ struct Product {
   std::int64_t out_stride = 0;
   const float* bias = nullptr;
   bool accumulate = false;
-  const std::byte* packed = nullptr;  // x packed for kernels.packed; null: not used
+  const std::byte* packed = nullptr;                 // x packed for kernels.packed; null: not used
   const std::byte* row_data(std::int64_t n) const {  // of a plain weight
-    return weight->data + (first_row + n) * static_cast<std::int64_t>(tensor::weight_bytes(weight->format, 1, weight->cols));
+    return weight->data +
+           (first_row + n) * static_cast<std::int64_t>(tensor::weight_bytes(weight->format, 1, weight->cols));
   }
 };
 
-/// Up to this many rows of x the weight is read straight through, and activations stay f32 whatever the weight is. With more
-/// rows, or from PackedKernels::least_tokens on, bf16 weights may be multiplied with activations rounded to bf16.
+/// Up to this many rows of x the weight is read straight through, and activations stay f32 whatever the weight is. With
+/// more rows, or from PackedKernels::least_tokens on, bf16 weights may be multiplied with activations rounded to bf16.
 inline constexpr std::int64_t kDirectRows = 8;
 
-/// Rows [n0, n0 + nb) of the weight × rows [m0, m0 + mb) of x. Blocks of a packed product: m0 = 0, mb = m_count. `ahead`: the
-/// first row of the weight that this thread reads next, fetched meanwhile; null: unknown.
+/// Rows [n0, n0 + nb) of the weight × rows [m0, m0 + mb) of x. Blocks of a packed product: m0 = 0, mb = m_count.
+/// `ahead`: the first row of the weight that this thread reads next, fetched meanwhile; null: unknown.
 struct Block {
   std::int64_t n0 = 0, nb = 0, m0 = 0, mb = 0;
   const std::byte* ahead = nullptr;

@@ -8,7 +8,8 @@
 namespace fathom::cpu {
 namespace {
 
-/// To the nearest e4m3, ties to even, |x| <= 448 or a little above. Normal ones lose 20 bits of their mantissa; below 2^-6 the step is 2^-9.
+/// To the nearest e4m3, ties to even, |x| <= 448 or a little above. Normal ones lose 20 bits of their mantissa; below
+/// 2^-6 the step is 2^-9.
 float nearest_e4m3(float x) {
   constexpr float kSmall = 24576.0f;  // 1.5 · 2^14: its last bit is 2^-9
   const auto bits = std::bit_cast<std::uint32_t>(x);
@@ -31,7 +32,8 @@ float round_to_codes(const Kernels& kernels, const float* x, std::int64_t k, std
   float largest = 0;
   for (std::int64_t i = 0; i < k; ++i) largest = std::max(largest, std::fabs(x[i]));
   const float scale = largest == 0 ? 1.0f : largest / 127.0f;
-  for (std::int64_t i = 0; i < k; ++i) codes[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(nearest_int8(x[i] / scale)) + 128);
+  for (std::int64_t i = 0; i < k; ++i)
+    codes[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(nearest_int8(x[i] / scale)) + 128);
   return scale;
 }
 
@@ -45,22 +47,33 @@ void multiply_codes(const Context& context, const Product& product) {
   FATHOM_CHECK(k <= kMostCodes, "a weight has too many columns for sums of 32 bits");
   Scratch& shared = context.workspace.shared();
   const std::size_t mark = shared.used();
-  const std::int64_t room = static_cast<std::int64_t>((shared.left() - 256) / (static_cast<std::size_t>(k) + sizeof(float)));
+  const std::int64_t room =
+      static_cast<std::int64_t>((shared.left() - 256) / (static_cast<std::size_t>(k) + sizeof(float)));
   FATHOM_CHECK(room > 0, "a weight has too many columns for the workspace");
   for (std::int64_t first = 0; first < product.m_count; first += room) {
     const std::int64_t tokens = std::min(room, product.m_count - first);
     float* scales = shared.take<float>(tokens);
     auto* codes = shared.take<std::uint8_t>(tokens * k);
-    context.pool.for_each(tokens, [&](std::int64_t t, int) { scales[t] = round_to_codes(context.kernels, product.x[first + t], k, codes + t * k); });
-    const std::int64_t row_blocks = (product.rows + kCodeRows - 1) / kCodeRows, token_blocks = (tokens + kCodeTokens - 1) / kCodeTokens;
+    context.pool.for_each(tokens, [&](std::int64_t t, int) {
+      scales[t] = round_to_codes(context.kernels, product.x[first + t], k, codes + t * k);
+    });
+    const std::int64_t row_blocks = (product.rows + kCodeRows - 1) / kCodeRows,
+                       token_blocks = (tokens + kCodeTokens - 1) / kCodeTokens;
     context.pool.for_each(row_blocks * token_blocks, [&](std::int64_t task, int thread) {
       const std::int64_t n0 = task / token_blocks * kCodeRows, nb = std::min(kCodeRows, product.rows - n0);
       const std::int64_t m0 = task % token_blocks * kCodeTokens, mb = std::min(kCodeTokens, tokens - m0);
       Scratch& scratch = context.workspace.of(thread);
       scratch.reset();
       auto* sums = scratch.take<std::int32_t>(mb * nb);
-      context.kernels.dot_codes({.rows = reinterpret_cast<const std::int8_t*>(weight.data) + (product.first_row + n0) * k, .row_count = nb, .k = k, .x = codes + m0 * k,
-                                 .x_stride = k, .m_count = mb, .out = sums, .out_stride = nb});
+      context.kernels.dot_codes(
+          {.rows = reinterpret_cast<const std::int8_t*>(weight.data) + (product.first_row + n0) * k,
+           .row_count = nb,
+           .k = k,
+           .x = codes + m0 * k,
+           .x_stride = k,
+           .m_count = mb,
+           .out = sums,
+           .out_stride = nb});
       const auto* row_scales = reinterpret_cast<const float*>(weight.scales) + product.first_row + n0;
       for (std::int64_t m = 0; m < mb; ++m) {
         float* out = product.out + (first + m0 + m) * product.out_stride + n0;
@@ -75,7 +88,8 @@ void multiply_codes(const Context& context, const Product& product) {
   }
 }
 
-void round_activations(const Kernels& kernels, tensor::WeightFormat format, const float* x, std::int64_t k, float* out) {
+void round_activations(const Kernels& kernels, tensor::WeightFormat format, const float* x, std::int64_t k,
+                       float* out) {
   if (!kernels.finite(x, k)) {
     std::fill_n(out, k, std::numeric_limits<float>::quiet_NaN());
     return;
@@ -94,11 +108,13 @@ std::size_t rounded_bytes(std::int64_t count, std::int64_t k) {
   return static_cast<std::size_t>(count) * (static_cast<std::size_t>(k) * sizeof(float) + sizeof(float*)) + 256;
 }
 
-const float** round_rows(const Context& context, Scratch& shared, tensor::WeightFormat format, const float* const* x, std::int64_t count, std::int64_t k) {
+const float** round_rows(const Context& context, Scratch& shared, tensor::WeightFormat format, const float* const* x,
+                         std::int64_t count, std::int64_t k) {
   const float** rows = shared.take<const float*>(count);
   float* rounded = shared.take<float>(count * k);
   for (std::int64_t t = 0; t < count; ++t) rows[t] = rounded + t * k;
-  context.pool.for_each(count, [&](std::int64_t t, int) { round_activations(context.kernels, format, x[t], k, rounded + t * k); });
+  context.pool.for_each(
+      count, [&](std::int64_t t, int) { round_activations(context.kernels, format, x[t], k, rounded + t * k); });
   return rows;
 }
 

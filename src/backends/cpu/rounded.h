@@ -6,15 +6,18 @@
 
 namespace fathom::cpu {
 
-/// out [k] = x as its codes mean it (code × scale), for a product with a weight of `format`. NaN everywhere when x holds NaN or infinity.
+/// out [k] = x as its codes mean it (code × scale), for a product with a weight of `format`. NaN everywhere when x
+/// holds NaN or infinity.
 void round_activations(const Kernels& kernels, tensor::WeightFormat format, const float* x, std::int64_t k, float* out);
 
 /// Rows of x rounded on all threads into shared workspace; answers pointers to them.
-const float** round_rows(const Context& context, Scratch& shared, tensor::WeightFormat format, const float* const* x, std::int64_t count, std::int64_t k);
+const float** round_rows(const Context& context, Scratch& shared, tensor::WeightFormat format, const float* const* x,
+                         std::int64_t count, std::int64_t k);
 /// Bytes of workspace that it takes.
 std::size_t rounded_bytes(std::int64_t count, std::int64_t k);
 
-/// A product with an int8_row weight: codes by codes, exactly, then the scales. Takes from the shared workspace and gives it back.
+/// A product with an int8_row weight: codes by codes, exactly, then the scales. Takes from the shared workspace and
+/// gives it back.
 void multiply_codes(const Context& context, const Product& product);
 
 }  // namespace fathom::cpu

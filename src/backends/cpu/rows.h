@@ -36,8 +36,8 @@ class RowsOfTensor {
   bool dense_ = false;
 };
 
-/// body(first, last, thread) over ranges that cover [0, n). `cost` is what one of the n costs in elements touched; work below
-/// kWorthSharing elements stays on the caller.
+/// body(first, last, thread) over ranges that cover [0, n). `cost` is what one of the n costs in elements touched; work
+/// below kWorthSharing elements stays on the caller.
 inline constexpr std::int64_t kWorthSharing = 16 << 10;
 template <class Body>
 void for_ranges(ThreadPool& pool, std::int64_t n, std::int64_t cost, Body&& body) {
@@ -45,7 +45,8 @@ void for_ranges(ThreadPool& pool, std::int64_t n, std::int64_t cost, Body&& body
   const std::int64_t grain = std::max<std::int64_t>(1, kWorthSharing / std::max<std::int64_t>(cost, 1));
   const std::int64_t ranges = std::min((n + grain - 1) / grain, std::int64_t{4} * pool.size());
   if (ranges <= 1 || pool.size() == 1) return body(0, n, 0);
-  pool.for_each(ranges, [&](std::int64_t range, int thread) { body(n * range / ranges, n * (range + 1) / ranges, thread); });
+  pool.for_each(ranges,
+                [&](std::int64_t range, int thread) { body(n * range / ranges, n * (range + 1) / ranges, thread); });
 }
 
 inline bool is_f32(const tensor::Tensor& x) { return x.dtype == DType::f32; }

@@ -47,8 +47,10 @@ void ThreadPool::run(Function function, void* context) {
   }
   function(context, 0);
   for (int spin = 0; running_.load(std::memory_order_acquire) != 0; ++spin) {
-    if (spin < kSpinsBeforeYield && spins_ > 0) relax();
-    else std::this_thread::yield();
+    if (spin < kSpinsBeforeYield && spins_ > 0)
+      relax();
+    else
+      std::this_thread::yield();
   }
 }
 
@@ -66,7 +68,7 @@ bool ThreadPool::wait_for(std::uint64_t region) {
 }
 
 void ThreadPool::work(int thread) {
-  for (std::uint64_t region = 0; wait_for(region); ) {
+  for (std::uint64_t region = 0; wait_for(region);) {
     ++region;
     function_(context_, thread);
     running_.fetch_sub(1, std::memory_order_release);

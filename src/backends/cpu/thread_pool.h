@@ -1,5 +1,5 @@
-// ThreadPool: threads that live as long as the backend, made for many short parallel regions: they spin a while for the next
-// region before they sleep.
+// ThreadPool: threads that live as long as the backend, made for many short parallel regions: they spin a while for the
+// next region before they sleep.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -24,22 +24,26 @@ class ThreadPool {
   template <class Body>
   void on_every_thread(Body&& body) {
     using Plain = std::remove_reference_t<Body>;
-    run([](void* context, int thread) { (*static_cast<Plain*>(context))(thread); }, const_cast<std::remove_const_t<Plain>*>(&body));
+    run([](void* context, int thread) { (*static_cast<Plain*>(context))(thread); },
+        const_cast<std::remove_const_t<Plain>*>(&body));
   }
 
-  /// body(task, thread) for every task in [0, tasks), each taken by the next free thread. One task or none stays on the caller.
+  /// body(task, thread) for every task in [0, tasks), each taken by the next free thread. One task or none stays on the
+  /// caller.
   template <class Body>
   void for_each(std::int64_t tasks, Body&& body) {
     next_.store(0, std::memory_order_relaxed);
     const auto take = [&](int thread) {
       for (std::int64_t task; (task = next_.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(task, thread);
     };
-    if (tasks <= 1) take(0);
-    else on_every_thread(take);
+    if (tasks <= 1)
+      take(0);
+    else
+      on_every_thread(take);
   }
 
-  /// The same with body(task, following, thread): which task this thread takes next, so that it can fetch what that needs; -1
-  /// when none is left. A task that is taken waits for its thread, so these should all take about as long.
+  /// The same with body(task, following, thread): which task this thread takes next, so that it can fetch what that
+  /// needs; -1 when none is left. A task that is taken waits for its thread, so these should all take about as long.
   template <class Body>
   void for_each_ahead(std::int64_t tasks, Body&& body) {
     next_.store(0, std::memory_order_relaxed);
@@ -51,8 +55,10 @@ class ThreadPool {
         task = following;
       }
     };
-    if (tasks <= 1) take(0);
-    else on_every_thread(take);
+    if (tasks <= 1)
+      take(0);
+    else
+      on_every_thread(take);
   }
 
  private:

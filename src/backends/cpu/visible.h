@@ -14,14 +14,19 @@ struct Names {
 /// One segment as one sequence of a batch sees it.
 class SegmentOfSequence {
  public:
-  SegmentOfSequence(const tensor::KvSegment& segment, const tensor::Batch& batch, std::size_t index) : segment_(segment), sequence_(batch.sequences[index]) {
+  SegmentOfSequence(const tensor::KvSegment& segment, const tensor::Batch& batch, std::size_t index)
+      : segment_(segment), sequence_(batch.sequences[index]) {
     using Kind = tensor::KvSegment::Kind;
     const std::int64_t slot_row = sequence_.slot * segment.rows_per_slot;
     switch (segment.kind) {
       case Kind::kCache:
       case Kind::kEntries:
-      case Kind::kRingPast: base_ = slot_row; break;
-      case Kind::kFresh: base_ = sequence_.first_token - sequence_.past; break;
+      case Kind::kRingPast:
+        base_ = slot_row;
+        break;
+      case Kind::kFresh:
+        base_ = sequence_.first_token - sequence_.past;
+        break;
       case Kind::kFreshEntries:
         FATHOM_CHECK(sequence_.past == 0, "fresh entries know no past");
         for (std::size_t s = 0; s < index; ++s) base_ += tensor::max_entries(batch.sequences[s].tokens, segment.ratio);
@@ -32,13 +37,19 @@ class SegmentOfSequence {
   /// What the token at `position` sees.
   Names visible(std::int64_t position) const {
     using Kind = tensor::KvSegment::Kind;
-    const std::int64_t past = sequence_.past, window_start = segment_.window > 0 ? std::max<std::int64_t>(0, position - segment_.window + 1) : 0;
+    const std::int64_t past = sequence_.past,
+                       window_start =
+                           segment_.window > 0 ? std::max<std::int64_t>(0, position - segment_.window + 1) : 0;
     switch (segment_.kind) {
-      case Kind::kCache: return {0, position + 1};
-      case Kind::kFresh: return {std::max(window_start, past), position + 1};
-      case Kind::kRingPast: return {std::max({window_start, past - segment_.rows_per_slot, std::int64_t{0}}), past};
+      case Kind::kCache:
+        return {0, position + 1};
+      case Kind::kFresh:
+        return {std::max(window_start, past), position + 1};
+      case Kind::kRingPast:
+        return {std::max({window_start, past - segment_.rows_per_slot, std::int64_t{0}}), past};
       case Kind::kEntries:
-      case Kind::kFreshEntries: return {0, (position + 1) / segment_.ratio};
+      case Kind::kFreshEntries:
+        return {0, (position + 1) / segment_.ratio};
     }
     FATHOM_CHECK(false);
   }

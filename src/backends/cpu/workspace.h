@@ -1,5 +1,5 @@
-// Workspace: what kernels need beside activations, taken once when the backend is made. Ops cut their work so that it fits,
-// so its size depends on the number of threads alone and is known to every plan.
+// Workspace: what kernels need beside activations, taken once when the backend is made. Ops cut their work so that it
+// fits, so its size depends on the number of threads alone and is known to every plan.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -40,7 +40,9 @@ class Scratch {
 
 class Workspace {
  public:
-  static constexpr Bytes bytes_for(int threads) { return kSharedWorkspaceBytes + static_cast<Bytes>(threads) * kThreadWorkspaceBytes; }
+  static constexpr Bytes bytes_for(int threads) {
+    return kSharedWorkspaceBytes + static_cast<Bytes>(threads) * kThreadWorkspaceBytes;
+  }
   static Result<Workspace> make(int threads);
   Scratch& shared() { return shared_; }
   Scratch& of(int thread) { return threads_[static_cast<std::size_t>(thread)]; }

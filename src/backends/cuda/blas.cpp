@@ -33,13 +33,18 @@ bool look_up(void* library, const char* name, Function& function) {
   return function != nullptr;
 }
 bool look_up_all(void* library, Api& api) {
-  return look_up(library, "cublasLtCreate", api.create) && look_up(library, "cublasLtDestroy", api.destroy) && look_up(library, "cublasLtMatmul", api.matmul) &&
-         look_up(library, "cublasLtMatmulDescCreate", api.description_create) && look_up(library, "cublasLtMatmulDescDestroy", api.description_destroy) &&
-         look_up(library, "cublasLtMatmulDescSetAttribute", api.description_set) && look_up(library, "cublasLtMatrixLayoutCreate", api.layout_create) &&
-         look_up(library, "cublasLtMatrixLayoutDestroy", api.layout_destroy) && look_up(library, "cublasLtMatrixLayoutSetAttribute", api.layout_set) &&
+  return look_up(library, "cublasLtCreate", api.create) && look_up(library, "cublasLtDestroy", api.destroy) &&
+         look_up(library, "cublasLtMatmul", api.matmul) &&
+         look_up(library, "cublasLtMatmulDescCreate", api.description_create) &&
+         look_up(library, "cublasLtMatmulDescDestroy", api.description_destroy) &&
+         look_up(library, "cublasLtMatmulDescSetAttribute", api.description_set) &&
+         look_up(library, "cublasLtMatrixLayoutCreate", api.layout_create) &&
+         look_up(library, "cublasLtMatrixLayoutDestroy", api.layout_destroy) &&
+         look_up(library, "cublasLtMatrixLayoutSetAttribute", api.layout_set) &&
          look_up(library, "cublasLtMatmulPreferenceCreate", api.preference_create) &&
          look_up(library, "cublasLtMatmulPreferenceDestroy", api.preference_destroy) &&
-         look_up(library, "cublasLtMatmulPreferenceSetAttribute", api.preference_set) && look_up(library, "cublasLtMatmulAlgoGetHeuristic", api.heuristic);
+         look_up(library, "cublasLtMatmulPreferenceSetAttribute", api.preference_set) &&
+         look_up(library, "cublasLtMatmulAlgoGetHeuristic", api.heuristic);
 }
 
 /// One shape's product as cuBLASLt wants it, with the algorithm chosen for it.
@@ -53,8 +58,18 @@ struct Prepared {
 /// What decides the algorithm.
 using Key = std::array<std::int64_t, 12>;
 Key key_of(const BlasProduct& p) {
-  return {p.tokens, p.n,      p.k,      p.batch, static_cast<std::int64_t>(p.type), p.transposed ? 1 : 0, p.x_stride, p.w_stride,
-          p.out_stride, p.x_step, p.w_step, p.out_step};
+  return {p.tokens,
+          p.n,
+          p.k,
+          p.batch,
+          static_cast<std::int64_t>(p.type),
+          p.transposed ? 1 : 0,
+          p.x_stride,
+          p.w_stride,
+          p.out_stride,
+          p.x_step,
+          p.w_step,
+          p.out_step};
 }
 
 class LtBlas final : public Blas {
@@ -75,10 +90,12 @@ class LtBlas final : public Blas {
     const bool adds = product.accumulate || product.added != nullptr, whole = product.type == BlasType::i8;
     const float one = 1.0f, beta = adds ? 1.0f : 0.0f;
     const std::int32_t whole_one = 1, whole_beta = adds ? 1 : 0;
-    const void *alpha_at = whole ? static_cast<const void*>(&whole_one) : &one, *beta_at = whole ? static_cast<const void*>(&whole_beta) : &beta;
+    const void *alpha_at = whole ? static_cast<const void*>(&whole_one) : &one,
+               *beta_at = whole ? static_cast<const void*>(&whole_beta) : &beta;
     const auto* added = product.added != nullptr ? product.added : product.out;
-    const cublasStatus_t status = api_.matmul(handle_, p.description, alpha_at, product.w, p.w, product.x, p.x, beta_at, added, p.out, product.out, p.out,
-                                              &p.algorithm, workspace, kWorkspaceBytes, context.stream);
+    const cublasStatus_t status =
+        api_.matmul(handle_, p.description, alpha_at, product.w, p.w, product.x, p.x, beta_at, added, p.out,
+                    product.out, p.out, &p.algorithm, workspace, kWorkspaceBytes, context.stream);
     context.launched();
     return status == CUBLAS_STATUS_SUCCESS;
   }
@@ -90,12 +107,16 @@ class LtBlas final : public Blas {
       if (layout != nullptr) api_.layout_destroy(layout);
   }
 
-  bool layout(cublasLtMatrixLayout_t& out, cudaDataType_t type, std::int64_t rows, std::int64_t columns, std::int64_t stride, std::int64_t batch, std::int64_t step) const {
-    if (api_.layout_create(&out, type, static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns), stride) != CUBLAS_STATUS_SUCCESS) return false;
+  bool layout(cublasLtMatrixLayout_t& out, cudaDataType_t type, std::int64_t rows, std::int64_t columns,
+              std::int64_t stride, std::int64_t batch, std::int64_t step) const {
+    if (api_.layout_create(&out, type, static_cast<std::uint64_t>(rows), static_cast<std::uint64_t>(columns), stride) !=
+        CUBLAS_STATUS_SUCCESS)
+      return false;
     if (batch == 1) return true;
     const auto count = static_cast<std::int32_t>(batch);
     return api_.layout_set(out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count) == CUBLAS_STATUS_SUCCESS &&
-           api_.layout_set(out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step, sizeof step) == CUBLAS_STATUS_SUCCESS;
+           api_.layout_set(out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &step, sizeof step) ==
+               CUBLAS_STATUS_SUCCESS;
   }
 
   /// Row-major out = x · wᵀ is column-major outᵀ = w · xᵀ: cuBLASLt's A is the weight, its B is x.
@@ -107,12 +128,14 @@ class LtBlas final : public Blas {
     const cublasComputeType_t compute = whole ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F;
     const cudaDataType_t sums = whole ? CUDA_R_32I : CUDA_R_32F;
     const cublasOperation_t a = product.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    const std::int64_t w_rows = product.transposed ? product.k : product.n, w_columns = product.transposed ? product.n : product.k;
-    p.possible = api_.description_create(&p.description, compute, sums) == CUBLAS_STATUS_SUCCESS &&
-                 api_.description_set(p.description, CUBLASLT_MATMUL_DESC_TRANSA, &a, sizeof a) == CUBLAS_STATUS_SUCCESS &&
-                 layout(p.w, type, w_rows, w_columns, product.w_stride, product.batch, product.w_step) &&
-                 layout(p.x, type, product.k, product.tokens, product.x_stride, product.batch, product.x_step) &&
-                 layout(p.out, sums, product.n, product.tokens, product.out_stride, product.batch, product.out_step);
+    const std::int64_t w_rows = product.transposed ? product.k : product.n,
+                       w_columns = product.transposed ? product.n : product.k;
+    p.possible =
+        api_.description_create(&p.description, compute, sums) == CUBLAS_STATUS_SUCCESS &&
+        api_.description_set(p.description, CUBLASLT_MATMUL_DESC_TRANSA, &a, sizeof a) == CUBLAS_STATUS_SUCCESS &&
+        layout(p.w, type, w_rows, w_columns, product.w_stride, product.batch, product.w_step) &&
+        layout(p.x, type, product.k, product.tokens, product.x_stride, product.batch, product.x_step) &&
+        layout(p.out, sums, product.n, product.tokens, product.out_stride, product.batch, product.out_step);
     p.possible = p.possible && choose(p);
     return p;
   }
@@ -126,12 +149,14 @@ class LtBlas final : public Blas {
     const std::uint32_t alignment = 16;
     api_.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room);
     api_.preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
-    for (const auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                                 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
+    for (const auto attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
       api_.preference_set(preference, attribute, &alignment, sizeof alignment);
     cublasLtMatmulHeuristicResult_t result{};
     int found = 0;
-    const cublasStatus_t status = api_.heuristic(handle_, p.description, p.w, p.x, p.out, p.out, preference, 1, &result, &found);
+    const cublasStatus_t status =
+        api_.heuristic(handle_, p.description, p.w, p.x, p.out, p.out, preference, 1, &result, &found);
     api_.preference_destroy(preference);
     if (status != CUBLAS_STATUS_SUCCESS || found == 0 || result.state != CUBLAS_STATUS_SUCCESS) return false;
     p.algorithm = result.algo;
@@ -144,7 +169,8 @@ class LtBlas final : public Blas {
 };
 
 void* open_library() {
-  for (const char* name : {"libcublasLt.so.13", "libcublasLt.so", "/usr/local/cuda/lib64/libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so"})
+  for (const char* name : {"libcublasLt.so.13", "libcublasLt.so", "/usr/local/cuda/lib64/libcublasLt.so.13",
+                           "/usr/local/cuda/lib64/libcublasLt.so"})
     if (void* library = ::dlopen(name, RTLD_NOW | RTLD_LOCAL); library != nullptr) return library;
   return nullptr;
 }

@@ -1,4 +1,5 @@
-// Blas: matrix products by cuBLASLt, which is found when the program runs: a build with CUDA starts on machines without it.
+// Blas: matrix products by cuBLASLt, which is found when the program runs: a build with CUDA starts on machines without
+// it.
 #pragma once
 #include <memory>
 
@@ -6,13 +7,13 @@
 
 namespace fathom::cuda {
 
-/// Element types of a product's operands. Sums and the output are f32; of i8 they are i32. e4m3 and i8 want k and n in multiples of 16 and
-/// `transposed`.
+/// Element types of a product's operands. Sums and the output are f32; of i8 they are i32. e4m3 and i8 want k and n in
+/// multiples of 16 and `transposed`.
 enum class BlasType : std::uint8_t { f32, f16, bf16, e4m3, i8 };
 
-/// out [T, n] (+)= x [T, k] · w, row-major, for `batch` independent products whose operands lie `…_step` elements apart.
-/// w is weight [n, k] used transposed, or [k, n] as it lies when `transposed` is false. Rows of x, w and out lie `…_stride` elements
-/// apart. Every pointer and row starts at a multiple of 16 bytes.
+/// out [T, n] (+)= x [T, k] · w, row-major, for `batch` independent products whose operands lie `…_step` elements
+/// apart. w is weight [n, k] used transposed, or [k, n] as it lies when `transposed` is false. Rows of x, w and out lie
+/// `…_stride` elements apart. Every pointer and row starts at a multiple of 16 bytes.
 struct BlasProduct {
   std::int64_t tokens = 0, n = 0, k = 0, batch = 1;
   BlasType type = BlasType::f32;  // of x and w
@@ -31,8 +32,9 @@ class Blas {
   virtual ~Blas() = default;
   /// "cuda.no_cublas" (no library), "cuda.cublas_failed" (it would not start): kEnvironment.
   static Result<std::unique_ptr<Blas>> load();
-  /// Launches on the context's stream; the workspace is kWorkspaceBytes, aligned to 256. The algorithm is chosen once a shape
-  /// and gives the same bits every time. f32 is computed in f32 (no TF32). False: cuBLASLt knows no way; nothing was launched.
+  /// Launches on the context's stream; the workspace is kWorkspaceBytes, aligned to 256. The algorithm is chosen once a
+  /// shape and gives the same bits every time. f32 is computed in f32 (no TF32). False: cuBLASLt knows no way; nothing
+  /// was launched.
   virtual bool multiply(Context& context, const BlasProduct& product, std::byte* workspace) = 0;
   static constexpr Bytes kWorkspaceBytes = 32 * kMiB;
 };

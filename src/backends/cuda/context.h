@@ -37,8 +37,9 @@ class Workspace {
 
 inline constexpr Bytes kRoundedBytes = 96 * kMiB;
 
-/// The activations that a product last rounded to its weight's 16-bit type, kept for the next product of the same ones: [tokens, groups, width],
-/// dense. Every other op forgets them (CudaOps::flush), for it may change what they were made from; one that makes both sets them.
+/// The activations that a product last rounded to its weight's 16-bit type, kept for the next product of the same ones:
+/// [tokens, groups, width], dense. Every other op forgets them (CudaOps::flush), for it may change what they were made
+/// from; one that makes both sets them.
 struct RoundedActivations {
   const float* x = nullptr;  // what they were made from; null: nothing is kept
   std::int64_t tokens = 0, groups = 0, width = 0, stride = 0, step = 0;
@@ -49,13 +50,14 @@ struct RoundedActivations {
 struct Context {
   int device = 0;
   int multiprocessors = 0;
-  int compute_capability = 0;      // 90 for Hopper
-  std::size_t shared_bytes = 0;    // that a block may ask for
+  int compute_capability = 0;    // 90 for Hopper
+  std::size_t shared_bytes = 0;  // that a block may ask for
   cudaStream_t stream = nullptr;
-  Workspace workspace;             // each op calls reset() first
+  Workspace workspace;  // each op calls reset() first
   RoundedActivations rounded;
-  std::byte* rounded_data = nullptr;       // kRoundedBytes of them, beside the workspace
-  DType product_type = DType::f32;         // the 16-bit type that a product last rounded to: what the next will want; f32: none yet
+  std::byte* rounded_data = nullptr;  // kRoundedBytes of them, beside the workspace
+  DType product_type =
+      DType::f32;  // the 16-bit type that a product last rounded to: what the next will want; f32: none yet
   Blas* blas = nullptr;
   /// The first error that a launch or the runtime reported; later calls keep it. Backend::synchronize tells it.
   cudaError_t error = cudaSuccess;

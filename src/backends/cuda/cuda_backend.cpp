@@ -15,8 +15,8 @@
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/fault.h"
 #include "backends/cuda/fill.h"
-#include "backends/cuda/sample.h"
 #include "backends/cuda/marks.h"
+#include "backends/cuda/sample.h"
 
 namespace fathom::cuda {
 namespace {
@@ -25,7 +25,9 @@ constexpr Bytes kWorkspaceBytes = 256 * kMiB;
 constexpr Bytes kMostKept = kGiB;  // of shared blocks that were released
 constexpr int kOldestCapability = 80;
 
-std::string text_of(cudaError_t error) { return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error); }
+std::string text_of(cudaError_t error) {
+  return std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
+}
 
 /// Names of the GPUs that were started, by number: a device that failed may not tell its own any more.
 class GpuNames {
@@ -52,7 +54,9 @@ GpuNames& gpu_names() {
   return names;
 }
 
-tl::unexpected<Error> device_failed(cudaError_t error) { return fail_environment("cuda.device_failed", {{"gpu", gpu_names().current()}, {"error", text_of(error)}}); }
+tl::unexpected<Error> device_failed(cudaError_t error) {
+  return fail_environment("cuda.device_failed", {{"gpu", gpu_names().current()}, {"error", text_of(error)}});
+}
 
 enum class Memory { kDevice, kShared, kPart };  // kPart: of a device block that another buffer owns
 
@@ -61,8 +65,12 @@ tl::unexpected<Error> no_memory(Bytes asked, Memory memory, cudaError_t error) {
   cudaGetLastError();  // running out of memory is not a failure of the device
   if (error != cudaErrorMemoryAllocation) return device_failed(error);
   if (memory == Memory::kShared) return fail_environment("cuda.no_shared_memory", {{"asked", format_bytes(asked)}});
-  if (const cudaError_t asked_device = cudaMemGetInfo(&free, &total); asked_device != cudaSuccess) return device_failed(asked_device);
-  return fail_environment("cuda.no_memory", {{"gpu", gpu_names().current()}, {"asked", format_bytes(asked)}, {"free", format_bytes(free)}, {"total", format_bytes(total)}});
+  if (const cudaError_t asked_device = cudaMemGetInfo(&free, &total); asked_device != cudaSuccess)
+    return device_failed(asked_device);
+  return fail_environment("cuda.no_memory", {{"gpu", gpu_names().current()},
+                                             {"asked", format_bytes(asked)},
+                                             {"free", format_bytes(free)},
+                                             {"total", format_bytes(total)}});
 }
 
 class CudaBuffer final : public tensor::Buffer {
@@ -72,8 +80,10 @@ class CudaBuffer final : public tensor::Buffer {
   CudaBuffer& operator=(const CudaBuffer&) = delete;
   ~CudaBuffer() override {  // both wait for the kernels that may still use it
     if (data_ == nullptr) return;
-    if (memory_ == Memory::kDevice) cudaFree(data_);
-    else if (memory_ == Memory::kShared) cudaFreeHost(data_);
+    if (memory_ == Memory::kDevice)
+      cudaFree(data_);
+    else if (memory_ == Memory::kShared)
+      cudaFreeHost(data_);
   }
   std::byte* data() const override { return data_; }
   Bytes bytes() const override { return bytes_; }
@@ -81,7 +91,9 @@ class CudaBuffer final : public tensor::Buffer {
   static Result<std::unique_ptr<CudaBuffer>> make(Bytes bytes, Memory memory) {
     void* data = nullptr;
     if (bytes > 0) {
-      const cudaError_t error = memory == Memory::kDevice ? cudaMalloc(&data, bytes) : cudaHostAlloc(&data, bytes, cudaHostAllocMapped | cudaHostAllocPortable);
+      const cudaError_t error = memory == Memory::kDevice
+                                    ? cudaMalloc(&data, bytes)
+                                    : cudaHostAlloc(&data, bytes, cudaHostAllocMapped | cudaHostAllocPortable);
       if (error != cudaSuccess) return no_memory(bytes, memory, error);
     }
     auto buffer = std::make_unique<CudaBuffer>(static_cast<std::byte*>(data), bytes, memory);
@@ -101,8 +113,8 @@ class CudaBuffer final : public tensor::Buffer {
   Memory memory_;
 };
 
-/// Blocks for activations outside a plan: shared memory, kept when released, since taking it is slow. A block that is given out again is
-/// used later on the same stream, so nothing has to wait.
+/// Blocks for activations outside a plan: shared memory, kept when released, since taking it is slow. A block that is
+/// given out again is used later on the same stream, so nothing has to wait.
 class SharedBlocks {
  public:
   void* take(std::uint64_t bytes) {
@@ -137,8 +149,8 @@ class SharedBlocks {
   Bytes kept_ = 0;
 };
 
-/// What passes launched, by key, to be launched again at the price of one call. A key's first pass runs as it is (libraries prepare
-/// themselves then), the second is recorded, and later ones are that record.
+/// What passes launched, by key, to be launched again at the price of one call. A key's first pass runs as it is
+/// (libraries prepare themselves then), the second is recorded, and later ones are that record.
 class Recordings {
  public:
   Recordings() = default;
@@ -204,7 +216,9 @@ class CopyStream {
     context.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
     context.note(cudaEventRecord(at.here, stream_));
   }
-  void await(Context& context, int place) { context.note(cudaStreamWaitEvent(context.stream, of(context, place).here, 0)); }
+  void await(Context& context, int place) {
+    context.note(cudaStreamWaitEvent(context.stream, of(context, place).here, 0));
+  }
   void leave(Context& context, int place) {
     Place& at = of(context, place);
     context.note(cudaEventRecord(at.left, context.stream));
@@ -212,7 +226,10 @@ class CopyStream {
   }
 
  private:
-  struct Place { cudaEvent_t here = nullptr, left = nullptr; bool was_left = false; };
+  struct Place {
+    cudaEvent_t here = nullptr, left = nullptr;
+    bool was_left = false;
+  };
   Place& of(Context& context, int place) {
     Place& at = places_[static_cast<std::size_t>(place)];
     for (cudaEvent_t* event : {&at.here, &at.left})
@@ -241,26 +258,34 @@ class CudaBackend final : public tensor::Backend {
   Status start() {
     int devices = 0;
     if (const cudaError_t error = cudaGetDeviceCount(&devices); error != cudaSuccess) return device_failed(error);
-    if (context_.device >= devices) return fail_environment("cuda.no_such_device", {{"device", std::to_string(context_.device)}, {"count", std::to_string(devices)}});
+    if (context_.device >= devices)
+      return fail_environment("cuda.no_such_device",
+                              {{"device", std::to_string(context_.device)}, {"count", std::to_string(devices)}});
     if (const cudaError_t error = cudaSetDevice(context_.device); error != cudaSuccess) return device_failed(error);
     cudaDeviceProp properties{};
-    if (const cudaError_t error = cudaGetDeviceProperties(&properties, context_.device); error != cudaSuccess) return device_failed(error);
+    if (const cudaError_t error = cudaGetDeviceProperties(&properties, context_.device); error != cudaSuccess)
+      return device_failed(error);
     name_ = properties.name;
     gpu_names().set(context_.device, name_);
     context_.multiprocessors = properties.multiProcessorCount;
     context_.compute_capability = properties.major * 10 + properties.minor;
     context_.shared_bytes = properties.sharedMemPerBlockOptin;
     if (context_.compute_capability < kOldestCapability)
-      return fail_environment("cuda.too_old", {{"device", name_}, {"capability", std::to_string(properties.major) + "." + std::to_string(properties.minor)}});
-    if (const cudaError_t error = cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking); error != cudaSuccess) return device_failed(error);
+      return fail_environment(
+          "cuda.too_old", {{"device", name_},
+                           {"capability", std::to_string(properties.major) + "." + std::to_string(properties.minor)}});
+    if (const cudaError_t error = cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking);
+        error != cudaSuccess)
+      return device_failed(error);
     FATHOM_TRY(blas_, Blas::load());
     FATHOM_TRY(workspace_, CudaBuffer::make(kWorkspaceBytes, Memory::kDevice));
     context_.blas = blas_.get();
     context_.rounded_data = workspace_->data();
     context_.workspace = Workspace(workspace_->data() + kRoundedBytes, workspace_->bytes() - kRoundedBytes);
-    activations_.use_heap({.take = [](void* blocks, std::uint64_t bytes) { return static_cast<SharedBlocks*>(blocks)->take(bytes); },
-                           .give_back = [](void* blocks, void* memory) { static_cast<SharedBlocks*>(blocks)->give_back(memory); },
-                           .self = &blocks_});
+    activations_.use_heap(
+        {.take = [](void* blocks, std::uint64_t bytes) { return static_cast<SharedBlocks*>(blocks)->take(bytes); },
+         .give_back = [](void* blocks, void* memory) { static_cast<SharedBlocks*>(blocks)->give_back(memory); },
+         .self = &blocks_});
     return {};
   }
 
@@ -270,12 +295,14 @@ class CudaBackend final : public tensor::Backend {
   tensor::GradOps* grad_ops() override { return nullptr; }
   tensor::ActivationMemory& activations() override { return activations_; }
   Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement placement) override {
-    if (placement == tensor::Placement::kDevice && block_ != nullptr && reserved_bytes(bytes) <= block_->bytes() - block_used_) {
+    if (placement == tensor::Placement::kDevice && block_ != nullptr &&
+        reserved_bytes(bytes) <= block_->bytes() - block_used_) {
       std::byte* const data = block_->data() + block_used_;
       block_used_ += reserved_bytes(bytes);
       return std::make_unique<CudaBuffer>(data, bytes, Memory::kPart);
     }
-    FATHOM_TRY(auto buffer, CudaBuffer::make(bytes, placement == tensor::Placement::kDevice ? Memory::kDevice : Memory::kShared));
+    FATHOM_TRY(auto buffer,
+               CudaBuffer::make(bytes, placement == tensor::Placement::kDevice ? Memory::kDevice : Memory::kShared));
     return std::unique_ptr<tensor::Buffer>(std::move(buffer));
   }
   Status reserve(Bytes bytes) override {
@@ -291,8 +318,12 @@ class CudaBackend final : public tensor::Backend {
     return tensor::DeviceMemory{free, total};
   }
   bool host_addressable() const override { return false; }
-  Status upload(std::byte* to, std::span<const std::byte> from) override { return transfer(to, from.data(), from.size()); }
-  Status download(std::span<std::byte> to, const std::byte* from) override { return transfer(to.data(), from, to.size()); }
+  Status upload(std::byte* to, std::span<const std::byte> from) override {
+    return transfer(to, from.data(), from.size());
+  }
+  Status download(std::span<std::byte> to, const std::byte* from) override {
+    return transfer(to.data(), from, to.size());
+  }
   void copy_in(std::byte* to, const std::byte* from, Bytes bytes) override {
     ops_.flush();
     context_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, context_.stream));
@@ -316,7 +347,9 @@ class CudaBackend final : public tensor::Backend {
     ops_.flush();
     context_.note(cudaLaunchHostFunc(context_.stream, work, data));
   }
-  void fetch(int place, std::byte* to, const std::byte* from, Bytes bytes) override { copies_.fetch(context_, place, to, from, bytes); }
+  void fetch(int place, std::byte* to, const std::byte* from, Bytes bytes) override {
+    copies_.fetch(context_, place, to, from, bytes);
+  }
   void await(int place) override { copies_.await(context_, place); }
   void leave(int place) override {
     ops_.flush();
@@ -336,7 +369,8 @@ class CudaBackend final : public tensor::Backend {
     return launch_fill(context_, fill, reinterpret_cast<const std::uint8_t*>(codes));
   }
   Bytes workspace_bytes() const override { return kWorkspaceBytes + collectives_bytes_; }
-  Result<std::unique_ptr<tensor::Collectives>> make_collectives(std::shared_ptr<tensor::Transport> transport, const tensor::GroupMembers& members) override {
+  Result<std::unique_ptr<tensor::Collectives>> make_collectives(std::shared_ptr<tensor::Transport> transport,
+                                                                const tensor::GroupMembers& members) override {
     FATHOM_TRY(auto made, CudaCollectives::make(context_, ops_, std::move(transport), members));
     collectives_ = made.get();
     made->before_end = [this] {
@@ -405,10 +439,10 @@ class CudaBackend final : public tensor::Backend {
 
   Context context_;
   std::string name_;
-  SharedBlocks blocks_;                    // outlives the activations that lie in it
+  SharedBlocks blocks_;  // outlives the activations that lie in it
   tensor::ActivationMemory activations_;
   std::unique_ptr<CudaBuffer> workspace_;
-  std::unique_ptr<CudaBuffer> block_;      // that other buffers are parts of
+  std::unique_ptr<CudaBuffer> block_;  // that other buffers are parts of
   Bytes block_used_ = 0;
   CopyStream copies_;
   std::unique_ptr<Blas> blas_;
@@ -425,15 +459,19 @@ std::optional<Error> find_fault() {
   int devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&devices);
   cudaGetLastError();
-  if (error == cudaErrorInsufficientDriver || error == cudaErrorCompatNotSupportedOnDevice || error == cudaErrorSystemDriverMismatch) {
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorCompatNotSupportedOnDevice ||
+      error == cudaErrorSystemDriverMismatch) {
     int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver);
     cudaRuntimeGetVersion(&runtime);
     if (driver == 0) return fail_environment("cuda.no_driver").value();
-    const auto version = [](int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); };
+    const auto version = [](int number) {
+      return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
+    };
     return fail_environment("cuda.old_driver", {{"driver", version(driver)}, {"wanted", version(runtime)}}).value();
   }
-  if (error == cudaErrorNoDevice || (error == cudaSuccess && devices == 0)) return fail_environment("cuda.no_device").value();
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && devices == 0))
+    return fail_environment("cuda.no_device").value();
   if (error != cudaSuccess) return device_failed(error).value();
   return std::nullopt;
 }

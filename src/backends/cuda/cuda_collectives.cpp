@@ -81,7 +81,8 @@ class Peers {
     card.ready = allocate(n, card);
     FATHOM_TRY(const std::vector<Card> cards, tell_all(transport, ranks, card));
     bool reach = true;
-    for (std::size_t r = 0; r < cards.size(); ++r) reach = reach && cards[r].ready && cards[r].host == card.host && (r == me || open(cards[r], card, r));
+    for (std::size_t r = 0; r < cards.size(); ++r)
+      reach = reach && cards[r].ready && cards[r].host == card.host && (r == me || open(cards[r], card, r));
     table_.inbox[me] = static_cast<std::byte*>(inbox_);
     FATHOM_TRY(const std::vector<bool_byte> all, tell_all(transport, ranks, bool_byte{reach}));
     cudaGetLastError();
@@ -92,19 +93,26 @@ class Peers {
   }
 
   Bytes bytes() const { return bytes_; }
-  bool takes(const Tensor& x) const { return x.bytes() <= peer_reduce_most(table_.ranks) && x.elements() % 4 == 0 && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0; }
+  bool takes(const Tensor& x) const {
+    return x.bytes() <= peer_reduce_most(table_.ranks) && x.elements() % 4 == 0 &&
+           reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0;
+  }
   void reduce(Context& context, const Tensor& x) { launch_peer_reduce(context, table_, x.as<float>(), x.elements()); }
   bool stuck() const { return *static_cast<volatile std::uint32_t*>(fault_) != 0; }
   void cut() const { *static_cast<volatile std::uint32_t*>(fault_) = 1; }
 
  private:
-  struct bool_byte { bool value = false; };
+  struct bool_byte {
+    bool value = false;
+  };
 
   bool allocate(int n, Card& card) {
     const Bytes bytes = peer_inbox_bytes(n);
     void* fault = nullptr;
     if (cudaMalloc(&inbox_, bytes) != cudaSuccess || cudaMemset(inbox_, 0, bytes) != cudaSuccess) return false;
-    if (cudaMalloc(reinterpret_cast<void**>(&table_.state), 256) != cudaSuccess || cudaMemset(table_.state, 0, 256) != cudaSuccess) return false;
+    if (cudaMalloc(reinterpret_cast<void**>(&table_.state), 256) != cudaSuccess ||
+        cudaMemset(table_.state, 0, 256) != cudaSuccess)
+      return false;
     if (cudaHostAlloc(&fault, 64, cudaHostAllocMapped | cudaHostAllocPortable) != cudaSuccess) return false;
     std::memset(fault, 0, 64);
     fault_ = table_.fault = static_cast<std::uint32_t*>(fault);
@@ -116,7 +124,9 @@ class Peers {
   bool open(const Card& theirs, const Card& mine, std::size_t r) {
     if (theirs.process == mine.process) {
       int can = 0;
-      if (theirs.device == mine.device || cudaDeviceCanAccessPeer(&can, mine.device, theirs.device) != cudaSuccess || can == 0) return false;
+      if (theirs.device == mine.device || cudaDeviceCanAccessPeer(&can, mine.device, theirs.device) != cudaSuccess ||
+          can == 0)
+        return false;
       const cudaError_t enabled = cudaDeviceEnablePeerAccess(theirs.device, 0);
       if (enabled != cudaSuccess && enabled != cudaErrorPeerAccessAlreadyEnabled) return false;
       table_.inbox[r] = theirs.inbox;
@@ -145,7 +155,8 @@ struct Circle {
 
 class Both final : public CudaCollectives {
  public:
-  Both(Context& context, CudaOps& ops, std::shared_ptr<tensor::Transport> transport, const Nccl& nccl) : context_(context), ops_(ops), transport_(std::move(transport)), nccl_(nccl) {}
+  Both(Context& context, CudaOps& ops, std::shared_ptr<tensor::Transport> transport, const Nccl& nccl)
+      : context_(context), ops_(ops), transport_(std::move(transport)), nccl_(nccl) {}
   Both(const Both&) = delete;
   Both& operator=(const Both&) = delete;
   ~Both() override {
@@ -190,7 +201,9 @@ class Both final : public CudaCollectives {
     if (cut_) return false;
     for (const auto& circle : circles_) {
       int state = 0;
-      if (nccl_.comm_get_async_error(circle->comm, &state) == 0 && state != 0 && state != Nccl::kInProgress && !failure_) failure_ = nccl_.failed(state).value();
+      if (nccl_.comm_get_async_error(circle->comm, &state) == 0 && state != 0 && state != Nccl::kInProgress &&
+          !failure_)
+        failure_ = nccl_.failed(state).value();
       if (circle->peers != nullptr && circle->peers->stuck() && !failure_) failure_ = stuck(waited);
     }
     if (const auto told = transport_->failure(); told && !failure_) failure_ = *told;
@@ -213,7 +226,8 @@ class Both final : public CudaCollectives {
   void beat() override { transport_->beat(); }
   Status status() override {
     for (const auto& circle : circles_)
-      if (circle->peers != nullptr && circle->peers->stuck() && !failure_) failure_ = stuck(tensor::rank_patience_seconds());
+      if (circle->peers != nullptr && circle->peers->stuck() && !failure_)
+        failure_ = stuck(tensor::rank_patience_seconds());
     if (failure_) return tl::unexpected<Error>(*failure_);
     if (const auto told = transport_->failure()) return tl::unexpected<Error>(*told);
     return {};
@@ -223,14 +237,18 @@ class Both final : public CudaCollectives {
     Circle* circle = begin(group);
     if (circle == nullptr || x.elements() == 0) return;
     FATHOM_CHECK(x.contiguous() && x.dtype == DType::f32, "sums are of dense f32");
-    if (circle->peers != nullptr && circle->peers->takes(x)) circle->peers->reduce(context_, x);
-    else note(nccl_.all_reduce(x.data, x.data, static_cast<std::size_t>(x.elements()), NcclType::kF32, Nccl::kSum, circle->comm, context_.stream));
+    if (circle->peers != nullptr && circle->peers->takes(x))
+      circle->peers->reduce(context_, x);
+    else
+      note(nccl_.all_reduce(x.data, x.data, static_cast<std::size_t>(x.elements()), NcclType::kF32, Nccl::kSum,
+                            circle->comm, context_.stream));
   }
   void all_gather(Group group, const Tensor& x, const Tensor& out) override {
     Circle* circle = begin(group);
     FATHOM_CHECK(x.contiguous() && out.contiguous(), "all_gather: dense tensors");
     if (circle == nullptr) return copy(x, out);
-    if (x.bytes() > 0) note(nccl_.all_gather(x.data, out.data, x.bytes(), NcclType::kU8, circle->comm, context_.stream));
+    if (x.bytes() > 0)
+      note(nccl_.all_gather(x.data, out.data, x.bytes(), NcclType::kU8, circle->comm, context_.stream));
   }
   void all_gather_rows(Group group, const Tensor& x, std::span<const std::int64_t> rows, const Tensor& out) override {
     Circle* circle = begin(group);
@@ -238,7 +256,8 @@ class Both final : public CudaCollectives {
     if (circle == nullptr) return copy(x, out);
     if (out.dim(0) == 0) return;
     const Bytes row = out.bytes() / static_cast<Bytes>(out.dim(0));
-    if (std::all_of(rows.begin(), rows.end(), [&](std::int64_t n) { return n == rows[0]; })) return note(nccl_.all_gather(x.data, out.data, x.bytes(), NcclType::kU8, circle->comm, context_.stream));
+    if (std::all_of(rows.begin(), rows.end(), [&](std::int64_t n) { return n == rows[0]; }))
+      return note(nccl_.all_gather(x.data, out.data, x.bytes(), NcclType::kU8, circle->comm, context_.stream));
     note(nccl_.group_start());
     std::byte* place = out.data;
     for (std::size_t r = 0; r < rows.size(); ++r) {
@@ -246,8 +265,10 @@ class Both final : public CudaCollectives {
       if (static_cast<int>(r) == rank(group)) {
         if (bytes > 0) context_.note(cudaMemcpyAsync(place, x.data, bytes, cudaMemcpyDeviceToDevice, context_.stream));
       } else {
-        if (x.bytes() > 0) note(nccl_.send(x.data, x.bytes(), NcclType::kU8, static_cast<int>(r), circle->comm, context_.stream));
-        if (bytes > 0) note(nccl_.receive(place, bytes, NcclType::kU8, static_cast<int>(r), circle->comm, context_.stream));
+        if (x.bytes() > 0)
+          note(nccl_.send(x.data, x.bytes(), NcclType::kU8, static_cast<int>(r), circle->comm, context_.stream));
+        if (bytes > 0)
+          note(nccl_.receive(place, bytes, NcclType::kU8, static_cast<int>(r), circle->comm, context_.stream));
       }
       place += bytes;
     }
@@ -257,7 +278,9 @@ class Both final : public CudaCollectives {
     Circle* circle = begin(group);
     FATHOM_CHECK(x.contiguous() && out.contiguous() && x.dtype == DType::f32, "sums are of dense f32");
     if (circle == nullptr) return copy(x, out);
-    if (out.elements() > 0) note(nccl_.reduce_scatter(x.data, out.data, static_cast<std::size_t>(out.elements()), NcclType::kF32, Nccl::kSum, circle->comm, context_.stream));
+    if (out.elements() > 0)
+      note(nccl_.reduce_scatter(x.data, out.data, static_cast<std::size_t>(out.elements()), NcclType::kF32, Nccl::kSum,
+                                circle->comm, context_.stream));
   }
   void all_to_all(Group group, const Tensor& x, const Tensor& out) override {
     Circle* circle = begin(group);
@@ -268,7 +291,8 @@ class Both final : public CudaCollectives {
     note(nccl_.group_start());
     for (std::size_t r = 0; r < circle->ranks.size(); ++r) {
       note(nccl_.send(x.data + r * block, block, NcclType::kU8, static_cast<int>(r), circle->comm, context_.stream));
-      note(nccl_.receive(out.data + r * block, block, NcclType::kU8, static_cast<int>(r), circle->comm, context_.stream));
+      note(nccl_.receive(out.data + r * block, block, NcclType::kU8, static_cast<int>(r), circle->comm,
+                         context_.stream));
     }
     note(nccl_.group_end());
   }
@@ -289,25 +313,31 @@ class Both final : public CudaCollectives {
     return of_[static_cast<std::size_t>(group)];
   }
   void copy(const Tensor& x, const Tensor& out) {
-    if (x.data != out.data && x.bytes() > 0) context_.note(cudaMemcpyAsync(out.data, x.data, x.bytes(), cudaMemcpyDeviceToDevice, context_.stream));
+    if (x.data != out.data && x.bytes() > 0)
+      context_.note(cudaMemcpyAsync(out.data, x.data, x.bytes(), cudaMemcpyDeviceToDevice, context_.stream));
   }
   void note(int code) {
     if (code != 0 && code != Nccl::kInProgress && !failure_) failure_ = nccl_.failed(code).value();
   }
-  static Error stuck(double waited) { return fail_environment("cuda.collective_stuck", {{"seconds", std::to_string(static_cast<int>(waited))}}).value(); }
+  static Error stuck(double waited) {
+    return fail_environment("cuda.collective_stuck", {{"seconds", std::to_string(static_cast<int>(waited))}}).value();
+  }
 
   // The first of the ranks makes the name by which they find each other.
   Status connect(Circle& circle) {
     NcclId id{};
-    const int me = static_cast<int>(std::find(circle.ranks.begin(), circle.ranks.end(), transport_->rank()) - circle.ranks.begin());
+    const int me = static_cast<int>(std::find(circle.ranks.begin(), circle.ranks.end(), transport_->rank()) -
+                                    circle.ranks.begin());
     if (me == 0) {
       if (const int code = nccl_.get_unique_id(&id); code != 0) return nccl_.failed(code);
-      for (std::size_t r = 1; r < circle.ranks.size(); ++r) FATHOM_TRY_VOID(transport_->post(circle.ranks[r], bytes_of(id)));
+      for (std::size_t r = 1; r < circle.ranks.size(); ++r)
+        FATHOM_TRY_VOID(transport_->post(circle.ranks[r], bytes_of(id)));
     } else {
       FATHOM_TRY(const auto bytes, transport_->take(circle.ranks[0], tensor::Patience::kIdle));
       id = value_of<NcclId>(bytes);
     }
-    if (const int code = nccl_.comm_init_rank(&circle.comm, static_cast<int>(circle.ranks.size()), id, me); code != 0) return nccl_.failed(code);
+    if (const int code = nccl_.comm_init_rank(&circle.comm, static_cast<int>(circle.ranks.size()), id, me); code != 0)
+      return nccl_.failed(code);
     return {};
   }
 
@@ -324,7 +354,9 @@ class Both final : public CudaCollectives {
 
 }  // namespace
 
-Result<std::unique_ptr<CudaCollectives>> CudaCollectives::make(Context& context, CudaOps& ops, std::shared_ptr<tensor::Transport> transport, const tensor::GroupMembers& members) {
+Result<std::unique_ptr<CudaCollectives>> CudaCollectives::make(Context& context, CudaOps& ops,
+                                                               std::shared_ptr<tensor::Transport> transport,
+                                                               const tensor::GroupMembers& members) {
   FATHOM_TRY(const Nccl* nccl, Nccl::load());
   auto made = std::make_unique<Both>(context, ops, std::move(transport), *nccl);
   FATHOM_TRY_VOID(made->join(members));

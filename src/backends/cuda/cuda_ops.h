@@ -1,9 +1,11 @@
-// CudaOps: every op of the vocabulary as kernels on one stream of one NVIDIA GPU. One file a family, as in src/backends/reference, which is
-// the twin. Activations are f32; weights f32, f16, bf16 and the 8- and 4-bit formats; caches f32, f16 and bf16. Nothing is allocated
-// and nothing waits while ops run: what a kernel needs beside its arguments comes from the workspace, and the host never reads device memory.
+// CudaOps: every op of the vocabulary as kernels on one stream of one NVIDIA GPU. One file a family, as in
+// src/backends/reference, which is the twin. Activations are f32; weights f32, f16, bf16 and the 8- and 4-bit formats;
+// caches f32, f16 and bf16. Nothing is allocated and nothing waits while ops run: what a kernel needs beside its
+// arguments comes from the workspace, and the host never reads device memory.
 //
-// Bits: the same arguments give the same bits on the same device. A token's result does not depend on the values of other tokens
-// (attention on tensor cores: but for NaN and infinity among the values of later tokens in the same block of keys).
+// Bits: the same arguments give the same bits on the same device. A token's result does not depend on the values of
+// other tokens (attention on tensor cores: but for NaN and infinity among the values of later tokens in the same block
+// of keys).
 #pragma once
 #include <memory>
 
@@ -17,8 +19,8 @@ class CudaOps final : public tensor::Ops {
  public:
   CudaOps(Context& context, tensor::ActivationMemory& memory);
   ~CudaOps() override;
-  /// Launches products that wait for others of the same x, to be launched as one. Every op but linear begins with it, and so must whoever
-  /// reads results or ends a recording.
+  /// Launches products that wait for others of the same x, to be launched as one. Every op but linear begins with it,
+  /// and so must whoever reads results or ends a recording.
   void flush();
 
   tensor::Tensor allocate(DType dtype, tensor::Shape shape) override { return memory_.allocate(dtype, shape); }

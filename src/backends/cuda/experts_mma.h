@@ -6,7 +6,9 @@
 namespace fathom::cuda {
 
 /// The matrices of all experts, the same for every chunk of tokens.
-struct Matrices { MatrixOfExperts gate, up, down; };
+struct Matrices {
+  MatrixOfExperts gate, up, down;
+};
 
 /// Whether rows of eight elements can be read at once.
 bool reads_vectors(std::span<const tensor::Weight> weights);
@@ -15,6 +17,7 @@ bool can_mma(const tensor::ExpertsArgs& args);
 /// Hits of a run at most, for `pairs` of tokens and experts.
 int mma_run(const tensor::ExpertsArgs& args, std::int64_t pairs);
 /// Both products; the second's results [hits, h], in the workspace. gather.run is mma_run's.
-float* multiply_mma(Context& context, const tensor::ExpertsArgs& args, const Matrices& matrices, const tensor::Tensor& x, const GatherView& gather);
+float* multiply_mma(Context& context, const tensor::ExpertsArgs& args, const Matrices& matrices,
+                    const tensor::Tensor& x, const GatherView& gather);
 
 }  // namespace fathom::cuda

@@ -1,12 +1,13 @@
-// Prefill: ops over many dense rows that also round what they make for the product that comes next (context.h, RoundedActivations).
+// Prefill: ops over many dense rows that also round what they make for the product that comes next (context.h,
+// RoundedActivations).
 #pragma once
 #include "backends/cuda/context.h"
 #include "tensor/ops.h"
 
 namespace fathom::cuda {
 
-/// Where rows x [tokens, width] (dense, f32) are to be rounded to, if they are many and a product has rounded before; null: nowhere.
-/// Whoever asks writes both and then tells with keep_rounded.
+/// Where rows x [tokens, width] (dense, f32) are to be rounded to, if they are many and a product has rounded before;
+/// null: nowhere. Whoever asks writes both and then tells with keep_rounded.
 std::byte* room_to_round(const Context& context, const tensor::Tensor& x);
 void keep_rounded(Context& context, const tensor::Tensor& x);
 

@@ -50,8 +50,10 @@ class Marks {
       zero_ = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
     }
     next(context);
-    if (opens != nullptr) Range::open(opens);
-    else Range::close();
+    if (opens != nullptr)
+      Range::open(opens);
+    else
+      Range::close();
   }
 
   /// Of a stream that is done.

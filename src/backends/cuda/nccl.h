@@ -1,5 +1,5 @@
-// Nccl: NVIDIA's collectives, found when the program runs. Its header is not needed: what is used of it is declared here (NCCL 2, whose
-// numbers are part of its interface).
+// Nccl: NVIDIA's collectives, found when the program runs. Its header is not needed: what is used of it is declared
+// here (NCCL 2, whose numbers are part of its interface).
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -13,7 +13,9 @@
 namespace fathom::cuda {
 
 using NcclComm = struct ncclComm*;
-struct NcclId { std::array<char, 128> bytes; };
+struct NcclId {
+  std::array<char, 128> bytes;
+};
 enum class NcclType : int { kU8 = 1, kI32 = 2, kF32 = 7 };
 
 /// The library's entry points; every one answers 0 when it is well.
@@ -33,9 +35,12 @@ struct Nccl {
   int (*group_start)() = nullptr;
   int (*group_end)() = nullptr;
 
-  /// Loaded once a process. NVLink multicast is kept off (NCCL_NVLS_ENABLE=0): sums then have one order. Errors: "cuda.no_nccl".
+  /// Loaded once a process. NVLink multicast is kept off (NCCL_NVLS_ENABLE=0): sums then have one order. Errors:
+  /// "cuda.no_nccl".
   static Result<const Nccl*> load();
-  tl::unexpected<Error> failed(int code) const { return fail_environment("cuda.nccl_failed", {{"error", get_error_string(code)}}); }
+  tl::unexpected<Error> failed(int code) const {
+    return fail_environment("cuda.nccl_failed", {{"error", get_error_string(code)}});
+  }
 };
 
 }  // namespace fathom::cuda

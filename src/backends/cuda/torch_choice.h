@@ -1,5 +1,6 @@
-// std::nth_element and the choosing half of std::partial_sort as libstdc++ has them, step by step, for devices and hosts: which of equals they
-// leave in front is what tensor/topk_horizon.h is about. Of verify alone; a test holds it against the library.
+// std::nth_element and the choosing half of std::partial_sort as libstdc++ has them, step by step, for devices and
+// hosts: which of equals they leave in front is what tensor/topk_horizon.h is about. Of verify alone; a test holds it
+// against the library.
 #pragma once
 #include <cstdint>
 
@@ -25,12 +26,16 @@ class TorchChooser {
   FATHOM_ANYWHERE void choose(std::int64_t n, std::int64_t k) {
     if (k > n) k = n;
     if (k == 0) return;
-    if (k * 64 <= n) select_by_heap(0, k, n);
-    else select(0, k - 1, n);
+    if (k * 64 <= n)
+      select_by_heap(0, k, n);
+    else
+      select(0, k - 1, n);
   }
 
  private:
-  FATHOM_ANYWHERE static bool larger(const Choice& a, const Choice& b) { return (a.score != a.score && b.score == b.score) || a.score > b.score; }
+  FATHOM_ANYWHERE static bool larger(const Choice& a, const Choice& b) {
+    return (a.score != a.score && b.score == b.score) || a.score > b.score;
+  }
   FATHOM_ANYWHERE void swap(std::int64_t i, std::int64_t j) {
     const Choice kept = all_[i];
     all_[i] = all_[j];
@@ -52,7 +57,8 @@ class TorchChooser {
       all_[first + hole] = all_[first + child];
       hole = child;
     }
-    for (std::int64_t parent = (hole - 1) / 2; hole > top && larger(all_[first + parent], value); parent = (hole - 1) / 2) {
+    for (std::int64_t parent = (hole - 1) / 2; hole > top && larger(all_[first + parent], value);
+         parent = (hole - 1) / 2) {
       all_[first + hole] = all_[first + parent];
       hole = parent;
     }
@@ -61,7 +67,8 @@ class TorchChooser {
 
   FATHOM_ANYWHERE void select_by_heap(std::int64_t first, std::int64_t middle, std::int64_t last) {
     const std::int64_t size = middle - first;
-    for (std::int64_t parent = (size - 2) / 2; size >= 2 && parent >= 0; --parent) settle(first, parent, size, all_[first + parent]);
+    for (std::int64_t parent = (size - 2) / 2; size >= 2 && parent >= 0; --parent)
+      settle(first, parent, size, all_[first + parent]);
     for (std::int64_t i = middle; i < last; ++i) {
       if (!larger(all_[i], all_[first])) continue;
       const Choice value = all_[i];
@@ -74,8 +81,10 @@ class TorchChooser {
   FATHOM_ANYWHERE std::int64_t part(std::int64_t first, std::int64_t last) {
     const std::int64_t a = first + 1, b = first + (last - first) / 2, c = last - 1;
     const bool ab = larger(all_[a], all_[b]), bc = larger(all_[b], all_[c]), ac = larger(all_[a], all_[c]);
-    if (ab) swap(first, bc ? b : ac ? c : a);
-    else swap(first, ac ? a : bc ? c : b);
+    if (ab)
+      swap(first, bc ? b : ac ? c : a);
+    else
+      swap(first, ac ? a : bc ? c : b);
     std::int64_t low = first + 1, high = last;
     while (true) {
       while (larger(all_[low], all_[first])) ++low;
@@ -108,8 +117,10 @@ class TorchChooser {
         return swap(first, nth);
       }
       const std::int64_t cut = part(first, last);
-      if (cut <= nth) first = cut;
-      else last = cut;
+      if (cut <= nth)
+        first = cut;
+      else
+        last = cut;
     }
     sort_few(first, last);
   }

@@ -5,6 +5,8 @@ namespace fathom::cuda {
 
 std::string why_unavailable() { return error_text(fail_unsupported("cuda.not_built").value()); }
 
-Result<std::unique_ptr<tensor::Backend>> make_cuda_backend(const tensor::BackendOptions&) { return fail_unsupported("cuda.not_built"); }
+Result<std::unique_ptr<tensor::Backend>> make_cuda_backend(const tensor::BackendOptions&) {
+  return fail_unsupported("cuda.not_built");
+}
 
 }  // namespace fathom::cuda

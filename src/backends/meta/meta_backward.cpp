@@ -1,5 +1,5 @@
-// Backward: each call is recorded with the kind of its forward. Products count twice the forward when both gradients are wanted.
-// A gradient is added to what is there, so it is read and written.
+// Backward: each call is recorded with the kind of its forward. Products count twice the forward when both gradients
+// are wanted. A gradient is added to what is there, so it is read and written.
 #include "backends/meta/meta_ops.h"
 
 namespace fathom::meta {
@@ -78,10 +78,12 @@ void MetaOps::grouped_linear_backward(const GroupedLinearGrad& args) {
   const auto groups = f.x.dim(1);
   const double share = static_cast<double>(f.rows) / static_cast<double>(f.group_rows);
   const Rate rows = options_.units.rate(args.dout.dim(0));
-  const Rate flops = rows * (2.0 * static_cast<double>(groups) * static_cast<double>(f.rows) * static_cast<double>(f.weight.cols));
+  const Rate flops =
+      rows * (2.0 * static_cast<double>(groups) * static_cast<double>(f.rows) * static_cast<double>(f.weight.cols));
   for (const bool weight_gradient : {false, true}) {
     if (!(weight_gradient ? args.dweight : args.dx).defined()) continue;
-    OpRecord& op = weight_gradient ? record(OpKind::kGroupedLinear, {&args.dout, &f.x}, {}) : record(OpKind::kGroupedLinear, {&args.dout, &args.dx}, {&args.dx});
+    OpRecord& op = weight_gradient ? record(OpKind::kGroupedLinear, {&args.dout, &f.x}, {})
+                                   : record(OpKind::kGroupedLinear, {&args.dout, &args.dx}, {&args.dx});
     op.backward = true;
     op.weight_gradient = weight_gradient;
     set_weight(op, f.weight);
@@ -126,7 +128,8 @@ void MetaOps::compress_backward(const CompressGrad& args) {
 }
 
 void MetaOps::swiglu_backward(const SwigluGrad& args) {
-  OpRecord& op = record(OpKind::kSwiglu, {&args.f.gate, &args.f.up, &args.dout, &args.dgate, &args.dup}, {&args.dgate, &args.dup});
+  OpRecord& op =
+      record(OpKind::kSwiglu, {&args.f.gate, &args.f.up, &args.dout, &args.dgate, &args.dup}, {&args.dgate, &args.dup});
   op.backward = true;
   op.flops = elements(args.f.gate) * 10.0;
 }
@@ -159,15 +162,19 @@ void MetaOps::experts_backward(const ExpertsGrad& args) {
 }
 
 void MetaOps::hyper_mix_backward(const HyperMixGrad& args) {
-  OpRecord& op = record(OpKind::kHyperMix, {&args.f.streams, &args.dcollapsed, &args.dpost, &args.dcomb, &args.dstreams}, {&args.dstreams});
+  OpRecord& op =
+      record(OpKind::kHyperMix, {&args.f.streams, &args.dcollapsed, &args.dpost, &args.dcomb, &args.dstreams},
+             {&args.dstreams});
   op.backward = true;
   set_weight(op, args.f.fn);
   op.k = args.f.fn.cols;
-  op.flops = options_.units.rate(args.f.streams.dim(0)) * (4.0 * static_cast<double>(args.f.fn.rows) * static_cast<double>(args.f.fn.cols));
+  op.flops = options_.units.rate(args.f.streams.dim(0)) *
+             (4.0 * static_cast<double>(args.f.fn.rows) * static_cast<double>(args.f.fn.cols));
 }
 
 void MetaOps::hyper_merge_backward(const HyperMergeGrad& args) {
-  OpRecord& op = record(OpKind::kHyperMerge, {&args.f.x, &args.f.streams, &args.dout, &args.dx, &args.dstreams}, {&args.dx, &args.dstreams, &args.dpost, &args.dcomb});
+  OpRecord& op = record(OpKind::kHyperMerge, {&args.f.x, &args.f.streams, &args.dout, &args.dx, &args.dstreams},
+                        {&args.dx, &args.dstreams, &args.dpost, &args.dcomb});
   op.backward = true;
   op.flops = elements(args.dout) * (4.0 + 4.0 * static_cast<double>(args.f.streams.dim(1)));
 }
@@ -177,7 +184,8 @@ void MetaOps::hyper_head_backward(const HyperHeadGrad& args) {
   op.backward = true;
   set_weight(op, args.f.fn);
   op.k = args.f.fn.cols;
-  op.flops = options_.units.rate(args.f.streams.dim(0)) * (4.0 * static_cast<double>(args.f.fn.rows) * static_cast<double>(args.f.fn.cols));
+  op.flops = options_.units.rate(args.f.streams.dim(0)) *
+             (4.0 * static_cast<double>(args.f.fn.rows) * static_cast<double>(args.f.fn.cols));
 }
 
 void MetaOps::cross_entropy_backward(const CrossEntropyGrad& args) {

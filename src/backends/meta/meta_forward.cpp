@@ -7,7 +7,8 @@ using namespace tensor;  // NOLINT: this file is about nothing else
 
 namespace {
 // FLOPs an element of the elementwise families: adds, multiplies and transcendental functions counted one each.
-constexpr double kNormFlops = 4, kLayerNormFlops = 6, kSwigluFlops = 5, kGeluFlops = 8, kRopeFlops = 3, kSoftmaxFlops = 5;
+constexpr double kNormFlops = 4, kLayerNormFlops = 6, kSwigluFlops = 5, kGeluFlops = 8, kRopeFlops = 3,
+                 kSoftmaxFlops = 5;
 }  // namespace
 
 void MetaOps::embed(const EmbedArgs& args) {
@@ -74,7 +75,8 @@ void MetaOps::rotary(const RotaryArgs& args) {
 
 void MetaOps::rope(const RopeArgs& args) {
   OpRecord& op = record(OpKind::kRope, {&args.x, &args.cos, &args.sin}, {&args.x});
-  const double share = static_cast<double>(2 * args.cos.dim(1)) / static_cast<double>(args.x.dim(args.x.shape.rank - 1));
+  const double share =
+      static_cast<double>(2 * args.cos.dim(1)) / static_cast<double>(args.x.dim(args.x.shape.rank - 1));
   op.flops = elements(args.x) * (kRopeFlops * share);
   op.read_bytes = tensor_bytes(args.x) * share;
   op.written_bytes = op.read_bytes;
@@ -106,8 +108,10 @@ void MetaOps::add_attention(const AttentionArgs& args, bool backward) {
   bool first = true;
   for (const KvSegment& segment : args.segments) {
     const Tensor none;
-    OpRecord& op = first ? record(OpKind::kAttention, {&args.q, &segment.k, &segment.k_shared, &segment.v, &segment.selected}, {&args.out, &args.lse})
-                         : record(OpKind::kAttention, {&none, &segment.k, &segment.k_shared, &segment.v, &segment.selected}, {});
+    OpRecord& op =
+        first ? record(OpKind::kAttention, {&args.q, &segment.k, &segment.k_shared, &segment.v, &segment.selected},
+                       {&args.out, &args.lse})
+              : record(OpKind::kAttention, {&none, &segment.k, &segment.k_shared, &segment.v, &segment.selected}, {});
     op.backward = backward;
     op.rows = options_.units.rate(args.q.dim(0));
     op.n = args.out.dim(1) * args.out.dim(2);
@@ -171,7 +175,8 @@ OpRecord& MetaOps::add_experts(const ExpertsArgs& args) {
   op.expert_intermediate = args.gate.empty() ? 0 : args.gate.front().rows;
   op.n = args.x.dim(1);
   op.k = args.x.dim(1);
-  const double hits = static_cast<double>(op.experts_per_token) * static_cast<double>(op.experts_here) / static_cast<double>(std::max(op.experts_total, 1));
+  const double hits = static_cast<double>(op.experts_per_token) * static_cast<double>(op.experts_here) /
+                      static_cast<double>(std::max(op.experts_total, 1));
   op.flops = op.rows * (6.0 * static_cast<double>(op.n) * static_cast<double>(op.expert_intermediate) * hits);
   return op;
 }
@@ -187,8 +192,10 @@ void MetaOps::hyper_mix(const HyperMixArgs& args) {
   OpRecord& op = record(OpKind::kHyperMix, {&args.streams}, {&args.collapsed, &args.post, &args.comb});
   set_weight(op, args.fn);
   op.k = args.fn.cols;
-  const double row = 2.0 * static_cast<double>(args.fn.rows) * static_cast<double>(args.fn.cols) + 4.0 * static_cast<double>(args.fn.cols) +
-                     static_cast<double>(args.iterations) * 4.0 * static_cast<double>(args.comb.dim(1) * args.comb.dim(2));
+  const double row =
+      2.0 * static_cast<double>(args.fn.rows) * static_cast<double>(args.fn.cols) +
+      4.0 * static_cast<double>(args.fn.cols) +
+      static_cast<double>(args.iterations) * 4.0 * static_cast<double>(args.comb.dim(1) * args.comb.dim(2));
   op.flops = options_.units.rate(args.streams.dim(0)) * row;
 }
 
@@ -201,7 +208,9 @@ void MetaOps::hyper_head(const HyperHeadArgs& args) {
   OpRecord& op = record(OpKind::kHyperHead, {&args.streams}, {&args.out});
   set_weight(op, args.fn);
   op.k = args.fn.cols;
-  op.flops = options_.units.rate(args.streams.dim(0)) * (2.0 * static_cast<double>(args.fn.rows) * static_cast<double>(args.fn.cols) + 4.0 * static_cast<double>(args.fn.cols));
+  op.flops = options_.units.rate(args.streams.dim(0)) *
+             (2.0 * static_cast<double>(args.fn.rows) * static_cast<double>(args.fn.cols) +
+              4.0 * static_cast<double>(args.fn.cols));
 }
 
 void MetaOps::cross_entropy(const CrossEntropyArgs& args) {

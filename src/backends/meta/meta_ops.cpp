@@ -10,9 +10,12 @@ using tensor::Weight;
 Rate TraceUnits::rate(std::int64_t rows) const {
   Rate rate;
   const auto count = static_cast<double>(rows);
-  if (rows != 0 && token_prime != 0 && rows % token_prime == 0) rate.per_token = count / static_cast<double>(tokens);
-  else if (rows != 0 && output_prime != 0 && rows % output_prime == 0) rate.per_output = count / static_cast<double>(outputs);
-  else rate.fixed = count;
+  if (rows != 0 && token_prime != 0 && rows % token_prime == 0)
+    rate.per_token = count / static_cast<double>(tokens);
+  else if (rows != 0 && output_prime != 0 && rows % output_prime == 0)
+    rate.per_output = count / static_cast<double>(outputs);
+  else
+    rate.fixed = count;
   return rate;
 }
 
@@ -27,9 +30,11 @@ Trace MetaOps::take() {
 Tensor MetaOps::allocate(DType dtype, Shape shape) {
   Tensor tensor = tensor::make_tensor(reinterpret_cast<void*>(next_address_), dtype, shape);  // never followed
   tensor.root = static_cast<std::uint32_t>(trace_.buffers.size());
-  // Blocks are padded to the arena's alignment where their size is known now; where it grows with the tokens, padding is lost in it.
+  // Blocks are padded to the arena's alignment where their size is known now; where it grows with the tokens, padding
+  // is lost in it.
   Rate bytes = tensor_bytes(tensor);
-  if (bytes.per_token == 0 && bytes.per_output == 0) bytes.fixed = static_cast<double>(tensor::arena_bytes(dtype, shape));
+  if (bytes.per_token == 0 && bytes.per_output == 0)
+    bytes.fixed = static_cast<double>(tensor::arena_bytes(dtype, shape));
   next_address_ += tensor::arena_bytes(dtype, shape);
   trace_.buffers.push_back({bytes, static_cast<std::uint8_t>(dtype_bytes(dtype))});
   trace_.events.push_back({tensor.root, true, static_cast<std::uint32_t>(trace_.ops.size())});
@@ -53,7 +58,8 @@ Rate MetaOps::elements(const Tensor& x) const {
 
 Rate MetaOps::tensor_bytes(const Tensor& x) const { return elements(x) * static_cast<double>(dtype_bytes(x.dtype)); }
 
-OpRecord& MetaOps::record(OpKind kind, std::initializer_list<const Tensor*> reads, std::initializer_list<const Tensor*> writes) {
+OpRecord& MetaOps::record(OpKind kind, std::initializer_list<const Tensor*> reads,
+                          std::initializer_list<const Tensor*> writes) {
   OpRecord op;
   op.kind = kind;
   std::size_t next = 0;
@@ -79,7 +85,8 @@ void MetaOps::set_weight(OpRecord& op, const Weight& weight, std::uint64_t copie
   op.weight_elements += static_cast<std::uint64_t>(weight.rows) * static_cast<std::uint64_t>(weight.cols) * copies;
   op.weight_bytes += tensor::weight_bytes(weight.format, weight.rows, weight.cols) * copies;
   const auto parameter = static_cast<std::size_t>(weight.parameter);
-  if (weight.parameter >= 0 && parameter < options_.weight_classes.size()) op.weight_class = options_.weight_classes[parameter];
+  if (weight.parameter >= 0 && parameter < options_.weight_classes.size())
+    op.weight_class = options_.weight_classes[parameter];
 }
 
 void MetaCollectives::all_reduce(tensor::Group group, const Tensor& x) {
@@ -95,7 +102,10 @@ void MetaCollectives::all_gather(tensor::Group group, const Tensor& x, const Ten
   op.comm_bytes = size(group) == 1 ? Rate{} : ops_.tensor_bytes(out);
 }
 
-void MetaCollectives::all_gather_rows(tensor::Group group, const Tensor& x, std::span<const std::int64_t>, const Tensor& out) { all_gather(group, x, out); }
+void MetaCollectives::all_gather_rows(tensor::Group group, const Tensor& x, std::span<const std::int64_t>,
+                                      const Tensor& out) {
+  all_gather(group, x, out);
+}
 
 void MetaCollectives::reduce_scatter(tensor::Group group, const Tensor& x, const Tensor& out) {
   OpRecord& op = ops_.record(OpKind::kReduceScatter, {&x}, {&out});

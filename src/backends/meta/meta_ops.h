@@ -1,5 +1,5 @@
-// Backend meta: computes nothing and writes down everything. An Ops, GradOps and Collectives whose calls become OpRecords, and
-// whose memory is an arena that does not exist.
+// Backend meta: computes nothing and writes down everything. An Ops, GradOps and Collectives whose calls become
+// OpRecords, and whose memory is an arena that does not exist.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -14,8 +14,8 @@
 
 namespace fathom::meta {
 
-/// What a row count stands for: a multiple of token_prime is so many times `tokens` (per token), one of output_prime so many
-/// times `outputs`, and all else is fixed. Zero primes: everything is fixed, as in a trace of one particular pass.
+/// What a row count stands for: a multiple of token_prime is so many times `tokens` (per token), one of output_prime so
+/// many times `outputs`, and all else is fixed. Zero primes: everything is fixed, as in a trace of one particular pass.
 struct TraceUnits {
   std::int64_t tokens = 0, token_prime = 0;
   std::int64_t outputs = 0, output_prime = 0;
@@ -38,7 +38,8 @@ class MetaOps : public tensor::Ops, public tensor::GradOps {
  public:
   explicit MetaOps(const MetaOptions& options) : options_(options) { trace_.buffers.emplace_back(); }
 
-  /// What was recorded since the last take(). Buffers keep their numbers, so that a later section may name an earlier one's.
+  /// What was recorded since the last take(). Buffers keep their numbers, so that a later section may name an earlier
+  /// one's.
   Trace take();
   /// Bytes alive now, as a rate.
   const Rate& live() const { return live_; }
@@ -96,11 +97,13 @@ class MetaOps : public tensor::Ops, public tensor::GradOps {
  private:
   friend class MetaCollectives;
   /// A record whose rows, width, buffers and activation bytes come from its tensors.
-  OpRecord& record(OpKind kind, std::initializer_list<const tensor::Tensor*> reads, std::initializer_list<const tensor::Tensor*> writes);
+  OpRecord& record(OpKind kind, std::initializer_list<const tensor::Tensor*> reads,
+                   std::initializer_list<const tensor::Tensor*> writes);
   void set_weight(OpRecord& op, const tensor::Weight& weight, std::uint64_t copies = 1) const;
   Rate tensor_bytes(const tensor::Tensor& x) const;
   Rate elements(const tensor::Tensor& x) const;
-  void set_segment(OpRecord& op, const tensor::Tensor& q, const tensor::KvSegment& segment, std::int64_t value_dim) const;
+  void set_segment(OpRecord& op, const tensor::Tensor& q, const tensor::KvSegment& segment,
+                   std::int64_t value_dim) const;
   void add_attention(const tensor::AttentionArgs& args, bool backward);
   OpRecord& add_experts(const tensor::ExpertsArgs& args);
 
@@ -125,7 +128,8 @@ class MetaCollectives : public tensor::Collectives {
   void all_gather(tensor::Group group, const tensor::Tensor& x, const tensor::Tensor& out) override;
   void reduce_scatter(tensor::Group group, const tensor::Tensor& x, const tensor::Tensor& out) override;
   void all_to_all(tensor::Group group, const tensor::Tensor& x, const tensor::Tensor& out) override;
-  void all_gather_rows(tensor::Group group, const tensor::Tensor& x, std::span<const std::int64_t> rows, const tensor::Tensor& out) override;
+  void all_gather_rows(tensor::Group group, const tensor::Tensor& x, std::span<const std::int64_t> rows,
+                       const tensor::Tensor& out) override;
   // What goes from stage to stage is priced by the layout, not by a trace of one stage.
   void send(tensor::Group, int, const tensor::Tensor&) override {}
   void receive(tensor::Group, int, const tensor::Tensor&) override {}

@@ -6,9 +6,10 @@ namespace fathom::meta {
 
 const char* op_name(OpKind kind) {
   static constexpr const char* names[kOpKindCount] = {
-      "embed", "gather_rows", "copy", "add", "expand_streams", "rms_norm", "layer_norm", "linear", "grouped_linear", "rotary", "rope",
-      "cache_write", "attention", "index_select", "compress", "swiglu", "gelu", "route", "experts", "hyper_mix", "hyper_merge",
-      "hyper_head", "cross_entropy", "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "zero"};
+      "embed",      "gather_rows",    "copy",       "add",        "expand_streams", "rms_norm",   "layer_norm",
+      "linear",     "grouped_linear", "rotary",     "rope",       "cache_write",    "attention",  "index_select",
+      "compress",   "swiglu",         "gelu",       "route",      "experts",        "hyper_mix",  "hyper_merge",
+      "hyper_head", "cross_entropy",  "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "zero"};
   return names[static_cast<int>(kind)];
 }
 
@@ -19,7 +20,9 @@ Rate& Rate::operator+=(const Rate& other) {
   return *this;
 }
 
-Rate operator*(const Rate& rate, double factor) { return {rate.per_token * factor, rate.per_output * factor, rate.fixed * factor}; }
+Rate operator*(const Rate& rate, double factor) {
+  return {rate.per_token * factor, rate.per_output * factor, rate.fixed * factor};
+}
 
 double Peak::at(double tokens, double outputs) const {
   double best = 0;
@@ -28,7 +31,9 @@ double Peak::at(double tokens, double outputs) const {
 }
 
 namespace {
-bool dominates(const Rate& a, const Rate& b) { return a.per_token >= b.per_token && a.per_output >= b.per_output && a.fixed >= b.fixed; }
+bool dominates(const Rate& a, const Rate& b) {
+  return a.per_token >= b.per_token && a.per_output >= b.per_output && a.fixed >= b.fixed;
+}
 }  // namespace
 
 Peak live_peak(const Trace& trace, Rate* held) {
@@ -40,7 +45,8 @@ Peak live_peak(const Trace& trace, Rate* held) {
     if (!mine[event.buffer]) continue;
     live += trace.buffers[event.buffer].bytes * (event.allocate ? 1.0 : -1.0);
     if (!event.allocate) continue;
-    if (std::any_of(peak.candidates.begin(), peak.candidates.end(), [&](const Rate& r) { return dominates(r, live); })) continue;
+    if (std::any_of(peak.candidates.begin(), peak.candidates.end(), [&](const Rate& r) { return dominates(r, live); }))
+      continue;
     std::erase_if(peak.candidates, [&](const Rate& r) { return dominates(live, r); });
     peak.candidates.push_back(live);
   }

@@ -11,12 +11,15 @@
 namespace fathom::mpi {
 namespace {
 
-// MPI 3.1, annex A: the functions' shapes; what a handle is, is the library's own. Constants of Open MPI are addresses of its objects,
-// those of the MPICH ABI (mpich.org/abi) are numbers.
+// MPI 3.1, annex A: the functions' shapes; what a handle is, is the library's own. Constants of Open MPI are addresses
+// of its objects, those of the MPICH ABI (mpich.org/abi) are numbers.
 constexpr int kFunneled = 1;  // MPI_THREAD_FUNNELED in both
 
 template <class Handle>
-struct Constants { Handle world{}, byte{}, errors_return{}; void* status_ignore = nullptr; };
+struct Constants {
+  Handle world{}, byte{}, errors_return{};
+  void* status_ignore = nullptr;
+};
 
 template <class Handle>
 struct Calls {
@@ -42,8 +45,9 @@ class LibraryOf final : public Library {
 
   Status init() {
     int provided = 0;
-    if (!well(calls_.init_thread(nullptr, nullptr, kFunneled, &provided)) || !well(calls_.set_errhandler(constants_.world, constants_.errors_return)) || !well(calls_.rank(constants_.world, &rank_)) ||
-        !well(calls_.size(constants_.world, &size_)))
+    if (!well(calls_.init_thread(nullptr, nullptr, kFunneled, &provided)) ||
+        !well(calls_.set_errhandler(constants_.world, constants_.errors_return)) ||
+        !well(calls_.rank(constants_.world, &rank_)) || !well(calls_.size(constants_.world, &size_)))
       return fail_environment("mpi.failed", {{"error", error_}});
     return {};
   }
@@ -146,8 +150,10 @@ Result<std::unique_ptr<Library>> start_of(void* library, const Constants<Handle>
 // Who started us says which family it is; its library comes first.
 std::vector<std::string> candidates() {
   if (const char* named = std::getenv("FATHOM_MPI_LIBRARY"); named != nullptr && *named != '\0') return {named};
-  const std::vector<std::string> open = {"libmpi.so.40", "libmpi.so.80"}, mpich = {"libmpi.so.12", "libmpich.so.12", "libmpich.so.0"};
-  std::vector<std::string> all = std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr ? open : mpich;
+  const std::vector<std::string> open = {"libmpi.so.40", "libmpi.so.80"},
+                                 mpich = {"libmpi.so.12", "libmpich.so.12", "libmpich.so.0"};
+  std::vector<std::string> all =
+      std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMIX_RANK") != nullptr ? open : mpich;
   const std::vector<std::string>& rest = all == open ? mpich : open;
   all.insert(all.end(), rest.begin(), rest.end());
   all.emplace_back("libmpi.so");
@@ -159,14 +165,22 @@ std::vector<std::string> candidates() {
 Result<std::unique_ptr<Library>> Library::start() {
   void* library = nullptr;
   for (const std::string& name : candidates())
-    if ((library = ::dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL)) != nullptr) break;  // global: Open MPI's parts look for it there
+    if ((library = ::dlopen(name.c_str(), RTLD_NOW | RTLD_GLOBAL)) != nullptr)
+      break;  // global: Open MPI's parts look for it there
   if (library == nullptr) return fail_environment("mpi.not_found", {{"names", join(candidates())}});
   void* world = ::dlsym(library, "ompi_mpi_comm_world");
-  if (world == nullptr) return start_of<int>(library, {.world = 0x44000000, .byte = 0x4c00010d, .errors_return = 0x54000001, .status_ignore = reinterpret_cast<void*>(1)});
+  if (world == nullptr)
+    return start_of<int>(library, {.world = 0x44000000,
+                                   .byte = 0x4c00010d,
+                                   .errors_return = 0x54000001,
+                                   .status_ignore = reinterpret_cast<void*>(1)});
   void* byte = ::dlsym(library, "ompi_mpi_byte");
   void* errors_return = ::dlsym(library, "ompi_mpi_errors_return");
-  if (byte == nullptr || errors_return == nullptr) return fail_environment("mpi.no_symbol", {{"symbol", byte == nullptr ? "ompi_mpi_byte" : "ompi_mpi_errors_return"}});
-  return start_of<void*>(library, {.world = world, .byte = byte, .errors_return = errors_return, .status_ignore = nullptr});
+  if (byte == nullptr || errors_return == nullptr)
+    return fail_environment("mpi.no_symbol",
+                            {{"symbol", byte == nullptr ? "ompi_mpi_byte" : "ompi_mpi_errors_return"}});
+  return start_of<void*>(library,
+                         {.world = world, .byte = byte, .errors_return = errors_return, .status_ignore = nullptr});
 }
 
 }  // namespace fathom::mpi

@@ -1,5 +1,6 @@
-// The MPI that is installed, found when the program runs: bytes from rank to rank is all that is asked of it, so a build needs none, and
-// one binary serves Open MPI and the MPICH family (MPICH, Intel MPI, MVAPICH), whose handles are pointers and integers.
+// The MPI that is installed, found when the program runs: bytes from rank to rank is all that is asked of it, so a
+// build needs none, and one binary serves Open MPI and the MPICH family (MPICH, Intel MPI, MVAPICH), whose handles are
+// pointers and integers.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -28,8 +29,8 @@ class Library {
   [[noreturn]] virtual void abort(int code) = 0;
   virtual void finalize() = 0;
 
-  /// Loads and initializes it. FATHOM_MPI_LIBRARY names a library to be taken instead of the usual ones. Errors: "mpi.not_found",
-  /// "mpi.no_symbol", "mpi.failed".
+  /// Loads and initializes it. FATHOM_MPI_LIBRARY names a library to be taken instead of the usual ones. Errors:
+  /// "mpi.not_found", "mpi.no_symbol", "mpi.failed".
   static Result<std::unique_ptr<Library>> start();
 };
 

@@ -21,10 +21,10 @@ using tensor::Outgoing;
 using tensor::Patience;
 using Clock = std::chrono::steady_clock;
 
-constexpr int kData = 11, kControl = 12, kBeat = 13;               // tags
-constexpr std::size_t kMostBytes = std::size_t{1} << 30;           // of one message of MPI
+constexpr int kData = 11, kControl = 12, kBeat = 13;      // tags
+constexpr std::size_t kMostBytes = std::size_t{1} << 30;  // of one message of MPI
 constexpr auto kBeatEvery = std::chrono::seconds(1);
-constexpr auto kSpin = std::chrono::milliseconds(2);               // before a wait begins to sleep between looks
+constexpr auto kSpin = std::chrono::milliseconds(2);  // before a wait begins to sleep between looks
 constexpr auto kNap = std::chrono::microseconds(100);
 
 int environment_number(std::initializer_list<const char*> names, int otherwise) {
@@ -37,7 +37,8 @@ double seconds_since(Clock::time_point then) { return std::chrono::duration<doub
 
 class MpiTransport final : public tensor::Transport {
  public:
-  explicit MpiTransport(std::unique_ptr<Library> library) : library_(std::move(library)), peers_(static_cast<std::size_t>(library_->size())), last_beat_(Clock::now()) {
+  explicit MpiTransport(std::unique_ptr<Library> library)
+      : library_(std::move(library)), peers_(static_cast<std::size_t>(library_->size())), last_beat_(Clock::now()) {
     for (int r = 0; r < size(); ++r)
       if (r != rank()) listen(r);
   }
@@ -101,13 +102,19 @@ class MpiTransport final : public tensor::Transport {
     for (const Incoming& message : in)
       for (std::size_t at = 0; at < message.bytes.size(); at += kMostBytes) {
         Request request = 0;
-        if (!library_->receive(message.bytes.data() + at, static_cast<int>(std::min(kMostBytes, message.bytes.size() - at)), message.from, kData, request)) return broken();
+        if (!library_->receive(message.bytes.data() + at,
+                               static_cast<int>(std::min(kMostBytes, message.bytes.size() - at)), message.from, kData,
+                               request))
+          return broken();
         all.push_back({request, message.from});
       }
     for (const Outgoing& message : out)
       for (std::size_t at = 0; at < message.bytes.size(); at += kMostBytes) {
         Request request = 0;
-        if (!library_->send(message.bytes.data() + at, static_cast<int>(std::min(kMostBytes, message.bytes.size() - at)), message.to, kData, request)) return broken();
+        if (!library_->send(message.bytes.data() + at,
+                            static_cast<int>(std::min(kMostBytes, message.bytes.size() - at)), message.to, kData,
+                            request))
+          return broken();
         all.push_back({request, message.to});
       }
     for (Waiting& one : all) FATHOM_TRY_VOID(wait(one.request, one.peer, Patience::kBusy));
@@ -120,7 +127,8 @@ class MpiTransport final : public tensor::Transport {
     const std::uint64_t length = bytes.size();
     std::vector<std::byte> head(sizeof length);
     std::memcpy(head.data(), &length, sizeof length);
-    if (!leave(to, kControl, std::move(head)) || (length > 0 && !leave(to, kControl, std::move(bytes)))) return broken();
+    if (!leave(to, kControl, std::move(head)) || (length > 0 && !leave(to, kControl, std::move(bytes))))
+      return broken();
     return {};
   }
 
@@ -139,9 +147,19 @@ class MpiTransport final : public tensor::Transport {
   }
 
  private:
-  struct Peer { Request request = 0; std::byte beat{}; Clock::time_point heard = Clock::now(); };
-  struct Posted { Request request = 0; std::vector<std::byte> bytes; };
-  struct Waiting { Request request = 0; int peer = 0; };
+  struct Peer {
+    Request request = 0;
+    std::byte beat{};
+    Clock::time_point heard = Clock::now();
+  };
+  struct Posted {
+    Request request = 0;
+    std::vector<std::byte> bytes;
+  };
+  struct Waiting {
+    Request request = 0;
+    int peer = 0;
+  };
 
   tl::unexpected<Error> broken() {
     fail(fail_environment("mpi.failed", {{"error", library_->error()}}).value());
@@ -189,7 +207,10 @@ class MpiTransport final : public tensor::Transport {
       reap();
       if (Clock::now() - begun >= kSpin) std::this_thread::sleep_for(kNap);
       if (patience == Patience::kIdle || seconds_since(heard) < tensor::rank_patience_seconds()) continue;
-      fail(fail_environment("ranks.silent", {{"rank", std::to_string(peer)}, {"ranks", std::to_string(size())}, {"seconds", std::to_string(static_cast<int>(seconds_since(heard)))}}).value());
+      fail(fail_environment("ranks.silent", {{"rank", std::to_string(peer)},
+                                             {"ranks", std::to_string(size())},
+                                             {"seconds", std::to_string(static_cast<int>(seconds_since(heard)))}})
+               .value());
       return tl::unexpected<Error>(*failure_);
     }
   }
@@ -207,7 +228,8 @@ class MpiTransport final : public tensor::Transport {
 
 bool launched() {
   // Slurm counts tasks in a batch script too, where nobody else was started; a step has its own count.
-  return environment_number({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"}, 1) > 1 || environment_number({"SLURM_STEP_NUM_TASKS"}, 1) > 1;
+  return environment_number({"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"}, 1) > 1 ||
+         environment_number({"SLURM_STEP_NUM_TASKS"}, 1) > 1;
 }
 
 Result<std::shared_ptr<tensor::Transport>> make_mpi_transport() {

@@ -67,7 +67,8 @@ void read_elements(const std::byte* data, DType dtype, std::int64_t count, doubl
       return read_as<std::uint16_t>(data, count, out,
                                     [](std::uint16_t v) { return static_cast<double>(bf16_to_f32(v)); });
     case DType::f8e4m3:
-      return read_as<std::uint8_t>(data, count, out, [](std::uint8_t v) { return static_cast<double>(f8e4m3_to_f32(v)); });
+      return read_as<std::uint8_t>(data, count, out,
+                                   [](std::uint8_t v) { return static_cast<double>(f8e4m3_to_f32(v)); });
     default:
       FATHOM_CHECK(false, "not a plain float type");
   }

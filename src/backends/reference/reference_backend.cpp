@@ -18,7 +18,9 @@ class ReferenceBackend final : public tensor::Backend {
   tensor::Ops& ops() override { return ops_; }
   tensor::GradOps* grad_ops() override { return &grad_ops_; }
   tensor::ActivationMemory& activations() override { return ops_.memory(); }
-  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement) override { return allocate_pages(bytes); }
+  Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement) override {
+    return allocate_pages(bytes);
+  }
   Bytes workspace_bytes() const override { return 0; }
   Status synchronize() override { return {}; }
 

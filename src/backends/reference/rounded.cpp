@@ -16,9 +16,8 @@ void round_activations(tensor::WeightFormat format, double* x, std::int64_t n) {
   const float scale = largest == 0 ? 1.0f : largest / (fp8 ? 448.0f : 127.0f);
   for (std::int64_t i = 0; i < n; ++i) {
     const float quotient = static_cast<float>(x[i]) / scale;
-    const double code =
-        fp8 ? static_cast<double>(f8e4m3_to_f32(f32_to_f8e4m3(quotient)))
-            : std::fmax(-127.0, std::fmin(127.0, std::nearbyint(static_cast<double>(quotient))));
+    const double code = fp8 ? static_cast<double>(f8e4m3_to_f32(f32_to_f8e4m3(quotient)))
+                            : std::fmax(-127.0, std::fmin(127.0, std::nearbyint(static_cast<double>(quotient))));
     x[i] = finite ? code * static_cast<double>(scale) : std::numeric_limits<double>::quiet_NaN();
   }
 }

@@ -21,7 +21,9 @@ class SelfCollectives final : public tensor::Collectives {
     FATHOM_CHECK(x.contiguous(), "collectives work on dense tensors");
   }
   void all_gather(Group, const Tensor& x, const Tensor& out) override { copy(x, out); }
-  void all_gather_rows(Group, const Tensor& x, std::span<const std::int64_t>, const Tensor& out) override { copy(x, out); }
+  void all_gather_rows(Group, const Tensor& x, std::span<const std::int64_t>, const Tensor& out) override {
+    copy(x, out);
+  }
   void reduce_scatter(Group, const Tensor& x, const Tensor& out) override { copy(x, out); }
   void all_to_all(Group, const Tensor& x, const Tensor& out) override { copy(x, out); }
   void send(Group, int, const Tensor&) override { FATHOM_CHECK(false, "one rank has nobody to send to"); }

@@ -28,7 +28,11 @@ struct Box {
 };
 
 struct Room {
-  explicit Room(int n) : size(n), boxes(static_cast<std::size_t>(n) * static_cast<std::size_t>(n)), beats(static_cast<std::size_t>(n)), waits(static_cast<std::size_t>(n)) {
+  explicit Room(int n)
+      : size(n),
+        boxes(static_cast<std::size_t>(n) * static_cast<std::size_t>(n)),
+        beats(static_cast<std::size_t>(n)),
+        waits(static_cast<std::size_t>(n)) {
     for (auto& peer : waits) peer = -1;
   }
   const int size;
@@ -42,7 +46,9 @@ struct Room {
   // Spinning pays where every rank has a processor of its own.
   const bool spin = std::thread::hardware_concurrency() >= static_cast<unsigned>(2 * size);
 
-  Box& box(int from, int to) { return boxes[static_cast<std::size_t>(from) * static_cast<std::size_t>(size) + static_cast<std::size_t>(to)]; }
+  Box& box(int from, int to) {
+    return boxes[static_cast<std::size_t>(from) * static_cast<std::size_t>(size) + static_cast<std::size_t>(to)];
+  }
   std::atomic<std::uint64_t>& beat(int rank) { return beats[static_cast<std::size_t>(rank)]; }
   /// Who holds up those that wait for `rank`: it, or whom it waits for in turn.
   int culprit(int rank) const {
@@ -72,7 +78,9 @@ class ThreadTransport final : public tensor::Transport {
   ThreadTransport(std::shared_ptr<Room> room, int rank) : room_(std::move(room)), rank_(rank) {}
   ThreadTransport(const ThreadTransport&) = delete;
   ThreadTransport& operator=(const ThreadTransport&) = delete;
-  ~ThreadTransport() override { room_->fail(tensor::rank_failed(rank_, size(), fathom::fail_environment("ranks.left").value())); }
+  ~ThreadTransport() override {
+    room_->fail(tensor::rank_failed(rank_, size(), fathom::fail_environment("ranks.left").value()));
+  }
 
   std::string_view name() const override { return "threads"; }
   int size() const override { return room_->size; }
@@ -132,9 +140,11 @@ class ThreadTransport final : public tensor::Transport {
   Status deliver(std::span<const Outgoing> out, std::span<const Incoming> in) {
     for (const Incoming& message : in) {
       Box& box = room_->box(message.from, rank_);
-      FATHOM_TRY_VOID(wait([&] { return box.state.load(std::memory_order_acquire) == Box::kFull; }, message.from, Patience::kBusy));
+      FATHOM_TRY_VOID(
+          wait([&] { return box.state.load(std::memory_order_acquire) == Box::kFull; }, message.from, Patience::kBusy));
       int full = Box::kFull;
-      if (!box.state.compare_exchange_strong(full, Box::kTaking, std::memory_order_acq_rel)) return broken();  // retracted after a failure
+      if (!box.state.compare_exchange_strong(full, Box::kTaking, std::memory_order_acq_rel))
+        return broken();  // retracted after a failure
       FATHOM_CHECK(box.bytes.size() == message.bytes.size(), "sender and receiver mean messages of different length");
       std::memcpy(message.bytes.data(), box.bytes.data(), message.bytes.size());
       box.state.store(Box::kEmpty, std::memory_order_release);
@@ -142,7 +152,8 @@ class ThreadTransport final : public tensor::Transport {
     }
     for (const Outgoing& message : out) {
       const Box& box = room_->box(rank_, message.to);
-      FATHOM_TRY_VOID(wait([&] { return box.state.load(std::memory_order_acquire) == Box::kEmpty; }, message.to, Patience::kBusy));
+      FATHOM_TRY_VOID(
+          wait([&] { return box.state.load(std::memory_order_acquire) == Box::kEmpty; }, message.to, Patience::kBusy));
     }
     return {};
   }
@@ -192,7 +203,10 @@ class ThreadTransport final : public tensor::Transport {
       }
       const double silent = std::chrono::duration<double>(Clock::now() - heard).count();
       if (silent < tensor::rank_patience_seconds()) continue;
-      room_->fail(fathom::fail_environment("ranks.silent", {{"rank", std::to_string(culprit)}, {"ranks", std::to_string(size())}, {"seconds", std::to_string(static_cast<int>(silent))}}).value());
+      room_->fail(fathom::fail_environment("ranks.silent", {{"rank", std::to_string(culprit)},
+                                                            {"ranks", std::to_string(size())},
+                                                            {"seconds", std::to_string(static_cast<int>(silent))}})
+                      .value());
       return broken();
     }
   }

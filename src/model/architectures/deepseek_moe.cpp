@@ -16,9 +16,11 @@ class DeepseekMoe final : public Architecture {
       const std::string p = "model.layers." + std::to_string(i) + ".";
       const int l = static_cast<int>(i);
       Layer layer;
-      layer.input_norm = make.vector(p + "input_layernorm.weight", WeightClass::kNorm, l, spec_.hidden, spec_.plain_format);
+      layer.input_norm =
+          make.vector(p + "input_layernorm.weight", WeightClass::kNorm, l, spec_.hidden, spec_.plain_format);
       layer.attention = add_gqa(make, cache_, p, l, spec_.attention_bias);
-      layer.ffn_norm = make.vector(p + "post_attention_layernorm.weight", WeightClass::kNorm, l, spec_.hidden, spec_.plain_format);
+      layer.ffn_norm =
+          make.vector(p + "post_attention_layernorm.weight", WeightClass::kNorm, l, spec_.hidden, spec_.plain_format);
       layer.feed_forward = add_feed_forward(make, p, l);
       layers_.push_back(layer);
     }
@@ -29,7 +31,9 @@ class DeepseekMoe final : public Architecture {
     constants_.push_back(inverse_frequencies(spec_.rope));
   }
 
-  int layer_kind(std::int64_t layer) const override { return spec_.layer[static_cast<std::size_t>(layer)].experts ? 1 : 0; }
+  int layer_kind(std::int64_t layer) const override {
+    return spec_.layer[static_cast<std::size_t>(layer)].experts ? 1 : 0;
+  }
 
   KvFigures kv_figures() const override {
     const double elements = 2.0 * static_cast<double>(spec_.layers * spec_.kv_heads * spec_.head_dim);
@@ -49,10 +53,16 @@ class DeepseekMoe final : public Architecture {
     return out;
   }
 
-  tensor::Value head(Pass& pass, const tensor::Tensor& hidden) const override { return run_head(pass, spec_, hidden, norm_, head_); }
+  tensor::Value head(Pass& pass, const tensor::Tensor& hidden) const override {
+    return run_head(pass, spec_, hidden, norm_, head_);
+  }
 
  private:
-  struct Layer { WeightId input_norm, ffn_norm; GqaIds attention; FeedForwardIds feed_forward; };
+  struct Layer {
+    WeightId input_norm, ffn_norm;
+    GqaIds attention;
+    FeedForwardIds feed_forward;
+  };
   WeightId embed_ = -1, norm_ = -1, head_ = -1;
   std::vector<Layer> layers_;
 };
@@ -63,9 +73,11 @@ void parse_deepseek_moe(ConfigReader& reader, ModelSpec& spec) {
   read_common(reader, spec);
   read_quantization(reader, spec);
   spec.intermediate = reader.integer("intermediate_size", 1, 1 << 24);
-  reader.require(reader.has("head_dim") || spec.hidden % spec.heads == 0, "model.config_conflict", {{"what", reader.what()}, {"a", "hidden_size"}, {"b", "num_attention_heads"}});
+  reader.require(reader.has("head_dim") || spec.hidden % spec.heads == 0, "model.config_conflict",
+                 {{"what", reader.what()}, {"a", "hidden_size"}, {"b", "num_attention_heads"}});
   spec.head_dim = reader.integer_or("head_dim", spec.hidden / spec.heads, 2, 1 << 14);
-  reader.require(spec.heads % spec.kv_heads == 0, "model.config_conflict", {{"what", reader.what()}, {"a", "num_attention_heads"}, {"b", "num_key_value_heads"}});
+  reader.require(spec.heads % spec.kv_heads == 0, "model.config_conflict",
+                 {{"what", reader.what()}, {"a", "num_attention_heads"}, {"b", "num_key_value_heads"}});
   reader.expect("hidden_act", {"silu"});
   reader.expect("scoring_func", {"softmax"});
   reader.expect("topk_method", {"greedy"});
@@ -75,6 +87,8 @@ void parse_deepseek_moe(ConfigReader& reader, ModelSpec& spec) {
   reader.expect("tie_word_embeddings", {false});
 }
 
-Result<std::unique_ptr<Architecture>> make_deepseek_moe(const ModelSpec& spec, const Sharding& sharding) { return std::make_unique<DeepseekMoe>(spec, sharding); }
+Result<std::unique_ptr<Architecture>> make_deepseek_moe(const ModelSpec& spec, const Sharding& sharding) {
+  return std::make_unique<DeepseekMoe>(spec, sharding);
+}
 
 }  // namespace fathom::model

@@ -1,5 +1,5 @@
-// DeepSeek-V4: shared-KV attention over a sliding window and compressed entries (CSA with an indexer, HCA without), hyper-connections,
-// hash-routed first layers. DeepSeek-V4 technical report §2; transformers 5 models/deepseek_v4.
+// DeepSeek-V4: shared-KV attention over a sliding window and compressed entries (CSA with an indexer, HCA without),
+// hyper-connections, hash-routed first layers. DeepSeek-V4 technical report §2; transformers 5 models/deepseek_v4.
 #include <algorithm>
 #include <cmath>
 
@@ -17,8 +17,10 @@ class DeepseekV4 final : public Architecture {
   DeepseekV4(const ModelSpec& spec, const Sharding& sharding) : Architecture(spec, sharding) {
     EntryMaker make(table_, spec_, sharding_);
     const std::int64_t last = sharding_.last_layer < 0 ? spec_.layers : sharding_.last_layer;
-    if (sharding_.first_layer == 0) embed_ = add_v4_vocabulary(make, "embed", "model.embed_tokens", WeightClass::kEmbedding);
-    for (std::int64_t i = sharding_.first_layer; i < last; ++i) layers_.push_back(add_v4_layer(make, cache_, static_cast<int>(i)));
+    if (sharding_.first_layer == 0)
+      embed_ = add_v4_vocabulary(make, "embed", "model.embed_tokens", WeightClass::kEmbedding);
+    for (std::int64_t i = sharding_.first_layer; i < last; ++i)
+      layers_.push_back(add_v4_layer(make, cache_, static_cast<int>(i)));
     if (last == spec_.layers) {
       head_ids_ = add_v4_head(make);
       add_v4_extras(make);
@@ -63,30 +65,48 @@ class DeepseekV4 final : public Architecture {
     tensor::Ops& ops = pass.ops;
     const std::int64_t c = spec_.hyper_streams, h = spec_.hidden;
     Value picked;
-    if (pass.batch.output_rows.defined()) picked = gather_rows(ops, streams.join_last(), pass.batch.output_rows);  // [outputs, c·h]
+    if (pass.batch.output_rows.defined())
+      picked = gather_rows(ops, streams.join_last(), pass.batch.output_rows);  // [outputs, c·h]
     const Tensor wanted = picked.defined() ? picked->split_last(h) : streams;
     FATHOM_CHECK(wanted.dim(1) == c);
     Value collapsed = allocate(ops, {wanted.dim(0), h});
     const V4HyperIds& hyper = head_ids_.hyper;
-    ops.hyper_head({.streams = wanted, .fn = pass.weights[hyper.fn], .base = pass.weights[hyper.base].tensor(), .scale = pass.weights[hyper.scale].tensor(),
-                    .eps = spec_.hyper_eps, .norm_eps = spec_.norm_eps, .out = collapsed,
-                    .base_parameter = pass.weights[hyper.base].parameter, .scale_parameter = pass.weights[hyper.scale].parameter});
+    ops.hyper_head({.streams = wanted,
+                    .fn = pass.weights[hyper.fn],
+                    .base = pass.weights[hyper.base].tensor(),
+                    .scale = pass.weights[hyper.scale].tensor(),
+                    .eps = spec_.hyper_eps,
+                    .norm_eps = spec_.norm_eps,
+                    .out = collapsed,
+                    .base_parameter = pass.weights[hyper.base].parameter,
+                    .scale_parameter = pass.weights[hyper.scale].parameter});
     picked.reset();
     Value normed = rms_norm(ops, collapsed, pass.weights[head_ids_.norm], spec_.norm_eps);
     return linear(ops, normed, pass.weights[head_ids_.head]);
   }
 
  private:
-  struct Mixed { Value collapsed, post, comb; };
+  struct Mixed {
+    Value collapsed, post, comb;
+  };
 
   Mixed mix(Pass& pass, const V4HyperIds& ids, const Tensor& streams) const {
     tensor::Ops& ops = pass.ops;
     const std::int64_t tokens = streams.dim(0), c = spec_.hyper_streams;
     Mixed mixed{allocate(ops, {tokens, spec_.hidden}), allocate(ops, {tokens, c}), allocate(ops, {tokens, c, c})};
     const tensor::Weight &base = pass.weights[ids.base], &scale = pass.weights[ids.scale];
-    ops.hyper_mix({.streams = streams, .fn = pass.weights[ids.fn], .base = base.tensor(), .scale = scale.tensor(), .iterations = spec_.sinkhorn_iterations,
-                   .eps = spec_.hyper_eps, .norm_eps = spec_.norm_eps, .collapsed = mixed.collapsed, .post = mixed.post, .comb = mixed.comb,
-                   .base_parameter = base.parameter, .scale_parameter = scale.parameter});
+    ops.hyper_mix({.streams = streams,
+                   .fn = pass.weights[ids.fn],
+                   .base = base.tensor(),
+                   .scale = scale.tensor(),
+                   .iterations = spec_.sinkhorn_iterations,
+                   .eps = spec_.hyper_eps,
+                   .norm_eps = spec_.norm_eps,
+                   .collapsed = mixed.collapsed,
+                   .post = mixed.post,
+                   .comb = mixed.comb,
+                   .base_parameter = base.parameter,
+                   .scale_parameter = scale.parameter});
     return mixed;
   }
 
@@ -96,27 +116,47 @@ class DeepseekV4 final : public Architecture {
     return out;
   }
 
-  struct Entries { Value values; KvSegment segment; };
+  struct Entries {
+    Value values;
+    KvSegment segment;
+  };
 
-  // Pools this batch's tokens into entries of width d, normed and rotated at their own positions, and gives the segment that holds
-  // all entries so far.
-  Entries run_compressor(Pass& pass, const V4CompressorIds& ids, std::int64_t ratio, bool overlap, std::int64_t d, const Tensor& x) const {
+  // Pools this batch's tokens into entries of width d, normed and rotated at their own positions, and gives the segment
+  // that holds all entries so far.
+  Entries run_compressor(Pass& pass, const V4CompressorIds& ids, std::int64_t ratio, bool overlap, std::int64_t d,
+                         const Tensor& x) const {
     tensor::Ops& ops = pass.ops;
     Value kv = linear(ops, x, pass.weights[ids.kv]);      // [T, w], w = d or 2d
     Value gate = linear(ops, x, pass.weights[ids.gate]);  // [T, w]
     const std::int64_t rows = tensor::max_entries(pass.batch, ratio);
     Value pooled = allocate(ops, {rows, d});
     Value positions = allocate(ops, DType::i32, {rows});
-    tensor::CompressArgs args{.kv = kv, .gate = gate, .ape = pass.weights[ids.ape].tensor(), .state_rows = overlap ? 2 * ratio : ratio, .ratio = ratio, .overlap = overlap,
-                              .out = pooled, .positions = positions, .batch = &pass.batch, .ape_parameter = pass.weights[ids.ape].parameter};
+    tensor::CompressArgs args{.kv = kv,
+                              .gate = gate,
+                              .ape = pass.weights[ids.ape].tensor(),
+                              .state_rows = overlap ? 2 * ratio : ratio,
+                              .ratio = ratio,
+                              .overlap = overlap,
+                              .out = pooled,
+                              .positions = positions,
+                              .batch = &pass.batch,
+                              .ape_parameter = pass.weights[ids.ape].parameter};
     if (pass.cache != nullptr) {
       args.state_kv = pass.cache->tensors[static_cast<std::size_t>(ids.state_kv)];
       args.state_gate = pass.cache->tensors[static_cast<std::size_t>(ids.state_gate)];
     }
     ops.compress(args);
     if (pass.cache != nullptr) {
-      ops.cache_write({.src = kv, .cache = args.state_kv, .rows_per_slot = args.state_rows, .rows = tensor::RowsOf::kRing, .batch = &pass.batch});
-      ops.cache_write({.src = gate, .cache = args.state_gate, .rows_per_slot = args.state_rows, .rows = tensor::RowsOf::kRing, .batch = &pass.batch});
+      ops.cache_write({.src = kv,
+                       .cache = args.state_kv,
+                       .rows_per_slot = args.state_rows,
+                       .rows = tensor::RowsOf::kRing,
+                       .batch = &pass.batch});
+      ops.cache_write({.src = gate,
+                       .cache = args.state_gate,
+                       .rows_per_slot = args.state_rows,
+                       .rows = tensor::RowsOf::kRing,
+                       .batch = &pass.batch});
     }
     if (!ops.records()) kv.reset(), gate.reset();
     Entries entries;
@@ -129,10 +169,15 @@ class DeepseekV4 final : public Architecture {
       return entries;
     }
     const std::int64_t slot_rows = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.cache)];
-    ops.cache_write({.src = entries.values, .cache = pass.cache->tensors[static_cast<std::size_t>(ids.cache)], .rows_per_slot = slot_rows, .rows = tensor::RowsOf::kEntry,
-                     .ratio = ratio, .batch = &pass.batch});
+    ops.cache_write({.src = entries.values,
+                     .cache = pass.cache->tensors[static_cast<std::size_t>(ids.cache)],
+                     .rows_per_slot = slot_rows,
+                     .rows = tensor::RowsOf::kEntry,
+                     .ratio = ratio,
+                     .batch = &pass.batch});
     const Tensor cached = cache_rows(pass, ids.cache, 1);
-    entries.segment = {.kind = KvSegment::Kind::kEntries, .k = cached, .v = cached, .rows_per_slot = slot_rows, .ratio = ratio};
+    entries.segment = {
+        .kind = KvSegment::Kind::kEntries, .k = cached, .v = cached, .rows_per_slot = slot_rows, .ratio = ratio};
     return entries;
   }
 
@@ -143,12 +188,22 @@ class DeepseekV4 final : public Architecture {
     Entries keys = run_compressor(pass, ids.index_compressor, ratio, true, d, x);
     Value q = linear(ops, q_latent, pass.weights[ids.index_q]);
     const Tensor qh = q->split_last(d);  // [T, Hi, d]
-    ops.rope({.x = qh, .cos = pass.rotary[1].cos, .sin = pass.rotary[1].sin, .first_dim = d - spec_.qk_rope_dim, .interleaved = true});
+    ops.rope({.x = qh,
+              .cos = pass.rotary[1].cos,
+              .sin = pass.rotary[1].sin,
+              .first_dim = d - spec_.qk_rope_dim,
+              .interleaved = true});
     Value weights = linear(ops, x, pass.weights[ids.index_weights]);  // [T, Hi]
     const std::int64_t visible = pass.cache != nullptr ? keys.segment.rows_per_slot : keys.values->dim(0);
-    Value selected = allocate(ops, DType::i32, {pass.batch.tokens, std::max<std::int64_t>(1, std::min(spec_.index_top_k, visible))});
+    Value selected =
+        allocate(ops, DType::i32, {pass.batch.tokens, std::max<std::int64_t>(1, std::min(spec_.index_top_k, visible))});
     const double scale = 1.0 / std::sqrt(static_cast<double>(d)) / std::sqrt(static_cast<double>(spec_.index_heads));
-    ops.index_select({.q = qh, .weights = weights, .keys = keys.segment, .scale = scale, .selected = selected, .batch = &pass.batch});
+    ops.index_select({.q = qh,
+                      .weights = weights,
+                      .keys = keys.segment,
+                      .scale = scale,
+                      .selected = selected,
+                      .batch = &pass.batch});
     return selected;
   }
 
@@ -156,22 +211,26 @@ class DeepseekV4 final : public Architecture {
     tensor::Ops& ops = pass.ops;
     const std::int64_t d = spec_.head_dim, first = d - spec_.qk_rope_dim;
     const tensor::RotaryPair& turn = pass.rotary[layer.attention == LayerAttention::kWindow ? 0 : 1];
-    Value down = linear(ops, x, pass.weights[ids.q_a]);                                   // [T, Q]
+    Value down = linear(ops, x, pass.weights[ids.q_a]);  // [T, Q]
     Value q_latent = rms_norm(ops, down, pass.weights[ids.q_norm], spec_.norm_eps);
-    Value projected = linear(ops, q_latent, pass.weights[ids.q_b]);                       // [T, H·d]
-    Value q = rms_norm(ops, projected->split_last(d), {}, spec_.norm_eps);                // [T, H, d], no weight
+    Value projected = linear(ops, q_latent, pass.weights[ids.q_b]);         // [T, H·d]
+    Value q = rms_norm(ops, projected->split_last(d), {}, spec_.norm_eps);  // [T, H, d], no weight
     if (!ops.records()) down.reset(), projected.reset();
     ops.rope({.x = q, .cos = turn.cos, .sin = turn.sin, .first_dim = first, .interleaved = true});
     Value latent = linear(ops, x, pass.weights[ids.kv]);
-    Value kv = rms_norm(ops, latent, pass.weights[ids.kv_norm], spec_.norm_eps);          // [T, d]: key and value at once
-    const Tensor kv_heads = kv->split_last(d);                                            // [T, 1, d]
+    Value kv = rms_norm(ops, latent, pass.weights[ids.kv_norm], spec_.norm_eps);  // [T, d]: key and value at once
+    const Tensor kv_heads = kv->split_last(d);                                    // [T, 1, d]
     ops.rope({.x = kv_heads, .cos = turn.cos, .sin = turn.sin, .first_dim = first, .interleaved = true});
 
     std::array<KvSegment, 3> segments;
     std::size_t count = 0;
     if (pass.cache != nullptr) {
       const Tensor ring = cache_rows(pass, ids.window_cache, 1);
-      segments[count++] = {.kind = KvSegment::Kind::kRingPast, .k = ring, .v = ring, .rows_per_slot = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.window_cache)], .window = spec_.window};
+      segments[count++] = {.kind = KvSegment::Kind::kRingPast,
+                           .k = ring,
+                           .v = ring,
+                           .rows_per_slot = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.window_cache)],
+                           .window = spec_.window};
     }
     segments[count++] = {.kind = KvSegment::Kind::kFresh, .k = kv_heads, .v = kv_heads, .window = spec_.window};
     Entries entries;
@@ -183,10 +242,14 @@ class DeepseekV4 final : public Architecture {
       segments[count] = entries.segment;
       segments[count++].selected = selected.tensor();
     }
-    Value o = attention(ops, q, std::span(segments.data(), count), d, 1.0 / std::sqrt(static_cast<double>(d)), pass.weights[ids.sink], pass.batch);  // [T, H, d]
+    Value o = attention(ops, q, std::span(segments.data(), count), d, 1.0 / std::sqrt(static_cast<double>(d)),
+                        pass.weights[ids.sink], pass.batch);  // [T, H, d]
     if (pass.cache != nullptr)
-      ops.cache_write({.src = kv, .cache = pass.cache->tensors[static_cast<std::size_t>(ids.window_cache)],
-                       .rows_per_slot = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.window_cache)], .rows = tensor::RowsOf::kRing, .batch = &pass.batch});
+      ops.cache_write({.src = kv,
+                       .cache = pass.cache->tensors[static_cast<std::size_t>(ids.window_cache)],
+                       .rows_per_slot = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.window_cache)],
+                       .rows = tensor::RowsOf::kRing,
+                       .batch = &pass.batch});
     if (ops.records()) {  // backward needs the attention's own output: turn a copy
       Value copy = allocate(ops, o->shape);
       ops.copy({.x = o, .out = copy});
@@ -195,12 +258,17 @@ class DeepseekV4 final : public Architecture {
       q.reset();
     }
     ops.rope({.x = o, .cos = turn.cos, .sin = turn.sin, .first_dim = first, .interleaved = true, .inverse = true});
-    const std::int64_t groups = o->dim(1) * d / pass.weights[ids.o_a].cols;               // this rank's output groups
+    const std::int64_t groups = o->dim(1) * d / pass.weights[ids.o_a].cols;  // this rank's output groups
     Value low = allocate(ops, {x.dim(0), groups, spec_.output_lora_rank});
-    ops.grouped_linear({.x = o->join_last().split_last(pass.weights[ids.o_a].cols), .weight = pass.weights[ids.o_a], .group_rows = spec_.output_lora_rank,
-                        .row_offset = 0, .rows = spec_.output_lora_rank, .transposed = false, .out = low});
+    ops.grouped_linear({.x = o->join_last().split_last(pass.weights[ids.o_a].cols),
+                        .weight = pass.weights[ids.o_a],
+                        .group_rows = spec_.output_lora_rank,
+                        .row_offset = 0,
+                        .rows = spec_.output_lora_rank,
+                        .transposed = false,
+                        .out = low});
     o.reset();
-    Value out = linear(ops, low->join_last(), pass.weights[ids.o_b]);                     // [T, h]
+    Value out = linear(ops, low->join_last(), pass.weights[ids.o_b]);  // [T, h]
     pass.comm.all_reduce(tensor::Group::kTensor, out);
     return out;
   }

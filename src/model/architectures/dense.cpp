@@ -1,4 +1,5 @@
-// Llama, Qwen2, Qwen3: DeepSeek-LLM, Coder, Math and the R1 distills. Touvron et al. 2023; Qwen2 and Qwen3 technical reports.
+// Llama, Qwen2, Qwen3: DeepSeek-LLM, Coder, Math and the R1 distills. Touvron et al. 2023; Qwen2 and Qwen3 technical
+// reports.
 #include <cmath>
 
 #include "model/architectures/registry.h"
@@ -11,9 +12,11 @@ void parse_dense(ConfigReader& reader, ModelSpec& spec) {
   read_common(reader, spec);
   read_quantization(reader, spec);
   spec.intermediate = reader.integer("intermediate_size", 1, 1 << 24);
-  reader.require(reader.has("head_dim") || spec.hidden % spec.heads == 0, "model.config_conflict", {{"what", reader.what()}, {"a", "hidden_size"}, {"b", "num_attention_heads"}});
+  reader.require(reader.has("head_dim") || spec.hidden % spec.heads == 0, "model.config_conflict",
+                 {{"what", reader.what()}, {"a", "hidden_size"}, {"b", "num_attention_heads"}});
   spec.head_dim = reader.integer_or("head_dim", spec.hidden / spec.heads, 2, 1 << 14);
-  reader.require(spec.heads % spec.kv_heads == 0, "model.config_conflict", {{"what", reader.what()}, {"a", "num_attention_heads"}, {"b", "num_key_value_heads"}});
+  reader.require(spec.heads % spec.kv_heads == 0, "model.config_conflict",
+                 {{"what", reader.what()}, {"a", "num_attention_heads"}, {"b", "num_key_value_heads"}});
   reader.expect("hidden_act", {"silu"});
   spec.rope = read_rope(reader, spec.head_dim, 10000);
 }
@@ -23,7 +26,8 @@ void expect_no_window(ConfigReader& reader) {
   if (!reader.has("use_sliding_window")) reader.expect("sliding_window", {});
   reader.ignore({"sliding_window", "max_window_layers"});
   for (const std::string& kind : reader.strings_or_empty("layer_types"))
-    reader.require(kind == "full_attention", "model.config_unsupported", {{"key", "layer_types"}, {"what", reader.what()}, {"value", kind}, {"allowed", "full_attention"}});
+    reader.require(kind == "full_attention", "model.config_unsupported",
+                   {{"key", "layer_types"}, {"what", reader.what()}, {"value", kind}, {"allowed", "full_attention"}});
 }
 
 class Dense final : public Architecture {
@@ -38,10 +42,13 @@ class Dense final : public Architecture {
       const std::string p = "model.layers." + std::to_string(i) + ".";
       const int l = static_cast<int>(i);
       Layer layer;
-      layer.input_norm = make.vector(p + "input_layernorm.weight", WeightClass::kNorm, l, spec_.hidden, spec_.plain_format);
+      layer.input_norm =
+          make.vector(p + "input_layernorm.weight", WeightClass::kNorm, l, spec_.hidden, spec_.plain_format);
       layer.attention = add_gqa(make, cache_, p, l, spec_.attention_bias);
-      layer.ffn_norm = make.vector(p + "post_attention_layernorm.weight", WeightClass::kNorm, l, spec_.hidden, spec_.plain_format);
-      layer.ffn = add_ffn(make, p + "mlp.gate_proj", p + "mlp.up_proj", p + "mlp.down_proj", WeightClass::kDenseFfn, l, spec_.intermediate, spec_.mlp_bias);
+      layer.ffn_norm =
+          make.vector(p + "post_attention_layernorm.weight", WeightClass::kNorm, l, spec_.hidden, spec_.plain_format);
+      layer.ffn = add_ffn(make, p + "mlp.gate_proj", p + "mlp.up_proj", p + "mlp.down_proj", WeightClass::kDenseFfn, l,
+                          spec_.intermediate, spec_.mlp_bias);
       layers_.push_back(layer);
     }
     if (last_stage) {
@@ -72,10 +79,16 @@ class Dense final : public Architecture {
     return out;
   }
 
-  tensor::Value head(Pass& pass, const tensor::Tensor& hidden) const override { return run_head(pass, spec_, hidden, norm_, head_); }
+  tensor::Value head(Pass& pass, const tensor::Tensor& hidden) const override {
+    return run_head(pass, spec_, hidden, norm_, head_);
+  }
 
  private:
-  struct Layer { WeightId input_norm, ffn_norm; GqaIds attention; FfnIds ffn; };
+  struct Layer {
+    WeightId input_norm, ffn_norm;
+    GqaIds attention;
+    FfnIds ffn;
+  };
   WeightId embed_ = -1, norm_ = -1, head_ = -1;
   std::vector<Layer> layers_;
 };
@@ -105,6 +118,8 @@ void parse_qwen3(ConfigReader& reader, ModelSpec& spec) {
   expect_no_window(reader);
 }
 
-Result<std::unique_ptr<Architecture>> make_dense(const ModelSpec& spec, const Sharding& sharding) { return std::make_unique<Dense>(spec, sharding); }
+Result<std::unique_ptr<Architecture>> make_dense(const ModelSpec& spec, const Sharding& sharding) {
+  return std::make_unique<Dense>(spec, sharding);
+}
 
 }  // namespace fathom::model

@@ -28,9 +28,11 @@ void parse_deepseek_v4(ConfigReader& reader, ModelSpec& spec);
 void parse_deepseek_v41(ConfigReader& reader, ModelSpec& spec);
 void parse_gpt3(ConfigReader& reader, ModelSpec& spec);
 
-Result<std::unique_ptr<Architecture>> make_dense(const ModelSpec& spec, const Sharding& sharding);        // llama, qwen2, qwen3
+Result<std::unique_ptr<Architecture>> make_dense(const ModelSpec& spec,
+                                                 const Sharding& sharding);  // llama, qwen2, qwen3
 Result<std::unique_ptr<Architecture>> make_deepseek_moe(const ModelSpec& spec, const Sharding& sharding);
-Result<std::unique_ptr<Architecture>> make_deepseek_mla(const ModelSpec& spec, const Sharding& sharding);  // V2, V3, V3.2
+Result<std::unique_ptr<Architecture>> make_deepseek_mla(const ModelSpec& spec,
+                                                        const Sharding& sharding);  // V2, V3, V3.2
 Result<std::unique_ptr<Architecture>> make_deepseek_v4(const ModelSpec& spec, const Sharding& sharding);
 Result<std::unique_ptr<Architecture>> make_deepseek_v41(const ModelSpec& spec, const Sharding& sharding);
 Result<std::unique_ptr<Architecture>> make_gpt3(const ModelSpec& spec, const Sharding& sharding);

@@ -9,7 +9,9 @@ namespace {
 using tensor::WeightFormat;
 
 // f32 tensors of a released checkpoint; a checkpoint saved in another plain type has them in that type.
-WeightFormat full_precision(const ModelSpec& spec) { return spec.plain_format == WeightFormat::bf16 ? WeightFormat::f32 : spec.plain_format; }
+WeightFormat full_precision(const ModelSpec& spec) {
+  return spec.plain_format == WeightFormat::bf16 ? WeightFormat::f32 : spec.plain_format;
+}
 
 // The same tensor under transformers' prefix, where only the prefix differs.
 void alias(WeightTable& table, WeightId id, std::string name) { table.add_alias(id, std::move(name)); }
@@ -18,16 +20,20 @@ void alias(WeightTable& table, WeightId id, std::string name) { table.add_alias(
 class Names {
  public:
   Names(EntryMaker& make, std::string prefix, int layer) : make_(make), prefix_(std::move(prefix)), layer_(layer) {}
-  WeightId matrix(const std::string& tail, WeightClass cls, std::int64_t rows, std::int64_t cols, WeightFormat format, Split split = Split::kNone) {
+  WeightId matrix(const std::string& tail, WeightClass cls, std::int64_t rows, std::int64_t cols, WeightFormat format,
+                  Split split = Split::kNone) {
     const Sharding& s = make_.sharding();
     return named(make_.matrix(prefix_ + tail, cls, layer_, rows, cols, format, split, s.tp, s.tp_rank), tail);
   }
-  WeightId vector(const std::string& tail, WeightClass cls, std::int64_t size, WeightFormat format, Split split = Split::kNone, const std::string& converted = "") {
+  WeightId vector(const std::string& tail, WeightClass cls, std::int64_t size, WeightFormat format,
+                  Split split = Split::kNone, const std::string& converted = "") {
     const Sharding& s = make_.sharding();
-    return named(make_.vector(prefix_ + tail, cls, layer_, size, format, split, s.tp, s.tp_rank), converted.empty() ? tail : converted);
+    return named(make_.vector(prefix_ + tail, cls, layer_, size, format, split, s.tp, s.tp_rank),
+                 converted.empty() ? tail : converted);
   }
   const WeightTable& table() const { return make_.table(); }
-  WeightId experts(const std::string& tail, std::int64_t count, std::int64_t rows, std::int64_t cols, WeightFormat format, Split within) {
+  WeightId experts(const std::string& tail, std::int64_t count, std::int64_t rows, std::int64_t cols,
+                   WeightFormat format, Split within) {
     return named(make_.experts(prefix_ + tail, layer_, count, rows, cols, format, within), tail);
   }
 
@@ -49,7 +55,8 @@ V4HyperIds add_hyper(Names& names, const ModelSpec& spec, const std::string& nam
           .scale = names.vector(name + "_scale", WeightClass::kHyper, 3, f32)};
 }
 
-V4CompressorIds add_compressor(Names& names, const ModelSpec& spec, const std::string& name, WeightClass cls, std::int64_t ratio, std::int64_t width, std::int64_t d) {
+V4CompressorIds add_compressor(Names& names, const ModelSpec& spec, const std::string& name, WeightClass cls,
+                               std::int64_t ratio, std::int64_t width, std::int64_t d) {
   V4CompressorIds ids;
   ids.kv = names.matrix(name + ".wkv.weight", cls, width, spec.hidden, spec.plain_format);
   ids.gate = names.matrix(name + ".wgate.weight", cls, width, spec.hidden, spec.plain_format);
@@ -72,7 +79,8 @@ V4LayerIds add_v4_block(EntryMaker& make, const V4BlockOptions& options) {
   Names names(make, options.prefix, options.layer);
   const auto attention = WeightClass::kAttention, norm = WeightClass::kNorm;
   const WeightFormat linear = spec.linear_format, plain = spec.plain_format, f32 = full_precision(spec);
-  const std::int64_t h = spec.hidden, d = spec.head_dim, H = spec.heads, Q = spec.q_lora_rank, G = spec.output_groups, O = spec.output_lora_rank;
+  const std::int64_t h = spec.hidden, d = spec.head_dim, H = spec.heads, Q = spec.q_lora_rank, G = spec.output_groups,
+                     O = spec.output_lora_rank;
   V4LayerIds ids;
   ids.q_a = names.matrix("attn.wq_a.weight", attention, Q, h, linear);
   ids.q_norm = names.vector("attn.q_norm.weight", norm, Q, plain);
@@ -85,13 +93,17 @@ V4LayerIds add_v4_block(EntryMaker& make, const V4BlockOptions& options) {
   ids.attention_norm = names.vector("attn_norm.weight", norm, h, plain);
   ids.ffn_norm = names.vector("ffn_norm.weight", norm, h, plain);
   if (!options.v41 && options.ratio > 0) {
-    const bool sparse = spec.layer[static_cast<std::size_t>(options.layer)].attention == LayerAttention::kCompressedSparse;
-    ids.compressor = add_compressor(names, spec, "attn.compressor", WeightClass::kCompressor, options.ratio, sparse ? 2 * d : d, d);
+    const bool sparse =
+        spec.layer[static_cast<std::size_t>(options.layer)].attention == LayerAttention::kCompressedSparse;
+    ids.compressor =
+        add_compressor(names, spec, "attn.compressor", WeightClass::kCompressor, options.ratio, sparse ? 2 * d : d, d);
     if (sparse) {
       const std::int64_t di = spec.index_head_dim;
       ids.index_q = names.matrix("attn.indexer.wq_b.weight", WeightClass::kIndexer, spec.index_heads * di, Q, linear);
-      ids.index_weights = names.matrix("attn.indexer.weights_proj.weight", WeightClass::kIndexer, spec.index_heads, h, plain);
-      ids.index_compressor = add_compressor(names, spec, "attn.indexer.compressor", WeightClass::kIndexer, options.ratio, 2 * di, di);
+      ids.index_weights =
+          names.matrix("attn.indexer.weights_proj.weight", WeightClass::kIndexer, spec.index_heads, h, plain);
+      ids.index_compressor =
+          add_compressor(names, spec, "attn.indexer.compressor", WeightClass::kIndexer, options.ratio, 2 * di, di);
     }
   }
   const std::int64_t I = spec.expert_intermediate, S = spec.shared_experts;
@@ -107,8 +119,11 @@ V4LayerIds add_v4_block(EntryMaker& make, const V4BlockOptions& options) {
     ids.moe.has_shared = true;
   }
   ids.moe.router = names.matrix("ffn.gate.weight", WeightClass::kRouter, options.experts, h, plain);
-  if (options.hashed) ids.moe.table = names.matrix("ffn.gate.tid2eid", WeightClass::kHashTable, spec.vocabulary, spec.routing.top_k, WeightFormat::i64);
-  else ids.moe.bias = names.vector("ffn.gate.bias", WeightClass::kRouter, options.experts, f32);
+  if (options.hashed)
+    ids.moe.table = names.matrix("ffn.gate.tid2eid", WeightClass::kHashTable, spec.vocabulary, spec.routing.top_k,
+                                 WeightFormat::i64);
+  else
+    ids.moe.bias = names.vector("ffn.gate.bias", WeightClass::kRouter, options.experts, f32);
   if (options.v41) names.vector("ffn.gate.bias_vl", WeightClass::kRouter, options.experts, f32);  // of image tokens
   ids.attention_hyper = add_hyper(names, spec, "hc_attn");
   ids.ffn_hyper = add_hyper(names, spec, "hc_ffn");
@@ -118,7 +133,11 @@ V4LayerIds add_v4_block(EntryMaker& make, const V4BlockOptions& options) {
 V4LayerIds add_v4_layer(EntryMaker& make, CacheSpec& cache, int layer) {
   const ModelSpec& spec = make.spec();
   const LayerSpec& l = spec.layer[static_cast<std::size_t>(layer)];
-  V4LayerIds ids = add_v4_block(make, {.prefix = "layers." + std::to_string(layer) + ".", .layer = layer, .experts = spec.routing.experts, .hashed = l.hash_routed, .ratio = l.compress_ratio});
+  V4LayerIds ids = add_v4_block(make, {.prefix = "layers." + std::to_string(layer) + ".",
+                                       .layer = layer,
+                                       .experts = spec.routing.experts,
+                                       .hashed = l.hash_routed,
+                                       .ratio = l.compress_ratio});
   const auto add = [&](CacheTensor t) {
     t.layer = layer;
     cache.tensors.push_back(t);
@@ -172,7 +191,8 @@ void add_v4_extras(EntryMaker& make) {
   const std::int64_t blocks = spec.dspark.blocks > 0 ? spec.dspark.blocks : spec.mtp_layers;
   for (std::int64_t i = 0; i < blocks; ++i) {
     const std::string p = "mtp." + std::to_string(i) + ".";
-    add_v4_block(make, {.prefix = p, .layer = after, .experts = v41 ? spec.dspark.experts : spec.routing.experts, .v41 = v41});
+    add_v4_block(
+        make, {.prefix = p, .layer = after, .experts = v41 ? spec.dspark.experts : spec.routing.experts, .v41 = v41});
     if (spec.dspark.blocks > 0) continue;
     make.matrix(p + "e_proj.weight", cls, after, h, h, linear);
     make.matrix(p + "h_proj.weight", cls, after, h, h, linear);
@@ -221,18 +241,23 @@ void add_vision(EntryMaker& make) {
   make.matrix("aligner.w2.weight", cls, -1, spec.hidden, spec.hidden, plain);
   make.vector("aligner.w2.bias", cls, -1, spec.hidden, plain);
   for (const char* name : {"image_start", "image_end", "image_newline"}) make.vector(name, cls, -1, spec.hidden, plain);
-  if (spec.engram.rows.empty()) {  // V4-Flash-Vision-Exp: routing biases of image tokens, and the biases that hash layers lack
+  if (spec.engram.rows
+          .empty()) {  // V4-Flash-Vision-Exp: routing biases of image tokens, and the biases that hash layers lack
     make.vector("image_pad", cls, -1, spec.hidden, plain);
     for (std::int64_t i = 0; i < spec.layers + spec.dspark.blocks; ++i)
-      make.vector((i < spec.layers ? "layers." + std::to_string(i) : "mtp." + std::to_string(i - spec.layers)) + ".ffn.gate.bias_vl", cls, -1, spec.routing.experts, f32);
+      make.vector((i < spec.layers ? "layers." + std::to_string(i) : "mtp." + std::to_string(i - spec.layers)) +
+                      ".ffn.gate.bias_vl",
+                  cls, -1, spec.routing.experts, f32);
     for (std::int64_t i = 0; i < spec.layers; ++i)
-      if (spec.layer[static_cast<std::size_t>(i)].hash_routed) make.vector("layers." + std::to_string(i) + ".ffn.gate.bias", cls, -1, spec.routing.experts, f32);
+      if (spec.layer[static_cast<std::size_t>(i)].hash_routed)
+        make.vector("layers." + std::to_string(i) + ".ffn.gate.bias", cls, -1, spec.routing.experts, f32);
   }
   make.set_part(WeightPart::kMain);
 }
 
 KvFigures v4_kv_figures(const ModelSpec& spec) {
-  const auto d = static_cast<double>(spec.head_dim), di = static_cast<double>(spec.index_head_dim), rope = static_cast<double>(spec.qk_rope_dim);
+  const auto d = static_cast<double>(spec.head_dim), di = static_cast<double>(spec.index_head_dim),
+             rope = static_cast<double>(spec.qk_rope_dim);
   double sparse = 0, heavy = 0, state = 0, window_layers = 0;
   for (const LayerSpec& l : spec.layer) {
     const auto ratio = static_cast<double>(l.compress_ratio);
@@ -249,8 +274,12 @@ KvFigures v4_kv_figures(const ModelSpec& spec) {
   const double fp8 = (d - rope) + 2 * rope + 8;
   const auto growth = [&](double entry, double index) { return sparse * (entry + index) + heavy * entry; };
   const auto window = static_cast<double>(spec.window);
-  return {.per_token = {{"bf16", growth(2 * d, 2 * di)}, {"fp8_fp4index", growth(fp8, di / 2 + di / 32)}, {"fp8_fp8index", growth(fp8, di + 4)}},
-          .fixed = {{"window_bytes_fp8", window_layers * window * fp8}, {"window_bytes_bf16", window_layers * window * 2 * d}, {"compressor_state_bytes_f32", state}}};
+  return {.per_token = {{"bf16", growth(2 * d, 2 * di)},
+                        {"fp8_fp4index", growth(fp8, di / 2 + di / 32)},
+                        {"fp8_fp8index", growth(fp8, di + 4)}},
+          .fixed = {{"window_bytes_fp8", window_layers * window * fp8},
+                    {"window_bytes_bf16", window_layers * window * 2 * d},
+                    {"compressor_state_bytes_f32", state}}};
 }
 
 // ---------------------------------------------------------------- configs
@@ -278,10 +307,14 @@ void read_v4_common(ConfigReader& reader, ModelSpec& spec) {
   reader.expect("norm_topk_prob", {true});
   reader.expect("tie_word_embeddings", {false});
   const double partial = reader.number_or("partial_rotary_factor", 0, 0, 1);
-  spec.qk_rope_dim = reader.integer_or("qk_rope_head_dim", partial > 0 ? static_cast<std::int64_t>(static_cast<double>(spec.head_dim) * partial) : 64, 2, 1 << 14);
-  reader.require(spec.qk_rope_dim % 2 == 0 && spec.qk_rope_dim <= spec.head_dim && spec.qk_rope_dim <= spec.index_head_dim, "model.config_conflict",
-                 {{"what", reader.what()}, {"a", "qk_rope_head_dim"}, {"b", "head_dim"}});
-  reader.require(spec.heads * spec.head_dim % spec.output_groups == 0, "model.config_conflict", {{"what", reader.what()}, {"a", "o_groups"}, {"b", "num_attention_heads"}});
+  spec.qk_rope_dim = reader.integer_or(
+      "qk_rope_head_dim", partial > 0 ? static_cast<std::int64_t>(static_cast<double>(spec.head_dim) * partial) : 64, 2,
+      1 << 14);
+  reader.require(
+      spec.qk_rope_dim % 2 == 0 && spec.qk_rope_dim <= spec.head_dim && spec.qk_rope_dim <= spec.index_head_dim,
+      "model.config_conflict", {{"what", reader.what()}, {"a", "qk_rope_head_dim"}, {"b", "head_dim"}});
+  reader.require(spec.heads * spec.head_dim % spec.output_groups == 0, "model.config_conflict",
+                 {{"what", reader.what()}, {"a", "o_groups"}, {"b", "num_attention_heads"}});
   spec.rope_interleaved = true;
   read_experts(reader, spec);
   spec.routing.scoring = tensor::Scoring::kSqrtSoftplus;
@@ -291,15 +324,17 @@ void read_v4_common(ConfigReader& reader, ModelSpec& spec) {
 
 namespace {
 
-// Two rotary embeddings: the nested form of transformers 5, or the flat published one, whose YaRN serves compressed layers only and
-// leaves cos and sin unscaled.
+// Two rotary embeddings: the nested form of transformers 5, or the flat published one, whose YaRN serves compressed
+// layers only and leaves cos and sin unscaled.
 void read_v4_ropes(ConfigReader& reader, ModelSpec& spec) {
-  const double theta = reader.number_or("rope_theta", 10000, 1, 1e12), compress_theta = reader.number_or("compress_rope_theta", 160000, 1, 1e12);
+  const double theta = reader.number_or("rope_theta", 10000, 1, 1e12),
+               compress_theta = reader.number_or("compress_rope_theta", 160000, 1, 1e12);
   const Json* parameters = reader.object_or_null("rope_parameters");
   const Json* scaling = reader.object_or_null("rope_scaling");
   spec.rope = {.theta = theta, .dims = spec.qk_rope_dim};
   spec.compress_rope = {.theta = compress_theta, .dims = spec.qk_rope_dim};
-  if (parameters != nullptr && parameters->contains("main") && parameters->contains("compress") && (*parameters)["main"].is_object() && (*parameters)["compress"].is_object()) {
+  if (parameters != nullptr && parameters->contains("main") && parameters->contains("compress") &&
+      (*parameters)["main"].is_object() && (*parameters)["compress"].is_object()) {
     spec.rope = read_rope_object(reader, (*parameters)["main"], spec.qk_rope_dim, theta);
     spec.compress_rope = read_rope_object(reader, (*parameters)["compress"], spec.qk_rope_dim, compress_theta);
     return;
@@ -308,12 +343,14 @@ void read_v4_ropes(ConfigReader& reader, ModelSpec& spec) {
   if (flat == nullptr) return;
   spec.compress_rope = read_rope_object(reader, *flat, spec.qk_rope_dim, compress_theta);
   spec.compress_rope.theta = compress_theta;
-  if (spec.compress_rope.type == RopeSpec::Type::kYarn && !spec.compress_rope.attention_factor) spec.compress_rope.attention_factor = 1.0;
+  if (spec.compress_rope.type == RopeSpec::Type::kYarn && !spec.compress_rope.attention_factor)
+    spec.compress_rope.attention_factor = 1.0;
 }
 
 void read_layer_kinds(ConfigReader& reader, ModelSpec& spec, const std::vector<std::int64_t>& ratios) {
   const std::vector<std::string> types = reader.strings_or_empty("layer_types");
-  std::int64_t sparse_ratio = reader.integer_or("compress_rate_csa", 4, 1, 1 << 20), heavy_ratio = reader.integer_or("compress_rate_hca", 128, 1, 1 << 20);
+  std::int64_t sparse_ratio = reader.integer_or("compress_rate_csa", 4, 1, 1 << 20),
+               heavy_ratio = reader.integer_or("compress_rate_hca", 128, 1, 1 << 20);
   if (const Json* rates = reader.object_or_null("compress_rates")) {
     ConfigReader inner(*rates, reader.what() + ": compress_rates");
     sparse_ratio = inner.integer_or("compressed_sparse_attention", sparse_ratio, 1, 1 << 20);
@@ -321,19 +358,40 @@ void read_layer_kinds(ConfigReader& reader, ModelSpec& spec, const std::vector<s
     if (auto status = inner.finish(); !status) reader.problem(status.error());
   }
   const auto short_list = [&](const char* key, std::size_t found) {
-    reader.problem(fail("model.config_list_length", {{"key", key}, {"what", reader.what()}, {"found", std::to_string(found)}, {"expected", std::to_string(spec.layers)}}).value());
+    reader.problem(fail("model.config_list_length", {{"key", key},
+                                                     {"what", reader.what()},
+                                                     {"found", std::to_string(found)},
+                                                     {"expected", std::to_string(spec.layers)}})
+                       .value());
   };
   if (!types.empty() && types.size() != spec.layer.size()) return short_list("layer_types", types.size());
-  if (types.empty() && !ratios.empty() && ratios.size() < spec.layer.size()) return short_list("compress_ratios", ratios.size());
+  if (types.empty() && !ratios.empty() && ratios.size() < spec.layer.size())
+    return short_list("compress_ratios", ratios.size());
   for (std::size_t i = 0; i < spec.layer.size(); ++i) {
-    std::string type = i < 2 || i % 2 == 0 ? "heavily_compressed_attention" : "compressed_sparse_attention";  // what an absent list means
-    if (!types.empty()) type = types[i];
-    else if (!ratios.empty()) type = ratios[i] == 0 ? "sliding_attention" : ratios[i] == sparse_ratio ? "compressed_sparse_attention" : ratios[i] == heavy_ratio ? "heavily_compressed_attention" : "compress_ratio " + std::to_string(ratios[i]);
+    std::string type = i < 2 || i % 2 == 0 ? "heavily_compressed_attention"
+                                           : "compressed_sparse_attention";  // what an absent list means
+    if (!types.empty())
+      type = types[i];
+    else if (!ratios.empty())
+      type = ratios[i] == 0              ? "sliding_attention"
+             : ratios[i] == sparse_ratio ? "compressed_sparse_attention"
+             : ratios[i] == heavy_ratio  ? "heavily_compressed_attention"
+                                         : "compress_ratio " + std::to_string(ratios[i]);
     LayerSpec& layer = spec.layer[i];
-    if (type == "sliding_attention") layer.attention = LayerAttention::kWindow;
-    else if (type == "compressed_sparse_attention") layer.attention = LayerAttention::kCompressedSparse, layer.compress_ratio = sparse_ratio;
-    else if (type == "heavily_compressed_attention") layer.attention = LayerAttention::kHeavilyCompressed, layer.compress_ratio = heavy_ratio;
-    else reader.problem(fail_unsupported("model.config_unsupported", {{"key", types.empty() ? "compress_ratios" : "layer_types"}, {"what", reader.what()}, {"value", type}, {"allowed", "sliding_attention, compressed_sparse_attention, heavily_compressed_attention"}}).value());
+    if (type == "sliding_attention")
+      layer.attention = LayerAttention::kWindow;
+    else if (type == "compressed_sparse_attention")
+      layer.attention = LayerAttention::kCompressedSparse, layer.compress_ratio = sparse_ratio;
+    else if (type == "heavily_compressed_attention")
+      layer.attention = LayerAttention::kHeavilyCompressed, layer.compress_ratio = heavy_ratio;
+    else
+      reader.problem(fail_unsupported(
+                         "model.config_unsupported",
+                         {{"key", types.empty() ? "compress_ratios" : "layer_types"},
+                          {"what", reader.what()},
+                          {"value", type},
+                          {"allowed", "sliding_attention, compressed_sparse_attention, heavily_compressed_attention"}})
+                         .value());
   }
 }
 
@@ -346,14 +404,18 @@ void parse_deepseek_v4(ConfigReader& reader, ModelSpec& spec) {
   read_layer_kinds(reader, spec, ratios);
   const std::int64_t hashed = reader.integer_or("num_hash_layers", 3, 0, 4096);
   if (!reader.has("mlp_layer_types"))
-    for (std::size_t i = 0; i < spec.layer.size(); ++i) spec.layer[i].hash_routed = static_cast<std::int64_t>(i) < hashed;
+    for (std::size_t i = 0; i < spec.layer.size(); ++i)
+      spec.layer[i].hash_routed = static_cast<std::int64_t>(i) < hashed;
   spec.mtp_layers = reader.integer_or("num_nextn_predict_layers", 0, 0, 64);
   const std::int64_t tail = static_cast<std::int64_t>(ratios.size()) - spec.layers;
   if (reader.has("dspark_block_size")) {
     reader.integer("dspark_block_size", 1, 1 << 10);
-    spec.dspark = {.blocks = std::max<std::int64_t>(tail, 1), .markov_rank = reader.integer("dspark_markov_rank", 1, 1 << 16),
-                   .targets = static_cast<std::int64_t>(reader.integers_or_empty("dspark_target_layer_ids", 0, 4096).size())};
-    reader.require(spec.dspark.targets > 0, "model.config_missing", {{"what", reader.what()}, {"key", "dspark_target_layer_ids"}});
+    spec.dspark = {
+        .blocks = std::max<std::int64_t>(tail, 1),
+        .markov_rank = reader.integer("dspark_markov_rank", 1, 1 << 16),
+        .targets = static_cast<std::int64_t>(reader.integers_or_empty("dspark_target_layer_ids", 0, 4096).size())};
+    reader.require(spec.dspark.targets > 0, "model.config_missing",
+                   {{"what", reader.what()}, {"key", "dspark_target_layer_ids"}});
     reader.ignore({"dspark_noise_token_id"});
   }
   const bool quantized = read_quantization(reader, spec);
@@ -366,9 +428,14 @@ void parse_deepseek_v4(ConfigReader& reader, ModelSpec& spec) {
     spec.mtp_copies = true;
   }
   if (reader.has("vision_n_layers")) {
-    spec.vision = {.layers = reader.integer("vision_n_layers", 1, 4096), .hidden = reader.integer("vision_dim", 1, 1 << 20), .intermediate = reader.integer("vision_inter_dim", 1, 1 << 24),
-                   .heads = reader.integer("vision_n_heads", 1, 1 << 12), .patch = reader.integer("vision_patch_size", 1, 1 << 12), .downsample = reader.integer("vision_downsample_ratio", 1, 1 << 8)};
-    reader.ignore({"vision_rope_theta", "vision_max_n_token", "vision_min_pixels", "vision_max_wh_ratio", "image_token_id"});
+    spec.vision = {.layers = reader.integer("vision_n_layers", 1, 4096),
+                   .hidden = reader.integer("vision_dim", 1, 1 << 20),
+                   .intermediate = reader.integer("vision_inter_dim", 1, 1 << 24),
+                   .heads = reader.integer("vision_n_heads", 1, 1 << 12),
+                   .patch = reader.integer("vision_patch_size", 1, 1 << 12),
+                   .downsample = reader.integer("vision_downsample_ratio", 1, 1 << 8)};
+    reader.ignore(
+        {"vision_rope_theta", "vision_max_n_token", "vision_min_pixels", "vision_max_wh_ratio", "image_token_id"});
   }
 }
 
