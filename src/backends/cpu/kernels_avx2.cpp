@@ -17,9 +17,11 @@
 
 namespace fathom::cpu::avx2 {
 namespace {
+// clang-format off: the order matters, the last two are written over the first
+#include "backends/cpu/vector_avx2.inc"
 #include "backends/cpu/kernels_body.inc"
 #include "backends/cpu/kernels_elementwise.inc"
-#include "backends/cpu/vector_avx2.inc"
+// clang-format on
 }  // namespace
 }  // namespace fathom::cpu::avx2
 

@@ -9,9 +9,11 @@
 namespace fathom::cpu {
 namespace scalar {
 namespace {
+// clang-format off: the order matters, the last two are written over the first
+#include "backends/cpu/vector_scalar.inc"
 #include "backends/cpu/kernels_body.inc"
 #include "backends/cpu/kernels_elementwise.inc"
-#include "backends/cpu/vector_scalar.inc"
+// clang-format on
 }  // namespace
 }  // namespace scalar
 
