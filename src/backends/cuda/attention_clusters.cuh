@@ -3,7 +3,7 @@
 #pragma once
 #include "backends/cuda/attention_streams.cuh"
 #include "backends/cuda/cluster.cuh"
-#include "backends/cuda/linear_few.cuh"
+#include "backends/cuda/fetch.cuh"
 
 namespace fathom::cuda {
 
@@ -19,8 +19,8 @@ __device__ inline void rotate_eight(const FreshRows& fresh, std::int64_t token, 
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float c = fresh.cosines[at + 4 * lane + i], s = fresh.sines[at + 4 * lane + i], a = x[2 * i], b = x[2 * i + 1];
-      x[2 * i] = a * c - b * s;
-      x[2 * i + 1] = b * c + a * s;
+      x[2 * i] = rotated_first(a, b, c, s);
+      x[2 * i + 1] = rotated_second(a, b, c, s);
     }
     return;
   }
@@ -28,7 +28,7 @@ __device__ inline void rotate_eight(const FreshRows& fresh, std::int64_t token, 
   for (int i = 0; i < 8; ++i) {
     const int angle = lane % (kLanes / 2) * 8 + i;
     const float c = fresh.cosines[at + angle], s = fresh.sines[at + angle], other = __shfl_xor_sync(kAllLanes, x[i], kLanes / 2);
-    x[i] = lane < kLanes / 2 ? x[i] * c - other * s : x[i] * c + other * s;
+    x[i] = lane < kLanes / 2 ? rotated_first(x[i], other, c, s) : rotated_second(other, x[i], c, s);
   }
 }
 

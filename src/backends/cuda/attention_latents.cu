@@ -14,12 +14,7 @@ template <class T, int kWidth, int kValues>
 void launch_mma(Context& context, const AttentionView& view, dim3 grid) {
   constexpr int bytes = kSharedBytes<kWidth>;
   context.note(cudaFuncSetAttribute(&attend_latents_mma<T, kWidth, kValues>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  auto* kernel = &attend_latents_mma<T, kWidth, kValues>;
-  AttentionView own = view;
-  if (own.clustered && own.parts > 8 && clusters_at_once(context, kernel, dim3(kSharedThreads), bytes, static_cast<unsigned>(own.parts)) < 1) own.parts = 8;
-  grid.z = static_cast<unsigned>(own.parts);
-  ClusterLaunch launch(context, grid, dim3(kSharedThreads), bytes, dim3(1, 1, own.clustered ? grid.z : 1));
-  launch.go(context, kernel, own);
+  launch_early(context, &attend_latents_mma<T, kWidth, kValues>, grid, kSharedThreads, bytes, view);
   context.launched();
 }
 template <class T>
@@ -65,18 +60,6 @@ void launch_wide(Context& context, const AttentionArgs& args, AttentionView& vie
   view.segments[0].dtype == DType::bf16 ? launch_wide<__nv_bfloat16>(context, view) : launch_wide<__half>(context, view);
 }
 
-/// Whether the parts of few blocks' keys fit clusters, which they then are: see cluster_parts.
-bool join_in_clusters(const Context& context, const AttentionArgs& args, AttentionView& view, std::int64_t blocks) {
-  constexpr std::int64_t kLeastOfCluster = 32, kManyOfCluster = 256;
-  const std::int64_t keys = most_keys(args);
-  int parts = 1;
-  while (parts < kMostClusterParts && blocks * parts * 2 <= context.multiprocessors && keys / (2 * parts) >= kLeastOfCluster) parts *= 2;
-  if (context.compute_capability < 90 || args.segments[0].kind != KvSegment::Kind::kCache || parts < 2 || (blocks * parts * 2 <= context.multiprocessors && keys / parts > kManyOfCluster))
-    return false;
-  view.parts = parts;
-  return true;
-}
-
 }  // namespace
 
 bool can_share_latents(const Context& context, const AttentionArgs& args, const AttentionView& view) {
@@ -93,8 +76,7 @@ void launch_latents(Context& context, const AttentionArgs& args, AttentionView& 
   if (can_go_wide(context, args, view)) return launch_wide(context, args, view);
   const std::int64_t groups = divide_up(view.heads, kLatentHeads), blocks = static_cast<std::int64_t>(view.sequences) * groups, processors = context.multiprocessors;
   const bool mma = can_mma(context, args, view);
-  view.clustered = mma && join_in_clusters(context, args, view, blocks);
-  if (!view.clustered) cut_keys(context, args, view, blocks, mma ? processors : 2 * processors, mma ? kSharedKeys : kLeastLatents);
+  cut_keys(context, args, view, blocks, mma ? processors : 2 * processors, mma ? kSharedKeys : kLeastLatents);
   const dim3 grid(static_cast<unsigned>(view.sequences), static_cast<unsigned>(groups), static_cast<unsigned>(view.parts));
   const DType type = view.segments[0].dtype;
   if (mma) return type == DType::bf16 ? launch_mma<__nv_bfloat16>(context, view, grid) : launch_mma<__half>(context, view, grid);

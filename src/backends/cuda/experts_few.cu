@@ -5,8 +5,7 @@ namespace fathom::cuda {
 void launch_few_experts_in(Context& context, const FewExperts& view, std::int64_t tokens) {
   constexpr unsigned kThreads = kWarpsABlock * kWarp;
   const dim3 grid(static_cast<unsigned>(divide_up(view.inner, kWarpsABlock * kRowsAWarp / 2)), static_cast<unsigned>(view.top_k), static_cast<unsigned>(tokens));
-  const std::size_t shared = view.routes ? route_bytes(view.route) : 0;
-  with_format(view.format, [&](auto format) { launch_early(context, &few_experts_in<format()>, grid, kThreads, shared, view); });
+  with_format(view.format, [&](auto format) { launch_early(context, &few_experts_in<format()>, grid, kThreads, 0, view); });
 }
 
 void launch_few_experts_out(Context& context, const FewExperts& view, std::int64_t tokens) {

@@ -2,8 +2,7 @@
 // values (the keys' first columns). 16-bit caches; q is rounded to their type, times the scale and log2(e).
 #pragma once
 #include "backends/cuda/attention.cuh"
-#include "backends/cuda/cluster.cuh"
-#include "backends/cuda/linear_few.cuh"
+#include "backends/cuda/mma.cuh"
 
 namespace fathom::cuda {
 
@@ -68,69 +67,12 @@ __device__ inline void mix_latents(unsigned weights, unsigned tile, LatentState<
   }
 }
 
-/// Keys of earlier passes begin to come. The table may still be the last pass's: then they are not ours, and no harm is done.
-template <class T>
-__device__ inline void ask_for_latents(const AttentionView& view) {
-  const SegmentView& segment = view.segments[0];
-  const int4 sequence = __ldcg(reinterpret_cast<const int4*>(view.table) + blockIdx.x);
-  const std::int64_t all = min(sequence.w, segment.rows_per_slot), from = all * blockIdx.z / view.parts, to = all * (blockIdx.z + 1) / view.parts;
-  const int lines = (segment.dk * 2 + 127) / 128 + (segment.dr > 0 ? 1 : 0);
-  const std::int64_t base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
-  for (int item = static_cast<int>(threadIdx.x); item < static_cast<int>(to - from) * lines; item += kSharedThreads) {
-    const std::int64_t row = base + from + item / lines;
-    const int line = item % lines;
-    if (line * 64 < segment.dk) fetch_to_l2(reinterpret_cast<const T*>(segment.k) + row * segment.k_row + line * 64);
-    else fetch_to_l2(reinterpret_cast<const T*>(segment.k_shared) + row * segment.shared_row);
-  }
-}
-
-/// What the blocks of a cluster found is joined, in their order: a stretch of the outputs a block. Stages are free.
-template <int kValues>
-__device__ inline void join_latents(const AttentionView& view, const LatentState<kValues>& state, const float (&totals)[2], std::int64_t token, int first_head, float* room,
-                                    float (&joined)[2][kSharedHeads]) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, part = blockIdx.z;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int head = 8 * i + lane / 4;
-    if (warp == 0 && lane % 4 == 0) joined[0][head] = state.largest[i] * kLn2, joined[1][head] = totals[i];
-#pragma unroll
-    for (int n = 0; n < kValues / kSharedWarps / 8; ++n)
-      *reinterpret_cast<float2*>(room + head * kValues + warp * (kValues / kSharedWarps) + 8 * n + 2 * (lane % 4)) = make_float2(state.acc[n][2 * i], state.acc[n][2 * i + 1]);
-  }
-  cluster_arrive();
-  cluster_wait();
-  const int items = min(kSharedHeads, view.heads - first_head) * view.dv, to = items * (part + 1) / view.parts;
-  for (int item = items * part / view.parts + static_cast<int>(threadIdx.x); item < to; item += kSharedThreads) {
-    const int h = item / view.dv, d = item % view.dv, head = first_head + h;
-    float most = -INFINITY, sum = 0.0f, value = 0.0f, mosts[kMostClusterParts];
-#pragma unroll
-    for (int i = 0; i < kMostClusterParts; ++i) {
-      mosts[i] = i < view.parts ? float_of_block(&joined[0][h], i) : -INFINITY;
-      most = fmaxf(most, mosts[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kMostClusterParts; ++i) {
-      if (i >= view.parts) break;
-      const float share = relative(mosts[i], most);
-      sum += float_of_block(&joined[1][h], i) * share;
-      value += float_of_block(room + h * kValues + d, i) * share;
-    }
-    const Finish finish = finish_row(view, head, most, sum);
-    view.out.at(token, head)[d] = value * finish.factor;
-    if (d == 0 && view.lse.defined()) view.lse.at(token)[head] = finish.lse;
-  }
-  cluster_arrive();  // the others may still be looking
-  cluster_wait();
-}
-
-/// Grid: sequences (of one token each), groups of 16 heads, parts (a cluster where view.clustered).
+/// Grid: sequences (of one token each), groups of 16 heads, parts.
 template <class T, int kWidth, int kValues>
 __global__ void __launch_bounds__(kSharedThreads) attend_latents_mma(const __grid_constant__ AttentionView view) {
+  after_previous();
   extern __shared__ __align__(128) unsigned char latent_tiles[];
-  __shared__ float most[kSharedWarps][kSharedHeads], joined[2][kSharedHeads];
-  let_next_start();
-  if (view.clustered) ask_for_latents<T>(view);
-  wait_for_previous();
+  __shared__ float most[kSharedWarps][kSharedHeads];
   const SequenceRow sequence = sequence_row(view.table, blockIdx.x);
   if (sequence.tokens == 0) return;
   constexpr unsigned kStage = kSharedKeys * kWidth * 2;
@@ -223,14 +165,6 @@ __global__ void __launch_bounds__(kSharedThreads) attend_latents_mma(const __gri
     if (lane % 4 == 0) most[warp][8 * i + lane / 4] = total;
   }
   __syncthreads();
-  if (view.clustered) {
-    float totals[2] = {};
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int w = 0; w < kSharedWarps; ++w) totals[i] += most[w][8 * i + lane / 4];
-    return join_latents<kValues>(view, state, totals, token, first_head, reinterpret_cast<float*>(latent_tiles), joined);
-  }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int head = first_head + 8 * i + lane / 4;

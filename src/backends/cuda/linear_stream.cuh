@@ -1,11 +1,10 @@
-// Products of few tokens, up to 64, on tensor cores: a block keeps x in shared memory and its weights stream by. Units of 16 or 32 rows are dealt out
-// evenly to as many blocks as the device has places for; the warps of a block share a unit's columns, and each copies its next stretches of
-// 128 bytes a row (cp.async) while it multiplies the last, across units, so that memory is never idle. The weights are operand A; of x, operand B:
-//  - bf16 weights: two bf16 halves of each token, or one of more than eight tokens;
+// Products of few tokens on tensor cores: a block keeps x in shared memory and its weights stream by. Units of 16 rows are dealt out evenly to as
+// many blocks as the device has multiprocessors; the warps of a block share a unit's columns, and each copies its next stretches of 128 bytes a row
+// (cp.async) while it multiplies the last, across units: no warp waits for another until the sums of all the block's units lie in shared memory.
+// The weights are operand A; of x, operand B:
 //  - e4m3 codes, widened to f16 exactly: two f16 halves, of 128 columns scaled by a power of two;
 //  - whole numbers of eight and four bits: 23 bits of each x, relative to the largest of its 128 columns, as three digits of eight: sums of a group
 //    of columns are exact, and so is what a zero point takes away.
-// Where x of many columns does not fit, the blocks of a cluster (compute capability 9.0) share the columns, and add up over their shared memory.
 #pragma once
 #include "backends/cuda/streamed_x.cuh"
 
@@ -17,12 +16,12 @@ struct StreamRows {
   std::int64_t row[2], out[2];
   int which;
   bool pair;  // of a gate and its up
-  __device__ void find(const StreamView& view, unsigned unit, int tile) {
+  __device__ void find(const StreamView& view, unsigned unit) {
     which = 0;
     const int last = view.all.gated ? view.all.gate : view.all.count - 1;
     while (which < last && unit >= view.all.first_block[which + 1]) ++which;
     pair = view.all.gated && which == last;
-    const std::int64_t at = static_cast<std::int64_t>(unit - view.all.first_block[which]) * view.row_tiles + tile;
+    const auto at = static_cast<std::int64_t>(unit - view.all.first_block[which]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const Product& p = view.all.products[pair ? which + half : which];
@@ -43,11 +42,11 @@ struct StreamSource {
   unsigned unit;
   int at;
 
-  __device__ void begin(const StreamView& view, int tile, int row_bytes) {
+  __device__ void begin(const StreamView& view, int row_bytes) {
     if (unit >= view.units) return;
     const int lane = threadIdx.x % kWarp;
     StreamRows rows;
-    rows.find(view, unit, tile);
+    rows.find(view, unit);
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       codes[half] = rows.weight[half]->data + min(rows.row[half] + lane / 4, rows.weight[half]->rows - 1) * row_bytes + lane % 4 * 16;
@@ -115,21 +114,7 @@ struct Stretch {
   __device__ void multiply(float (&acc)[kTiles][4]) const {
     if constexpr (Shape::kInt4) multiply_int4(acc);
     else if constexpr (Shape::kInt8) multiply_int8(acc);
-    else if constexpr (Shape::kFp8) multiply_fp8(acc);
-    else multiply_bf16(acc);
-  }
-  __device__ void multiply_bf16(float (&acc)[kTiles][4]) const {
-#pragma unroll
-    for (int sub = 0; sub < 2; ++sub) {
-      const uint4 top = codes(sub, 0), bottom = codes(sub, 1);
-      const unsigned low[4] = {top.x, bottom.x, top.y, bottom.y}, high[4] = {top.z, bottom.z, top.w, bottom.w};
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        const uint4 own = b(sub, n);
-        multiply_add<__nv_bfloat16>(acc[n], low, own.x, own.y);
-        multiply_add<__nv_bfloat16>(acc[n], high, own.z, own.w);
-      }
-    }
+    else multiply_fp8(acc);
   }
   __device__ void multiply_int8(float (&acc)[kTiles][4]) const {
     int sums[kTiles][4] = {};
@@ -232,40 +217,32 @@ struct Stretch {
 
 /// How shared memory is divided; bytes.
 struct StreamRoom {
-  int x = 0, factors = 0, sums = 0, parts = 0, shared = 0, ring = 0, all = 0;
+  int x = 0, factors = 0, sums = 0, parts = 0, ring = 0, all = 0;
 };
 template <tensor::WeightFormat F, int kTiles>
 __host__ __device__ inline StreamRoom stream_room(const StreamView& view) {
   using Shape = Streamed<F>;
-  const int groups = Shape::kCoded ? view.own * Shape::kColumns / 128 : 0, table = groups * kTiles * 8 * 4;
+  const int groups = view.stretches * Shape::kColumns / 128, table = groups * kTiles * 8 * 4;
   StreamRoom room;
-  room.factors = room.x + view.own * Shape::kPieces * view.columns * 64;
+  room.factors = room.x + view.stretches * Shape::kPieces * view.columns * 64;
   room.sums = room.factors + table;
   room.parts = room.sums + (Shape::kInt4 ? table : 0);
-  room.shared = room.parts + (view.blocks > 1 ? 1 : 2) * kStreamedWarps * 16 * kTiles * 8 * 4;
-  room.ring = room.shared + (view.blocks > 1 ? 2 * view.row_tiles * 16 * kTiles * 8 * 4 : 0);
-  room.all = room.ring + kStreamedWarps * kStreamDepth<kTiles> * Shape::kStage;
+  room.ring = room.parts + view.slots * kStreamedWarps * 16 * view.columns * 4;
+  room.all = room.ring + kStreamedWarps * kStreamDepth * Shape::kStage;
   return room;
 }
 
 /// What joins the sums of two outputs.
 struct StreamExtra { float scale[2], added[2]; };
 
-/// Outputs of a unit, two a thread: rows g of both halves of a tile, and a column.
-template <int kTiles>
+/// Two outputs of a thread: rows `row` of both halves of a unit.
 struct StreamOutput {
-  static constexpr int kLine = kTiles == 3 ? 32 : kTiles * 8;  // threads of a row
-  int tile, row, column, token;
-  bool own;  // the column is a token's first
-  __device__ StreamOutput(const StreamView& view, int item) {
-    column = item % kLine, row = item / kLine % 8, tile = item / (kLine * 8), token = column / view.parts;
-    own = column < view.columns && column % view.parts == 0;
-  }
-  __device__ StreamExtra extra(const StreamView& view, unsigned unit) const {
+  unsigned unit;
+  int row, token;
+  __device__ StreamExtra extra(const StreamView& view) const {
     StreamExtra extra{{1.0f, 1.0f}, {0.0f, 0.0f}};
-    if (!own) return extra;
     StreamRows rows;
-    rows.find(view, unit, tile);
+    rows.find(view, unit);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const Product& p = view.all.products[rows.pair ? rows.which + half : rows.which];
@@ -276,10 +253,9 @@ struct StreamOutput {
     }
     return extra;
   }
-  __device__ void write(const StreamView& view, unsigned unit, const StreamExtra& extra, float factor, const float (&sum)[2]) const {
-    if (!own) return;
+  __device__ void write(const StreamView& view, const StreamExtra& extra, float factor, const float (&sum)[2]) const {
     StreamRows rows;
-    rows.find(view, unit, tile);
+    rows.find(view, unit);
     float value[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) value[half] = sum[half] * factor * extra.scale[half] + extra.added[half];
@@ -298,43 +274,50 @@ struct StreamOutput {
   }
 };
 
-/// Grid: clusters of view.blocks blocks, which take units in turn. Shared memory: stream_room. Warp w has tile w % row_tiles of a unit, and every
-/// (warps / row_tiles)-th of the block's stretches.
+/// The norm that products of one token were made of, by all blocks together.
+__device__ inline void write_norm_together(const NormedX& norm, float factor) {
+  for (std::int64_t at = (static_cast<std::int64_t>(threadIdx.x) * gridDim.x + blockIdx.x) * 8; at < norm.n; at += static_cast<std::int64_t>(kStreamedThreads) * gridDim.x * 8) {
+    float from[8], weight[8];
+    read_eight_floats(norm.from + at, from);
+    read_eight_of(norm.weight, norm.weight_type, at, weight);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) norm.x[at + i] = from[i] * factor * weight[i];
+  }
+}
+
+/// Grid: blocks, whose teams of view.team warps take units in turn. Shared memory: stream_room. A warp has every team-th stretch of a unit.
 template <tensor::WeightFormat F, int kTiles>
-__global__ void __launch_bounds__(kStreamedThreads, kTiles <= 3 ? 2 : 1) stream_kernel(const __grid_constant__ StreamView view) {
+__global__ void __launch_bounds__(kStreamedThreads, 1) stream_kernel(const __grid_constant__ StreamView view) {
   using Shape = Streamed<F>;
-  using Output = StreamOutput<kTiles>;
-  constexpr int kDepth = kStreamDepth<kTiles>, kWidth = kTiles * 8;
   extern __shared__ __align__(128) unsigned char stream_memory[];
   __shared__ float squares[kStreamedWarps];
   let_next_start();
   const StreamRoom room = stream_room<F, kTiles>(view);
   const StreamedX<F> x{reinterpret_cast<uint4*>(stream_memory), reinterpret_cast<float*>(stream_memory + room.factors), reinterpret_cast<std::int32_t*>(stream_memory + room.sums)};
+  auto* parts = reinterpret_cast<float*>(stream_memory + room.parts);
   const Product& like = view.all.products[0];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, tile = warp % view.row_tiles, first = warp / view.row_tiles, step = kStreamedWarps / view.row_tiles;
-  const int row_bytes = static_cast<int>(like.weight.cols) / 8 * kBytesOfEight<F>, stretches = (row_bytes + kStretch - 1) / kStretch;
-  const int rank = view.blocks > 1 ? cluster_rank() : 0, begin = rank * view.own, count = max(0, min(view.own, stretches - begin));
-  const unsigned clusters = gridDim.x / view.blocks;
-  unsigned char* const ring = stream_memory + room.ring + warp * kDepth * Shape::kStage;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, teams = kStreamedWarps / view.team, first = warp % view.team;
+  const int row_bytes = static_cast<int>(like.weight.cols) / 8 * kBytesOfEight<F>;
+  const unsigned begin = blockIdx.x * teams, round = gridDim.x * teams;  // units of a block's first team; of all blocks together
+  unsigned char* const ring = stream_memory + room.ring + warp * kStreamDepth * Shape::kStage;
   StreamSource<F> source;
-  source.unit = blockIdx.x / view.blocks;
-  source.at = begin + first;
-  if (first >= count) source.unit = view.units;  // nothing for this warp
-  source.begin(view, tile, row_bytes);
+  source.unit = first < view.stretches ? begin + warp / view.team : view.units;
+  source.at = first;
+  source.begin(view, row_bytes);
   const auto copy_next = [&](int stage) {
     source.copy(view, shared_address(ring) + stage * Shape::kStage, row_bytes);
-    source.at += step;
-    if (source.at >= begin + count && source.unit < view.units) {
-      source.unit += clusters;
-      source.at = begin + first;
-      source.begin(view, tile, row_bytes);
+    source.at += view.team;
+    if (source.at >= view.stretches && source.unit < view.units) {
+      source.unit += round;
+      source.at = first;
+      source.begin(view, row_bytes);
     }
   };
 #pragma unroll
-  for (int stage = 0; stage < kDepth; ++stage) copy_next(stage);
+  for (int stage = 0; stage < kStreamDepth; ++stage) copy_next(stage);
   if (view.all.norm.weight != nullptr && threadIdx.x * 128 < view.all.norm.n * 2) fetch_to_l2(view.all.norm.weight + threadIdx.x * 128);
   wait_for_previous();
-  const float square = warp_sum(fill_x<F>(x, view, kWidth, begin));
+  const float square = warp_sum(fill_x<F>(x, view, kTiles * 8));
   if (lane == 0) squares[warp] = square;
   __syncthreads();
   float factor = 1.0f;
@@ -343,83 +326,65 @@ __global__ void __launch_bounds__(kStreamedThreads, kTiles <= 3 ? 2 : 1) stream_
 #pragma unroll
     for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
     factor = 1.0f / sqrtf(sum / static_cast<float>(view.all.norm.n) + view.all.norm.eps);
-    for (std::int64_t at = (static_cast<std::int64_t>(threadIdx.x) * gridDim.x + blockIdx.x) * 8; at < view.all.norm.n; at += static_cast<std::int64_t>(kStreamedThreads) * gridDim.x * 8) {
-      float from[8], weight[8];
-      read_eight_floats(view.all.norm.from + at, from);
-      read_eight_of(view.all.norm.weight, view.all.norm.weight_type, at, weight);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) view.all.norm.x[at + i] = from[i] * factor * weight[i];
-    }
+    write_norm_together(view.all.norm, factor);
   }
-  const int items = view.row_tiles * 8 * Output::kLine, items_here = items / view.blocks;
-  int stage = 0, turn = 0;
-  for (unsigned unit = blockIdx.x / view.blocks; unit < view.units; unit += clusters, turn ^= 1) {
-    StreamExtra extra{};
-    if (static_cast<int>(threadIdx.x) < items_here) extra = Output(view, rank * items_here + static_cast<int>(threadIdx.x)).extra(view, unit);
-    int odd = 0;  // int4: whether the first scale of this lane's two rows is at an odd index
-    if constexpr (Shape::kInt4) {
-      StreamRows rows;
-      rows.find(view, unit, tile);
-      const std::int64_t groups = like.weight.cols / 128;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) odd |= static_cast<int>(min(rows.row[half] + lane / 4, rows.weight[half]->rows - 1) * groups & 1) << half;
-    }
+  const int items = 8 * view.tokens;  // of a unit
+  unsigned kept = begin;              // the first of the units whose sums are kept
+  const auto output_of = [&](int item) {
+    const int at = item / items;
+    return StreamOutput{kept + at / teams * round + at % teams, item % 8, item % items / 8};
+  };
+  StreamExtra extra{{1.0f, 1.0f}, {0.0f, 0.0f}};
+  if (output_of(static_cast<int>(threadIdx.x)).unit < view.units) extra = output_of(static_cast<int>(threadIdx.x)).extra(view);
+  int stage = 0, slot = 0;
+  for (unsigned base = begin; base < view.units; base += round) {
+    const unsigned unit = base + warp / view.team;
     float acc[kTiles][4] = {};
-    for (int at = first; at < count; at += step) {
-      wait_copies<kDepth - 1>();
-      __syncwarp();
-      Stretch<F, kTiles>{ring + stage * Shape::kStage, x, view.columns, at, like.weight.format, like.weight.cols, odd}.multiply(acc);
-      __syncwarp();
-      copy_next(stage);
-      stage = stage + 1 == kDepth ? 0 : stage + 1;
+    if (unit < view.units) {
+      int odd = 0;  // int4: whether the first scale of this lane's two rows is at an odd index
+      if constexpr (Shape::kInt4) {
+        StreamRows rows;
+        rows.find(view, unit);
+        const std::int64_t groups = like.weight.cols / 128;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) odd |= static_cast<int>(min(rows.row[half] + lane / 4, rows.weight[half]->rows - 1) * groups & 1) << half;
+      }
+      for (int at = first; at < view.stretches; at += view.team) {
+        wait_copies<kStreamDepth - 1>();
+        __syncwarp();
+        Stretch<F, kTiles>{ring + stage * Shape::kStage, x, view.columns, at, like.weight.format, like.weight.cols, odd}.multiply(acc);
+        __syncwarp();
+        copy_next(stage);
+        stage = stage + 1 == kStreamDepth ? 0 : stage + 1;
+      }
     }
-    float* parts = reinterpret_cast<float*>(stream_memory + room.parts) + (view.blocks > 1 ? 0 : turn * kStreamedWarps * 16 * kWidth);
+    float* own = parts + (slot * kStreamedWarps + warp) * 16 * view.columns;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<float2*>(parts + (warp * 16 + half * 8 + lane / 4) * kWidth + n * 8 + lane % 4 * 2) = make_float2(acc[n][2 * half], acc[n][2 * half + 1]);
+      for (int i = 0; i < 4; ++i)
+        if (const int column = n * 8 + lane % 4 * 2 + i % 2; column < view.columns) own[(i / 2 * 8 + lane / 4) * view.columns + column] = acc[n][i];
+    const bool last = base + round >= view.units;
+    if (++slot < view.slots && !last) continue;
     __syncthreads();
-    const auto sum_of_warps = [&](const Output& output, int half) {
-      float sum = 0.0f;
-      if (output.column < kWidth)
-        for (int w = 0; w < step; ++w) sum += parts[((w * view.row_tiles + output.tile) * 16 + half * 8 + output.row) * kWidth + output.column];
-      return sum;
-    };
-    float* shared = reinterpret_cast<float*>(stream_memory + room.shared) + turn * view.row_tiles * 16 * kWidth;
-    if (view.blocks > 1) {  // to where the others look
-      for (int item = static_cast<int>(threadIdx.x); item < items; item += kStreamedThreads) {
-        const Output output(view, item);
+    for (int item = static_cast<int>(threadIdx.x); item < slot * teams * items; item += kStreamedThreads) {
+      const StreamOutput output = output_of(item);
+      if (output.unit >= view.units) continue;
+      float sum[2] = {};
+      const float* from = parts + (item / items * view.team * 16 + output.row) * view.columns + output.token * view.parts;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) shared[item * 2 + half] = sum_of_warps(output, half);
-      }
-      cluster_arrive();
-      cluster_wait();
+      for (int half = 0; half < 2; ++half)
+        for (int part = view.parts - 1; part >= 0; --part)  // the smallest first
+          for (int w = 0; w < view.team; ++w) sum[half] += from[(w * 16 + half * 8) * view.columns + part];
+      const bool known = kept == begin && item == static_cast<int>(threadIdx.x);
+      output.write(view, known ? extra : output.extra(view), factor, sum);
     }
-    for (int item = static_cast<int>(threadIdx.x); item < items_here; item += kStreamedThreads) {
-      const Output output(view, rank * items_here + item);
-      float sum[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (view.blocks == 1) {
-          sum[half] = sum_of_warps(output, half);
-        } else {
-          sum[half] = 0.0f;
-          for (int block = 0; block < view.blocks; ++block) sum[half] += float_of_block(shared + (rank * items_here + item) * 2 + half, block);
-        }
-        if (view.parts > 1) {
-          const float second = __shfl_down_sync(kAllLanes, sum[half], 1), third = __shfl_down_sync(kAllLanes, sum[half], 2);
-          sum[half] += second + (view.parts > 2 ? third : 0.0f);
-        }
-      }
-      output.write(view, unit, item == static_cast<int>(threadIdx.x) ? extra : output.extra(view, unit), factor, sum);
-    }
+    if (last) break;
+    __syncthreads();
+    slot = 0;
+    kept = base + round;
   }
   wait_copies<0>();
-  if (view.blocks > 1) {  // the others may still be looking
-    cluster_arrive();
-    cluster_wait();
-  }
 }
 
 /// Whether these kernels can do it: whole rows at multiples of 16 bytes, formats as above, rows of a product from a multiple of eight on.

@@ -2,7 +2,7 @@
 // product with the down matrix, and one adds them up for each token, experts ascending. Few hits an expert: the weights stream by and
 // are read once. Many: tiles through shared memory. 16-bit weights: tensor cores (ops_experts_mma.cu). Routing is in ops_route.cu.
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/experts_few.cuh"
+#include "backends/cuda/experts_few.h"
 #include "backends/cuda/experts_mma.h"
 #include "backends/cuda/product.cuh"
 #include "backends/cuda/waiting.cuh"
@@ -172,7 +172,7 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
 }
 
 /// Launches the first kernel; what the second needs.
-FewExperts begin_few(Context& context, const ExpertsArgs& args, const Matrices& matrices, const RouteView* route) {
+FewExperts begin_few(Context& context, const ExpertsArgs& args, const Matrices& matrices) {
   const std::int64_t tokens = args.x.dim(0), top_k = args.indices.dim(1), inner = args.gate[0].rows;
   FewExperts view;
   view.gate = matrices.gate;
@@ -193,9 +193,6 @@ FewExperts begin_few(Context& context, const ExpertsArgs& args, const Matrices& 
   view.here = static_cast<int>(args.gate.size());
   view.limit = static_cast<float>(args.limit);
   view.accumulate = args.accumulate;
-  view.down_eight = static_cast<std::int64_t>(tensor::weight_row_bytes(view.down_format, 64)) / 8;
-  view.routes = route != nullptr;
-  if (view.routes) view.route = *route;
   launch_few_experts_in(context, view, tokens);
   return view;
 }
@@ -209,13 +206,11 @@ void CudaOps::experts(const ExpertsArgs& args) {
   const std::int64_t inner = args.gate.empty() ? 0 : args.gate[0].rows, here = std::ssize(args.gate);
   const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
   const bool few = tokens <= kFewExpertTokens && vectors;
-  RouteView route;
-  const bool routes = few && waiting_->take_route(args, route);
   flush();
   context_.workspace.reset();
   Matrices matrices;
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
-  if (few) return waiting_->take(begin_few(context_, args, matrices, routes ? &route : nullptr), tokens);
+  if (few) return waiting_->take(begin_few(context_, args, matrices), tokens);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
   const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : 4);
   const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + (here > 0 && rounds_activations(args.gate[0], tokens) ? 4 : 2) * h);

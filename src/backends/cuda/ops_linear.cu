@@ -25,9 +25,8 @@ bool aligned_for_blas(const Product& p) {
 }
 
 /// Whether a product goes to launch_together: few tokens, an output a row, in one group.
-bool may_wait(const Context& context, const Product& p) {
-  const bool fits = p.tokens > 0 && p.rows > 0 && p.groups == 1 && !p.by_column && weight_in_eights(p.weight) && aligned_16(p.x, p.x_stride, p.x_step);
-  return fits && (p.tokens <= kFewTokens || can_stream_many(context, p));
+bool may_wait(const Product& p) {
+  return p.tokens > 0 && p.tokens <= kFewTokens && p.rows > 0 && p.groups == 1 && !p.by_column && weight_in_eights(p.weight) && aligned_16(p.x, p.x_stride, p.x_step);
 }
 /// Whether one of many tokens goes to cuBLASLt, which can add something to it.
 bool may_wait_many(const Product& p) {
@@ -42,7 +41,6 @@ void multiply_any(Context& context, const Product& p) {
   context.workspace.reset();
   const bool aligned_x = aligned_16(p.x, p.x_stride, p.x_step);
   if (p.tokens <= kFewTokens && weight_in_eights(p.weight) && (p.by_column || aligned_x) && p.groups <= 65535) return launch_few(context, p);
-  if (aligned_x && can_stream_many(context, p)) return launch_together(context, {.products = {p}, .count = 1});
   if (p.tokens <= kFewTokens || !aligned_for_blas(p)) return launch_tiled(context, p);
   Product left = p;
   if (p.bias != nullptr) {
@@ -79,7 +77,7 @@ void CudaOps::linear(const LinearArgs& args) {
   if (rounds_activations(args.weight, tokens)) {
     launch_waiting();
     multiply_rounded(context_, product);
-  } else if (may_wait(context_, product)) {
+  } else if (may_wait(product)) {
     waiting_->take(context_, product);
   } else {
     launch_waiting();

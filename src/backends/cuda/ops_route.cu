@@ -1,6 +1,6 @@
-// Family experts, routing: see route.cuh. Of one or two tokens it waits for their experts, whose blocks do it themselves (waiting.cuh).
+// Family experts, routing: see route.cuh. Of one or two tokens it waits for products that do not need it, beside which it runs (waiting.cuh).
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/experts_few.cuh"
+#include "backends/cuda/experts_few.h"
 #include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
@@ -11,7 +11,7 @@ namespace {
 __global__ void __launch_bounds__(kWarp) route_tokens(const __grid_constant__ RouteView view) {
   extern __shared__ double shared[];
   after_previous();
-  route_token(view, blockIdx.x, shared, view.indices.at(blockIdx.x), view.weights.at(blockIdx.x), false);
+  route_token(view, blockIdx.x, shared);
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ struct Together {
   int count = 0;
   NormedX norm;
   bool gated = false;  // the last two products are a gate and its up: the gate's out becomes gated(gate, up); the up's is its own
-  int gate = 0;        // which the gate is; others than the first: can_gate_last
+  int gate = 0;        // which the gate is
   float limit = 0;     // of the gate
 };
 
@@ -67,13 +67,11 @@ inline bool is_plain(tensor::WeightFormat format) {
   return format == WeightFormat::f32 || format == WeightFormat::f16 || format == WeightFormat::bf16;
 }
 
-/// Whether launch_together can gate the last two of more products than two.
-bool can_gate_last(const Context& context, const Together& all);
-/// Whether launch_together takes this product of more than kFewTokens tokens.
-bool can_stream_many(const Context& context, const Product& p);
-/// At most kFewTokens tokens, or can_stream_many; an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can
-/// be read in eights.
-void launch_together(Context& context, const Together& all);
+/// At most kFewTokens tokens, an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can be read in eights.
+/// `route`: of one token, done beside them where can_route_beside says so; they neither write its logits nor read what it chooses.
+struct RouteView;
+bool can_route_beside(const Together& all);
+void launch_together(Context& context, const Together& all, const RouteView* route = nullptr);
 /// At most kFewTokens tokens, any number of groups, an output a row or a column.
 void launch_few(Context& context, const Product& p);
 /// Any shape, format and address.

@@ -108,9 +108,10 @@ __device__ inline void keep_best_groups(const RouteView& view, double* choice, d
   __syncwarp();
 }
 
-/// The choice of one token by a warp: indices and weights [top_k], where `writes` in memory too. `room`: scores [experts], choice [experts], ranks
-/// [groups] f64, taken [max(experts, groups)].
-__device__ inline void route_token(const RouteView& view, std::int64_t token, double* room, std::int32_t* indices, float* weights, bool writes) {
+/// The choice of one token by a warp. `room`: scores [experts], choice [experts], ranks [groups] f64, taken [max(experts, groups)].
+__device__ inline void route_token(const RouteView& view, std::int64_t token, double* room) {
+  std::int32_t* indices = view.indices.at(token);
+  float* weights = view.weights.at(token);
   double *scores = room, *choice = scores + view.experts, *ranks = choice + view.experts;
   bool* taken = reinterpret_cast<bool*>(ranks + view.groups);
   const int lane = threadIdx.x % kWarp;
@@ -131,10 +132,7 @@ __device__ inline void route_token(const RouteView& view, std::int64_t token, do
   }
   const double factor = view.scaling / (view.normalize ? sum + 1e-20 : 1.0);
   __syncwarp();
-  for (int j = lane; j < view.top_k; j += kWarp) {
-    weights[j] = static_cast<float>(scores[indices[j]] * factor);
-    if (writes) view.indices.at(token)[j] = indices[j], view.weights.at(token)[j] = weights[j];
-  }
+  for (int j = lane; j < view.top_k; j += kWarp) weights[j] = static_cast<float>(scores[indices[j]] * factor);
 }
 /// Bytes of `room`.
 inline std::size_t route_bytes(const RouteView& view) {

@@ -1,34 +1,30 @@
 // x of products whose weights stream by (linear_stream.cuh), as operand B of tensor cores in shared memory.
 #pragma once
-#include "backends/cuda/cluster.cuh"
 #include "backends/cuda/linear_few.cuh"
+#include "backends/cuda/mma.cuh"
 
 namespace fathom::cuda {
 
-inline constexpr int kStreamedWarps = 8, kStreamedThreads = kStreamedWarps * kWarp, kStretch = 128;  // kStretch: bytes of a row
-inline constexpr int kMostClustered = 8;
-inline constexpr std::int64_t kMostStreamedTokens = 64;
+inline constexpr int kStreamedWarps = 16, kStreamedThreads = kStreamedWarps * kWarp, kStretch = 128;  // kStretch: bytes of a row
 inline constexpr int kDigits = 3;  // of x beside whole numbers
 
 template <tensor::WeightFormat F>
 struct Streamed {
   static constexpr bool kInt4 = F == tensor::WeightFormat::int4_group128, kInt8 = F == tensor::WeightFormat::int8_row, kFp8 = F == tensor::WeightFormat::fp8_block128;
-  static constexpr bool kWhole = kInt4 || kInt8, kCoded = kWhole || kFp8;
-  static constexpr int kColumns = kInt4 ? 256 : kCoded ? 128 : 64;         // of a stretch
+  static_assert(kInt4 || kInt8 || kFp8);
+  static constexpr int kColumns = kInt4 ? 256 : 128;  // of a stretch
   static constexpr int kPieces = kInt4 || kFp8 ? 4 : 2;                    // of a stretch of x: 16 bytes of each of four lanes
   static constexpr int kStage = 16 * kStretch + (kInt4 ? 160 : kFp8 ? 32 : 0);  // codes of 16 rows; scales and zero points
 };
-/// Stretches that a warp has on their way.
-template <int kTiles>
-inline constexpr int kStreamDepth = kTiles <= 3 ? 4 : 3;
+inline constexpr int kStreamDepth = 3;  // stretches that a warp has on their way
 
 struct StreamView {
   Together all;           // first_block: the first unit
   unsigned units = 0;
   int tokens = 1, parts = 1, columns = 1;  // columns of operand B: tokens · parts
-  int row_tiles = 1;      // of 16 rows, of a unit
-  int blocks = 1;         // of a cluster
-  int own = 0;            // stretches of a block
+  int stretches = 0;      // of a row
+  int slots = 1;          // units whose sums a block keeps before it adds them up
+  int team = 1;           // warps that share a unit
 };
 
 /// x of a block as operand B, and what its groups of 128 columns stand for.
@@ -51,24 +47,6 @@ struct PlaceOfEight {
   int column, eight;
   bool valid;
 };
-
-/// Two bf16 halves, or one.
-template <tensor::WeightFormat F>
-__device__ inline void put_bf16(const StreamedX<F>& to, const StreamView& view, const PlaceOfEight& place, float (&x)[8]) {
-  if (!place.valid) return;
-  uint4* at = to.pieces + (place.eight / 4 * view.columns + place.column) * 4 + place.eight % 4;
-  for (int part = 0; part < view.parts; ++part) {
-    unsigned words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      words[i] = pack_two<__nv_bfloat16>(x[2 * i], x[2 * i + 1]);
-      const float low = __uint_as_float(words[i] << 16), high = __uint_as_float(words[i] & 0xffff0000u);
-      x[2 * i] = fabsf(low) <= 3.4e38f ? x[2 * i] - low : 0.0f;  // infinity leaves nothing
-      x[2 * i + 1] = fabsf(high) <= 3.4e38f ? x[2 * i + 1] - high : 0.0f;
-    }
-    at[part * 4] = make_uint4(words[0], words[1], words[2], words[3]);
-  }
-}
 
 /// Two f16 halves of x times a power of two that makes the largest of the group about 2^8.
 template <tensor::WeightFormat F>
@@ -133,39 +111,35 @@ __device__ inline void put_digits(const StreamedX<F>& to, const StreamView& view
 
 template <tensor::WeightFormat F>
 __device__ inline void put_eight(const StreamedX<F>& to, const StreamView& view, int padded, const PlaceOfEight& place, float (&x)[8]) {
-  if constexpr (!Streamed<F>::kCoded) {
-    put_bf16<F>(to, view, place, x);
-  } else {
-    float most = 0.0f;
+  float most = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) most = larger(most, fabsf(x[i]));
-    most = largest_of_16(most);
-    if constexpr (Streamed<F>::kFp8) put_f16<F>(to, view, padded, place, most, x);
-    else put_digits<F>(to, view, padded, place, most, x);
-  }
+  for (int i = 0; i < 8; ++i) most = larger(most, fabsf(x[i]));
+  most = largest_of_16(most);
+  if constexpr (Streamed<F>::kFp8) put_f16<F>(to, view, padded, place, most, x);
+  else put_digits<F>(to, view, padded, place, most, x);
 }
 
-/// Fills the block's columns of x, from stretch `first` on: x as it lies, or from · weight of a norm that nobody has made. Answers this thread's
+/// Fills the block's columns of x: x as it lies, or from · weight of a norm that nobody has made. Answers this thread's
 /// squares of `from`.
 template <tensor::WeightFormat F>
-__device__ inline float fill_x(const StreamedX<F>& to, const StreamView& view, int padded, int first) {
-  constexpr int kBatch = 4;
+__device__ inline float fill_x(const StreamedX<F>& to, const StreamView& view, int padded) {
+  constexpr int kBatch = 3;
   const Product& p = view.all.products[0];
   const NormedX& norm = view.all.norm;
-  const int cols = static_cast<int>(p.weight.cols), eights = view.own * (Streamed<F>::kColumns / 8), items = view.tokens * eights;
+  const int cols = static_cast<int>(p.weight.cols), eights = view.stretches * (Streamed<F>::kColumns / 8), items = view.tokens * eights;
   float squares = 0.0f;
   for (int base = 0; base < items; base += kBatch * kStreamedThreads) {
     float x[kBatch][8];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int item = base + i * kStreamedThreads + static_cast<int>(threadIdx.x), token = item / eights, col = first * Streamed<F>::kColumns + item % eights * 8;
+      const int item = base + i * kStreamedThreads + static_cast<int>(threadIdx.x), token = item / eights, col = item % eights * 8;
 #pragma unroll
       for (int j = 0; j < 8; ++j) x[i][j] = 0.0f;
       if (item < items && col < cols) read_eight_floats((norm.from != nullptr ? norm.from : p.x + token * p.x_stride) + col, x[i]);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int item = base + i * kStreamedThreads + static_cast<int>(threadIdx.x), token = item / eights, eight = item % eights, col = first * Streamed<F>::kColumns + eight * 8;
+      const int item = base + i * kStreamedThreads + static_cast<int>(threadIdx.x), token = item / eights, eight = item % eights, col = eight * 8;
       if (base + i * kStreamedThreads >= items) break;
       if (norm.from != nullptr && item < items && col < cols) {
         float weight[8];

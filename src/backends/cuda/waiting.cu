@@ -32,14 +32,27 @@ bool CudaOps::Waiting::goes_with_all(const Product& product) const {
   return true;
 }
 
-void CudaOps::Waiting::keep_route_from(Context& context, const Product& product) {
-  if (route_tokens_ == 0) return;
-  const Span out = out_of(product);
+bool CudaOps::Waiting::is_of_route(const float* begin, const float* end) const {
   const auto rows = [&](auto view) {
     const auto* first = reinterpret_cast<const float*>(view.data);
     return Span{first, first + (route_tokens_ - 1) * view.strides[0] + view.dims[1]};
   };
-  if (overlap(out, rows(route_.logits)) || overlap(out, rows(route_.indices)) || overlap(out, rows(route_.weights))) launch(context);
+  const Span span{begin, end};
+  return overlap(span, rows(route_.logits)) || overlap(span, rows(route_.indices)) || overlap(span, rows(route_.weights));
+}
+
+void CudaOps::Waiting::keep_route_from(Context& context, const Product& product) {
+  const Span out = out_of(product);
+  if (route_tokens_ > 0 && is_of_route(out.begin, out.end)) launch(context);
+}
+
+bool CudaOps::Waiting::touches_route() const {
+  for (int i = 0; i < all_.count; ++i) {
+    const Product& p = all_.products[i];
+    const Span out = out_of(p), x = x_of(p);
+    if (is_of_route(out.begin, out.end) || is_of_route(x.begin, x.end) || (p.added != nullptr && is_of_route(p.added, p.added + p.rows))) return true;
+  }
+  return false;
 }
 
 void CudaOps::Waiting::take(Context& context, const Product& product) {
@@ -51,14 +64,6 @@ void CudaOps::Waiting::take(Context& context, const Product& product) {
 void CudaOps::Waiting::take(Context& context, const RouteView& route, std::int64_t tokens) {
   if (program_.count > 0 || has_many_ || few_tokens_ > 0 || route_tokens_ > 0) launch(context);
   route_ = route, route_tokens_ = tokens;
-}
-
-bool CudaOps::Waiting::take_route(const ExpertsArgs& args, RouteView& route) {
-  if (route_tokens_ == 0 || route_tokens_ != args.x.dim(0) || args.indices.data != reinterpret_cast<const std::byte*>(route_.indices.data)) return false;
-  if (args.weights.data != reinterpret_cast<const std::byte*>(route_.weights.data) || args.indices.dim(1) != route_.top_k) return false;
-  route = route_;
-  route_tokens_ = 0;
-  return true;
 }
 
 bool CudaOps::Waiting::add_to_experts(Context& context, const AddArgs& args) {
@@ -101,7 +106,6 @@ bool CudaOps::Waiting::swiglu(Context& context, const SwigluArgs& args) {
   const Product &gate = all_.products[all_.count - 2], &up = all_.products[all_.count - 1];
   if (gate.rows != up.rows || gate.accumulate || up.accumulate) return false;
   if (!is_out(args.gate, gate) || !is_out(args.up, up) || !is_out(args.out, gate)) return false;
-  if (all_.count > 2 && !can_gate_last(context, all_)) return false;
   context.rounded = {};
   all_.gated = true;
   all_.gate = all_.count - 2;
@@ -181,7 +185,9 @@ void CudaOps::Waiting::launch_products(Context& context) {
   }
   if (all_.count > 0) {
     all_.norm = norm_;
-    launch_together(context, all_);
+    const bool beside = route_tokens_ == 1 && can_route_beside(all_) && !touches_route();
+    launch_together(context, all_, beside ? &route_ : nullptr);
+    if (beside) route_tokens_ = 0;
   } else if (norm_.from != nullptr) {
     launch_norm(context, norm_);
   }

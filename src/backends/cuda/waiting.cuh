@@ -3,8 +3,9 @@
 #pragma once
 #include "backends/cuda/attention.cuh"
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/experts_few.cuh"
+#include "backends/cuda/experts_few.h"
 #include "backends/cuda/product.cuh"
+#include "backends/cuda/route.cuh"
 #include "backends/cuda/token_program.cuh"
 
 namespace fathom::cuda {
@@ -31,8 +32,6 @@ class CudaOps::Waiting {
   FreshRows take_rotations(const tensor::AttentionArgs& args);
   /// The choice of experts of a few tokens. Products of their x may still join the router's.
   void take(Context& context, const RouteView& route, std::int64_t tokens);
-  /// Whether that is what args' experts wait for: whoever asks does it, and it waits no more.
-  bool take_route(const tensor::ExpertsArgs& args, RouteView& route);
   /// The second kernel of the experts of a few tokens, which a sum may follow. Nothing else waits.
   void take(const FewExperts& few, std::int64_t tokens) { few_ = few, few_tokens_ = tokens; }
   void launch(Context& context);
@@ -42,6 +41,9 @@ class CudaOps::Waiting {
   bool add_to_experts(Context& context, const tensor::AddArgs& args);
   /// What waits but a choice of experts.
   void launch_products(Context& context);
+  bool is_of_route(const float* begin, const float* end) const;
+  /// Whether products that wait read or write what the choice of experts that waits does.
+  bool touches_route() const;
   /// Launches a choice of experts that waits if the product writes where it reads or writes.
   void keep_route_from(Context& context, const Product& product);
   NormedX norm_;
