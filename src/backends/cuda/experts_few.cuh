@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_in(const __g
   WarpRows rows;
 #pragma unroll
   for (int r = 0; r < kRowsAWarp; ++r) {
-    rows.set<F>(r, r < kOwn ? gate : up, min(first + r % kOwn, view.inner - 1));
+    rows.weight[r] = r < kOwn ? &gate : &up, rows.row[r] = min(first + r % kOwn, view.inner - 1);
   }
   OnTheWay<F> next;
   next.read(rows, static_cast<int>(view.h), lane * 8, kWarp * 8);
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, 4) few_experts_out(const
     if (j >= view.top_k || expert_of(j) < 0) return;
     down = matrix_view(view.down, expert_of(j), view.h, view.inner, view.down_format);
 #pragma unroll
-    for (int r = 0; r < kRowsAWarp; ++r) rows.set<F>(r, down, min(first + r, view.h - 1));
+    for (int r = 0; r < kRowsAWarp; ++r) rows.weight[r] = &down, rows.row[r] = min(first + r, view.h - 1);
     next.read(rows, static_cast<int>(view.inner), lane * 8, kWarp * 8);
   };
   begin(warp);

@@ -14,12 +14,12 @@ struct FewExperts {
   View<const float> weights;         // [tokens, top_k]
   const float* x = nullptr;          // [tokens, h]
   std::int64_t x_stride = 0;
-  float* hidden = nullptr;           // [tokens, top_k, inner]
-  View<float> out;                   // [tokens, h]
+  float* hidden = nullptr;  // [tokens, top_k, inner]
+  View<float> out;          // [tokens, h]
   int top_k = 1, first_expert = 0, here = 0;
   float limit = 0;
   bool accumulate = false;
-  const float* added = nullptr;      // [tokens, h] that is added too
+  const float* added = nullptr;  // [tokens, h] that is added too
   std::int64_t added_stride = 0;
 };
 

@@ -16,27 +16,32 @@ template <WeightFormat F>
 void launch_rows(Context& context, Together all, const RouteView* route) {
   const Product& p = all.products[0];
   const std::int64_t wanted = static_cast<std::int64_t>(context.multiprocessors) * 16;
-  const int last = all.gated ? all.gate : all.count - 1;
-  const auto groups_of = [&](int i) { return divide_up(all.products[i].rows, all.gated && i == last ? kRowsAWarp / 2 : kRowsAWarp); };
+  const int own = all.gated ? kRowsAWarp / 2 : kRowsAWarp, parts = all.gated ? 1 : all.count;
   std::int64_t row_groups = 0;
-  for (int i = 0; i <= last; ++i) row_groups += groups_of(i);
+  for (int i = 0; i < parts; ++i) row_groups += divide_up(all.products[i].rows, own);
   int splits = 1;
   while (splits < kWarpsABlock && row_groups * p.groups * splits < wanted && p.weight.cols > splits * kWarp * 8) splits *= 2;
   unsigned blocks = 0;
-  for (int i = 0; i <= last; ++i) {
+  for (int i = 0; i < parts; ++i) {
     all.first_block[i] = blocks;
-    blocks += static_cast<unsigned>(divide_up(groups_of(i), kWarpsABlock / splits));
+    blocks += static_cast<unsigned>(divide_up(divide_up(all.products[i].rows, own), kWarpsABlock / splits));
   }
-  const Beside beside{.splits = splits, .routes = route != nullptr, .route = route != nullptr ? *route : RouteView{}};
-  const dim3 grid(blocks + (beside.routes ? 1 : 0), static_cast<unsigned>(p.groups));
-  const std::size_t shared = beside.routes ? route_bytes(*route) : 0;
-  const auto launch = [&](auto tokens, auto normed) { launch_early(context, &few_kernel<F, tokens(), normed()>, grid, kThreads, shared, all, beside); };
-  constexpr std::false_type kThere{};
-  if (all.norm.from != nullptr) launch(std::integral_constant<int, 1>{}, std::true_type{});
-  else if (p.tokens == 1) launch(std::integral_constant<int, 1>{}, kThere);
-  else if (kOftenHere<F> && p.tokens == 2) launch(std::integral_constant<int, kOftenHere<F> ? 2 : 8>{}, kThere);
-  else if (kOftenHere<F> && p.tokens <= 4) launch(std::integral_constant<int, kOftenHere<F> ? 4 : 8>{}, kThere);
-  else launch(std::integral_constant<int, 8>{}, kThere);
+  const dim3 grid(blocks, static_cast<unsigned>(p.groups));
+  const auto launch = [&](auto tokens, auto normed, auto gate) {
+    launch_early(context, &few_kernel<F, tokens(), normed(), gate()>, grid, kThreads, 0, all, splits, RouteView{});
+  };
+  const auto by_tokens = [&](auto gate) {
+    constexpr std::false_type kThere{};
+    if (all.norm.from != nullptr) launch(std::integral_constant<int, 1>{}, std::true_type{}, gate);
+    else if (p.tokens == 1) launch(std::integral_constant<int, 1>{}, kThere, gate);
+    else if (kOftenHere<F> && p.tokens == 2) launch(std::integral_constant<int, kOftenHere<F> ? 2 : 8>{}, kThere, gate);
+    else if (kOftenHere<F> && p.tokens <= 4) launch(std::integral_constant<int, kOftenHere<F> ? 4 : 8>{}, kThere, gate);
+    else launch(std::integral_constant<int, 8>{}, kThere, gate);
+  };
+  if constexpr (F == WeightFormat::bf16)
+    if (route != nullptr) return launch_early(context, &few_kernel<F, 1, false, false, true>, dim3(blocks + 1), kThreads, route_bytes(*route), all, splits, *route);
+  if (all.gated) by_tokens(std::true_type{});
+  else by_tokens(std::false_type{});
 }
 
 }  // namespace
@@ -48,7 +53,7 @@ bool can_route_beside(const Together& all) {
 
 void launch_together(Context& context, const Together& all, const RouteView* route) {
   if (can_stream(context, all)) return launch_stream(context, all);
-  // One token's products with 16-bit weights wait for memory alone, unless they also norm x and gate: multiply-adds do.
+  // One token's products wait for memory alone, unless their warps also norm x and gate.
   const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr);
   if (busy && can_use_mma(context, all)) return launch_few_mma(context, all);
   with_format(all.products[0].weight.format, [&](auto format) { launch_rows<format()>(context, all, route); });

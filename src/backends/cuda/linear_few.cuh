@@ -21,35 +21,29 @@ inline constexpr int kBytesOfEight = F == tensor::WeightFormat::f32 ? 32
 
 /// The weight rows of a warp: a row of a product each, or, of gated products, half of them gates and half their ups.
 struct WarpRows {
-  const std::byte* from[kRowsAWarp];     // where the row begins
-  const WeightView* weight[kRowsAWarp];  // of scaled formats
+  const WeightView* weight[kRowsAWarp];
   std::int64_t row[kRowsAWarp];
-  template <tensor::WeightFormat F>
-  __device__ void set(int r, const WeightView& view, std::int64_t index) {
-    from[r] = view.data + index * view.cols / 8 * kBytesOfEight<F>;
-    weight[r] = &view, row[r] = index;
-  }
 };
 
 /// What of the rows is on its way, from column `col` on, every `step` columns.
 template <tensor::WeightFormat F>
 struct OnTheWay {
   EightOf<F> eight[kAhead<F>][kRowsAWarp];
-  __device__ void read(const WarpRows& rows, int cols, int col, int step) {
+  __device__ void read(const WarpRows& rows, std::int64_t cols, std::int64_t col, std::int64_t step) {
 #pragma unroll
     for (int a = 0; a < kAhead<F>; ++a)
 #pragma unroll
       for (int r = 0; r < kRowsAWarp; ++r)
-        if (col + a * step < cols) eight[a][r].read(rows.from[r], col + a * step);
+        if (col + a * step < cols) eight[a][r].read(rows.weight[r]->data, rows.row[r] * cols + col + a * step);
   }
   /// Asks the L2 cache for the same: a lane in every 128 bytes.
-  static __device__ void ask(const WarpRows& rows, int cols, int col, int step) {
+  static __device__ void ask(const WarpRows& rows, std::int64_t cols, std::int64_t col, std::int64_t step) {
     if (static_cast<int>(threadIdx.x % kWarp) * kBytesOfEight<F> % 128 != 0) return;
 #pragma unroll
     for (int a = 0; a < kAhead<F>; ++a)
 #pragma unroll
       for (int r = 0; r < kRowsAWarp; ++r)
-        if (col + a * step < cols) fetch_to_l2(rows.from[r] + (col + a * step) / 8 * kBytesOfEight<F>);
+        if (col + a * step < cols) fetch_to_l2(rows.weight[r]->data + (rows.row[r] * cols + col + a * step) / 8 * kBytesOfEight<F>);
   }
 };
 
@@ -87,7 +81,7 @@ __device__ inline void write_normed(const NormedX& norm, float factor) {
 
 /// acc[row][token] += the products of eight columns from `col` on.
 template <tensor::WeightFormat F, int kTokens, bool kNormed>
-__device__ void multiply_eight(const EightOf<F> (&eight)[kRowsAWarp], const WarpRows& rows, int cols, int col, RowsOfX<kNormed>& x,
+__device__ void multiply_eight(const EightOf<F> (&eight)[kRowsAWarp], const WarpRows& rows, std::int64_t cols, std::int64_t col, RowsOfX<kNormed>& x,
                                float (&acc)[kRowsAWarp][kTokens]) {
   float w[kRowsAWarp][8];
 #pragma unroll
@@ -111,49 +105,39 @@ __device__ void multiply_eight(const EightOf<F> (&eight)[kRowsAWarp], const Warp
   }
 }
 
-/// What a launch is told beside its products.
-struct Beside {
-  int splits = 1;              // warps that share rows
-  bool routes = false;         // one block more chooses the experts of a token, which nothing here needs
-  RouteView route;
-};
-/// Products that a choice of experts runs beside.
-template <tensor::WeightFormat F, int kTokens, bool kNormed>
-inline constexpr bool kRoutesBeside = F == tensor::WeightFormat::bf16 && kTokens == 1 && !kNormed;
-
 /// A warp has kRowsAWarp rows and every `splits`-th stretch of 256 columns of them; the warps that share rows are in one block and
 /// add up in a fixed order.
-template <tensor::WeightFormat F, int kTokens, bool kNormed>
-__global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) few_kernel(const __grid_constant__ Together all, const __grid_constant__ Beside beside) {
+/// With kRoutes the last block chooses the experts of a token instead, which nothing here needs (dynamic shared memory: route_bytes).
+template <tensor::WeightFormat F, int kTokens, bool kNormed, bool kGated, bool kRoutes = false>
+__global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) few_kernel(const __grid_constant__ Together all, int splits, const __grid_constant__ RouteView route) {
   static_assert(kRowsAWarp * kTokens <= kWarp && (!kNormed || kTokens == 1));
+  constexpr int kOwn = kGated ? kRowsAWarp / 2 : kRowsAWarp;  // outputs of a warp
   constexpr int kSums = kRowsAWarp * kTokens;
   __shared__ float room[kWarpsABlock][kSums], squares[kWarpsABlock];
   let_next_start();
-  if constexpr (kRoutesBeside<F, kTokens, kNormed>) {
+  if constexpr (kRoutes) {
     extern __shared__ double route_room[];
-    if (beside.routes && blockIdx.x == gridDim.x - 1) {
+    if (blockIdx.x == gridDim.x - 1) {
       wait_for_previous();
-      if (threadIdx.x < kWarp) route_token(beside.route, 0, route_room);
+      if (threadIdx.x < kWarp) route_token(route, 0, route_room);
       return;
     }
   }
-  const int splits = beside.splits;
   int which = 0;
-  const int last = all.gated ? all.gate : all.count - 1;
-  while (which < last && blockIdx.x >= all.first_block[which + 1]) ++which;
-  const bool pair = all.gated && which == last;
-  const int own = pair ? kRowsAWarp / 2 : kRowsAWarp;  // outputs of a warp
-  const Product &p = all.products[which], &other = all.products[pair ? which + 1 : which];
+  if constexpr (!kGated)
+    while (which + 1 < all.count && blockIdx.x >= all.first_block[which + 1]) ++which;
+  const Product& p = all.products[which];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, split = warp % splits;
-  const std::int64_t g = blockIdx.y, first = (static_cast<std::int64_t>(blockIdx.x - all.first_block[which]) * (kWarpsABlock / splits) + warp / splits) * own;
-  const int cols = static_cast<int>(p.weight.cols), step = splits * kWarp * 8;
+  const std::int64_t g = blockIdx.y, first = (static_cast<std::int64_t>(blockIdx.x - all.first_block[which]) * (kWarpsABlock / splits) + warp / splits) * kOwn;
+  const std::int64_t cols = p.weight.cols, step = static_cast<std::int64_t>(splits) * kWarp * 8;
   WarpRows rows;
 #pragma unroll
   for (int r = 0; r < kRowsAWarp; ++r) {
-    const Product& from = r >= own ? other : p;
-    rows.set<F>(r, from.weight, from.first_row + g * from.row_step + min(first + (r >= own ? r - own : r), from.rows - 1));
+    const Product& own = kGated && r >= kOwn ? all.products[1] : p;
+    rows.weight[r] = &own.weight;
+    rows.row[r] = own.first_row + g * own.row_step + min(first + r % kOwn, own.rows - 1);
   }
-  int col = split * kWarp * 8 + lane * 8;
+  std::int64_t col = split * kWarp * 8 + lane * 8;
   OnTheWay<F> next;
   next.read(rows, cols, col, step);
   OnTheWay<F>::ask(rows, cols, col + kAhead<F> * step, step);
@@ -196,13 +180,13 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) fe
     for (int s = 1; s < splits; ++s) mine += room[warp + s][lane];
   mine *= factor;
   const int t = lane / kRowsAWarp;
-  const std::int64_t row = first + lane % own;
+  const std::int64_t row = first + lane % kOwn;
   const bool here = t < min(static_cast<std::int64_t>(kTokens), p.tokens) && row < p.rows;
-  if (pair) {
-    const bool up = lane % kRowsAWarp >= own;
-    const float value = here ? finished(up ? other : p, t, g, row, mine) : 0.0f, up_value = __shfl_down_sync(kAllLanes, value, kRowsAWarp / 2);
-    if (here && up) other.out[t * other.out_stride + row] = value;
-    else if (here) p.out[t * p.out_stride + row] = gated(value, up_value, all.limit);
+  if constexpr (kGated) {
+    const bool up = lane % kRowsAWarp >= kOwn;
+    const float value = here ? finished(all.products[up ? 1 : 0], t, g, row, mine) : 0.0f, other = __shfl_down_sync(kAllLanes, value, kOwn);
+    if (here && up) all.products[1].out[t * all.products[1].out_stride + row] = value;
+    else if (here) p.out[t * p.out_stride + row] = gated(value, other, all.limit);
   } else if (here) {
     store(p, t, g, row, mine);
   }

@@ -19,7 +19,9 @@ void launch(Context& context, const FewMmaView& view, unsigned blocks) {
     if (shared > 32 * 1024) context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
     launch_early(context, kernel, blocks, kWarpsABlock * kWarp, shared, view);
   };
-  view.all.norm.from != nullptr ? go(&few_mma_kernel<F, true>) : go(&few_mma_kernel<F, false>);
+  const bool normed = view.all.norm.from != nullptr;
+  if (view.all.gated) normed ? go(&few_mma_kernel<F, true, true>) : go(&few_mma_kernel<F, false, true>);
+  else normed ? go(&few_mma_kernel<F, true, false>) : go(&few_mma_kernel<F, false, false>);
 }
 
 }  // namespace
@@ -41,15 +43,14 @@ void launch_few_mma(Context& context, const Together& all) {
   view.halves = halves_of(p);
   view.x_stride = static_cast<int>(stride_of(p.weight.cols));
   const std::int64_t wanted = static_cast<std::int64_t>(context.multiprocessors) * 16, segments = divide_up(p.weight.cols, kSegment);
-  const int last = all.gated ? all.gate : all.count - 1;
-  const auto tiles_of = [&](int i) { return divide_up(all.products[i].rows, all.gated && i == last ? kTileRows16 / 2 : kTileRows16); };
+  const int own = all.gated ? kTileRows16 / 2 : kTileRows16, parts = all.gated ? 1 : all.count;
   std::int64_t tiles = 0;
-  for (int i = 0; i <= last; ++i) tiles += tiles_of(i);
+  for (int i = 0; i < parts; ++i) tiles += divide_up(all.products[i].rows, own);
   while (view.splits < kWarpsABlock && tiles * view.splits < wanted && segments >= 2 * view.splits) view.splits *= 2;
   unsigned blocks = 0;
-  for (int i = 0; i <= last; ++i) {
+  for (int i = 0; i < parts; ++i) {
     view.all.first_block[i] = blocks;
-    blocks += static_cast<unsigned>(divide_up(tiles_of(i), kWarpsABlock / view.splits));
+    blocks += static_cast<unsigned>(divide_up(divide_up(all.products[i].rows, own), kWarpsABlock / view.splits));
   }
   if (p.weight.format == WeightFormat::bf16) launch<WeightFormat::bf16>(context, view, blocks);
   else launch<WeightFormat::mxfp4>(context, view, blocks);

@@ -72,22 +72,22 @@ __device__ inline float fill_columns(const FewMmaView& view, const Product& p, _
 }
 
 /// Grid: blocks of tiles. A block has kWarpsABlock / splits tiles. Dynamic shared memory: the columns of x.
-template <tensor::WeightFormat F, bool kNormed>
+template <tensor::WeightFormat F, bool kNormed, bool kGated>
 __global__ void __launch_bounds__(kWarpsABlock * kWarp, 3) few_mma_kernel(const __grid_constant__ FewMmaView view) {
+  constexpr int kOwn = kGated ? kTileRows16 / 2 : kTileRows16;  // outputs of a tile
   extern __shared__ __align__(16) __nv_bfloat16 columns[];
   __shared__ float room[kWarpsABlock][kTileRows16][kMmaColumns];
   __shared__ BlockRoom sums;
   let_next_start();
   int which = 0;
-  const int last = view.all.gated ? view.all.gate : view.all.count - 1;
-  while (which < last && blockIdx.x >= view.all.first_block[which + 1]) ++which;
-  const bool pair = view.all.gated && which == last;
-  const int own = pair ? kTileRows16 / 2 : kTileRows16;  // outputs of a tile
-  const Product &p = view.all.products[which], &other = view.all.products[pair ? which + 1 : which];
+  if constexpr (!kGated)
+    while (which + 1 < view.all.count && blockIdx.x >= view.all.first_block[which + 1]) ++which;
+  const Product& p = view.all.products[which];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, split = warp % view.splits, group = lane / 4, cols = static_cast<int>(p.weight.cols);
-  const int tiles = kWarpsABlock / view.splits, first = (static_cast<int>(blockIdx.x - view.all.first_block[which]) * tiles + warp / view.splits) * own;
+  const int tiles = kWarpsABlock / view.splits, first = (static_cast<int>(blockIdx.x - view.all.first_block[which]) * tiles + warp / view.splits) * kOwn;
   const int last_row = static_cast<int>(p.rows) - 1, row_bytes = cols / 8 * kBytesOfEight<F>, segments = (cols + kSegment - 1) / kSegment;
-  const std::int64_t row[2] = {p.first_row + min(first + group, last_row), other.first_row + min(first + group + (pair ? 0 : 8), last_row)};
+  const Product& other = kGated ? view.all.products[1] : p;
+  const std::int64_t row[2] = {p.first_row + min(first + group, last_row), other.first_row + min(first + group + (kGated ? 0 : 8), last_row)};
   const std::byte* const rows[2] = {p.weight.data + row[0] * row_bytes, other.weight.data + row[1] * row_bytes};
   SegmentOfRows<F> next;
   next.read(rows, cols, split);
@@ -134,9 +134,9 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, 3) few_mma_kernel(const 
     if (blockIdx.x == 0) write_normed(view.all.norm, factor);
   }
   // Halves and splits are added up in their order; neighbouring threads have neighbouring rows.
-  for (int item = static_cast<int>(threadIdx.x); item < tiles * own * view.tokens; item += static_cast<int>(blockDim.x)) {
-    const int token = item / (tiles * own), at = item % (tiles * own), tile = at / own, r = at % own;
-    const std::int64_t output = static_cast<std::int64_t>(blockIdx.x - view.all.first_block[which]) * tiles * own + at;
+  for (int item = static_cast<int>(threadIdx.x); item < tiles * kOwn * view.tokens; item += static_cast<int>(blockDim.x)) {
+    const int token = item / (tiles * kOwn), at = item % (tiles * kOwn), tile = at / kOwn, r = at % kOwn;
+    const std::int64_t output = static_cast<std::int64_t>(blockIdx.x - view.all.first_block[which]) * tiles * kOwn + at;
     if (output > last_row) continue;
     const auto sum = [&](int in_tile) {
       float value = 0.0f;
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, 3) few_mma_kernel(const 
         for (int half = 0; half < view.halves; ++half) value += room[tile * view.splits + s][in_tile][token * view.halves + half];
       return value * factor;
     };
-    if (pair) {
-      const float gate = finished(p, token, 0, output, sum(r)), up = finished(other, token, 0, output, sum(r + own));
+    if constexpr (kGated) {
+      const float gate = finished(p, token, 0, output, sum(r)), up = finished(other, token, 0, output, sum(r + kOwn));
       other.out[token * other.out_stride + output] = up;
       p.out[token * p.out_stride + output] = gated(gate, up, view.all.limit);
     } else {

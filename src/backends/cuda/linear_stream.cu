@@ -43,7 +43,7 @@ int team_of(int stretches) {
 
 /// Units of all products; `view` may have their first_block.
 unsigned deal_units(Together& all) {
-  const int last = all.gated ? all.gate : all.count - 1;
+  const int last = all.gated ? 0 : all.count - 1;
   unsigned units = 0;
   for (int i = 0; i <= last; ++i) {
     all.first_block[i] = units;

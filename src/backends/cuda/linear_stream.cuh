@@ -18,7 +18,7 @@ struct StreamRows {
   bool pair;  // of a gate and its up
   __device__ void find(const StreamView& view, unsigned unit) {
     which = 0;
-    const int last = view.all.gated ? view.all.gate : view.all.count - 1;
+    const int last = view.all.gated ? 0 : view.all.count - 1;
     while (which < last && unit >= view.all.first_block[which + 1]) ++which;
     pair = view.all.gated && which == last;
     const auto at = static_cast<std::int64_t>(unit - view.all.first_block[which]);

@@ -42,8 +42,7 @@ struct Together {
   unsigned first_block[kMost] = {};
   int count = 0;
   NormedX norm;
-  bool gated = false;  // the last two products are a gate and its up: the gate's out becomes gated(gate, up); the up's is its own
-  int gate = 0;        // which the gate is
+  bool gated = false;  // two products, a gate and its up: the first's out becomes gated(gate, up); the second's is its own
   float limit = 0;     // of the gate
 };
 

@@ -62,7 +62,7 @@ void CudaOps::Waiting::take(Context& context, const Product& product) {
 }
 
 void CudaOps::Waiting::take(Context& context, const RouteView& route, std::int64_t tokens) {
-  if (program_.count > 0 || has_many_ || few_tokens_ > 0 || route_tokens_ > 0) launch(context);
+  launch(context);
   route_ = route, route_tokens_ = tokens;
 }
 
@@ -102,13 +102,12 @@ bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
 }
 
 bool CudaOps::Waiting::swiglu(Context& context, const SwigluArgs& args) {
-  if (all_.count < 2) return false;
-  const Product &gate = all_.products[all_.count - 2], &up = all_.products[all_.count - 1];
+  if (all_.count != 2) return false;
+  const Product &gate = all_.products[0], &up = all_.products[1];
   if (gate.rows != up.rows || gate.accumulate || up.accumulate) return false;
   if (!is_out(args.gate, gate) || !is_out(args.up, up) || !is_out(args.out, gate)) return false;
   context.rounded = {};
   all_.gated = true;
-  all_.gate = all_.count - 2;
   all_.limit = static_cast<float>(args.limit);
   launch_products(context);
   return true;
@@ -194,7 +193,6 @@ void CudaOps::Waiting::launch_products(Context& context) {
   norm_ = {};
   all_.count = 0;
   all_.gated = false;
-  all_.gate = 0;
 }
 
 CudaOps::CudaOps(Context& context, tensor::ActivationMemory& memory) : context_(context), memory_(memory), waiting_(std::make_unique<Waiting>()) {}

@@ -30,7 +30,7 @@ class CudaOps::Waiting {
   /// The rotations of q and k of single tokens and the writing of k and v to the cache, where they are all that waits: attention does them on its
   /// way, and they wait no more. Otherwise rows without cosines.
   FreshRows take_rotations(const tensor::AttentionArgs& args);
-  /// The choice of experts of a few tokens. Products of their x may still join the router's.
+  /// The choice of experts of a few tokens, which products that do not need it may go before or beside. What else waits is launched first.
   void take(Context& context, const RouteView& route, std::int64_t tokens);
   /// The second kernel of the experts of a few tokens, which a sum may follow. Nothing else waits.
   void take(const FewExperts& few, std::int64_t tokens) { few_ = few, few_tokens_ = tokens; }
