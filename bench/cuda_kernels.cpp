@@ -1,6 +1,6 @@
 // How near the cuda backend's kernels come to what the device can do: attention of prefill and of decoding, latent
-// attention, mixtures of experts and dense products at the shapes of real models, each as a share of 4.27 TB/s or of
-// 781 TFLOP/s (an H200's, measured). usage: bench_cuda_kernels [part of a name]…
+// attention, mixtures of experts and dense products at the shapes of real models, each as a share of 4.27 TB/s, or of
+// 781 TFLOP/s (e4m3: 1417; an H200's, measured). usage: bench_cuda_kernels [part of a name]…
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -18,7 +18,7 @@ namespace {
 using namespace fathom;
 using namespace fathom::tensor;
 
-constexpr double kBytesPerSecond = 4.27e12, kFlopsPerSecond = 781e12;
+constexpr double kBytesPerSecond = 4.27e12, kFlopsPerSecond = 781e12, kFlopsOfFp8 = 1417e12;
 
 template <class T>
 T need(Result<T> result) {
@@ -75,11 +75,27 @@ class Room {
     x.data = buffers_.back()->data();
     return x;
   }
-  Weight weight(std::int64_t rows, std::int64_t cols) {
-    return {.format = WeightFormat::bf16,
+  Weight weight(WeightFormat format, std::int64_t rows, std::int64_t cols) {
+    if (format == WeightFormat::bf16)
+      return {.format = format, .rows = rows, .cols = cols, .data = random(DType::bf16, {rows, cols}, 0.05f).data};
+    const auto scales = static_cast<std::int64_t>(weight_scale_count(format, rows, cols));
+    return {.format = format,
             .rows = rows,
             .cols = cols,
-            .data = random(DType::bf16, {rows, cols}, 0.05f).data};
+            .data = codes({rows, cols}).data,
+            .scales = random(DType::f32, {scales}, 1e-3f).data,
+            .activations = format == WeightFormat::fp8_block128 ? Activations::kPerGroup : Activations::kPerToken};
+  }
+  /// e4m3, none of them NaN.
+  Tensor codes(Shape shape) {
+    const Tensor x = make(DType::f8e4m3, shape);
+    std::vector<std::byte> block(std::min<std::size_t>(std::size_t{1} << 22, x.bytes()));
+    for (std::byte& code : block)
+      code = static_cast<std::byte>((next_random() >> 40 & 0x80) | (next_random() >> 40) % 0x78);
+    for (std::size_t at = 0; at < x.bytes(); at += block.size())
+      need(backend_.upload(x.data + at,
+                           std::span(block).first(std::min(block.size(), static_cast<std::size_t>(x.bytes()) - at))));
+    return x;
   }
   const Batch& batch(std::int64_t sequences, std::int64_t tokens, std::int64_t past) {
     std::vector<std::int32_t> table;
@@ -123,10 +139,10 @@ double seconds_of(Backend& backend, const std::function<void()>& call) {
   return all[3];
 }
 
-void report(const std::string& name, double seconds, double bytes, double flops) {
+void report(const std::string& name, double seconds, double bytes, double flops, double peak = kFlopsPerSecond) {
   std::printf("%-52s %9.1f us  %6.2f TB/s %4.0f %%  %7.1f TFLOP/s %4.0f %%\n", name.c_str(), seconds * 1e6,
               bytes / seconds / 1e12, 100 * bytes / seconds / kBytesPerSecond, flops / seconds / 1e12,
-              100 * flops / seconds / kFlopsPerSecond);
+              100 * flops / seconds / peak);
   std::fflush(stdout);
 }
 
@@ -179,16 +195,19 @@ void time_latents(Backend& backend, const std::string& name, std::int64_t sequen
 }
 
 void time_experts(Backend& backend, const std::string& name, std::int64_t tokens, std::int64_t hidden,
-                  std::int64_t inner, std::int64_t experts, std::int64_t top_k) {
+                  std::int64_t inner, std::int64_t experts, std::int64_t top_k,
+                  WeightFormat format = WeightFormat::bf16) {
   Room room(backend);
   std::vector<Weight> gate, up, down;
-  const Weight all[3] = {room.weight(experts * inner, hidden), room.weight(experts * inner, hidden),
-                         room.weight(experts * hidden, inner)};
+  const Weight all[3] = {room.weight(format, experts * inner, hidden), room.weight(format, experts * inner, hidden),
+                         room.weight(format, experts * hidden, inner)};
   for (std::int64_t e = 0; e < experts; ++e)
     for (int m = 0; m < 3; ++m) {
       Weight weight = all[m];
       weight.rows /= experts;
-      weight.data += e * weight.rows * weight.cols * 2;
+      const auto scales = static_cast<std::int64_t>(weight_scale_count(format, weight.rows, weight.cols));
+      weight.data += e * static_cast<std::int64_t>(weight_row_bytes(format, weight.cols)) * weight.rows;
+      if (scales > 0) weight.scales += e * scales * 4;
       (m == 0 ? gate : m == 1 ? up : down).push_back(weight);
     }
   std::vector<std::int32_t> indices;
@@ -218,18 +237,23 @@ void time_experts(Backend& backend, const std::string& name, std::int64_t tokens
                            .accumulate = false});
   };
   const auto used = static_cast<double>(std::count(hit.begin(), hit.end(), true));
-  report(name, seconds_of(backend, call), used * static_cast<double>(3 * hidden * inner * 2),
-         6.0 * static_cast<double>(tokens * top_k) * static_cast<double>(hidden * inner));
+  const double bytes =
+      used * static_cast<double>(weight_bytes(format, 2 * inner, hidden) + weight_bytes(format, hidden, inner));
+  report(name, seconds_of(backend, call), bytes,
+         6.0 * static_cast<double>(tokens * top_k) * static_cast<double>(hidden * inner),
+         format == WeightFormat::bf16 ? kFlopsPerSecond : kFlopsOfFp8);
 }
 
-void time_linear(Backend& backend, const std::string& name, std::int64_t tokens, std::int64_t rows, std::int64_t cols) {
+void time_linear(Backend& backend, const std::string& name, std::int64_t tokens, std::int64_t rows, std::int64_t cols,
+                 WeightFormat format = WeightFormat::bf16) {
   Room room(backend);
-  const Weight weight = room.weight(rows, cols);
+  const Weight weight = room.weight(format, rows, cols);
   const Tensor x = room.random(DType::f32, {tokens, cols}, 1), out = room.make(DType::f32, {tokens, rows});
   const auto call = [&] { backend.ops().linear({.x = x, .weight = weight, .out = out}); };
   report(name, seconds_of(backend, call),
-         static_cast<double>(rows * cols * 2) + static_cast<double>(x.bytes() + out.bytes()),
-         2.0 * static_cast<double>(tokens * rows) * static_cast<double>(cols));
+         static_cast<double>(weight_bytes(format, rows, cols)) + static_cast<double>(x.bytes() + out.bytes()),
+         2.0 * static_cast<double>(tokens * rows) * static_cast<double>(cols),
+         format == WeightFormat::bf16 ? kFlopsPerSecond : kFlopsOfFp8);
 }
 
 /// Products of one x, launched together, the weights of enough layers in turn that no cache holds them: rows.size()
@@ -341,6 +365,27 @@ int main(int argc, char** argv) {
       {"rows of 7B, bf16, 16 tokens", [&](const auto& n) { time_7b(b, n, WeightFormat::bf16, 16); }},
       {"rows of 7B, bf16, 32 tokens", [&](const auto& n) { time_7b(b, n, WeightFormat::bf16, 32); }},
       {"rows of 7B, bf16, 64 tokens", [&](const auto& n) { time_7b(b, n, WeightFormat::bf16, 64); }},
+      {"grouped fp8 V3, 4096 tokens x 8 of 256",
+       [&](const auto& n) { time_experts(b, n, 4096, 7168, 2048, 256, 8, WeightFormat::fp8_block128); }},
+      {"grouped fp8 V3, 4096 rows of 8 experts",
+       [&](const auto& n) { time_experts(b, n, 4096, 7168, 2048, 8, 8, WeightFormat::fp8_block128); }},
+      {"grouped fp8 V3, 128 tokens x 8 of 256",
+       [&](const auto& n) { time_experts(b, n, 128, 7168, 2048, 256, 8, WeightFormat::fp8_block128); }},
+      {"fp8 row 2048 x 4096 x 4096",
+       [&](const auto& n) { time_linear(b, n, 2048, 4096, 4096, WeightFormat::fp8_row); }},
+      {"fp8 row 2048 x 11008 x 4096",
+       [&](const auto& n) { time_linear(b, n, 2048, 11008, 4096, WeightFormat::fp8_row); }},
+      {"fp8 row 2048 x 4096 x 11008",
+       [&](const auto& n) { time_linear(b, n, 2048, 4096, 11008, WeightFormat::fp8_row); }},
+      {"int8 2048 x 4096 x 4096", [&](const auto& n) { time_linear(b, n, 2048, 4096, 4096, WeightFormat::int8_row); }},
+      {"int8 2048 x 11008 x 4096",
+       [&](const auto& n) { time_linear(b, n, 2048, 11008, 4096, WeightFormat::int8_row); }},
+      {"int8 2048 x 4096 x 11008",
+       [&](const auto& n) { time_linear(b, n, 2048, 4096, 11008, WeightFormat::int8_row); }},
+      {"fp8 block 2048 x 11008 x 4096",
+       [&](const auto& n) { time_linear(b, n, 2048, 11008, 4096, WeightFormat::fp8_block128); }},
+      {"fp8 block 4096 x 7168 x 16384",
+       [&](const auto& n) { time_linear(b, n, 4096, 7168, 16384, WeightFormat::fp8_block128); }},
   };
   for (const auto& [name, time] : cases)
     if (wanted(name)) time(name);

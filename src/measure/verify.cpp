@@ -153,7 +153,11 @@ Status run_case(engine::Engine& engine, std::int64_t slot, const Prompt& prompt,
 }  // namespace
 
 Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
-  FATHOM_TRY(const model::ModelSpec spec, model::load_config(folder));
+  FATHOM_TRY(model::ModelSpec spec, model::load_config(folder));
+  // References are computed with FP8 blocks that were widened.
+  spec.block_activations = tensor::Activations::kAsTheyAre;
+  for (model::QuantizationGroup& group : spec.quantization.groups)
+    if (group.format == tensor::WeightFormat::fp8_block128) group.activations = tensor::Activations::kAsTheyAre;
   FATHOM_TRY(const std::vector<Prompt> prompts, read_reference(folder / "reference.safetensors", spec.vocabulary));
   const auto activations = parse_dtype(options.activations);
   if (!activations || *activations != DType::f32)

@@ -333,7 +333,8 @@ bool read_quantization(ConfigReader& reader, ModelSpec& spec) {
   const std::vector<std::int64_t> block = quantization.integers_or_empty("weight_block_size", 1, 1 << 20);
   quantization.expect("fmt", {"e4m3"});
   quantization.expect("activation_scheme", {"dynamic"});
-  quantization.ignore({"scale_fmt", "modules_to_not_convert", "expert_dtype"});
+  const std::string scales = quantization.string_or("scale_fmt", "");
+  quantization.ignore({"modules_to_not_convert", "expert_dtype"});
   if (method != "fp8" || block.size() != 2 || block[0] != block[1] || (block[0] != 128 && block[0] != 32))
     quantization.problem(
         fail_unsupported("model.quantization", {{"method", printable(method.empty() ? dump_json(*object) : method, 40)},
@@ -343,6 +344,7 @@ bool read_quantization(ConfigReader& reader, ModelSpec& spec) {
   spec.linear_format =
       block.size() == 2 && block[0] == 32 ? tensor::WeightFormat::fp8_block32_e8m0 : tensor::WeightFormat::fp8_block128;
   spec.expert_format = spec.linear_format;
+  spec.block_activations = scales == "ue8m0" ? tensor::Activations::kPerGroupOfPowers : tensor::Activations::kPerGroup;
   return true;
 }
 

@@ -135,11 +135,10 @@ Result<Activations> activations(const Json* object, const std::string& path, Wei
   if (object == nullptr) return Activations::kAsTheyAre;
   FATHOM_TRY(const Numbers n, read_numbers(*object, path));
   const bool eight = n.bits == 8 && n.symmetric && n.dynamic;
-  // A token in groups of 128 columns, as DeepSeek's own FP8 has it: its products keep activations as they are, which is
-  // closer.
-  if (format == WeightFormat::fp8_block128 && eight && n.type == "float" &&
-      (n.strategy == "token" || (n.strategy == "group" && n.group == 128)))
-    return Activations::kAsTheyAre;
+  if (format == WeightFormat::fp8_block128 && eight && n.type == "float") {
+    if (n.strategy == "group" && n.group == 128) return Activations::kPerGroup;
+    if (n.strategy == "token") return Activations::kAsTheyAre;  // closer than what is asked for
+  }
   const bool same =
       (format == WeightFormat::fp8_row && n.type == "float") || (format == WeightFormat::int8_row && n.type == "int");
   if (same && eight && n.strategy == "token") return Activations::kPerToken;

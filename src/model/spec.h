@@ -96,6 +96,8 @@ struct ModelSpec {
   tensor::WeightFormat linear_format = tensor::WeightFormat::bf16;  // linears of attention and feed-forward
   tensor::WeightFormat expert_format = tensor::WeightFormat::bf16;  // routed experts
   tensor::WeightFormat plain_format = tensor::WeightFormat::bf16;   // embedding, head, norms, router
+  tensor::Activations block_activations =
+      tensor::Activations::kAsTheyAre;  // what the release asks of products with fp8_block128 weights
   Quantization
       quantization;  // compressed-tensors: which modules of those two formats are quantized, and how; empty: all alike
   std::vector<std::int64_t> bos_ids, eos_ids;

@@ -10,6 +10,8 @@
 // host backend has finished when the call returns, a device backend when its stream has. Nothing allocates except
 // allocate(). The plain twin of every op is src/backends/reference/<family>.cpp; cases are in tests/backends/op_cases.
 // "Price" is what meta charges: FLOPs (a multiply-add is 2) and the bytes read and written once each.
+// `only_products` is a promise about an output: nothing reads it but calls of `linear`, and those come before any op of
+// another kind. A device may then keep it in the type that these products want and leave `out` itself unwritten.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -72,6 +74,7 @@ struct RmsNormArgs {
   double eps = 0;
   Tensor out;
   std::int32_t parameter = -1;
+  bool only_products = false;
 };
 
 /// out = (x - mean) / sqrt(variance + eps) · weight + bias over the innermost dimension; weight, bias [d].
@@ -87,17 +90,26 @@ struct LayerNormArgs {
 
 // ---------------------------------------------------------------- matrix products (family: linear)
 
-/// Products with 8-bit activations (W8A8). When weight.activations is kPerToken, its format is fp8_row or int8_row, and
+/// Products with 8-bit activations (W8A8). When weight.activations is kPerToken and its format fp8_row or int8_row, and
 /// the op has more than kWeightOnlyTokens tokens, every row of x is rounded first, by itself: a = max |x|, scale = a /
 /// 448 (fp8) or a / 127 (int8) in f32, 1 where a is 0; code = x / scale (divided in f32), to the nearest e4m3 or whole
 /// number, ties to even, within ±448 or ±127. Codes are multiplied with the weight's codes exactly and summed in f32
-/// (fp8) or as integers (int8); the sum times both scales is the product. A row that holds NaN or infinity gives NaN.
-/// With up to kWeightOnlyTokens tokens (decoding: the weight's bytes decide) x stays as it is, and so it does in
-/// grouped_linear, hyper_mix and hyper_head always. Backward treats the rounding as the identity.
-inline constexpr std::int64_t kWeightOnlyTokens = 16;
+/// (fp8) or as integers (int8); the sum times both scales is the product. When it is kPerGroup and the format
+/// fp8_block128, every row of x is rounded so in stretches of 128 columns from the first on (the last may be shorter),
+/// each with its own scale, and the sums of a stretch are multiplied with its scale and the weight's before they are
+/// added up in f32; with kPerGroupOfPowers such a scale is the next power of two, if it is none. A stretch (row) that
+/// holds NaN or infinity gives NaN. With up to kWeightOnlyTokens tokens (decoding: the weight's bytes decide) x stays
+/// as it is, and so it does in grouped_linear, hyper_mix and hyper_head always. Backward treats the rounding as the
+/// identity.
+inline constexpr std::int64_t kWeightOnlyTokens = 16, kRoundedColumns = 128;
+constexpr bool rounds_in_groups(const Weight& weight) {
+  return weight.activations == Activations::kPerGroup || weight.activations == Activations::kPerGroupOfPowers;
+}
 constexpr bool rounds_activations(const Weight& weight, std::int64_t tokens) {
-  return weight.activations == Activations::kPerToken && tokens > kWeightOnlyTokens &&
-         (weight.format == WeightFormat::fp8_row || weight.format == WeightFormat::int8_row);
+  if (tokens <= kWeightOnlyTokens) return false;
+  if (weight.activations == Activations::kPerToken)
+    return weight.format == WeightFormat::fp8_row || weight.format == WeightFormat::int8_row;
+  return rounds_in_groups(weight) && weight.format == WeightFormat::fp8_block128;
 }
 
 /// out [T, n] (+)= x [T, k] · weightᵀ [n, k] (+ bias [n]). Price: 2·T·n·k FLOPs; weight, x, out once.
@@ -196,7 +208,8 @@ struct KvSegment {
 /// visible rows once a sequence. Backward: the flash-attention equations (Dao 2023); sink gets -sum over t of p_sink ·
 /// (dout · out). 16-bit keys and values allow a device to round q to their type for its matrix units. f32 ones are
 /// computed with as they are, unless `rounds_to` names a 16-bit type (the weights' that made them): then q, k and v may
-/// be rounded to it.
+/// be rounded to it. `only_products` also promises that nobody reads q again, nor rows of k and v that went into the
+/// segment's caches just before.
 struct AttentionArgs {
   Tensor q;
   std::span<const KvSegment> segments;  // 1 to 3
@@ -207,6 +220,7 @@ struct AttentionArgs {
   const Batch* batch = nullptr;
   std::int32_t sink_parameter = -1;
   DType rounds_to = DType::f32;
+  bool only_products = false;
 };
 
 /// The lightning indexer: score[t, r] = scale · sum over heads of weights[t, h] · relu(q[t, h] · keys[r]) over the rows
@@ -243,12 +257,14 @@ struct CompressArgs {
 // ---------------------------------------------------------------- feed-forward and experts (family: experts)
 
 /// out = silu(gate) · up, elementwise; with limit > 0 gate is cut at limit from above and up to ±limit first. out may
-/// be gate.
+/// be gate. `only_products` also promises that one product reads out and nobody gate and up again: where products of
+/// 16-bit weights have just made them, a device may round them to that type.
 struct SwigluArgs {
   Tensor gate;
   Tensor up;
   double limit = 0;
   Tensor out;
+  bool only_products = false;
 };
 /// out = gelu(x), the tanh form. out may be x.
 struct GeluArgs {
@@ -284,8 +300,8 @@ struct RouteArgs {
 /// out[t] (+)= sum over the chosen experts e of weights[t, j] · down_e(swiglu(gate_e x, up_e x)). gate, up [I, h], down
 /// [h, I] an expert; only experts [first_expert, first_expert + gate.size()) are here, others are skipped (their rank
 /// adds them). With 8-bit activations (see above; T counts) x is rounded a token, and swiglu's result a (token,
-/// expert). Price: 6·h·I FLOPs a (token, expert); the weights of the experts that are hit, once. Workspace is the
-/// backend's own.
+/// expert), or stretches of them. Price: 6·h·I FLOPs a (token, expert); the weights of the experts that are hit, once.
+/// Workspace is the backend's own.
 struct ExpertsArgs {
   Tensor x;
   Tensor indices, weights;

@@ -52,10 +52,14 @@ std::uint64_t weight_row_bytes(WeightFormat format, std::int64_t cols);
 std::uint64_t weight_scale_bytes(WeightFormat format, std::int64_t rows, std::int64_t cols);
 std::uint64_t zeros_offset(WeightFormat format, std::int64_t rows, std::int64_t cols);
 
-/// How a product treats its activations when the weight is fp8_row or int8_row (no other format has a choice).
+/// How a product treats its activations when the weight is fp8_row, int8_row or fp8_block128 (no other format has a
+/// choice): see LinearArgs.
 enum class Activations : std::uint8_t {
   kAsTheyAre,
-  kPerToken,  // rounded to the weight's own type, each token with its own scale: see LinearArgs
+  kPerToken,          // fp8_row, int8_row: rounded to the weight's own type, each token with its own scale
+  kPerGroup,          // fp8_block128: rounded to e4m3, each token's every 128 columns with their own scale (DeepSeek's
+                      // "dynamic")
+  kPerGroupOfPowers,  // the same with scales that are powers of two (its scale_fmt "ue8m0")
 };
 /// Bytes of a [rows, cols] weight, scales included.
 std::uint64_t weight_bytes(WeightFormat format, std::int64_t rows, std::int64_t cols);

@@ -193,6 +193,8 @@ Result<ModelSpec> synthetic_spec(const ModelSpec& spec, std::optional<std::int64
 }
 
 Result<ModelSpec> quantized_spec(const ModelSpec& spec, std::optional<std::int64_t> layers, tensor::WeightCode to) {
+  if (to == tensor::WeightCode::kE4m3 && tensor::weight_layout(spec.linear_format).code == to)
+    return synthetic_spec(spec, layers, {});  // the release is FP8 already
   FATHOM_TRY(const ModelSpec plain, synthetic_spec(spec, layers, tensor::weight_dtype(spec.plain_format)));
   return quantization_target(plain, {.to = to});
 }

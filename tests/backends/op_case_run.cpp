@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -126,6 +127,12 @@ Tensor CaseRun::output(const std::string& name, DType dtype, Shape shape, Layout
   return make(name, dtype, shape, constant(unwritten), layout);
 }
 
+Tensor CaseRun::between(Shape shape) {
+  const Tensor made = output("what lies between", shape);
+  blocks_.back().compared = false;
+  return made;
+}
+
 Tensor CaseRun::in_place(const std::string& name, DType dtype, Shape shape, const Fill& fill, Layout layout) {
   return make(name, dtype, shape, fill, layout);
 }
@@ -232,11 +239,21 @@ CaseResult CaseRun::finish() {
                                                              : "'" + block.name + "' " + describe(block.tensor)));
       break;
     }
-    if (block.name.empty()) continue;
+    if (block.name.empty() || !block.compared) continue;
     result.outputs.push_back({.name = block.name,
                               .shape = block.tensor.shape,
                               .values = values_of(block.tensor),
                               .integers = !dtype_is_float(block.tensor.dtype)});
+  }
+  for (const auto& [a, b] : alike_) {
+    const std::vector<double> left = values_of(a), right = values_of(b);
+    const auto bits = [](double value) { return std::bit_cast<std::uint64_t>(value); };
+    for (std::size_t i = 0; i < left.size(); ++i) {
+      if (bits(left[i]) == bits(right[i])) continue;
+      result.faults.push_back(fmt::format("{} and {} differ at element {}: {:.9g} and {:.9g}", describe(a), describe(b),
+                                          i, left[i], right[i]));
+      break;
+    }
   }
   return result;
 }

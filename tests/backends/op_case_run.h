@@ -71,6 +71,10 @@ class CaseRun {
   tensor::Tensor output(const std::string& name, tensor::Shape shape, Layout layout = Layout::kDense) {
     return output(name, activation(), shape, layout);
   }
+  /// Written by one op and read by another: not compared with the reference's.
+  tensor::Tensor between(tensor::Shape shape);
+  /// Two tensors of one type and shape that must end up with the same bits.
+  void alike(const tensor::Tensor& a, const tensor::Tensor& b) { alike_.emplace_back(a, b); }
   /// Read and overwritten: in-place operands, accumulated outputs, caches.
   tensor::Tensor in_place(const std::string& name, DType dtype, tensor::Shape shape, const Fill& fill,
                           Layout layout = Layout::kDense);
@@ -90,6 +94,7 @@ class CaseRun {
     std::vector<std::byte> before;
     std::vector<bool> writable;  // a byte
     std::string name;            // "" for inputs
+    bool compared = true;
     tensor::Tensor tensor;
   };
   struct HeldBatch {
@@ -103,6 +108,7 @@ class CaseRun {
   CaseMemory* memory_;
   std::vector<Block> blocks_;
   std::deque<HeldBatch> batches_;
+  std::vector<std::pair<tensor::Tensor, tensor::Tensor>> alike_;
 };
 
 // One list a family; op_cases() joins them.

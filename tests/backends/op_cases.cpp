@@ -150,9 +150,8 @@ int check_cases(const std::vector<OpCase>& cases, tensor::Backend& candidate, co
                      got = run_case(op_case, candidate.ops(), candidate.grad_ops(), test_seed(), options.memory);
     for (const std::string& fault : got.faults) report(op_case, fault);
     for (const std::string& fault : want.faults) report(op_case, "in the reference: " + fault);
-    const Tolerance tolerance = options.tolerance ? options.tolerance(op_case)
-                                : op_case.exact   ? Tolerance{}
-                                                  : kF32Tolerance;
+    Tolerance tolerance = options.tolerance ? options.tolerance(op_case) : op_case.exact ? Tolerance{} : kF32Tolerance;
+    tolerance.abs += op_case.codes, tolerance.row += op_case.codes;
     if (got.outputs.size() != want.outputs.size()) return ran;  // a device that failed: nothing after it can run
     for (std::size_t i = 0; i < want.outputs.size(); ++i)
       if (const std::string text = compare(got.outputs[i], want.outputs[i], tolerance, op_case.magnitude);

@@ -36,6 +36,8 @@ struct OpCase {
   bool exact = false;    // small integers, copies or choices: every correct implementation gives the same values,
                          // whatever its order of sums
   double magnitude = 1;  // the natural size of the outputs: multiplies Tolerance::abs
+  double codes = 0;  // added to Tolerance::abs and row: what is rounded to eight bits in between may, by the last bit
+                     // of a sum in f32, become the next code
   std::function<void(CaseRun&)> body;
 };
 

@@ -58,7 +58,7 @@ struct ExpertsSpec {
   Layout layout = Layout::kDense;
   bool one_for_all = false;  // every token goes to the same experts
   Fill x = normal();
-  bool rounded = false;  // activations a token
+  Activations activations = Activations::kAsTheyAre;
 };
 
 OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
@@ -66,6 +66,9 @@ OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
       .op = "experts",
       .name = fmt::format("experts/{}/{}", weight_format_name(format), spec.name),
       .format = format,
+      // Half a step of an element of swiglu's result (1/16 of it, mostly below 1/4) by an element of the down matrix
+      // (about 1/8).
+      .codes = format == WeightFormat::fp8_block128 && spec.activations != Activations::kAsTheyAre ? 2e-3 : 0,
       .body = [=](CaseRun& run) {
         const Tensor x = run.input({spec.tokens, spec.hidden}, spec.x, spec.layout);
         std::vector<std::int64_t> chosen;
@@ -85,9 +88,8 @@ OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
           up.push_back(run.weight(format, spec.inner, spec.hidden, 1.0 / std::sqrt(static_cast<double>(spec.hidden))));
           down.push_back(run.weight(format, spec.hidden, spec.inner, 1.0 / std::sqrt(static_cast<double>(spec.inner))));
         }
-        if (spec.rounded)
-          for (std::vector<Weight>* list : {&gate, &up, &down})
-            for (Weight& weight : *list) weight.activations = Activations::kPerToken;
+        for (std::vector<Weight>* list : {&gate, &up, &down})
+          for (Weight& weight : *list) weight.activations = spec.activations;
         const Tensor out =
             spec.accumulate ? run.in_place("out", run.activation(), {spec.tokens, spec.hidden}, normal(), spec.layout)
                             : run.output("out", {spec.tokens, spec.hidden}, spec.layout);
@@ -237,6 +239,8 @@ std::vector<OpCase> expert_cases() {
       {"zero_tokens", 0, 16, 8, 4, 0, 4, 2},
       {"many_hits", 150, 72, 40, 8, 0, 8, 2, 0, true},
       {"some_hits", 60, 136, 72, 16, 0, 16, 2},
+      {"stretches", 12, 272, 144, 16, 4, 8, 4, 0, true},
+      {"stretches_more", 40, 272, 144, 16, 4, 8, 4, 0.5},
       {"uneven", 170, 64, 48, 8, 2, 5, 3, 0.5, false, Layout::kDense, true},
       {"nan_token", 6, 16, 8, 4, 0, 2, 1, 0, false, Layout::kDense, false, with(normal(), {{35, kNaN}})},
   };
@@ -252,9 +256,29 @@ std::vector<OpCase> expert_cases() {
   };
   for (const WeightFormat format : {WeightFormat::fp8_row, WeightFormat::int8_row})
     for (ExpertsSpec spec : rounded) {
-      spec.rounded = true;
+      spec.activations = Activations::kPerToken;
       cases.push_back(experts_case(format, spec));
     }
+  // In stretches of 128 columns: runs of many lengths, experts beyond one run, hidden sizes of whole and of parts of
+  // stretches.
+  std::vector<ExpertsSpec> grouped = rounded;
+  grouped.push_back({"rounded_stretches", 40, 272, 144, 8, 0, 8, 2});
+  grouped.push_back({"rounded_whole_stretches", 70, 256, 256, 4, 0, 4, 1, 0.5, true});
+  grouped.push_back({"rounded_part_of_experts", 33, 144, 272, 16, 4, 4, 4});
+  grouped.push_back({"rounded_two_runs", 300, 128, 48, 4, 1, 2, 2, 0, false, Layout::kDense, true});
+  grouped.push_back({"rounded_run_of_160", 160, 128, 48, 4, 1, 2, 2, 0, false, Layout::kDense, true});
+  grouped.push_back({"rounded_run_of_210", 210, 64, 144, 4, 1, 2, 2, 0, false, Layout::kDense, true});
+  grouped.push_back({"rounded_nan_row", 20, 128, 128, 4, 0, 2, 1, 0, false, Layout::kDense, false,
+                     with(normal(), {{35, kNaN}, {300, kInf}})});
+  for (ExpertsSpec spec : grouped) {
+    spec.activations = Activations::kPerGroup;
+    cases.push_back(experts_case(WeightFormat::fp8_block128, spec));
+  }
+  for (ExpertsSpec spec : {grouped[1], grouped[5]}) {
+    spec.name = spec.tokens == 40 ? "powers_stretches" : "powers_t33";
+    spec.activations = Activations::kPerGroupOfPowers;
+    cases.push_back(experts_case(WeightFormat::fp8_block128, spec));
+  }
   return cases;
 }
 

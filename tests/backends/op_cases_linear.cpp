@@ -20,7 +20,7 @@ struct LinearSpec {
   Fill fill = normal();
   bool exact = false;  // small whole numbers in x and weight
   double magnitude = 1;
-  bool rounded = false;  // activations a token
+  Activations activations = Activations::kAsTheyAre;
 };
 
 OpCase linear_case(WeightFormat format, const LinearSpec& spec) {
@@ -35,7 +35,7 @@ OpCase linear_case(WeightFormat format, const LinearSpec& spec) {
             Weight weight = spec.exact
                                 ? run.weight(format, spec.n, spec.k, integers(5))
                                 : run.weight(format, spec.n, spec.k, 1.0 / std::sqrt(static_cast<double>(spec.k)));
-            if (spec.rounded) weight.activations = Activations::kPerToken;
+            weight.activations = spec.activations;
             const DType small = weight_scale_count(format, 1, 1) == 0 ? weight_dtype(format) : DType::f32;
             const Tensor bias = spec.bias ? run.input(small, {spec.n}, spec.exact ? integers(9) : normal()) : Tensor{};
             const Tensor out = spec.accumulate ? run.in_place("out", run.activation(), {spec.tokens, spec.n},
@@ -69,6 +69,59 @@ OpCase grouped_case(WeightFormat format, const std::array<std::int64_t, 6>& size
                                     .rows = rows,
                                     .transposed = transposed,
                                     .out = run.output("out", {tokens, groups, out}, layout)});
+          }};
+}
+
+/// A norm, two products of what it makes, their gate, a product of that and a sum, as in a model: a backend may make
+/// codes on the way. From copies, of which nothing is known, it must get the same bits. (Beside the reference the last
+/// bit of a sum decides between two codes, so that nothing after the second rounding can be compared with it.)
+OpCase chain_case(WeightFormat format, Activations activations, std::int64_t tokens, std::int64_t width,
+                  std::int64_t inner) {
+  return {.op = "linear",
+          .name = fmt::format("linear/{}/chain_t{}_w{}_i{}{}", weight_format_name(format), tokens, width, inner,
+                              activations == Activations::kPerGroupOfPowers ? "_powers" : ""),
+          .format = format,
+          .body = [=](CaseRun& run) {
+            const auto weight = [&](std::int64_t rows, std::int64_t cols) {
+              Weight made = run.weight(format, rows, cols, 1.0 / std::sqrt(static_cast<double>(cols)));
+              made.activations = activations;
+              return made;
+            };
+            const Tensor x = run.input({tokens, width}, normal()), norm = run.input({width}, normal(0.1, 1.0));
+            const Weight first = weight(width, width), gate = weight(inner, width), up = weight(inner, width),
+                         down = weight(width, inner);
+            const Tensor mixed = run.output("mixed", {tokens, width}), normed = run.output("normed", {tokens, width});
+            run.ops.linear({.x = x, .weight = first, .out = mixed});
+            run.ops.add({.a = mixed, .b = x, .out = mixed});
+            run.ops.rms_norm({.x = mixed, .weight = norm, .eps = 1e-6, .out = normed});
+            const auto copy_of = [&](const Tensor& from) {
+              const Tensor to = run.between(from.shape);
+              run.ops.copy({.x = from, .out = to});
+              return to;
+            };
+            struct Results {
+              Tensor gated, ups, out, again;
+            };
+            const auto follow = [&](const auto& known) {
+              const Results made{run.between({tokens, inner}), run.between({tokens, inner}),
+                                 run.between({tokens, width}), run.between({tokens, inner})};
+              const Tensor from = run.between({tokens, width});
+              run.ops.rms_norm({.x = mixed, .weight = norm, .eps = 1e-6, .out = from});
+              run.ops.linear({.x = known(from), .weight = gate, .out = made.gated});
+              run.ops.linear({.x = known(from), .weight = up, .out = made.ups});
+              run.ops.swiglu({.gate = made.gated, .up = made.ups, .out = made.gated});
+              run.ops.linear({.x = known(made.gated), .weight = down, .out = made.out});
+              run.ops.add({.a = made.out, .b = mixed, .out = made.out});
+              run.ops.linear({.x = known(from), .weight = gate, .out = made.again});
+              run.ops.add({.a = from, .b = mixed, .out = from});  // what was known of it is no longer true
+              run.ops.linear({.x = known(from), .weight = gate, .out = made.again});
+              return made;
+            };
+            const Results one = follow([](const Tensor&tensor) { return tensor; }), other = follow(copy_of);
+            run.alike(one.gated, other.gated);
+            run.alike(one.ups, other.ups);
+            run.alike(one.out, other.out);
+            run.alike(one.again, other.again);
           }};
 }
 
@@ -130,9 +183,40 @@ std::vector<OpCase> linear_cases() {
   };
   for (const WeightFormat format : {WeightFormat::fp8_row, WeightFormat::int8_row})
     for (LinearSpec spec : rounded) {
-      spec.rounded = true;
+      spec.activations = Activations::kPerToken;
       cases.push_back(linear_case(format, spec));
     }
+  // The same in stretches of 128 columns, and shapes of several tiles: tokens and rows that fill them, and that do not.
+  std::vector<LinearSpec> grouped = rounded;
+  grouped.push_back({"rounded", 33, 130, 144});
+  grouped.push_back({"rounded", 20, 272, 256});
+  grouped.push_back({"rounded_bias_accumulate", 300, 144, 400, true, true, Layout::kStrided});
+  grouped.push_back({"rounded", 129, 128, 128});
+  grouped.push_back({"rounded", 200, 96, 48});
+  grouped.push_back({"rounded_accumulate", 513, 400, 272, false, true});
+  grouped.push_back({"rounded", 40, 256, 384});
+  grouped.push_back({"rounded_bias", 65, 144, 640, true});
+  for (const Activations activations : {Activations::kPerGroup, Activations::kPerGroupOfPowers})
+    for (LinearSpec spec : grouped) {
+      spec.activations = activations;
+      spec.name = (activations == Activations::kPerGroup ? "groups_" : "powers_") + spec.name;
+      cases.push_back(linear_case(WeightFormat::fp8_block128, spec));
+    }
+  for (const auto& [tokens, width, inner] :
+       {std::array<std::int64_t, 3>{20, 128, 272}, {40, 272, 144}, {18, 64, 48}, {22, 128, 384}}) {
+    cases.push_back(chain_case(WeightFormat::fp8_row, Activations::kPerToken, tokens, width, inner));
+    cases.push_back(chain_case(WeightFormat::int8_row, Activations::kPerToken, tokens, width, inner));
+    cases.push_back(chain_case(WeightFormat::fp8_block128, Activations::kPerGroup, tokens, width, inner));
+    cases.push_back(chain_case(WeightFormat::fp8_block128, Activations::kPerGroupOfPowers, tokens, width, inner));
+  }
+  for (LinearSpec spec :
+       {LinearSpec{"rounded", 33, 144, 272},
+        LinearSpec{"rounded_bias_accumulate", 300, 144, 400, true, true, Layout::kStrided},
+        LinearSpec{"rounded", 70, 16, 128}, LinearSpec{"rounded", 513, 400, 272}, LinearSpec{"rounded", 170, 48, 64}}) {
+    spec.activations = Activations::kPerToken;
+    cases.push_back(linear_case(WeightFormat::fp8_row, spec));
+    cases.push_back(linear_case(WeightFormat::int8_row, spec));
+  }
   for (const WeightFormat format :
        {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64, WeightFormat::fp8_block128,
         WeightFormat::fp8_block128_e8m0, WeightFormat::fp8_row, WeightFormat::int8_row, WeightFormat::int4_group128,

@@ -83,6 +83,46 @@ TEST(Quantization, EveryModuleIsStoredAsItsGroupSays) {
   }
 }
 
+TEST(Quantization, Fp8InBlocksRoundsActivationsAsItsReleaseSays) {
+  constexpr std::string_view kBlock =
+      R"({"num_bits": 8, "type": "float", "symmetric": true, "strategy": "block", "block_structure": [128, 128], "dynamic": false})";
+  constexpr std::string_view kGroup =
+      R"({"num_bits": 8, "type": "float", "symmetric": true, "strategy": "group", "group_size": 128, "dynamic": true})";
+  const auto deepseek = [](std::string_view more) {
+    return R"({"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128])" +
+           std::string(more) + "}";
+  };
+  const std::pair<std::string, Activations> cases[] = {
+      {deepseek(""), Activations::kPerGroup},
+      {deepseek(R"(, "scale_fmt": "ue8m0")"), Activations::kPerGroupOfPowers},
+      {object("float-quantized", kBlock, kGroup), Activations::kPerGroup},
+      {object("float-quantized", kBlock, kFp8Token), Activations::kAsTheyAre},
+      {object("float-quantized", kBlock), Activations::kAsTheyAre},
+  };
+  for (const auto& [text, activations] : cases) {
+    const auto spec = parse_config(
+        R"({"model_type": "deepseek_v3", "hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+      "num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
+      "first_k_dense_replace": 1, "moe_layer_freq": 1, "kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
+      "vocab_size": 128, "hidden_act": "silu", "scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": true, "routed_scaling_factor": 2.5,
+      "torch_dtype": "bfloat16", "quantization_config": )" +
+            text + "}",
+        "config");
+    ASSERT_TRUE(spec) << error_text(spec.error());
+    const auto architecture = make_architecture(*spec);
+    ASSERT_TRUE(architecture);
+    int blocks = 0, experts = 0;
+    for (const WeightEntry& entry : (*architecture)->weights().entries()) {
+      const bool block = entry.native == WeightFormat::fp8_block128;
+      EXPECT_EQ(entry.activations, block ? activations : Activations::kAsTheyAre) << entry.pattern;
+      blocks += block;
+      experts += block && entry.per_expert;
+    }
+    EXPECT_GT(blocks, 10) << text;
+    EXPECT_EQ(experts, text.find("ignore") == std::string::npos ? 3 : 0) << text;  // those of layer 1 are ignored
+  }
+}
+
 TEST(Quantization, ScalesAreOfTheModelsType) {
   std::string config = std::string(kConfig) + object("pack-quantized", kInt4Zero) + "}";
   config.replace(config.find("bfloat16"), 8, "float16");

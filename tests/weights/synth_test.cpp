@@ -181,6 +181,11 @@ TEST(Synth, ConfigsSayWhatWasWritten) {
   EXPECT_EQ(native.layers, 2);
   EXPECT_EQ(native.mtp_layers, 0);
   EXPECT_EQ(native.linear_format, WeightFormat::fp8_block128);
+  // A release that is FP8 stays what it is when FP8 is asked for.
+  const auto fp8 = quantized_spec(native, {}, tensor::WeightCode::kE4m3);
+  ASSERT_TRUE(fp8) << error_text(fp8.error());
+  EXPECT_EQ(fp8->linear_format, WeightFormat::fp8_block128);
+  EXPECT_EQ(fp8->block_activations, tensor::Activations::kPerGroup);
   EXPECT_EQ(plain.linear_format, WeightFormat::f32);
   EXPECT_EQ(plain.plain_format, WeightFormat::f32);
   const model::ModelSpec v4 = tiny(kTinyV4);

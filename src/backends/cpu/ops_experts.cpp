@@ -142,16 +142,14 @@ class Waves {
     context_.pool.for_each(runs_count_, [&](std::int64_t r, int) {
       const Run& run = runs_[r];
       for (std::int64_t i = 0; i < run.count; ++i)
-        round_activations(context_.kernels, run.gate.weight->format, token_of(run.first_hit + i), h_,
-                          run.rounded_x + i * h_);
+        round_activations(context_.kernels, *run.gate.weight, token_of(run.first_hit + i), h_, run.rounded_x + i * h_);
     });
   }
   void round_hidden() {
     context_.pool.for_each(runs_count_, [&](std::int64_t r, int) {
       const Run& run = runs_[r];
       for (std::int64_t i = 0; i < run.count; ++i)
-        round_activations(context_.kernels, run.down.weight->format, run.hidden + i * inner_, inner_,
-                          run.hidden + i * inner_);
+        round_activations(context_.kernels, *run.down.weight, run.hidden + i * inner_, inner_, run.hidden + i * inner_);
     });
   }
 

@@ -48,7 +48,7 @@ void CpuOps::linear(const LinearArgs& args) {
   for (std::int64_t t = 0; t < tokens; t += most) {
     Product part = product;
     part.m_count = std::min(most, tokens - t);
-    part.x = round_rows(context_, shared, args.weight.format, product.x + t, part.m_count, k);
+    part.x = round_rows(context_, shared, args.weight, product.x + t, part.m_count, k);
     part.out = product.out + t * product.out_stride;
     multiply(context_, {&part, 1});
     shared.rewind(mark);

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 
+#include "tensor/ops.h"
+
 namespace fathom::cpu {
 namespace {
 
@@ -35,6 +37,29 @@ float round_to_codes(const Kernels& kernels, const float* x, std::int64_t k, std
   for (std::int64_t i = 0; i < k; ++i)
     codes[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(nearest_int8(x[i] / scale)) + 128);
   return scale;
+}
+
+/// The least power of two that is not below x (above 0 and finite).
+float power_above(float x) {
+  constexpr std::uint32_t kMantissa = 0x7fffffu, kSmallest = 0x00800000u;
+  const std::uint32_t bits = std::max(std::bit_cast<std::uint32_t>(x), kSmallest);
+  return std::bit_cast<float>((bits + kMantissa) & ~kMantissa);
+}
+
+/// Values that share a scale.
+void round_together(const Kernels& kernels, bool fp8, bool powers, const float* x, std::int64_t k, float* out) {
+  if (!kernels.finite(x, k)) {
+    std::fill_n(out, k, std::numeric_limits<float>::quiet_NaN());
+    return;
+  }
+  float largest = 0;
+  for (std::int64_t i = 0; i < k; ++i) largest = std::max(largest, std::fabs(x[i]));
+  float scale = largest == 0 ? 1.0f : largest / (fp8 ? 448.0f : 127.0f);
+  if (powers) scale = power_above(scale);
+  if (fp8)
+    for (std::int64_t i = 0; i < k; ++i) out[i] = nearest_e4m3(x[i] / scale) * scale;
+  else
+    for (std::int64_t i = 0; i < k; ++i) out[i] = nearest_int8(x[i] / scale) * scale;
 }
 
 constexpr std::int64_t kCodeRows = 64, kCodeTokens = 64;  // of one task
@@ -88,33 +113,26 @@ void multiply_codes(const Context& context, const Product& product) {
   }
 }
 
-void round_activations(const Kernels& kernels, tensor::WeightFormat format, const float* x, std::int64_t k,
+void round_activations(const Kernels& kernels, const tensor::Weight& weight, const float* x, std::int64_t k,
                        float* out) {
-  if (!kernels.finite(x, k)) {
-    std::fill_n(out, k, std::numeric_limits<float>::quiet_NaN());
-    return;
-  }
-  const bool fp8 = format == tensor::WeightFormat::fp8_row;
-  float largest = 0;
-  for (std::int64_t i = 0; i < k; ++i) largest = std::max(largest, std::fabs(x[i]));
-  const float scale = largest == 0 ? 1.0f : largest / (fp8 ? 448.0f : 127.0f);
-  if (fp8)
-    for (std::int64_t i = 0; i < k; ++i) out[i] = nearest_e4m3(x[i] / scale) * scale;
-  else
-    for (std::int64_t i = 0; i < k; ++i) out[i] = nearest_int8(x[i] / scale) * scale;
+  const bool fp8 = weight.format != tensor::WeightFormat::int8_row,
+             powers = weight.activations == tensor::Activations::kPerGroupOfPowers;
+  const std::int64_t together = tensor::rounds_in_groups(weight) ? tensor::kRoundedColumns : k;
+  for (std::int64_t first = 0; first < k; first += together)
+    round_together(kernels, fp8, powers, x + first, std::min(together, k - first), out + first);
 }
 
 std::size_t rounded_bytes(std::int64_t count, std::int64_t k) {
   return static_cast<std::size_t>(count) * (static_cast<std::size_t>(k) * sizeof(float) + sizeof(float*)) + 256;
 }
 
-const float** round_rows(const Context& context, Scratch& shared, tensor::WeightFormat format, const float* const* x,
+const float** round_rows(const Context& context, Scratch& shared, const tensor::Weight& weight, const float* const* x,
                          std::int64_t count, std::int64_t k) {
   const float** rows = shared.take<const float*>(count);
   float* rounded = shared.take<float>(count * k);
   for (std::int64_t t = 0; t < count; ++t) rows[t] = rounded + t * k;
   context.pool.for_each(
-      count, [&](std::int64_t t, int) { round_activations(context.kernels, format, x[t], k, rounded + t * k); });
+      count, [&](std::int64_t t, int) { round_activations(context.kernels, weight, x[t], k, rounded + t * k); });
   return rows;
 }
 

@@ -6,12 +6,13 @@
 
 namespace fathom::cpu {
 
-/// out [k] = x as its codes mean it (code × scale), for a product with a weight of `format`. NaN everywhere when x
-/// holds NaN or infinity.
-void round_activations(const Kernels& kernels, tensor::WeightFormat format, const float* x, std::int64_t k, float* out);
+/// out [k] = x as its codes mean it (code × scale), for a product with such a weight. NaN in all that shares a scale
+/// with NaN or infinity. out may be x.
+void round_activations(const Kernels& kernels, const tensor::Weight& weight, const float* x, std::int64_t k,
+                       float* out);
 
 /// Rows of x rounded on all threads into shared workspace; answers pointers to them.
-const float** round_rows(const Context& context, Scratch& shared, tensor::WeightFormat format, const float* const* x,
+const float** round_rows(const Context& context, Scratch& shared, const tensor::Weight& weight, const float* const* x,
                          std::int64_t count, std::int64_t k);
 /// Bytes of workspace that it takes.
 std::size_t rounded_bytes(std::int64_t count, std::int64_t k);

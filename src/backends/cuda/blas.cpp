@@ -56,20 +56,22 @@ struct Prepared {
 };
 
 /// What decides the algorithm.
-using Key = std::array<std::int64_t, 12>;
+using Key = std::array<std::int64_t, 13>;
 Key key_of(const BlasProduct& p) {
   return {p.tokens,
           p.n,
           p.k,
           p.batch,
           static_cast<std::int64_t>(p.type),
+          static_cast<std::int64_t>(p.scales),
           p.transposed ? 1 : 0,
           p.x_stride,
           p.w_stride,
           p.out_stride,
           p.x_step,
           p.w_step,
-          p.out_step};
+          p.out_step,
+          p.rounded ? 1 : 0};
 }
 
 class LtBlas final : public Blas {
@@ -83,10 +85,8 @@ class LtBlas final : public Blas {
   }
 
   bool multiply(Context& context, const BlasProduct& product, std::byte* workspace) override {
-    auto found = prepared_.find(key_of(product));
-    if (found == prepared_.end()) found = prepared_.emplace(key_of(product), prepare(product)).first;
-    const Prepared& p = found->second;
-    if (!p.possible) return false;
+    const Prepared& p = prepared(product);
+    if (!p.possible || !point_to_scales(p.description, product)) return false;
     const bool adds = product.accumulate || product.added != nullptr, whole = product.type == BlasType::i8;
     const float one = 1.0f, beta = adds ? 1.0f : 0.0f;
     const std::int32_t whole_one = 1, whole_beta = adds ? 1 : 0;
@@ -100,7 +100,38 @@ class LtBlas final : public Blas {
     return status == CUBLAS_STATUS_SUCCESS;
   }
 
+  bool knows(const BlasProduct& product) override { return prepared(product).possible; }
+
  private:
+  const Prepared& prepared(const BlasProduct& product) {
+    const Key key = key_of(product);
+    auto found = prepared_.find(key);
+    if (found == prepared_.end()) found = prepared_.emplace(key, prepare(product)).first;
+    return found->second;
+  }
+
+  bool point_to_scales(cublasLtMatmulDesc_t description, const BlasProduct& product) const {
+    if (product.scales == BlasScales::none) return true;
+    const void *of_w = product.w_scales, *of_x = product.x_scales;
+    return api_.description_set(description, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &of_w, sizeof of_w) ==
+               CUBLAS_STATUS_SUCCESS &&
+           api_.description_set(description, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &of_x, sizeof of_x) ==
+               CUBLAS_STATUS_SUCCESS;
+  }
+  bool describe_scales(cublasLtMatmulDesc_t description, const BlasProduct& product) const {
+    if (product.scales == BlasScales::none) return true;
+    const bool rows = product.scales == BlasScales::rows;
+    const std::int32_t of_w =
+        rows ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+    const std::int32_t of_x =
+        rows ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F : CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+    return api_.description_set(description, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &of_w, sizeof of_w) ==
+               CUBLAS_STATUS_SUCCESS &&
+           api_.description_set(description, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &of_x, sizeof of_x) ==
+               CUBLAS_STATUS_SUCCESS &&
+           point_to_scales(description, product);
+  }
+
   void destroy(Prepared& p) const {
     if (p.description != nullptr) api_.description_destroy(p.description);
     for (cublasLtMatrixLayout_t layout : {p.w, p.x, p.out})
@@ -133,9 +164,11 @@ class LtBlas final : public Blas {
     p.possible =
         api_.description_create(&p.description, compute, sums) == CUBLAS_STATUS_SUCCESS &&
         api_.description_set(p.description, CUBLASLT_MATMUL_DESC_TRANSA, &a, sizeof a) == CUBLAS_STATUS_SUCCESS &&
+        describe_scales(p.description, product) &&
         layout(p.w, type, w_rows, w_columns, product.w_stride, product.batch, product.w_step) &&
         layout(p.x, type, product.k, product.tokens, product.x_stride, product.batch, product.x_step) &&
-        layout(p.out, sums, product.n, product.tokens, product.out_stride, product.batch, product.out_step);
+        layout(p.out, product.rounded ? type : sums, product.n, product.tokens, product.out_stride, product.batch,
+               product.out_step);
     p.possible = p.possible && choose(p);
     return p;
   }

@@ -37,13 +37,20 @@ class Workspace {
 
 inline constexpr Bytes kRoundedBytes = 96 * kMiB;
 
+/// How codes of e4m3 were made: a scale a row, or (stretches) a row and 128 columns; powers: of two.
+struct CodesKind {
+  bool stretches = false, powers = false;
+  bool operator==(const CodesKind&) const = default;
+};
+
 /// The activations that a product last rounded to its weight's 16-bit type, kept for the next product of the same ones:
 /// [tokens, groups, width], dense. Every other op forgets them (CudaOps::flush), for it may change what they were made
 /// from; one that makes both sets them.
 struct RoundedActivations {
   const float* x = nullptr;  // what they were made from; null: nothing is kept
   std::int64_t tokens = 0, groups = 0, width = 0, stride = 0, step = 0;
-  DType type = DType::f32;
+  DType type = DType::f32;  // f8e4m3: as tiles (codes_wide.cuh), with scales
+  CodesKind kind;
   bool operator==(const RoundedActivations&) const = default;
 };
 
@@ -57,7 +64,8 @@ struct Context {
   RoundedActivations rounded;
   std::byte* rounded_data = nullptr;  // kRoundedBytes of them, beside the workspace
   DType product_type =
-      DType::f32;  // the 16-bit type that a product last rounded to: what the next will want; f32: none yet
+      DType::f32;        // the 16-bit type that a product last rounded to: what the next will want; f32: none yet
+  CodesKind codes_kind;  // of f8e4m3
   Blas* blas = nullptr;
   /// The first error that a launch or the runtime reported; later calls keep it. Backend::synchronize tells it.
   cudaError_t error = cudaSuccess;

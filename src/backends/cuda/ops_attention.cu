@@ -168,8 +168,12 @@ void CudaOps::attention(const AttentionArgs& args) {
   const bool streams = can_stream(args, view) && !better_on_units(context_, args, view);
   const int clustered = streams ? cluster_parts(context_, args, view) : 0;
   const FreshRows fresh = clustered > 0 ? waiting_->take_rotations(args) : FreshRows{};
+  const bool units = on_hopper(context_, view) && !can_stream(args, view) && !can_share_latents(context_, args, view) && can_flash(context_, args, view);
+  std::optional<QkvRows> rows;
+  if (units) rows = waiting_->rows_of(args);
   flush();
   context_.workspace.reset();
+  if (rows) view.rounded_q = store_rows(context_, *rows, args);
   view.rounded_out = room_to_round(context_, args.out), view.rounded_type = context_.product_type;
   if (clustered > 0) view.parts = clustered, view.clustered = true, launch_attention_clusters(context_, view, fresh);
   else if (streams) launch_streams(context_, args, view);

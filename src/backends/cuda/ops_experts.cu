@@ -1,9 +1,11 @@
 // Family experts: mixtures of experts. Tokens are gathered by expert on the device; then one kernel makes every hit's gated product, one its
 // product with the down matrix, and one adds them up for each token, experts ascending. Few hits an expert: the weights stream by and
 // are read once. Many: tiles through shared memory. 16-bit weights: tensor cores (ops_experts_mma.cu). Routing is in ops_route.cu.
+#include "backends/cuda/codes.h"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/experts_few.h"
 #include "backends/cuda/experts_mma.h"
+#include "backends/cuda/experts_stream.h"
 #include "backends/cuda/product.cuh"
 #include "backends/cuda/waiting.cuh"
 
@@ -48,16 +50,6 @@ MatrixOfExperts matrix_of(Context& context, std::span<const Weight> weights) {
   }
   matrix.table = table;
   return matrix;
-}
-
-void launch_gather(Context& context, const GatherView& view) {
-  launch_early(context, &gather_hits, 1, kGatherThreads, 0, view);
-  context.launched();
-}
-void launch_combine(Context& context, const CombineView& view) {
-  const dim3 grid(static_cast<unsigned>(view.out.dims[0]), static_cast<unsigned>(divide_up(view.out.dims[1], kCombineColumns)));
-  launch_early(context, &combine_hits, grid, kCombineThreads, 0, view);
-  context.launched();
 }
 
 template <WeightFormat F, bool kVector, bool kGated>
@@ -115,7 +107,7 @@ float* multiply_plain(Context& context, const ExpertsArgs& args, const Matrices&
   in.x_stride = x.strides[0];
   if (rounds_activations(args.gate[0], args.x.dim(0))) {
     float* rounded = context.workspace.take<float>(x.dim(0) * h);
-    round_values(context, args.gate[0].format, in.x, in.x_stride, x.dim(0), h, rounded, h);
+    round_values(context, args.gate[0], in.x, in.x_stride, x.dim(0), h, rounded, h);
     in.x = rounded;
     in.x_stride = h;
   }
@@ -125,7 +117,7 @@ float* multiply_plain(Context& context, const ExpertsArgs& args, const Matrices&
   in.runs = gather.runs;
   in.run = gather.run;
   launch_product<true>(context, in, gather.most_runs, reads_vectors(args.gate) && reads_vectors(args.up) && rows_aligned(args.x, 16));
-  if (rounds_activations(args.down[0], args.x.dim(0))) round_values(context, args.down[0].format, hidden, inner, gather.pairs, inner, hidden, inner);
+  if (rounds_activations(args.down[0], args.x.dim(0))) round_values(context, args.down[0], hidden, inner, gather.pairs, inner, hidden, inner);
   ProductView out = in;
   out.first = matrices.down;
   out.format = args.down[0].format;
@@ -144,21 +136,24 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   Workspace& workspace = context.workspace;
   const std::int64_t top_k = args.indices.dim(1), h = args.x.dim(1), pairs = count * top_k, here = std::ssize(args.gate);
   const Tensor x = args.x.rows(first, count), indices = args.indices.rows(first, count);
-  const bool mma = here > 0 && can_mma(args);
+  const bool mma = here > 0 && can_mma(args), stream = here > 0 && can_stream(args);
   GatherView gather;
   gather.indices = view_of<const std::int32_t>(indices);
   gather.pairs = static_cast<int>(pairs);
   gather.top_k = static_cast<int>(top_k);
   gather.first_expert = static_cast<int>(args.first_expert);
   gather.here = static_cast<int>(here);
-  gather.run = mma ? mma_run(args, pairs) : count == 1 ? 1 : pairs < kManyHits * here ? kFewHits : kTileHits;
+  gather.run = mma ? mma_run(args, pairs) : stream ? stream_run(args, pairs) : count == 1 ? 1 : pairs < kManyHits * here ? kFewHits : kTileHits;
   gather.most_runs = static_cast<int>(std::min(pairs, here + pairs / gather.run));
   gather.runs = workspace.take<RunOfExpert>(gather.most_runs);
   gather.token = workspace.take<std::int32_t>(pairs);
   gather.hit = workspace.take<std::int32_t>(pairs);
+  gather.hits = workspace.take<std::int32_t>(1);
   launch_gather(context, gather);
   float* y = nullptr;
-  if (here > 0) y = mma ? multiply_mma(context, args, matrices, x, gather) : multiply_plain(context, args, matrices, x, gather);
+  if (mma) y = multiply_mma(context, args, matrices, x, gather);
+  else if (stream) y = multiply_stream(context, args, matrices, x, gather);
+  else if (here > 0) y = multiply_plain(context, args, matrices, x, gather);
   CombineView combine;
   combine.indices = gather.indices;
   combine.weights = view_of<const float>(args.weights.rows(first, count));
@@ -199,6 +194,16 @@ FewExperts begin_few(Context& context, const ExpertsArgs& args, const Matrices& 
 
 }  // namespace
 
+void launch_gather(Context& context, const GatherView& view) {
+  launch_early(context, &gather_hits, 1, kGatherThreads, 0, view);
+  context.launched();
+}
+void launch_combine(Context& context, const CombineView& view) {
+  const dim3 grid(static_cast<unsigned>(view.out.dims[0]), static_cast<unsigned>(divide_up(view.out.dims[1], kCombineColumns)));
+  launch_early(context, &combine_hits, grid, kCombineThreads, 0, view);
+  context.launched();
+}
+
 void CudaOps::experts(const ExpertsArgs& args) {
   check_shapes(args);
   const std::int64_t tokens = args.x.dim(0), h = args.x.dim(1), top_k = args.indices.dim(1);
@@ -211,10 +216,11 @@ void CudaOps::experts(const ExpertsArgs& args) {
   Matrices matrices;
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
   if (few) return waiting_->take(begin_few(context_, args, matrices), tokens);
+  if (here > 0 && can_multiply_codes(context_, args, matrices)) return multiply_codes(context_, args, matrices);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
-  const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : 4);
+  const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : here > 0 && can_stream(args) ? 6 : 4) + 4;
   const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + (here > 0 && rounds_activations(args.gate[0], tokens) ? 4 : 2) * h);
-  const auto fixed = static_cast<Bytes>(here) * sizeof(RunOfExpert) + 8 * 256;
+  const auto fixed = static_cast<Bytes>(here) * sizeof(RunOfExpert) + 12 * 256;
   FATHOM_CHECK(start.left() >= fixed + token_bytes, "an expert is too large for the workspace");
   const std::int64_t chunk = std::min<std::int64_t>({tokens, static_cast<std::int64_t>((start.left() - fixed) / token_bytes), (std::int64_t{1} << 21) / top_k});  // runs are a grid.y
   for (std::int64_t first = 0; first < tokens; first += chunk) {

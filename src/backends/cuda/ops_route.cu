@@ -28,7 +28,8 @@ void CudaOps::route(const RouteArgs& args) {
   FATHOM_CHECK(!args.table.defined() || (args.table.cols == top_k && args.table.format == WeightFormat::i64));
   FATHOM_CHECK(routing.groups <= 1 || (experts % routing.groups == 0 && routing.top_groups <= routing.groups &&
                                        top_k <= routing.top_groups * (experts / routing.groups)));
-  if (tokens == 0) return flush();
+  flush();
+  if (tokens == 0) return;
   RouteView view;
   view.logits = view_of<const float>(args.logits);
   view.bias = vector_of(args.bias);
@@ -48,7 +49,6 @@ void CudaOps::route(const RouteArgs& args) {
   view.scaling = routing.scaling;
   FATHOM_CHECK(route_bytes(view) <= 48 * 1024, "more experts than a router's shared memory holds");
   if (tokens <= kFewExpertTokens && view.top_k <= kMostChoices) return waiting_->take(context_, view, tokens);
-  flush();
   launch_route(context_, view, tokens);
 }
 

@@ -18,6 +18,7 @@ struct Product {
   const std::byte* bias = nullptr;                                      // [outputs], of one group only
   DType bias_type = DType::f32;
   bool accumulate = false;
+  tensor::Activations activations = tensor::Activations::kAsTheyAre;  // else multiply_rounded, which rounds x so
   const float* added = nullptr;  // [tokens, outputs] that is added too; one group only, and of many tokens no bias and out's stride
   std::int64_t added_stride = 0;
 
@@ -75,14 +76,16 @@ void launch_together(Context& context, const Together& all, const RouteView* rou
 void launch_few(Context& context, const Product& p);
 /// Any shape, format and address.
 void launch_tiled(Context& context, Product p);
-/// By cuBLASLt where it knows a way; operands at multiples of 16 bytes, no bias.
+/// Whether the rows of all groups, widened to 16 bits, fit the workspace at once.
+bool widens_whole(const Product& p);
+/// By cuBLASLt where it knows a way; operands at multiples of 16 bytes, no bias. Several groups of 8- and 4-bit weights: widens_whole.
 void multiply_many(Context& context, const Product& p);
 /// Whichever of these fits.
 void multiply_any(Context& context, const Product& p);
 /// With eight-bit activations (tensor::rounds_activations): any shape and address of x and out, one group, an output a row.
 void multiply_rounded(Context& context, const Product& p);
-/// out[i, :] = x[i, :] [n] as eight-bit codes of a product with a weight of this format mean it. out may be x.
-void round_values(Context& context, tensor::WeightFormat format, const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t n, float* out, std::int64_t out_stride);
+/// out[i, :] = x[i, :] [n] as eight-bit codes of a product with such a weight mean it. out may be x.
+void round_values(Context& context, const tensor::Weight& weight, const float* x, std::int64_t x_stride, std::int64_t rows, std::int64_t n, float* out, std::int64_t out_stride);
 /// out[t, i] = bias[i], or that is added.
 void launch_bias(Context& context, const Product& p);
 

@@ -108,7 +108,7 @@ void ReferenceOps::experts(const ExpertsArgs& args) {
     }
     if (tensor::rounds_activations(args.down[e], tokens))
       for (std::size_t n = 0; n < hits.size(); ++n)
-        round_activations(args.down[e].format, hidden.at(static_cast<std::int64_t>(n)), inner);
+        round_activations(args.down[e], hidden.at(static_cast<std::int64_t>(n)), inner);
     for (std::int64_t i = 0; i < h; ++i) {
       dequantize_row(args.down[e], i, down_row.data());
       for (std::size_t n = 0; n < hits.size(); ++n)

@@ -1,0 +1,107 @@
+// Clusters of blocks, bulk copies that tell a barrier how many bytes have come, and products of e4m3 by warpgroups: sm_90a alone. Tiles in
+// shared memory, sums and barriers as in wgmma.cuh; a row of 128 bytes has 128 elements.
+#pragma once
+#include <cuda.h>
+
+#include "backends/cuda/wgmma.cuh"
+
+namespace fathom::cuda {
+
+#if defined(FATHOM_WGMMA_HERE)
+
+// ---------------------------------------------------------------- clusters
+
+__device__ inline unsigned rank_in_cluster() {
+  unsigned rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return rank;
+}
+/// All threads of all blocks of the cluster.
+__device__ inline void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
+}
+/// Where block `rank` of the cluster has what this block has at `at`.
+__device__ inline unsigned address_in(unsigned at, unsigned rank) {
+  unsigned there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(there) : "r"(at), "r"(rank));
+  return there;
+}
+__device__ inline void arrive_in(unsigned at, unsigned rank) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];\n" ::"r"(address_in(at, rank)) : "memory");
+}
+/// As wait_phase, for what other blocks of the cluster did before they arrived.
+__device__ inline void wait_phase_of_cluster(unsigned at, unsigned parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@done bra over;\nbra again;\nover:\n}\n" ::"r"(at),
+      "r"(parity)
+      : "memory");
+}
+/// Barriers that were initialized can be seen by other blocks and by copies; before sync_cluster().
+__device__ inline void publish_barriers() { asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory"); }
+
+// ---------------------------------------------------------------- copies
+
+/// Arrives, and the phase waits for `bytes` more.
+__device__ inline void arrive_expecting(unsigned at, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(at), "r"(bytes) : "memory");
+}
+/// Multiples of 16 bytes, to this block.
+__device__ inline void copy_bulk(unsigned to, const void* from, unsigned bytes, unsigned barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+/// The same to the same place in every block of the cluster whose bit is set; each one's barrier is told.
+__device__ inline void copy_bulk_to(unsigned blocks, unsigned to, const void* from, unsigned bytes, unsigned barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;\n" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier),
+               "h"(static_cast<unsigned short>(blocks))
+               : "memory");
+}
+/// A box of five dimensions.
+__device__ inline void copy_box(unsigned to, const CUtensorMap* map, int c0, int c1, int c2, int c3, int c4, unsigned barrier) {
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5, %6}], [%7];\n" ::"r"(to), "l"(map), "r"(c0), "r"(c1),
+               "r"(c2), "r"(c3), "r"(c4), "r"(barrier)
+               : "memory");
+}
+__device__ inline void fetch_map(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory"); }
+
+// ---------------------------------------------------------------- products
+
+#define FATHOM_SUMS_32 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
+#define FATHOM_SUMS_80 \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39}"
+#define FATHOM_SUMS_112 \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55}"
+#define FATHOM_SUMS_96 \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}"
+#define FATHOM_D_32 FATHOM_D8(0), FATHOM_D8(8)
+#define FATHOM_D_80 FATHOM_D32(0), FATHOM_D8(32)
+#define FATHOM_D_96 FATHOM_D32(0), FATHOM_D8(32), FATHOM_D8(40)
+#define FATHOM_D_112 FATHOM_D32(0), FATHOM_D8(32), FATHOM_D8(40), FATHOM_D8(48)
+
+/// d (+)= a · b, 64 × kTokens × 32, both by_rows; the first kTokens / 2 of d. kTokens is 32, 64, 80, 96, 112 or 128.
+template <int kTokens>
+__device__ inline void multiply_e4m3(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add);
+#define FATHOM_E4M3(N, A, B, P) \
+  template <> \
+  __device__ inline void multiply_e4m3<N>(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) { \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 " FATHOM_SUMS_##N ", %" #A ", %" #B ", p, 1, 1;\n}\n" \
+                 : FATHOM_D_##N \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(add))); \
+  }
+FATHOM_E4M3(32, 16, 17, 18)
+FATHOM_E4M3(64, 32, 33, 34)
+FATHOM_E4M3(80, 40, 41, 42)
+FATHOM_E4M3(96, 48, 49, 50)
+FATHOM_E4M3(112, 56, 57, 58)
+FATHOM_E4M3(128, 64, 65, 66)
+#undef FATHOM_E4M3
+
+#endif  // FATHOM_WGMMA_HERE
+
+}  // namespace fathom::cuda
