@@ -256,6 +256,49 @@ void time_linear(Backend& backend, const std::string& name, std::int64_t tokens,
          format == WeightFormat::bf16 ? kFlopsPerSecond : kFlopsOfFp8);
 }
 
+/// Products of one x, launched together, the weights of enough layers in turn that no cache holds them: rows.size()
+/// products, the first two a gate and its up where `gated`.
+void time_rows(Backend& backend, const std::string& name, WeightFormat format, std::int64_t tokens,
+               const std::vector<std::int64_t>& rows, std::int64_t cols, bool gated) {
+  Room room(backend);
+  double bytes = 0;
+  for (const std::int64_t n : rows) bytes += static_cast<double>(weight_bytes(format, n, cols));
+  const auto layers = static_cast<std::size_t>(std::max(2.0, 2e8 / bytes));
+  std::vector<std::vector<Weight>> weights(layers);
+  for (auto& layer : weights)
+    for (const std::int64_t n : rows) {
+      Weight weight{.format = format, .rows = n, .cols = cols};
+      weight.data =
+          room.random(DType::bf16, {static_cast<std::int64_t>(weight_row_bytes(format, cols)) * n / 2}, 0.05f).data;
+      if (const auto scales = weight_scale_bytes(format, n, cols); scales > 0)
+        weight.scales =
+            room.random(weight_layout(format).scale,
+                        {static_cast<std::int64_t>(scales) / dtype_bytes(weight_layout(format).scale)}, 0.05f)
+                .data;
+      layer.push_back(weight);
+    }
+  std::vector<Tensor> out;
+  for (const std::int64_t n : rows) out.push_back(room.make(DType::f32, {tokens, n}));
+  const Tensor from = room.random(DType::f32, {tokens, cols}, 1), x = room.make(DType::f32, {tokens, cols}),
+               norm = room.random(DType::f32, {cols}, 1);
+  std::size_t turn = 0;
+  const auto call = [&] {
+    const auto& layer = weights[turn++ % layers];
+    if (rows.size() > 1) backend.ops().rms_norm({.x = from, .weight = norm, .eps = 1e-6, .out = x});
+    for (std::size_t i = 0; i < rows.size(); ++i)
+      backend.ops().linear({.x = rows.size() > 1 ? x : from, .weight = layer[i], .out = out[i]});
+    if (gated) backend.ops().swiglu({.gate = out[0], .up = out[1], .limit = 0, .out = out[0]});
+  };
+  report(name, seconds_of(backend, call), bytes, 0);
+}
+
+void time_7b(Backend& backend, const std::string& name, WeightFormat format, std::int64_t tokens) {
+  time_rows(backend, name + ", output", format, tokens, {4096}, 4096, false);
+  time_rows(backend, name + ", norm q k v", format, tokens, {4096, 4096, 4096}, 4096, false);
+  time_rows(backend, name + ", norm gate up", format, tokens, {11008, 11008}, 4096, true);
+  time_rows(backend, name + ", down", format, tokens, {4096}, 11008, false);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -313,6 +356,15 @@ int main(int argc, char** argv) {
       {"linear 2048 x 11008 x 4096", [&](const auto& n) { time_linear(b, n, 2048, 11008, 4096); }},
       {"linear 2048 x 4096 x 11008", [&](const auto& n) { time_linear(b, n, 2048, 4096, 11008); }},
       {"linear 32 x 11008 x 4096", [&](const auto& n) { time_linear(b, n, 32, 11008, 4096); }},
+      {"rows of 7B, bf16, 1 token", [&](const auto& n) { time_7b(b, n, WeightFormat::bf16, 1); }},
+      {"rows of 7B, fp8, 1 token", [&](const auto& n) { time_7b(b, n, WeightFormat::fp8_row, 1); }},
+      {"rows of 7B, int8, 1 token", [&](const auto& n) { time_7b(b, n, WeightFormat::int8_row, 1); }},
+      {"rows of 7B, int4, 1 token", [&](const auto& n) { time_7b(b, n, WeightFormat::int4_group128, 1); }},
+      {"rows of 7B, int4, 8 tokens", [&](const auto& n) { time_7b(b, n, WeightFormat::int4_group128, 8); }},
+      {"rows of 7B, bf16, 8 tokens", [&](const auto& n) { time_7b(b, n, WeightFormat::bf16, 8); }},
+      {"rows of 7B, bf16, 16 tokens", [&](const auto& n) { time_7b(b, n, WeightFormat::bf16, 16); }},
+      {"rows of 7B, bf16, 32 tokens", [&](const auto& n) { time_7b(b, n, WeightFormat::bf16, 32); }},
+      {"rows of 7B, bf16, 64 tokens", [&](const auto& n) { time_7b(b, n, WeightFormat::bf16, 64); }},
       {"grouped fp8 V3, 4096 tokens x 8 of 256",
        [&](const auto& n) { time_experts(b, n, 4096, 7168, 2048, 256, 8, WeightFormat::fp8_block128); }},
       {"grouped fp8 V3, 4096 rows of 8 experts",

@@ -318,7 +318,6 @@ Value run_moe(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor
   Value logits = linear(ops, x, pass.weights[ids.router]);  // [T, E]
   tensor::Routed routed =
       route(ops, logits, spec.routing, weight_or_none(pass, ids.bias), weight_or_none(pass, ids.table), pass.batch.ids);
-  if (!ops.records()) logits.reset();
   Value out;
   if (ids.has_shared) {
     out = run_ffn(pass, spec, ids.shared, x);
@@ -326,6 +325,7 @@ Value run_moe(Pass& pass, const ModelSpec& spec, const MoeIds& ids, const Tensor
     out = allocate(ops, x.shape);
   }
   run_experts(pass, spec, ids, x, routed, out, ids.has_shared);
+  if (!ops.records()) logits.reset();  // not before: who computes may choose experts when they are asked for
   pass.comm.all_reduce(tensor::Group::kExpert, out);
   return out;
 }

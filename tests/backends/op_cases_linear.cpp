@@ -143,6 +143,7 @@ std::vector<OpCase> linear_cases() {
       {"", 1, 37, 2568},
       {"bias_accumulate", 2, 9, 1088, true, true},
       {"", 7, 10, 1032},
+      {"", 20, 72, 4160},
       {"", 0, 4, 4},
   };
   const std::vector<LinearSpec> plain_only = {

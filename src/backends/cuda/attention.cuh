@@ -25,6 +25,7 @@ struct AttentionView {
   int tile_heads = 1, tile_tokens = 1, pieces = 1, tiles = 0, column_pieces = 1, parts = 1;
   std::byte* rounded_out = nullptr;  // [tokens, heads, dv], out once more for the product that comes next, or null
   DType rounded_type = DType::bf16;  // or f16
+  bool clustered = false;        // the parts of a tile are a cluster, which joins them
   float* part_out = nullptr;     // [parts, tokens, heads, dv], relative to the part's own largest score
   float* part_state = nullptr;   // [parts, tokens, heads, 2]: that score and the sum of exponentials
 };
@@ -51,6 +52,15 @@ __device__ inline void store_rounded(const AttentionView& view, std::int64_t at,
   if (view.rounded_type == DType::bf16) reinterpret_cast<__nv_bfloat16*>(view.rounded_out)[at] = from_float<__nv_bfloat16>(value);
   else reinterpret_cast<__half*>(view.rounded_out)[at] = from_float<__half>(value);
 }
+
+/// q, k and v of single tokens as products left them; null cosines: they are rotated and in the cache already.
+struct FreshRows {
+  float *q = nullptr, *k = nullptr;  // [tokens, heads, width], [tokens, key heads, width]: rotated in place
+  const float* v = nullptr;          // as k
+  std::int64_t q_token = 0, q_head = 0, k_token = 0, k_head = 0, v_token = 0, v_head = 0, angle = 0;  // strides in elements
+  const float *cosines = nullptr, *sines = nullptr;  // [tokens, width / 2]
+  bool interleaved = false;
+};
 
 /// The tokens of a tile in one sequence.
 struct TileTokens {

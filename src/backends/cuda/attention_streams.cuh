@@ -44,9 +44,9 @@ struct StreamState {
 };
 
 /// Keys first + [from, to) of a segment, dealt out to the streams of the block.
-template <class T, int kWidth, int kHeads>
+template <class T, int kWidth, int kHeads, int kThreads = kStreamThreads>
 __device__ inline void stream_keys(const SegmentView& segment, int head, std::int64_t base, std::int32_t first, int from, int to, StreamState<kHeads>& state) {
-  constexpr int kLanes = kWidth / 8, kStreams = kStreamThreads / kLanes, kAhead = kHeads > 4 ? 2 : 4;
+  constexpr int kLanes = kWidth / 8, kStreams = kThreads / kLanes, kAhead = kHeads > 4 ? 2 : 4;
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes;
   const std::int64_t k_offset = head * segment.k_head + 8 * lane, v_offset = head * segment.v_head + 8 * lane;
 #pragma unroll 1

@@ -8,12 +8,20 @@ namespace fathom::cuda {
 inline constexpr std::int64_t kLeastKeys = 64;  // of a part
 
 bool one_token_each(const tensor::Batch& batch);
+/// The most keys that a token of the batch sees; of single tokens: that one could see.
+std::int64_t most_keys(const tensor::AttentionArgs& args);
 /// Tiles when every sequence is cut into pieces of tile_tokens.
 int tiles_of(const tensor::Batch& batch, int tile_tokens);
 /// Cuts the keys so that about `wanted` blocks run, `blocks` of them a part, and takes the parts' room in the
 /// workspace.
 void cut_keys(Context& context, const tensor::AttentionArgs& args, AttentionView& view, std::int64_t blocks,
               std::int64_t wanted, std::int64_t least_keys = kLeastKeys);
+
+/// attention_clusters.cu: single tokens that could stream the cache (ops_attention.cu), the keys of a key head in parts
+/// by the blocks of a cluster. Answers how many parts; 0: better otherwise.
+struct FreshRows;
+int cluster_parts(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);
+void launch_attention_clusters(Context& context, AttentionView& view, const FreshRows& fresh);
 
 /// attention_flash.cu: many tokens on tensor cores; heads up to 192 wide with values up to 128.
 bool can_flash(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);

@@ -263,6 +263,11 @@ __device__ inline float warp_max(float value) {
   return value;
 }
 
+/// The pair (a, b) rotated by the angle of cosine c and sine s. Rounded the same wherever it is done: the compiler may choose neither which product
+/// is fused nor whether.
+__device__ inline float rotated_first(float a, float b, float c, float s) { return fmaf(a, c, -__fmul_rn(b, s)); }
+__device__ inline float rotated_second(float a, float b, float c, float s) { return fmaf(b, c, __fmul_rn(a, s)); }
+
 /// Room in shared memory for block_sum and block_max: `__shared__ BlockRoom room;`. May be used again at once.
 struct BlockRoom { float values[kWarp]; };
 template <class Combine>

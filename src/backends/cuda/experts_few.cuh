@@ -1,35 +1,17 @@
 // Mixtures of experts for one or two tokens: every chosen expert is one matrix more to read, so nothing is gathered or sorted. One kernel makes
 // the gated products, one the sum over a token's experts. ops_experts.cu chooses.
 #pragma once
-#include "backends/cuda/experts.cuh"
+#include "backends/cuda/experts_few.h"
 #include "backends/cuda/linear_few.cuh"
 
 namespace fathom::cuda {
 
-struct FewExperts {
-  MatrixOfExperts gate, up, down;
-  tensor::WeightFormat format = tensor::WeightFormat::f32, down_format = tensor::WeightFormat::f32;
-  std::int64_t inner = 0, h = 0;     // rows of gate and up; rows of down
-  View<const std::int32_t> indices;  // [tokens, top_k]
-  View<const float> weights;         // [tokens, top_k]
-  const float* x = nullptr;          // [tokens, h]
-  std::int64_t x_stride = 0;
-  float* hidden = nullptr;           // [tokens, top_k, inner]
-  View<float> out;                   // [tokens, h]
-  int top_k = 1, first_expert = 0, here = 0;
-  float limit = 0;
-  bool accumulate = false;
-};
-
-/// sums[r] = the products of rows[r] with x, the same in all lanes.
+/// sums[r] = the products of rows[r] with x, the same in all lanes. `next`: what of the rows, from column lane · 8 on, is on its way.
 template <tensor::WeightFormat F>
-__device__ void multiply_rows(const WarpRows& rows, std::int64_t cols, const float* x, float (&sums)[kRowsAWarp]) {
+__device__ void multiply_rows(const WarpRows& rows, int cols, const float* x, OnTheWay<F>& next, float (&sums)[kRowsAWarp]) {
   RowsOfX<false> from{x, 0, 0, nullptr, 0.0f};
   float acc[kRowsAWarp][1] = {};
-  OnTheWay<F> next;
-  std::int64_t col = threadIdx.x % kWarp * 8;
-  next.read(rows, cols, col, kWarp * 8);
-  for (; col < cols; col += kAhead<F> * kWarp * 8) {
+  for (int col = threadIdx.x % kWarp * 8; col < cols; col += kAhead<F> * kWarp * 8) {
 #pragma unroll
     for (int a = 0; a < kAhead<F>; ++a)
       if (col + a * kWarp * 8 < cols) multiply_eight<F, 1, false>(next.eight[a], rows, cols, col + a * kWarp * 8, from, acc);
@@ -47,7 +29,8 @@ __device__ inline WeightView matrix_view(const MatrixOfExperts& matrix, int expe
 template <tensor::WeightFormat F>
 __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_in(const __grid_constant__ FewExperts view) {
   constexpr int kOwn = kRowsAWarp / 2;
-  after_previous();
+  wait_for_previous();
+  let_next_start();  // not before: few_experts_out reads the choice of experts when it starts
   const std::int64_t token = blockIdx.z, j = blockIdx.y, first = (static_cast<std::int64_t>(blockIdx.x) * kWarpsABlock + threadIdx.x / kWarp) * kOwn;
   const int expert = view.indices.at(token)[j] - view.first_expert, lane = threadIdx.x % kWarp;
   if (expert < 0 || expert >= view.here || first >= view.inner) return;
@@ -55,11 +38,12 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_in(const __g
   WarpRows rows;
 #pragma unroll
   for (int r = 0; r < kRowsAWarp; ++r) {
-    rows.weight[r] = r < kOwn ? &gate : &up;
-    rows.row[r] = min(first + r % kOwn, view.inner - 1);
+    rows.weight[r] = r < kOwn ? &gate : &up, rows.row[r] = min(first + r % kOwn, view.inner - 1);
   }
+  OnTheWay<F> next;
+  next.read(rows, static_cast<int>(view.h), lane * 8, kWarp * 8);
   float sums[kRowsAWarp];
-  multiply_rows<F>(rows, view.h, view.x + token * view.x_stride, sums);
+  multiply_rows<F>(rows, static_cast<int>(view.h), view.x + token * view.x_stride, next, sums);
 #pragma unroll
   for (int r = 0; r < kOwn; ++r)
     if (lane == r && first + r < view.inner) view.hidden[(token * view.top_k + j) * view.inner + first + r] = gated(sums[r], sums[r + kOwn], view.limit);
@@ -69,37 +53,44 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_in(const __g
 /// each, and add up by j. Grid: rows in fours, tokens.
 template <tensor::WeightFormat F>
 __global__ void __launch_bounds__(kWarpsABlock * kWarp, 4) few_experts_out(const __grid_constant__ FewExperts view) {
-  __shared__ float products[kMostChoices][kRowsAWarp];
-  after_previous();
+  __shared__ float products[kMostChoices][kRowsAWarp], shares[kMostChoices];
+  let_next_start();
   const std::int64_t token = blockIdx.y, first = static_cast<std::int64_t>(blockIdx.x) * kRowsAWarp;
-  const int lane = threadIdx.x % kWarp;
-  for (int j = static_cast<int>(threadIdx.x / kWarp); j < view.top_k; j += static_cast<int>(blockDim.x / kWarp)) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
+  const auto expert_of = [&](int j) {  // -1: not here
     const int expert = view.indices.at(token)[j] - view.first_expert;
-    float sums[kRowsAWarp] = {};
-    if (expert >= 0 && expert < view.here) {
-      const WeightView down = matrix_view(view.down, expert, view.h, view.inner, view.down_format);
-      WarpRows rows;
+    return expert < view.here ? max(expert, -1) : -1;
+  };
+  for (int j = static_cast<int>(threadIdx.x); j < view.top_k; j += static_cast<int>(blockDim.x)) shares[j] = expert_of(j) >= 0 ? view.weights.at(token)[j] : 0.0f;
+  WeightView down;
+  WarpRows rows;
+  OnTheWay<F> next;
+  const auto begin = [&](int j) {
+    if (j >= view.top_k || expert_of(j) < 0) return;
+    down = matrix_view(view.down, expert_of(j), view.h, view.inner, view.down_format);
 #pragma unroll
-      for (int r = 0; r < kRowsAWarp; ++r) rows.weight[r] = &down, rows.row[r] = min(first + r, view.h - 1);
-      multiply_rows<F>(rows, view.inner, view.hidden + (token * view.top_k + j) * view.inner, sums);
-    }
+    for (int r = 0; r < kRowsAWarp; ++r) rows.weight[r] = &down, rows.row[r] = min(first + r, view.h - 1);
+    next.read(rows, static_cast<int>(view.inner), lane * 8, kWarp * 8);
+  };
+  begin(warp);
+  wait_for_previous();
+  const std::int64_t row = first + threadIdx.x;
+  const bool own = threadIdx.x < kRowsAWarp && row < view.h;
+  float* out = view.out.at(token) + row;
+  float sum = own && view.accumulate ? *out : 0.0f;
+  const float added = own && view.added != nullptr ? view.added[token * view.added_stride + row] : 0.0f;
+  for (int j = warp; j < view.top_k; j += warps) {
+    if (j != warp) begin(j);
+    float sums[kRowsAWarp] = {};
+    if (expert_of(j) >= 0) multiply_rows<F>(rows, static_cast<int>(view.inner), view.hidden + (token * view.top_k + j) * view.inner, next, sums);
 #pragma unroll
     for (int r = 0; r < kRowsAWarp; ++r)
       if (lane == r) products[j][r] = sums[r];
   }
   __syncthreads();
-  const std::int64_t row = first + threadIdx.x;
-  if (threadIdx.x >= kRowsAWarp || row >= view.h) return;
-  float* out = view.out.at(token) + row;
-  float sum = view.accumulate ? *out : 0.0f;
-  for (int j = 0; j < view.top_k; ++j) {
-    const int expert = view.indices.at(token)[j] - view.first_expert;
-    if (expert >= 0 && expert < view.here) sum += view.weights.at(token)[j] * products[j][threadIdx.x];
-  }
-  *out = sum;
+  if (!own) return;
+  for (int j = 0; j < view.top_k; ++j) sum += shares[j] * products[j][threadIdx.x];
+  *out = sum + added;
 }
-
-/// Rows of x and of all matrices can be read in eights.
-void launch_few_experts(Context& context, const FewExperts& view, std::int64_t tokens);
 
 }  // namespace fathom::cuda

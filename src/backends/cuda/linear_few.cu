@@ -1,19 +1,19 @@
 // Launches of products of few tokens, by weight format.
-#include "backends/cuda/linear_int4.cuh"
 #include "backends/cuda/linear_mma.cuh"
+#include "backends/cuda/linear_stream.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr unsigned kThreads = kWarpsABlock * kWarp;
-/// Formats whose products of a few tokens tensor cores do not take (linear_mma.cu, linear_int4.cuh) but for odd shapes: worth kernels of two and four tokens.
+/// Formats whose products of a few tokens tensor cores do not take but for odd shapes (linear_stream.cu, linear_mma.cu): worth kernels of two and four tokens.
 template <WeightFormat F>
-constexpr bool kOftenHere = F == WeightFormat::f32 || F == WeightFormat::f16 || F == WeightFormat::int8_row;
+constexpr bool kOftenHere = F == WeightFormat::f32 || F == WeightFormat::f16;
 
 /// All of one shape but for their rows.
 template <WeightFormat F>
-void launch_rows(Context& context, Together all) {
+void launch_rows(Context& context, Together all, const RouteView* route) {
   const Product& p = all.products[0];
   const std::int64_t wanted = static_cast<std::int64_t>(context.multiprocessors) * 16;
   const int own = all.gated ? kRowsAWarp / 2 : kRowsAWarp, parts = all.gated ? 1 : all.count;
@@ -28,7 +28,7 @@ void launch_rows(Context& context, Together all) {
   }
   const dim3 grid(blocks, static_cast<unsigned>(p.groups));
   const auto launch = [&](auto tokens, auto normed, auto gate) {
-    launch_early(context, &few_kernel<F, tokens(), normed(), gate()>, grid, kThreads, 0, all, splits);
+    launch_early(context, &few_kernel<F, tokens(), normed(), gate()>, grid, kThreads, 0, all, splits, RouteView{});
   };
   const auto by_tokens = [&](auto gate) {
     constexpr std::false_type kThere{};
@@ -38,18 +38,25 @@ void launch_rows(Context& context, Together all) {
     else if (kOftenHere<F> && p.tokens <= 4) launch(std::integral_constant<int, kOftenHere<F> ? 4 : 8>{}, kThere, gate);
     else launch(std::integral_constant<int, 8>{}, kThere, gate);
   };
+  if constexpr (F == WeightFormat::bf16)
+    if (route != nullptr) return launch_early(context, &few_kernel<F, 1, false, false, true>, dim3(blocks + 1), kThreads, route_bytes(*route), all, splits, *route);
   if (all.gated) by_tokens(std::true_type{});
   else by_tokens(std::false_type{});
 }
 
 }  // namespace
 
-void launch_together(Context& context, const Together& all) {
-  if (can_int4(context, all)) return launch_int4(context, all);
+bool can_route_beside(const Together& all) {
+  const Product& p = all.products[0];
+  return p.weight.format == WeightFormat::bf16 && p.tokens == 1 && p.groups == 1 && all.norm.from == nullptr && !all.gated;
+}
+
+void launch_together(Context& context, const Together& all, const RouteView* route) {
+  if (can_stream(context, all)) return launch_stream(context, all);
   // One token's products wait for memory alone, unless their warps also norm x and gate.
   const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr);
   if (busy && can_use_mma(context, all)) return launch_few_mma(context, all);
-  with_format(all.products[0].weight.format, [&](auto format) { launch_rows<format()>(context, all); });
+  with_format(all.products[0].weight.format, [&](auto format) { launch_rows<format()>(context, all, route); });
 }
 
 void launch_few(Context& context, const Product& p) {

@@ -1,8 +1,10 @@
 // The kernels of few tokens: a weight is read once, 16 bytes or eight elements a load, dequantized in registers, summed in f32 with f32
 // activations. Weights begin to come before the launches that make x have finished; linear_few.cu launches.
 #pragma once
+#include "backends/cuda/fetch.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/product.cuh"
+#include "backends/cuda/route.cuh"
 
 namespace fathom::cuda {
 
@@ -16,8 +18,6 @@ template <tensor::WeightFormat F>
 inline constexpr int kBytesOfEight = F == tensor::WeightFormat::f32 ? 32
                                     : F == tensor::WeightFormat::mxfp4 || F == tensor::WeightFormat::int4_group128 ? 4
                                     : F == tensor::WeightFormat::fp8_block128 || F == tensor::WeightFormat::int8_row ? 8 : 16;
-
-__device__ inline void fetch_to_l2(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
 /// The weight rows of a warp: a row of a product each, or, of gated products, half of them gates and half their ups.
 struct WarpRows {
@@ -46,25 +46,6 @@ struct OnTheWay {
         if (col + a * step < cols) fetch_to_l2(rows.weight[r]->data + (rows.row[r] * cols + col + a * step) / 8 * kBytesOfEight<F>);
   }
 };
-
-__device__ inline void read_eight_floats(const float* from, float (&out)[8]) {
-  const auto* vectors = reinterpret_cast<const float4*>(from);
-  const float4 low = vectors[0], high = vectors[1];
-  out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w, out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
-}
-/// Eight elements of a vector at a multiple of 16 bytes; ones where there is none.
-__device__ inline void read_eight_of(const std::byte* vector, DType type, std::int64_t at, float (&out)[8]) {
-  if (vector == nullptr) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) out[i] = 1.0f;
-  } else if (type == DType::f32) {
-    read_eight_floats(reinterpret_cast<const float*>(vector) + at, out);
-  } else {
-    const uint4 bits = *reinterpret_cast<const uint4*>(vector + 2 * at);
-    if (type == DType::bf16) EightOf<tensor::WeightFormat::bf16>{bits}.widen(out);
-    else EightOf<tensor::WeightFormat::f16>{bits}.widen(out);
-  }
-}
 
 /// Rows of x, eight columns at a time: as they lie in memory; or, where x is a norm that nobody has made yet, from · weight, with the squares of
 /// `from` added up on the way: sums of products want the norm's factor once, at their end.
@@ -126,13 +107,22 @@ __device__ void multiply_eight(const EightOf<F> (&eight)[kRowsAWarp], const Warp
 
 /// A warp has kRowsAWarp rows and every `splits`-th stretch of 256 columns of them; the warps that share rows are in one block and
 /// add up in a fixed order.
-template <tensor::WeightFormat F, int kTokens, bool kNormed, bool kGated>
-__global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) few_kernel(const __grid_constant__ Together all, int splits) {
+/// With kRoutes the last block chooses the experts of a token instead, which nothing here needs (dynamic shared memory: route_bytes).
+template <tensor::WeightFormat F, int kTokens, bool kNormed, bool kGated, bool kRoutes = false>
+__global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) few_kernel(const __grid_constant__ Together all, int splits, const __grid_constant__ RouteView route) {
   static_assert(kRowsAWarp * kTokens <= kWarp && (!kNormed || kTokens == 1));
   constexpr int kOwn = kGated ? kRowsAWarp / 2 : kRowsAWarp;  // outputs of a warp
   constexpr int kSums = kRowsAWarp * kTokens;
   __shared__ float room[kWarpsABlock][kSums], squares[kWarpsABlock];
   let_next_start();
+  if constexpr (kRoutes) {
+    extern __shared__ double route_room[];
+    if (blockIdx.x == gridDim.x - 1) {
+      wait_for_previous();
+      if (threadIdx.x < kWarp) route_token(route, 0, route_room);
+      return;
+    }
+  }
   int which = 0;
   if constexpr (!kGated)
     while (which + 1 < all.count && blockIdx.x >= all.first_block[which + 1]) ++which;

@@ -12,12 +12,6 @@ int halves_of(const Product& p) { return p.tokens <= kTokensOfTwoHalves ? 2 : 1;
 std::int64_t stride_of(std::int64_t cols) { return divide_up(cols * 2, 128) * 64 + 32; }
 std::int64_t shared_of(const Product& p) { return p.tokens * halves_of(p) * stride_of(p.weight.cols) * 2; }
 
-bool is_exact_in_bf16(WeightFormat format) {
-  if (format == WeightFormat::bf16) return true;
-  const WeightCode code = weight_layout(format).code;
-  return code == WeightCode::kE4m3 || code == WeightCode::kE2m1;
-}
-
 template <WeightFormat F>
 void launch(Context& context, const FewMmaView& view, unsigned blocks) {
   const auto shared = static_cast<std::size_t>(shared_of(view.all.products[0]));
@@ -34,7 +28,7 @@ void launch(Context& context, const FewMmaView& view, unsigned blocks) {
 
 bool can_use_mma(const Context& context, const Together& all) {
   const Product& p = all.products[0];
-  if (p.groups != 1 || !is_exact_in_bf16(p.weight.format) || p.weight.cols % kStepColumns != 0) return false;
+  if (p.groups != 1 || (p.weight.format != WeightFormat::bf16 && p.weight.format != WeightFormat::mxfp4) || p.weight.cols % kStepColumns != 0) return false;
   if (p.weight.cols > (1 << 20) || shared_of(p) + 16 * 1024 > static_cast<std::int64_t>(context.shared_bytes)) return false;
   for (int i = 0; i < all.count; ++i)
     if (all.products[i].rows > (1 << 24)) return false;
@@ -58,11 +52,8 @@ void launch_few_mma(Context& context, const Together& all) {
     view.all.first_block[i] = blocks;
     blocks += static_cast<unsigned>(divide_up(divide_up(all.products[i].rows, own), kWarpsABlock / view.splits));
   }
-  switch (p.weight.format) {
-    case WeightFormat::bf16: return launch<WeightFormat::bf16>(context, view, blocks);
-    case WeightFormat::mxfp4: return launch<WeightFormat::mxfp4>(context, view, blocks);
-    default: return launch<WeightFormat::fp8_block128>(context, view, blocks);
-  }
+  if (p.weight.format == WeightFormat::bf16) launch<WeightFormat::bf16>(context, view, blocks);
+  else launch<WeightFormat::mxfp4>(context, view, blocks);
 }
 
 }  // namespace fathom::cuda

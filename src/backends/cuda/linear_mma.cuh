@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, 3) few_mma_kernel(const 
   }
 }
 
-/// Whether tensor cores can do these: weights that bf16 holds exactly, rows of whole steps that x has room beside.
+/// Whether tensor cores can do these: weights that bf16 holds exactly (bf16, mxfp4), rows of whole steps that x has room beside.
 bool can_use_mma(const Context& context, const Together& all);
 void launch_few_mma(Context& context, const Together& all);
 

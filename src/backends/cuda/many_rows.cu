@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(kRowThreads) rotate_rows(const __grid_constant
   const float sign = static_cast<float>(args.sign);
   s = make_float4(s.x * sign, s.y * sign, s.z * sign, s.w * sign);
   const float4 a = row[at], b = row[at + args.fours];
-  row[at] = make_float4(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y, a.z * c.z - b.z * s.z, a.w * c.w - b.w * s.w);
-  row[at + args.fours] = make_float4(b.x * c.x + a.x * s.x, b.y * c.y + a.y * s.y, b.z * c.z + a.z * s.z, b.w * c.w + a.w * s.w);
+  row[at] = make_float4(rotated_first(a.x, b.x, c.x, s.x), rotated_first(a.y, b.y, c.y, s.y), rotated_first(a.z, b.z, c.z, s.z), rotated_first(a.w, b.w, c.w, s.w));
+  row[at + args.fours] = make_float4(rotated_second(a.x, b.x, c.x, s.x), rotated_second(a.y, b.y, c.y, s.y), rotated_second(a.z, b.z, c.z, s.z), rotated_second(a.w, b.w, c.w, s.w));
 }
 
 struct ManyWrites {

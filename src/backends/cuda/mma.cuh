@@ -16,6 +16,10 @@ __device__ inline unsigned shared_address(const void* at) { return static_cast<u
 __device__ inline void copy_16(unsigned to, const void* from, bool here) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(here ? 16 : 0) : "memory");
 }
+/// The same of four bytes.
+__device__ inline void copy_4(unsigned to, const void* from, bool here) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(from), "r"(here ? 4 : 0) : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 /// Waits until at most kLeft of the groups that this thread committed are under way.
 template <int kLeft>
@@ -93,6 +97,13 @@ __device__ inline unsigned pack_two<__half>(float low, float high) {
 template <class T>
 __device__ inline uint4 pack_eight(const float4& low, const float4& high) {
   return {pack_two<T>(low.x, low.y), pack_two<T>(low.z, low.w), pack_two<T>(high.x, high.y), pack_two<T>(high.z, high.w)};
+}
+
+/// c += a · b, whole numbers of eight bits, a 16 × 32 and b 32 × 8: as above with four columns (of b: rows) where there are two, sums exact.
+__device__ inline void multiply_add(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;

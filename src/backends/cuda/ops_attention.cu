@@ -64,28 +64,6 @@ bool can_stream(const AttentionArgs& args, const AttentionView& view) {
   return true;
 }
 
-/// The most keys that a token of the batch sees. Of single tokens: that one could see, since a recorded step of decoding is launched again
-/// when there are more.
-std::int64_t most_keys(const AttentionArgs& args) {
-  using Kind = KvSegment::Kind;
-  const bool recorded = one_token_each(*args.batch);
-  std::int64_t most = 1;
-  for (const Sequence& sequence : args.batch->sequences) {
-    std::int64_t sum = 0;
-    for (const KvSegment& segment : args.segments) {
-      std::int64_t keys = sequence.past + sequence.tokens;
-      if (segment.kind == Kind::kEntries || segment.kind == Kind::kFreshEntries) keys /= segment.ratio;
-      if (segment.kind == Kind::kRingPast) keys = std::min<std::int64_t>(sequence.past, segment.rows_per_slot);
-      if (segment.kind != Kind::kFresh && segment.kind != Kind::kFreshEntries && recorded) keys = segment.rows_per_slot;
-      if (segment.kind == Kind::kFresh) keys = sequence.tokens;
-      if (segment.selected.defined()) keys = std::min(keys, segment.selected.dim(1));
-      sum += keys;
-    }
-    most = std::max(most, sum);
-  }
-  return most;
-}
-
 /// Whether single tokens whose key heads serve many heads over many keys do better on matrix units, though most rows of a tile are idle: the
 /// multiply-adds of eight heads a key head take longer than the keys take to come. Known before a step is recorded.
 bool better_on_units(const Context& context, const AttentionArgs& args, const AttentionView& view) {
@@ -139,6 +117,28 @@ void launch_streams(Context& context, const AttentionArgs& args, AttentionView& 
 
 }  // namespace
 
+/// The most keys that a token of the batch sees. Of single tokens: that one could see, since a recorded step of decoding is launched again
+/// when there are more.
+std::int64_t most_keys(const AttentionArgs& args) {
+  using Kind = KvSegment::Kind;
+  const bool recorded = one_token_each(*args.batch);
+  std::int64_t most = 1;
+  for (const Sequence& sequence : args.batch->sequences) {
+    std::int64_t sum = 0;
+    for (const KvSegment& segment : args.segments) {
+      std::int64_t keys = sequence.past + sequence.tokens;
+      if (segment.kind == Kind::kEntries || segment.kind == Kind::kFreshEntries) keys /= segment.ratio;
+      if (segment.kind == Kind::kRingPast) keys = std::min<std::int64_t>(sequence.past, segment.rows_per_slot);
+      if (segment.kind != Kind::kFresh && segment.kind != Kind::kFreshEntries && recorded) keys = segment.rows_per_slot;
+      if (segment.kind == Kind::kFresh) keys = sequence.tokens;
+      if (segment.selected.defined()) keys = std::min(keys, segment.selected.dim(1));
+      sum += keys;
+    }
+    most = std::max(most, sum);
+  }
+  return most;
+}
+
 bool one_token_each(const Batch& batch) {
   for (const Sequence& sequence : batch.sequences)
     if (sequence.tokens != 1) return false;
@@ -165,6 +165,9 @@ void CudaOps::attention(const AttentionArgs& args) {
   check_shapes(args);
   if (args.batch->tokens == 0 || args.q.dim(1) == 0) return flush();
   AttentionView view = view_of_args(args);
+  const bool streams = can_stream(args, view) && !better_on_units(context_, args, view);
+  const int clustered = streams ? cluster_parts(context_, args, view) : 0;
+  const FreshRows fresh = clustered > 0 ? waiting_->take_rotations(args) : FreshRows{};
   const bool units = on_hopper(context_, view) && !can_stream(args, view) && !can_share_latents(context_, args, view) && can_flash(context_, args, view);
   std::optional<QkvRows> rows;
   if (units) rows = waiting_->rows_of(args);
@@ -172,11 +175,12 @@ void CudaOps::attention(const AttentionArgs& args) {
   context_.workspace.reset();
   if (rows) view.rounded_q = store_rows(context_, *rows, args);
   view.rounded_out = room_to_round(context_, args.out), view.rounded_type = context_.product_type;
-  if (can_stream(args, view) && !better_on_units(context_, args, view)) launch_streams(context_, args, view);
+  if (clustered > 0) view.parts = clustered, view.clustered = true, launch_attention_clusters(context_, view, fresh);
+  else if (streams) launch_streams(context_, args, view);
   else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);
   else if (can_flash(context_, args, view)) launch_flash(context_, args, view);
   else launch_tiles(context_, args, view);
-  if (view.parts > 1) {
+  if (view.parts > 1 && !view.clustered) {
     launch_early(context_, &join_parts, static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, view);
     context_.launched();
   }

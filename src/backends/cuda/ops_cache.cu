@@ -39,8 +39,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(RopeView args) {
       float& first = row[args.interleaved ? 2 * i : i];
       float& second = row[args.interleaved ? 2 * i + 1 : i + args.half];
       const float a = first, b = second, c = args.cosines.at(t)[i], s = args.inverse ? -args.sines.at(t)[i] : args.sines.at(t)[i];
-      first = a * c - b * s;
-      second = b * c + a * s;
+      first = rotated_first(a, b, c, s);
+      second = rotated_second(a, b, c, s);
     }
 }
 

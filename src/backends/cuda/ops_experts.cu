@@ -3,10 +3,11 @@
 // are read once. Many: tiles through shared memory. 16-bit weights: tensor cores (ops_experts_mma.cu). Routing is in ops_route.cu.
 #include "backends/cuda/codes.h"
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/experts_few.cuh"
+#include "backends/cuda/experts_few.h"
 #include "backends/cuda/experts_mma.h"
 #include "backends/cuda/experts_stream.h"
 #include "backends/cuda/product.cuh"
+#include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -165,8 +166,8 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   launch_combine(context, combine);
 }
 
-constexpr std::int64_t kFewExpertTokens = 2;
-void run_few(Context& context, const ExpertsArgs& args, const Matrices& matrices) {
+/// Launches the first kernel; what the second needs.
+FewExperts begin_few(Context& context, const ExpertsArgs& args, const Matrices& matrices) {
   const std::int64_t tokens = args.x.dim(0), top_k = args.indices.dim(1), inner = args.gate[0].rows;
   FewExperts view;
   view.gate = matrices.gate;
@@ -187,7 +188,8 @@ void run_few(Context& context, const ExpertsArgs& args, const Matrices& matrices
   view.here = static_cast<int>(args.gate.size());
   view.limit = static_cast<float>(args.limit);
   view.accumulate = args.accumulate;
-  launch_few_experts(context, view, tokens);
+  launch_few_experts_in(context, view, tokens);
+  return view;
 }
 
 }  // namespace
@@ -203,16 +205,17 @@ void launch_combine(Context& context, const CombineView& view) {
 }
 
 void CudaOps::experts(const ExpertsArgs& args) {
-  flush();
   check_shapes(args);
   const std::int64_t tokens = args.x.dim(0), h = args.x.dim(1), top_k = args.indices.dim(1);
-  if (tokens == 0) return;
+  if (tokens == 0) return flush();
   const std::int64_t inner = args.gate.empty() ? 0 : args.gate[0].rows, here = std::ssize(args.gate);
+  const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
+  const bool few = tokens <= kFewExpertTokens && vectors;
+  flush();
   context_.workspace.reset();
   Matrices matrices;
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
-  const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
-  if (tokens <= kFewExpertTokens && vectors) return run_few(context_, args, matrices);
+  if (few) return waiting_->take(begin_few(context_, args, matrices), tokens);
   if (here > 0 && can_multiply_codes(context_, args, matrices)) return multiply_codes(context_, args, matrices);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
   const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : here > 0 && can_stream(args) ? 6 : 4) + 4;

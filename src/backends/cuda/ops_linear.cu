@@ -24,7 +24,7 @@ bool aligned_for_blas(const Product& p) {
   return weights && p.inputs() % 8 == 0 && aligned_16(p.x, p.x_stride, p.x_step) && aligned_16(p.out, p.out_stride, p.out_step);
 }
 
-/// Whether a product goes to few_kernel, an output a row, in one group.
+/// Whether a product goes to launch_together: few tokens, an output a row, in one group.
 bool may_wait(const Product& p) {
   return p.tokens > 0 && p.tokens <= kFewTokens && p.rows > 0 && p.groups == 1 && !p.by_column && weight_in_eights(p.weight) && aligned_16(p.x, p.x_stride, p.x_step);
 }

@@ -68,7 +68,10 @@ inline bool is_plain(tensor::WeightFormat format) {
 }
 
 /// At most kFewTokens tokens, an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can be read in eights.
-void launch_together(Context& context, const Together& all);
+/// `route`: of one token, done beside them where can_route_beside says so; they neither write its logits nor read what it chooses.
+struct RouteView;
+bool can_route_beside(const Together& all);
+void launch_together(Context& context, const Together& all, const RouteView* route = nullptr);
 /// At most kFewTokens tokens, any number of groups, an output a row or a column.
 void launch_few(Context& context, const Product& p);
 /// Any shape, format and address.

@@ -20,8 +20,8 @@ __device__ void rotate(const TokenAction& action, std::int64_t token) {
     float& first = row[action.interleaved ? 2 * i : i];
     float& second = row[action.interleaved ? 2 * i + 1 : i + action.half];
     const float a = first, b = second, c = cosines[i], s = action.inverse ? -sines[i] : sines[i];
-    first = a * c - b * s;
-    second = b * c + a * s;
+    first = rotated_first(a, b, c, s);
+    second = rotated_second(a, b, c, s);
   }
 }
 

@@ -34,16 +34,61 @@ bool CudaOps::Waiting::goes_with_all(const Product& product) const {
   return true;
 }
 
+bool CudaOps::Waiting::is_of_route(const float* begin, const float* end) const {
+  const auto rows = [&](auto view) {
+    const auto* first = reinterpret_cast<const float*>(view.data);
+    return Span{first, first + (route_tokens_ - 1) * view.strides[0] + view.dims[1]};
+  };
+  const Span span{begin, end};
+  return overlap(span, rows(route_.logits)) || overlap(span, rows(route_.indices)) || overlap(span, rows(route_.weights));
+}
+
+void CudaOps::Waiting::keep_route_from(Context& context, const Product& product) {
+  const Span out = out_of(product);
+  if (route_tokens_ > 0 && is_of_route(out.begin, out.end)) launch(context);
+}
+
+bool CudaOps::Waiting::touches_route() const {
+  for (int i = 0; i < all_.count; ++i) {
+    const Product& p = all_.products[i];
+    const Span out = out_of(p), x = x_of(p);
+    if (is_of_route(out.begin, out.end) || is_of_route(x.begin, x.end) || (p.added != nullptr && is_of_route(p.added, p.added + p.rows))) return true;
+  }
+  return false;
+}
+
 void CudaOps::Waiting::take(Context& context, const Product& product) {
-  if (program_.count > 0 || many_count_ > 0 || rows_.any() || !goes_with_all(product)) launch(context);
+  keep_route_from(context, product);
+  if (program_.count > 0 || many_count_ > 0 || rows_.any() || few_tokens_ > 0 || !goes_with_all(product)) launch_products(context);
   all_.products[all_.count++] = product;
+}
+
+void CudaOps::Waiting::take(Context& context, const RouteView& route, std::int64_t tokens) {
+  launch(context);
+  route_ = route, route_tokens_ = tokens;
+}
+
+bool CudaOps::Waiting::add_to_experts(Context& context, const AddArgs& args) {
+  const bool first = args.a.data == args.out.data;
+  const Tensor &own = first ? args.a : args.b, &other = first ? args.b : args.a;
+  const auto rows_of_out = [&](const Tensor& x) {
+    return x.dtype == DType::f32 && x.shape.rank == 2 && x.as<float>() == few_.out.data && x.dim(0) == few_tokens_ && x.dim(1) == few_.h && (x.dim(0) == 1 || x.strides[0] == few_.out.strides[0]);
+  };
+  if (few_.added != nullptr || !rows_of_out(args.out) || !rows_of_out(own) || other.dtype != DType::f32 || other.shape != args.out.shape) return false;
+  const Span added{other.as<float>(), other.as<float>() + (few_tokens_ - 1) * other.strides[0] + few_.h};
+  if (overlap(added, {few_.out.data, few_.out.data + (few_tokens_ - 1) * few_.out.strides[0] + few_.h})) return false;
+  few_.added = added.begin;
+  few_.added_stride = other.strides[0];
+  launch(context);
+  context.rounded = {};
+  return true;
 }
 
 void CudaOps::Waiting::take_many(Context& context, const Product& product) {
   const Product& first = many_[0];
   const bool pair = many_count_ == 1 && product.x == first.x && product.x_stride == first.x_stride && product.tokens == first.tokens && product.rows == first.rows &&
                     product.weight.format == first.weight.format && product.weight.cols == first.weight.cols && product.out_stride == first.out_stride;
-  if (program_.count > 0 || all_.count > 0 || norm_.from != nullptr || rows_.any() || !pair || overlap(out_of(product), x_of(product)) || overlap(out_of(product), out_of(first)) ||
+  if (few_tokens_ > 0 || route_tokens_ > 0 || program_.count > 0 || all_.count > 0 || norm_.from != nullptr || rows_.any() || !pair || overlap(out_of(product), x_of(product)) || overlap(out_of(product), out_of(first)) ||
       overlap(out_of(first), x_of(product)))
     launch(context);
   many_[many_count_++] = product;
@@ -104,7 +149,8 @@ void CudaOps::Waiting::settle(Context& context) {
 }
 
 bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
-  if (all_.count != 1 && many_count_ != 1) return false;
+  if (few_tokens_ > 0) return add_to_experts(context, args);
+  if (route_tokens_ > 0 || (all_.count != 1 && many_count_ != 1)) return false;
   const bool many = many_count_ == 1;
   Product& p = many ? many_[0] : all_.products[0];
   const bool first = args.a.data == args.out.data;
@@ -129,7 +175,7 @@ bool CudaOps::Waiting::swiglu(Context& context, const SwigluArgs& args) {
   context.rounded = {};
   all_.gated = true;
   all_.limit = static_cast<float>(args.limit);
-  launch(context);
+  launch_products(context);
   return true;
 }
 
@@ -143,6 +189,45 @@ void CudaOps::Waiting::take(Context& context, const TokenAction& action, std::in
   if (sequences == nullptr) return;
   program_.sequences = sequences;
   program_.sequence_count = static_cast<int>(batch->sequences.size());
+}
+
+FreshRows CudaOps::Waiting::take_rotations(const AttentionArgs& args) {
+  using Kind = TokenAction::Kind;
+  if (program_.count != 4 || program_.tokens != args.q.dim(0) || args.segments.size() != 1) return {};
+  const TokenAction &q = program_.actions[0], &k = program_.actions[1], &keys = program_.actions[2], &values = program_.actions[3];
+  const KvSegment& segment = args.segments[0];
+  const std::int64_t width = args.q.dim(2), heads = segment.k.dim(1);
+  const auto rotates = [&](const TokenAction& action, std::int64_t count) {
+    return action.kind == Kind::kRope && action.first_dim == 0 && 2 * action.half == width && !action.inverse && action.cosines == q.cosines && action.sines == q.sines &&
+           action.angle_stride == q.angle_stride && action.interleaved == q.interleaved && action.x.inner == count && action.x.n == width;
+  };
+  const auto writes = [&](const TokenAction& action, const Tensor& cache) {
+    return action.kind == Kind::kWrite && !action.ring && action.x.dtype == DType::f32 && static_cast<std::int64_t>(action.x.inner) * action.x.n == heads * width &&
+           (action.x.inner == 1 || action.x.row == action.x.n) && action.out.data == cache.data && action.out.dtype == cache.dtype && action.out.token == cache.strides[0] &&
+           (action.out.inner == 1 || action.out.row == action.out.n) && cache.strides[1] == width && action.rows_per_slot == segment.rows_per_slot;
+  };
+  const auto aligned = [](const TokenRows& rows) { return reinterpret_cast<std::uintptr_t>(rows.data) % 16 == 0 && rows.token % 4 == 0 && rows.row % 4 == 0; };
+  const bool same_q = q.x.data == args.q.data && q.x.token == args.q.strides[0] && q.x.row == args.q.strides[1];
+  const bool same_k = keys.x.data == k.x.data && keys.x.token == k.x.token && k.x.row == width;
+  const bool same_batch = program_.sequences == reinterpret_cast<const int4*>(args.batch->sequence_table.data) && program_.sequence_count == std::ssize(args.batch->sequences);
+  if (!rotates(q, args.q.dim(1)) || !rotates(k, heads) || !writes(keys, segment.k) || !writes(values, segment.v) || !same_q || !same_k || !same_batch) return {};
+  if (!aligned(q.x) || !aligned(k.x) || !aligned(values.x)) return {};
+  const FreshRows fresh{.q = reinterpret_cast<float*>(q.x.data),
+                        .k = reinterpret_cast<float*>(k.x.data),
+                        .v = reinterpret_cast<const float*>(values.x.data),
+                        .q_token = q.x.token,
+                        .q_head = q.x.row,
+                        .k_token = k.x.token,
+                        .k_head = k.x.row,
+                        .v_token = values.x.token,
+                        .v_head = width,
+                        .angle = q.angle_stride,
+                        .cosines = q.cosines,
+                        .sines = q.sines,
+                        .interleaved = q.interleaved};
+  program_.count = 0;
+  program_.sequences = nullptr;
+  return fresh;
 }
 
 void CudaOps::Waiting::take(Context& context, const RopeArgs& args) {
@@ -160,6 +245,14 @@ std::optional<QkvRows> CudaOps::Waiting::rows_of(const AttentionArgs& args) {
 }
 
 void CudaOps::Waiting::launch(Context& context) {
+  launch_products(context);
+  if (route_tokens_ > 0) launch_route(context, route_, route_tokens_);
+  route_tokens_ = 0;
+}
+
+void CudaOps::Waiting::launch_products(Context& context) {
+  if (few_tokens_ > 0) launch_few_experts_out(context, few_, few_tokens_);
+  few_tokens_ = 0;
   const QkvRows rows = std::exchange(rows_, {});
   for (int i = 0; i < rows.rotation_count; ++i) rotate_many(context, rows.rotations[i]);
   for (int i = 0; i < rows.write_count; ++i) write_many(context, rows.writes[i]);
@@ -172,7 +265,9 @@ void CudaOps::Waiting::launch(Context& context) {
   many_count_ = 0;
   if (all_.count > 0) {
     all_.norm = norm_;
-    launch_together(context, all_);
+    const bool beside = route_tokens_ == 1 && can_route_beside(all_) && !touches_route();
+    launch_together(context, all_, beside ? &route_ : nullptr);
+    if (beside) route_tokens_ = 0;
   } else if (norm_.from != nullptr) {
     launch_norm(context, norm_);
   }

@@ -3,9 +3,12 @@
 #pragma once
 #include <optional>
 
+#include "backends/cuda/attention.cuh"
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/experts_few.h"
 #include "backends/cuda/many_rows.h"
 #include "backends/cuda/product.cuh"
+#include "backends/cuda/route.cuh"
 #include "backends/cuda/token_program.cuh"
 #include "tensor/ops.h"
 
@@ -13,7 +16,7 @@ namespace fathom::cuda {
 
 class CudaOps::Waiting {
  public:
-  bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0 && many_count_ == 0 && !rows_.any(); }
+  bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0 && many_count_ == 0 && !rows_.any() && route_tokens_ == 0 && few_tokens_ == 0; }
   /// A norm of one row that products may follow. Nothing else waits.
   void take(const NormedX& norm) { norm_ = norm; }
   /// A product of few tokens, one group, an output a row. What does not go with it is launched first.
@@ -38,6 +41,13 @@ class CudaOps::Waiting {
   void take(Context& context, const TokenAction& action, std::int64_t tokens, const tensor::Batch* batch = nullptr);
   /// Whether short ops on as many tokens wait.
   bool has_program(std::int64_t tokens) const { return program_.count > 0 && program_.tokens == tokens; }
+  /// The rotations of q and k of single tokens and the writing of k and v to the cache, where they are all that waits: attention does them on its
+  /// way, and they wait no more. Otherwise rows without cosines.
+  FreshRows take_rotations(const tensor::AttentionArgs& args);
+  /// The choice of experts of a few tokens, which products that do not need it may go before or beside. What else waits is launched first.
+  void take(Context& context, const RouteView& route, std::int64_t tokens);
+  /// The second kernel of the experts of a few tokens, which a sum may follow. Nothing else waits.
+  void take(const FewExperts& few, std::int64_t tokens) { few_ = few, few_tokens_ = tokens; }
   /// Rotations and cache rows of many tokens, that attention may follow. Nothing else waits.
   void take(Context& context, const tensor::RopeArgs& args);
   void take(Context& context, const tensor::CacheWriteArgs& args);
@@ -48,9 +58,21 @@ class CudaOps::Waiting {
 
  private:
   bool goes_with_all(const Product& product) const;
+  bool add_to_experts(Context& context, const tensor::AddArgs& args);
+  /// What waits but a choice of experts.
+  void launch_products(Context& context);
+  bool is_of_route(const float* begin, const float* end) const;
+  /// Whether products that wait read or write what the choice of experts that waits does.
+  bool touches_route() const;
+  /// Launches a choice of experts that waits if the product writes where it reads or writes.
+  void keep_route_from(Context& context, const Product& product);
   NormedX norm_;
   Together all_;
   TokenProgram program_;
+  RouteView route_;
+  std::int64_t route_tokens_ = 0;  // 0: none waits
+  FewExperts few_;
+  std::int64_t few_tokens_ = 0;
   QkvRows rows_;
   Product many_[2];
   int many_count_ = 0;

@@ -1,0 +1,51 @@
+// Attention of single tokens by clusters: see attention_ways.h.
+#include "backends/cuda/attention_clusters.cuh"
+
+#include "backends/cuda/attention_ways.h"
+
+namespace fathom::cuda {
+using namespace tensor;  // NOLINT: the vocabulary
+namespace {
+
+constexpr std::int64_t kLeastKeys16 = 16, kManyKeys = 256;  // of a part
+// Heads of a key head. With six the few blocks of a cluster have too much to do, in 254 registers a thread: 15 µs where streams, their joining
+// and a launch for rotations and cache rows take 14 (two key heads, 512 keys). With one it is 9 instead of 19.
+constexpr int kMostHeads = 2;
+
+template <class T, int kWidth, int kHeads>
+void launch(Context& context, const AttentionView& view, const FreshRows& fresh) {
+  auto* kernel = &attend_clusters<T, kWidth, kHeads>;
+  AttentionView own = view;
+  if (own.parts > 8 && clusters_at_once(context, kernel, dim3(kClusterThreads), 0, static_cast<unsigned>(own.parts)) < 1) own.parts = 8;
+  const auto parts = static_cast<unsigned>(own.parts);
+  ClusterLaunch launch(context, dim3(static_cast<unsigned>(own.sequences), static_cast<unsigned>(own.kv_heads), parts), dim3(kClusterThreads), 0, dim3(1, 1, parts));
+  launch.go(context, kernel, own, fresh);
+}
+template <class T, int kWidth>
+void launch(Context& context, const AttentionView& view, const FreshRows& fresh) {
+  view.group == 1 ? launch<T, kWidth, 1>(context, view, fresh) : launch<T, kWidth, 2>(context, view, fresh);
+}
+template <class T>
+void launch(Context& context, const AttentionView& view, const FreshRows& fresh) {
+  view.dv == 64 ? launch<T, 64>(context, view, fresh) : launch<T, 128>(context, view, fresh);
+}
+
+}  // namespace
+
+int cluster_parts(const Context& context, const AttentionArgs& args, const AttentionView& view) {
+  if (context.compute_capability < 90 || view.group > kMostHeads || args.segments.size() != 1 || args.segments[0].kind != KvSegment::Kind::kCache) return 0;
+  const KvSegment& segment = args.segments[0];
+  if (segment.k.dtype == DType::f32 || !rows_aligned(args.q, 16)) return 0;
+  const std::int64_t blocks = static_cast<std::int64_t>(view.sequences) * view.kv_heads, keys = most_keys(args);
+  int parts = 1;
+  while (parts < kMostClusterParts && blocks * parts < context.multiprocessors && keys / (2 * parts) >= kLeastKeys16) parts *= 2;
+  // Long caches of few key heads need more blocks than clusters have.
+  if (parts < 2 || (blocks * parts < context.multiprocessors && keys / parts > kManyKeys)) return 0;
+  return parts;
+}
+
+void launch_attention_clusters(Context& context, AttentionView& view, const FreshRows& fresh) {
+  view.segments[0].dtype == DType::bf16 ? launch<__nv_bfloat16>(context, view, fresh) : launch<__half>(context, view, fresh);
+}
+
+}  // namespace fathom::cuda

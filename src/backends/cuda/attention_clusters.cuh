@@ -1,0 +1,218 @@
+// Attention of single tokens over 16-bit caches in one launch: the blocks of a cluster share the keys of a key head and join what they found over
+// their shared memory. Rotations of q and k and the writing of k and v to the cache, where they have just been asked for, are done on the way.
+#pragma once
+#include "backends/cuda/attention_streams.cuh"
+#include "backends/cuda/cluster.cuh"
+#include "backends/cuda/fetch.cuh"
+
+namespace fathom::cuda {
+
+inline constexpr int kClusterThreads = 256, kClusterWarps = kClusterThreads / kWarp;
+
+/// Rotates a row whose dimensions 8 · lane … this lane has. All lanes of a warp.
+template <int kWidth>
+__device__ inline void rotate_eight(const FreshRows& fresh, std::int64_t token, float (&x)[8]) {
+  constexpr int kLanes = kWidth / 8;
+  const int lane = threadIdx.x % kLanes;
+  const std::int64_t at = token * fresh.angle;
+  if (fresh.interleaved) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float c = fresh.cosines[at + 4 * lane + i], s = fresh.sines[at + 4 * lane + i], a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = rotated_first(a, b, c, s);
+      x[2 * i + 1] = rotated_second(a, b, c, s);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int angle = lane % (kLanes / 2) * 8 + i;
+    const float c = fresh.cosines[at + angle], s = fresh.sines[at + angle], other = __shfl_xor_sync(kAllLanes, x[i], kLanes / 2);
+    x[i] = lane < kLanes / 2 ? rotated_first(x[i], other, c, s) : rotated_second(other, x[i], c, s);
+  }
+}
+
+template <class T>
+__device__ inline Eight<T> round_eight(const float (&x)[8]) {
+  return {pack_eight<T>(make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7]))};
+}
+__device__ inline void write_eight_floats(float* to, const float (&x)[8]) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+/// One key more for the stream `own`; the others look on.
+template <class T, int kWidth, int kHeads>
+__device__ inline void add_key(const Eight<T>& k, const Eight<T>& v, bool own, StreamState<kHeads>& state) {
+  float wide[8], s[kHeads];
+  widen_eight(k, wide);
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += state.q[g][i] * wide[i];
+#pragma unroll
+    for (int step = kWidth / 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    s[g] = sum;
+  }
+  if (!own) return;
+  widen_eight(v, wide);
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    const float largest = fmaxf(state.largest[g], s[g]), shrink = relative(state.largest[g], largest), weight = relative(s[g], largest);
+    state.largest[g] = largest;
+    state.total[g] = state.total[g] * shrink + weight;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) state.acc[g][i] = state.acc[g][i] * shrink + weight * wide[i];
+  }
+}
+
+/// The streams of a warp become one.
+template <int kWidth, int kHeads>
+__device__ inline void join_streams(StreamState<kHeads>& state) {
+#pragma unroll
+  for (int step = kWidth / 8; step < kWarp; step *= 2)
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) {
+      const float other = __shfl_xor_sync(kAllLanes, state.largest[g], step), total = __shfl_xor_sync(kAllLanes, state.total[g], step), largest = fmaxf(state.largest[g], other);
+      const float own_share = relative(state.largest[g], largest), other_share = relative(other, largest);
+      state.largest[g] = largest;
+      state.total[g] = state.total[g] * own_share + total * other_share;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float value = __shfl_xor_sync(kAllLanes, state.acc[g][i], step);
+        state.acc[g][i] = state.acc[g][i] * own_share + value * other_share;
+      }
+    }
+}
+
+/// One segment of kind kCache. Grid: sequences (of one token each), key heads, parts: a cluster.
+template <class T, int kWidth, int kHeads>
+__global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_constant__ AttentionView view, const __grid_constant__ FreshRows fresh) {
+  constexpr int kLanes = kWidth / 8;
+  __shared__ float sums[kClusterWarps][kHeads][kWidth], rotated[kHeads][kWidth];
+  __shared__ float largest[kClusterWarps][kHeads], total[kClusterWarps][kHeads], shares[kClusterWarps][kHeads], joined[2][kHeads];
+  let_next_start();
+  const SegmentView& segment = view.segments[0];
+  const int kv_head = blockIdx.y, first_head = kv_head * view.group, part = blockIdx.z;
+  const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes, warp = threadIdx.x / kWarp;
+  const bool makes = fresh.cosines != nullptr;
+  const auto range = [&](const int4& sequence, int& from, int& to) {  // of the keys in the cache that this block looks at
+    const std::int64_t all = sequence.w + (makes ? 0 : 1);
+    from = static_cast<int>(all * part / view.parts), to = static_cast<int>(all * (part + 1) / view.parts);
+  };
+  const auto* row_of_table = reinterpret_cast<const int4*>(view.table) + blockIdx.x;
+  {  // Keys of earlier passes begin to come. The table may still be the last pass's: then they are not ours, and no harm is done.
+    const int4 sequence = __ldcg(row_of_table);
+    int from = 0, to = 0;
+    range(sequence, from, to);
+    const std::int64_t base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
+    to = min(to, segment.rows_per_slot);
+    constexpr int kLines = kWidth * 2 / 128;
+    for (int item = static_cast<int>(threadIdx.x); item < (to - from) * kLines; item += kClusterThreads) {
+      const std::int64_t row = base + from + item / kLines, line = item % kLines * 64;
+      fetch_to_l2(reinterpret_cast<const T*>(segment.k) + row * segment.k_row + kv_head * segment.k_head + line);
+      fetch_to_l2(reinterpret_cast<const T*>(segment.v) + row * segment.v_row + kv_head * segment.v_head + line);
+    }
+  }
+  wait_for_previous();
+  const int4 sequence = __ldcg(row_of_table);  // slot, first_token, tokens, past
+  if (sequence.z == 0) return;                 // so for the whole cluster
+  const std::int64_t token = sequence.y, base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
+  int from = 0, to = 0;
+  range(sequence, from, to);
+  StreamState<kHeads> state;
+  float new_k[8] = {}, new_v[8] = {};
+  const bool adds = makes && part == view.parts - 1 && warp == 0;
+  if (adds) {
+    read_eight_floats(fresh.k + token * fresh.k_token + kv_head * fresh.k_head + 8 * lane, new_k);
+    read_eight_floats(fresh.v + token * fresh.v_token + kv_head * fresh.v_head + 8 * lane, new_v);
+  }
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    state.largest[g] = -INFINITY;
+    state.total[g] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) state.q[g][i] = state.acc[g][i] = 0.0f;
+    if (g < view.group) read_eight_floats(view.q.at(token, first_head + g) + 8 * lane, state.q[g]);
+  }
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    if (makes) rotate_eight<kWidth>(fresh, token, state.q[g]);
+    if (makes && part == 0 && stream == 0) write_eight_floats(&rotated[g][8 * lane], state.q[g]);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) state.q[g][i] *= view.scale;
+  }
+  stream_keys<T, kWidth, kHeads, kClusterThreads>(segment, kv_head, base, 0, from, to, state);
+  if (adds) {
+    rotate_eight<kWidth>(fresh, token, new_k);
+    const Eight<T> k = round_eight<T>(new_k), v = round_eight<T>(new_v);
+    add_key<T, kWidth, kHeads>(k, v, stream == 0, state);
+    if (stream == 0) {
+      const std::int64_t row = base + sequence.w;
+      write_eight_floats(fresh.k + token * fresh.k_token + kv_head * fresh.k_head + 8 * lane, new_k);
+      *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.k)) + row * segment.k_row + kv_head * segment.k_head + 8 * lane) = k.bits;
+      *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.v)) + row * segment.v_row + kv_head * segment.v_head + 8 * lane) = v.bits;
+    }
+  }
+  join_streams<kWidth, kHeads>(state);
+  if (threadIdx.x % kWarp < kLanes) {
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) {
+      if (lane == 0) largest[warp][g] = state.largest[g], total[warp][g] = state.total[g];
+      write_eight_floats(&sums[warp][g][8 * lane], state.acc[g]);
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < kClusterWarps * kHeads) {
+    const int own = threadIdx.x / kHeads, g = threadIdx.x % kHeads;
+    float most = -INFINITY;
+    for (int i = 0; i < kClusterWarps; ++i) most = fmaxf(most, largest[i][g]);
+    shares[own][g] = relative(largest[own][g], most);
+    if (own == 0) joined[0][g] = most;
+  }
+  __syncthreads();
+  for (int item = threadIdx.x; item < kHeads * kWidth; item += kClusterThreads) {
+    const int g = item / kWidth, d = item % kWidth;
+    float value = 0.0f, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kClusterWarps; ++i) {
+      value += sums[i][g][d] * shares[i][g];
+      sum += total[i][g] * shares[i][g];
+    }
+    sums[0][g][d] = value;  // nobody else looks at this column
+    if (d == 0) joined[1][g] = sum;
+  }
+  cluster_arrive();
+  cluster_wait();
+  // The parts are joined in their order: a stretch of the outputs a block.
+  const int items = view.group * kWidth, own_from = items * part / view.parts, own_to = items * (part + 1) / view.parts;
+  for (int item = own_from + static_cast<int>(threadIdx.x); item < own_to; item += kClusterThreads) {
+    const int g = item / kWidth, d = item % kWidth, head = first_head + g;
+    float most = -INFINITY, sum = 0.0f, value = 0.0f;
+    float mosts[kMostClusterParts];
+#pragma unroll
+    for (int i = 0; i < kMostClusterParts; ++i) {
+      mosts[i] = i < view.parts ? float_of_block(&joined[0][g], i) : -INFINITY;
+      most = fmaxf(most, mosts[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kMostClusterParts; ++i) {
+      if (i >= view.parts) break;
+      const float share = relative(mosts[i], most);
+      sum += float_of_block(&joined[1][g], i) * share;
+      value += float_of_block(&sums[0][g][d], i) * share;
+    }
+    const Finish finish = finish_row(view, head, most, sum);
+    view.out.at(token, head)[d] = value * finish.factor;
+    store_rounded(view, (token * view.heads + head) * view.dv + d, value * finish.factor);
+    if (d == 0 && view.lse.defined()) view.lse.at(token)[head] = finish.lse;
+  }
+  if (makes && part == 0)  // everybody has read what was there
+    for (int item = static_cast<int>(threadIdx.x); item < items; item += kClusterThreads)
+      fresh.q[token * fresh.q_token + (first_head + item / kWidth) * fresh.q_head + item % kWidth] = rotated[item / kWidth][item % kWidth];
+  cluster_arrive();  // the others may still be looking
+  cluster_wait();
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,200 @@
+// What backend cuda launches as one gives what its ops give one by one: waiting between them keeps them apart. Skipped
+// where there is no device.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "backends/cuda/cuda_backend.h"
+
+namespace fathom::test {
+namespace {
+using namespace tensor;  // NOLINT: the vocabulary
+
+class CudaDecoding : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = cuda::why_unavailable(); !why.empty()) GTEST_SKIP() << why;
+    auto made = cuda::make_cuda_backend({});
+    ASSERT_TRUE(made.has_value()) << error_text(made.error());
+    backend_ = std::move(*made);
+  }
+  Tensor make(DType dtype, Shape shape) {
+    Tensor x{.data = nullptr, .dtype = dtype, .shape = shape, .strides = {}, .root = 0};
+    std::int64_t step = 1;
+    for (int i = shape.rank - 1; i >= 0; --i) x.strides[static_cast<std::size_t>(i)] = step, step *= shape[i];
+    auto buffer = backend_->allocate_buffer(static_cast<Bytes>(step * dtype_bytes(dtype)), Placement::kShared);
+    if (!buffer) std::abort();
+    x.data = (*buffer)->data();
+    buffers_.push_back(std::move(*buffer));
+    return x;
+  }
+  Tensor random(DType dtype, Shape shape, float size = 1) {
+    const Tensor x = make(dtype, shape);
+    std::uniform_real_distribution<float> values(-size, size);
+    for (std::int64_t i = 0; i < x.elements(); ++i) {
+      const float value = values(random_);
+      const std::uint16_t half = f32_to_bf16(value);
+      if (dtype == DType::f32)
+        x.as<float>()[i] = value;
+      else
+        std::memcpy(x.data + 2 * i, &half, 2);
+    }
+    return x;
+  }
+  Tensor copy_of(const Tensor& x) {
+    const Tensor y = make(x.dtype, x.shape);
+    std::memcpy(y.data, x.data, x.bytes());
+    return y;
+  }
+  Weight weight(std::int64_t rows, std::int64_t cols) {
+    return {.format = WeightFormat::bf16,
+            .rows = rows,
+            .cols = cols,
+            .data = random(DType::bf16, {rows, cols}, 1 / std::sqrt(static_cast<float>(cols))).data};
+  }
+  void wait() { ASSERT_TRUE(backend_->synchronize().has_value()); }
+
+  static void expect_near(const Tensor& got, const Tensor& want, double part) {
+    double largest = 0, worst = 0;
+    for (std::int64_t i = 0; i < want.elements(); ++i) {
+      ASSERT_TRUE(std::isfinite(got.as<float>()[i]));
+      largest = std::max<double>(largest, std::abs(want.as<float>()[i]));
+      worst = std::max<double>(worst, std::abs(got.as<float>()[i] - want.as<float>()[i]));
+    }
+    EXPECT_GT(largest, 0);
+    EXPECT_LE(worst, part * largest);
+  }
+  static bool same_bits(const Tensor& a, const Tensor& b) { return std::memcmp(a.data, b.data, a.bytes()) == 0; }
+
+  std::unique_ptr<Backend> backend_;
+
+ private:
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  std::mt19937 random_{7};
+};
+
+struct HeadShape {
+  std::int64_t heads, kv_heads, width;
+  bool interleaved;
+};
+
+TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
+  for (const HeadShape& s : {HeadShape{6, 1, 128, false},
+                             {4, 4, 128, false},
+                             {32, 32, 128, false},
+                             {4, 2, 64, true},
+                             {3, 1, 64, false},
+                             {8, 1, 128, true}}) {
+    constexpr std::int64_t kRows = 600, kSlots = 3, kTokens = 2;
+    const std::vector<Sequence> sequences = {{.slot = 2, .first_token = 0, .tokens = 1, .past = 555},
+                                             {.slot = 0, .first_token = 1, .tokens = 1, .past = 77}};
+    const Tensor table = make(DType::i32, {kTokens, 4}), cosines = make(DType::f32, {kTokens, s.width / 2}),
+                 sines = make(DType::f32, {kTokens, s.width / 2});
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      const Sequence& sequence = sequences[i];
+      const std::int32_t row[4] = {sequence.slot, sequence.first_token, sequence.tokens, sequence.past};
+      std::memcpy(table.data + 16 * i, row, sizeof row);
+    }
+    for (std::int64_t i = 0; i < cosines.elements(); ++i)
+      cosines.as<float>()[i] = std::cos(static_cast<float>(i)), sines.as<float>()[i] = std::sin(static_cast<float>(i));
+    Batch batch;
+    batch.tokens = kTokens;
+    batch.sequences = sequences;
+    batch.sequence_table = table;
+    const Tensor first[5] = {random(DType::f32, {kTokens, s.heads * s.width}),
+                             random(DType::f32, {kTokens, s.kv_heads * s.width}),
+                             random(DType::f32, {kTokens, s.kv_heads * s.width}),
+                             random(DType::bf16, {kSlots * kRows, s.kv_heads * s.width}),
+                             random(DType::bf16, {kSlots * kRows, s.kv_heads * s.width})};
+    Tensor all[2][5], out[2];
+    for (int apart = 0; apart < 2; ++apart) {
+      for (int i = 0; i < 5; ++i) all[apart][i] = copy_of(first[i]);
+      const auto& [q, k, v, k_cache, v_cache] = all[apart];
+      out[apart] = make(DType::f32, q.shape);
+      const Tensor qh = q.split_last(s.width), kh = k.split_last(s.width);
+      Ops& ops = backend_->ops();
+      ops.rope({.x = qh, .cos = cosines, .sin = sines, .interleaved = s.interleaved});
+      ops.rope({.x = kh, .cos = cosines, .sin = sines, .interleaved = s.interleaved});
+      ops.cache_write({.src = k, .cache = k_cache, .rows_per_slot = kRows, .batch = &batch});
+      ops.cache_write({.src = v, .cache = v_cache, .rows_per_slot = kRows, .batch = &batch});
+      if (apart == 1) wait();
+      const KvSegment segment{.kind = KvSegment::Kind::kCache,
+                              .k = k_cache.split_last(s.width),
+                              .v = v_cache.split_last(s.width),
+                              .rows_per_slot = kRows};
+      ops.attention(
+          {.q = qh, .segments = {&segment, 1}, .scale = 0.1, .out = out[apart].split_last(s.width), .batch = &batch});
+      wait();
+    }
+    expect_near(out[0], out[1], 1e-5);
+    for (int i = 0; i < 5; ++i)
+      EXPECT_TRUE(same_bits(all[0][i], all[1][i])) << "tensor " << i << " of " << s.heads << " heads of " << s.width;
+  }
+}
+
+TEST_F(CudaDecoding, ExpertsAreChosenAndSummedOnTheWay) {
+  constexpr std::int64_t kHidden = 256, kInner = 96, kShared = 160, kExperts = 16, kTopK = 6;
+  std::vector<Weight> gate, up, down;
+  for (std::int64_t e = 0; e < kExperts; ++e)
+    gate.push_back(weight(kInner, kHidden)), up.push_back(weight(kInner, kHidden)),
+        down.push_back(weight(kHidden, kInner));
+  const Weight router = weight(kExperts, kHidden), shared_gate = weight(kShared, kHidden),
+               shared_up = weight(kShared, kHidden), shared_down = weight(kHidden, kShared);
+  for (const std::int64_t tokens : {1, 2}) {
+    const Tensor from = random(DType::f32, {tokens, kHidden}), norm = random(DType::f32, {kHidden});
+    Tensor out[2], indices[2], weights[2], normed[2];
+    for (int apart = 0; apart < 2; ++apart) {
+      Ops& ops = backend_->ops();
+      const auto pause = [&] {
+        if (apart == 1) wait();
+      };
+      const Tensor logits = make(DType::f32, {tokens, kExperts}), g = make(DType::f32, {tokens, kShared}),
+                   u = make(DType::f32, {tokens, kShared});
+      out[apart] = make(DType::f32, {tokens, kHidden}), normed[apart] = make(DType::f32, {tokens, kHidden});
+      indices[apart] = make(DType::i32, {tokens, kTopK}), weights[apart] = make(DType::f32, {tokens, kTopK});
+      const Tensor& x = normed[apart];
+      ops.rms_norm({.x = from, .weight = norm, .eps = 1e-6, .out = x});
+      pause();
+      ops.linear({.x = x, .weight = router, .out = logits});
+      pause();
+      ops.route({.logits = logits,
+                 .routing = {.experts = kExperts, .top_k = kTopK, .scaling = 2},
+                 .indices = indices[apart],
+                 .weights = weights[apart]});
+      pause();
+      ops.linear({.x = x, .weight = shared_gate, .out = g});
+      ops.linear({.x = x, .weight = shared_up, .out = u});
+      pause();
+      ops.swiglu({.gate = g, .up = u, .out = g});
+      pause();
+      ops.linear({.x = g, .weight = shared_down, .out = out[apart]});
+      pause();
+      ops.experts({.x = x,
+                   .indices = indices[apart],
+                   .weights = weights[apart],
+                   .gate = gate,
+                   .up = up,
+                   .down = down,
+                   .first_expert = 0,
+                   .total_experts = kExperts,
+                   .out = out[apart],
+                   .accumulate = true});
+      pause();
+      ops.add({.a = out[apart], .b = from, .out = out[apart]});
+      wait();
+    }
+    expect_near(normed[0], normed[1], 1e-5);
+    EXPECT_TRUE(same_bits(indices[0], indices[1]));
+    expect_near(weights[0], weights[1], 1e-3);
+    expect_near(out[0], out[1], 1e-3);  // products of one token: two bf16 halves of x, or f32 itself
+  }
+}
+
+}  // namespace
+}  // namespace fathom::test
