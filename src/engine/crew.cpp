@@ -5,6 +5,8 @@
 #include <new>
 #include <thread>
 
+#include "base/leaving.h"
+
 namespace fathom::engine {
 namespace {
 
@@ -25,7 +27,7 @@ class Threads {
       if (member.done->load(std::memory_order_acquire))
         member.thread.join();
       else
-        member.thread.detach();
+        abandon(member);
     }
   }
   template <class Body>
@@ -44,6 +46,10 @@ class Threads {
     std::thread thread;
     std::shared_ptr<std::atomic<bool>> done;
   };
+  static void abandon(Member& member) {
+    member.thread.detach();
+    leave_at_once();  // it may use what an orderly end takes away
+  }
   std::vector<Member> members_;
 };
 

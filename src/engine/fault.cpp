@@ -12,6 +12,8 @@
 namespace fathom::engine {
 namespace {
 
+constexpr auto kStall = std::chrono::minutes(2);
+
 struct Fault {
   std::string kind;
   int rank = -1;
@@ -52,6 +54,10 @@ Status inject_fault(const Seat& seat, std::int64_t pass, tensor::Backend& backen
     while (seat.transport == nullptr || !seat.transport->failure())
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
   if (fault.kind == "device" && backend.break_device()) return {};  // the pass will find out
+  if (fault.kind == "stall") {
+    backend.call_host([](void*) { std::this_thread::sleep_for(kStall); }, nullptr);
+    return {};
+  }
   if (fault.kind == "hang" || fault.kind == "error" || fault.kind == "device")
     return fail_environment("ranks.injected", {{"kind", fault.kind}});
   return {};

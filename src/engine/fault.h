@@ -1,7 +1,7 @@
 // Faults on purpose, for tests of what happens then: FATHOM_FAULT=KIND:RANK[:PASS] makes rank RANK fail at its pass
 // number PASS (0: the first). Kinds: "error" (the pass fails), "hang" (it never ends), "kill" (the process dies),
 // "memory" (none left when it is made), "device" (a kernel writes where there is no memory; on a backend without a
-// device the pass fails).
+// device the pass fails), "stall" (what was launched does not go on for two minutes).
 #pragma once
 #include <cstdint>
 

@@ -98,9 +98,17 @@ Status time_reduces(const CalibrateOptions& options, const Grid& grid,
   return {};
 }
 
-Result<plan::MeasuredTable> reduce_table(const CalibrateOptions& options, const Grid& grid,
+/// The numbers of ranks that sums are timed between: 2, 4, 8 and so on, and all of them.
+std::vector<int> numbers_of_ranks(int gpus) {
+  std::vector<int> all;
+  for (int n = 2; n < gpus; n *= 2) all.push_back(n);
+  if (gpus > 1) all.push_back(gpus);
+  return all;
+}
+
+Result<plan::MeasuredTable> reduce_table(const CalibrateOptions& options, int gpus, const Grid& grid,
                                          const std::function<void()>& point) {
-  const auto ends = threads::make_thread_transports(options.gpus);
+  const auto ends = threads::make_thread_transports(gpus);
   plan::MeasuredTable table;
   std::vector<Status> results(ends.size());
   std::vector<std::thread> ranks;
@@ -128,7 +136,8 @@ Result<plan::Calibration> calibrate(const CalibrateOptions& options) {
                                                           : device.cores,
                          .here = true,
                          .tables = {}};
-  const std::size_t all = count_points(grid) + (options.gpus > 1 ? grid.reduce_bytes.size() : 0);
+  const std::vector<int> ranks = numbers_of_ranks(options.gpus);
+  const std::size_t all = count_points(grid) + ranks.size() * grid.reduce_bytes.size();
   std::size_t done = 0;
   const std::function<void()> point = [&] {
     if (options.progress) options.progress(++done, all);
@@ -138,8 +147,8 @@ Result<plan::Calibration> calibrate(const CalibrateOptions& options) {
     made.source = "fathom calibrate, " + rig->backend().description();
     FATHOM_TRY(made.tables, time_families(*rig, grid, point));
   }
-  if (options.gpus > 1) {
-    FATHOM_TRY(plan::MeasuredTable table, reduce_table(options, grid, point));
+  for (const int n : ranks) {
+    FATHOM_TRY(plan::MeasuredTable table, reduce_table(options, n, grid, point));
     made.tables.push_back(std::move(table));
   }
   return made;

@@ -12,7 +12,7 @@ namespace fathom::measure {
 
 struct CalibrateOptions {
   std::string device = "cpu";  // cpu, cuda
-  int gpus = 1;                // cuda: collectives are timed between so many
+  int gpus = 1;                // cuda: collectives are timed between 2, 4, … and so many
   int threads = 0;             // cpu
   std::string isa;
   bool quick = false;                                               // a coarse grid, for tests: not for plans

@@ -207,8 +207,8 @@ Value run_gqa(Pass& pass, const ModelSpec& spec, const GqaIds& ids, const Tensor
                .v = cache_rows(pass, ids.v_cache, kh.dim(1)),
                .rows_per_slot = rows};
   }
-  Value o = attention(ops, qh, std::span(&segment, 1), d, 1.0 / std::sqrt(static_cast<double>(d)), {},
-                      pass.batch);  // [T, H, d]
+  Value o = attention(ops, qh, std::span(&segment, 1), d, 1.0 / std::sqrt(static_cast<double>(d)), {}, pass.batch,
+                      DType::f32, true);  // [T, H, d]
   q.reset();
   k.reset();
   v.reset();
@@ -248,7 +248,7 @@ Value run_ffn(Pass& pass, const ModelSpec& spec, const FfnIds& ids, const Tensor
   if (ops.records()) {
     gate = swiglu(ops, gate, up, spec.swiglu_limit);
   } else {  // nobody needs the gate again: reuse its place
-    ops.swiglu({.gate = gate, .up = up, .limit = spec.swiglu_limit, .out = gate});
+    ops.swiglu({.gate = gate, .up = up, .limit = spec.swiglu_limit, .out = gate, .only_products = true});
   }
   up.reset();
   return linear(ops, gate, pass.weights[ids.down],

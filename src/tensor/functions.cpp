@@ -26,6 +26,17 @@ Value rms_norm(Ops& ops, const Tensor& x, const Weight& weight, double eps) {
   return out;
 }
 
+Value rms_norm_for_products(Ops& ops, const Tensor& x, const Weight& weight, double eps) {
+  Value out = allocate(ops, x.shape);
+  ops.rms_norm({.x = x,
+                .weight = vector_of(weight),
+                .eps = eps,
+                .out = out,
+                .parameter = weight.parameter,
+                .only_products = !ops.records()});
+  return out;
+}
+
 Value layer_norm(Ops& ops, const Tensor& x, const Weight& weight, const Weight& bias, double eps) {
   Value out = allocate(ops, x.shape);
   ops.layer_norm({.x = x,
@@ -94,7 +105,7 @@ Routed route(Ops& ops, const Tensor& logits, const Routing& routing, const Weigh
 }
 
 Value attention(Ops& ops, const Tensor& q, std::span<const KvSegment> segments, std::int64_t value_dim, double scale,
-                const Weight& sink, const Batch& batch, DType rounds_to) {
+                const Weight& sink, const Batch& batch, DType rounds_to, bool only_products) {
   Value out = allocate(ops, {q.dim(0), q.dim(1), value_dim});
   // Backward needs the log-sum-exp of every (token, head); the tape keeps it, everyone else does without.
   Value lse =
@@ -107,7 +118,8 @@ Value attention(Ops& ops, const Tensor& q, std::span<const KvSegment> segments, 
                  .lse = lse.tensor(),
                  .batch = &batch,
                  .sink_parameter = sink.parameter,
-                 .rounds_to = rounds_to});
+                 .rounds_to = rounds_to,
+                 .only_products = only_products && !ops.records()});
   return out;
 }
 

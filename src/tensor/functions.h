@@ -9,6 +9,8 @@ Value allocate(Ops& ops, DType dtype, Shape shape);
 Value embed(Ops& ops, const Tensor& ids, const Weight& table);                // [T, h]
 Value gather_rows(Ops& ops, const Tensor& x, const Tensor& rows);             // [m, w]
 Value rms_norm(Ops& ops, const Tensor& x, const Weight& weight, double eps);  // like x; weight may be undefined
+/// The same; `only_products` (ops.h) holds unless a tape records.
+Value rms_norm_for_products(Ops& ops, const Tensor& x, const Weight& weight, double eps);
 Value layer_norm(Ops& ops, const Tensor& x, const Weight& weight, const Weight& bias, double eps);
 Value linear(Ops& ops, const Tensor& x, const Weight& weight, const Weight& bias = {});  // [T, n]
 void linear_add(Ops& ops, const Tensor& x, const Weight& weight, const Tensor& out);     // out += x · weightᵀ
@@ -25,7 +27,7 @@ struct Routed {
 Routed route(Ops& ops, const Tensor& logits, const Routing& routing, const Weight& bias, const Weight& table,
              const Tensor& ids);
 Value attention(Ops& ops, const Tensor& q, std::span<const KvSegment> segments, std::int64_t value_dim, double scale,
-                const Weight& sink, const Batch& batch,
-                DType rounds_to = DType::f32);  // [T, H, dv]
+                const Weight& sink, const Batch& batch, DType rounds_to = DType::f32,
+                bool only_products = false);  // [T, H, dv]
 
 }  // namespace fathom::tensor

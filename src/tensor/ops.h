@@ -10,6 +10,8 @@
 // host backend has finished when the call returns, a device backend when its stream has. Nothing allocates except
 // allocate(). The plain twin of every op is src/backends/reference/<family>.cpp; cases are in tests/backends/op_cases.
 // "Price" is what meta charges: FLOPs (a multiply-add is 2) and the bytes read and written once each.
+// `only_products` is a promise about an output: nothing reads it but calls of `linear`, and those come before any op of
+// another kind. A device may then keep it in the type that these products want and leave `out` itself unwritten.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -72,6 +74,7 @@ struct RmsNormArgs {
   double eps = 0;
   Tensor out;
   std::int32_t parameter = -1;
+  bool only_products = false;
 };
 
 /// out = (x - mean) / sqrt(variance + eps) · weight + bias over the innermost dimension; weight, bias [d].
@@ -205,7 +208,8 @@ struct KvSegment {
 /// visible rows once a sequence. Backward: the flash-attention equations (Dao 2023); sink gets -sum over t of p_sink ·
 /// (dout · out). 16-bit keys and values allow a device to round q to their type for its matrix units. f32 ones are
 /// computed with as they are, unless `rounds_to` names a 16-bit type (the weights' that made them): then q, k and v may
-/// be rounded to it.
+/// be rounded to it. `only_products` also promises that nobody reads q again, nor rows of k and v that went into the
+/// segment's caches just before.
 struct AttentionArgs {
   Tensor q;
   std::span<const KvSegment> segments;  // 1 to 3
@@ -216,6 +220,7 @@ struct AttentionArgs {
   const Batch* batch = nullptr;
   std::int32_t sink_parameter = -1;
   DType rounds_to = DType::f32;
+  bool only_products = false;
 };
 
 /// The lightning indexer: score[t, r] = scale · sum over heads of weights[t, h] · relu(q[t, h] · keys[r]) over the rows
@@ -252,12 +257,14 @@ struct CompressArgs {
 // ---------------------------------------------------------------- feed-forward and experts (family: experts)
 
 /// out = silu(gate) · up, elementwise; with limit > 0 gate is cut at limit from above and up to ±limit first. out may
-/// be gate.
+/// be gate. `only_products` also promises that one product reads out and nobody gate and up again: where products of
+/// 16-bit weights have just made them, a device may round them to that type.
 struct SwigluArgs {
   Tensor gate;
   Tensor up;
   double limit = 0;
   Tensor out;
+  bool only_products = false;
 };
 /// out = gelu(x), the tanh form. out may be x.
 struct GeluArgs {

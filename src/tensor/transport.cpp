@@ -31,7 +31,7 @@ std::string take(std::span<const std::byte>& in) {
 double rank_patience_seconds() {
   const char* text = std::getenv("FATHOM_RANK_TIMEOUT");
   const double wanted = text == nullptr ? 0 : std::atof(text);
-  return wanted >= 1 && wanted <= 3600 ? wanted : 25.0;
+  return wanted >= 1 && wanted <= 3600 ? wanted : 20.0;
 }
 
 std::vector<std::byte> pack_error(const Error& error) {
@@ -57,7 +57,8 @@ Error unpack_error(std::span<const std::byte> bytes) {
 }
 
 Error rank_failed(int rank, int ranks, const Error& cause) {
-  if (cause.key == "ranks.failed" || cause.key == "ranks.silent") return cause;
+  for (const std::string_view key : {"ranks.failed", "ranks.silent", "ranks.gpu_silent", "ranks.gpus_stuck"})
+    if (cause.key == key) return cause;  // says already which rank it was
   return fail("ranks.failed",
               {{"rank", std::to_string(rank)}, {"ranks", std::to_string(ranks)}, {"cause", error_text(cause)}},
               cause.kind)

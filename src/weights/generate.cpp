@@ -23,7 +23,8 @@ struct Statistics {
 Statistics statistics_of(const WeightEntry& entry) {
   const std::string& name = entry.pattern;
   const bool bias = name.ends_with("bias");
-  if (entry.cls == WeightClass::kRouter && entry.vector) return {0, 0.2};
+  // A correction of the scores makes all experts about as busy; a wide one would send most tokens to a few of them.
+  if (entry.cls == WeightClass::kRouter && entry.vector) return {0, 0.02};
   if (bias) return {0, 0.1};
   if (entry.vector) return name.find("norm") != std::string::npos ? Statistics{1, 0.1} : Statistics{0, 0.3};
   if (entry.cls == WeightClass::kEmbedding) return {0, 1};

@@ -239,6 +239,8 @@ std::vector<OpCase> expert_cases() {
       {"zero_tokens", 0, 16, 8, 4, 0, 4, 2},
       {"many_hits", 150, 72, 40, 8, 0, 8, 2, 0, true},
       {"some_hits", 60, 136, 72, 16, 0, 16, 2},
+      {"stretches", 12, 272, 144, 16, 4, 8, 4, 0, true},
+      {"stretches_more", 40, 272, 144, 16, 4, 8, 4, 0.5},
       {"uneven", 170, 64, 48, 8, 2, 5, 3, 0.5, false, Layout::kDense, true},
       {"nan_token", 6, 16, 8, 4, 0, 2, 1, 0, false, Layout::kDense, false, with(normal(), {{35, kNaN}})},
   };

@@ -129,6 +129,22 @@ TEST(Transport, ErrorsTravelWhole) {
   EXPECT_EQ(back.args, error.args);
 }
 
+TEST(Transport, WhoeverNamesTheRankIsNotWrapped) {
+  const Error device = fail_environment("cuda.device_failed", {{"gpu", "1 (X)"}, {"error", "broken"}}).value();
+  const Error own = tensor::rank_failed(1, 4, device);
+  EXPECT_EQ(own.key, "ranks.failed");
+  EXPECT_NE(error_text(own).find("rank 1 of 4"), std::string::npos) << error_text(own);
+  EXPECT_NE(error_text(own).find("GPU 1 (X)"), std::string::npos) << error_text(own);
+  const Error silent =
+      fail_environment("ranks.gpu_silent", {{"rank", "2"}, {"ranks", "4"}, {"gpu", "2"}, {"seconds", "20"}}).value();
+  for (const Error& said : {own, silent}) {
+    const Error told = tensor::rank_failed(0, 4, said);
+    EXPECT_EQ(told.key, said.key);
+    EXPECT_EQ(told.args, said.args);
+  }
+  EXPECT_NE(error_text(silent).find("rank 2 of 4 (GPU 2)"), std::string::npos) << error_text(silent);
+}
+
 TEST(Transport, PostsWaitForTheirTaker) {
   auto ends = threads::make_thread_transports(2);
   for (int i = 0; i < 5; ++i)

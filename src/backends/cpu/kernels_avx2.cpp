@@ -17,7 +17,8 @@
 
 namespace fathom::cpu::avx2 {
 namespace {
-// clang-format off: the order matters, the last two are written over the first
+// The order matters: the last two are written over the first.
+// clang-format off
 #include "backends/cpu/vector_avx2.inc"
 #include "backends/cpu/kernels_body.inc"
 #include "backends/cpu/kernels_elementwise.inc"

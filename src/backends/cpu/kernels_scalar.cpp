@@ -9,7 +9,8 @@
 namespace fathom::cpu {
 namespace scalar {
 namespace {
-// clang-format off: the order matters, the last two are written over the first
+// The order matters: the last two are written over the first.
+// clang-format off
 #include "backends/cpu/vector_scalar.inc"
 #include "backends/cpu/kernels_body.inc"
 #include "backends/cpu/kernels_elementwise.inc"

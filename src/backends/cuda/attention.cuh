@@ -14,6 +14,7 @@ struct AttentionView {
   int segment_count = 0;
   bool selects = false;
   View<const float> q;           // [tokens, heads, width]
+  const std::byte* rounded_q = nullptr;  // the same, dense, times scale · log2(e), in the keys' 16-bit type, or null: of flash_wide.cuh alone
   View<float> out;               // [tokens, heads, dv]
   View<float> lse;               // [tokens, heads] or undefined
   FloatVector sink;              // [heads] or undefined

@@ -49,8 +49,7 @@ void launch_hopper(Context& context, const AttentionView& view) {
 template <class T>
 void launch(Context& context, const AttentionView& view) {
 #if defined(FATHOM_CUDA_90A)
-  if (context.compute_capability == 90 && (view.width > 64 || view.dv > 64) && HopperRoom<192>::kBytes <= static_cast<int>(context.shared_bytes))
-    return view.width <= 128 ? launch_hopper<T, 128>(context, view) : launch_hopper<T, 192>(context, view);
+  if (on_hopper(context, view)) return view.width <= 128 ? launch_hopper<T, 128>(context, view) : launch_hopper<T, 192>(context, view);
 #endif
   if (view.width <= 64 && view.dv <= 64) launch<T, 64, 64>(context, view);
   else if (view.width <= 128) launch<T, 128, 128>(context, view);
@@ -58,6 +57,14 @@ void launch(Context& context, const AttentionView& view) {
 }
 
 }  // namespace
+
+bool on_hopper([[maybe_unused]] const Context& context, [[maybe_unused]] const AttentionView& view) {
+#if defined(FATHOM_CUDA_90A)
+  return context.compute_capability == 90 && (view.width > 64 || view.dv > 64) && HopperRoom<192>::kBytes <= static_cast<int>(context.shared_bytes);
+#else
+  return false;
+#endif
+}
 
 bool can_flash(const Context& context, const AttentionArgs& args, const AttentionView& view) {
   using Kind = KvSegment::Kind;
@@ -81,7 +88,7 @@ void launch_flash(Context& context, const AttentionArgs& args, AttentionView& vi
   if (view.tiles == 0) return;
   const DType type = operand_type(args);
   if (view.segments[0].dtype == DType::f32) type == DType::bf16 ? round_segment<__nv_bfloat16>(context, args, view) : round_segment<__half>(context, args, view);
-  cut_keys(context, args, view, static_cast<std::int64_t>(view.tiles) * view.kv_heads * view.pieces, 2 * static_cast<std::int64_t>(context.multiprocessors), kLeastFlashKeys);
+  cut_keys(context, args, view, static_cast<std::int64_t>(view.tiles) * view.kv_heads * view.pieces, (on_hopper(context, view) ? 1 : 2) * static_cast<std::int64_t>(context.multiprocessors), kLeastFlashKeys);
   if (view.rounded_type != type) view.rounded_out = nullptr;
   type == DType::bf16 ? launch<__nv_bfloat16>(context, view) : launch<__half>(context, view);
 }

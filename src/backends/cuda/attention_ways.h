@@ -18,6 +18,8 @@ void cut_keys(Context& context, const tensor::AttentionArgs& args, AttentionView
 /// attention_flash.cu: many tokens on tensor cores; heads up to 192 wide with values up to 128.
 bool can_flash(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);
 void launch_flash(Context& context, const tensor::AttentionArgs& args, AttentionView& view);
+/// Whether that will be by Hopper's matrix units, which can take rounded_q.
+bool on_hopper(const Context& context, const AttentionView& view);
 
 /// attention_latents.cu: latent attention over a cache whose keys begin with the values.
 bool can_share_latents(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);

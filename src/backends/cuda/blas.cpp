@@ -70,7 +70,8 @@ Key key_of(const BlasProduct& p) {
           p.out_stride,
           p.x_step,
           p.w_step,
-          p.out_step};
+          p.out_step,
+          p.rounded ? 1 : 0};
 }
 
 class LtBlas final : public Blas {
@@ -166,7 +167,8 @@ class LtBlas final : public Blas {
         describe_scales(p.description, product) &&
         layout(p.w, type, w_rows, w_columns, product.w_stride, product.batch, product.w_step) &&
         layout(p.x, type, product.k, product.tokens, product.x_stride, product.batch, product.x_step) &&
-        layout(p.out, sums, product.n, product.tokens, product.out_stride, product.batch, product.out_step);
+        layout(p.out, product.rounded ? type : sums, product.n, product.tokens, product.out_stride, product.batch,
+               product.out_step);
     p.possible = p.possible && choose(p);
     return p;
   }

@@ -7,8 +7,8 @@
 
 namespace fathom::cuda {
 
-/// Element types of a product's operands. Sums and the output are f32; of i8 they are i32. e4m3 and i8 want k and n in
-/// multiples of 16 and `transposed`.
+/// Element types of a product's operands. Sums are f32 and so is the output, unless `rounded`; of i8 they are i32. e4m3
+/// and i8 want k and n in multiples of 16 and `transposed`.
 enum class BlasType : std::uint8_t { f32, f16, bf16, e4m3, i8 };
 
 /// What e4m3 products are multiplied with, in f32: nothing; a factor a row of x and one a row of w; or factors of every
@@ -29,6 +29,7 @@ struct BlasProduct {
   std::int64_t x_stride = 0, w_stride = 0, out_stride = 0;
   std::int64_t x_step = 0, w_step = 0, out_step = 0;
   bool accumulate = false;
+  bool rounded = false;          // f16, bf16: the output is of the operands' type, its stride and step count that
   BlasScales scales = BlasScales::none;
   const float *x_scales = nullptr, *w_scales = nullptr;
   const float* added = nullptr;  // lies like out and is added to the product instead of out itself; null: nothing is

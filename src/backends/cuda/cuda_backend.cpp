@@ -7,6 +7,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "backends/cuda/blas.h"
@@ -15,6 +16,7 @@
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/fault.h"
 #include "backends/cuda/fill.h"
+#include "backends/cuda/lost.h"
 #include "backends/cuda/marks.h"
 #include "backends/cuda/sample.h"
 
@@ -74,11 +76,13 @@ tl::unexpected<Error> no_memory(Bytes asked, Memory memory, cudaError_t error) {
 
 class CudaBuffer final : public tensor::Buffer {
  public:
-  CudaBuffer(std::byte* data, Bytes bytes, Memory memory) : data_(data), bytes_(bytes), memory_(memory) {}
+  CudaBuffer(std::byte* data, Bytes bytes, Memory memory) : data_(data), bytes_(bytes), memory_(memory) {
+    cudaGetDevice(&device_);
+  }
   CudaBuffer(const CudaBuffer&) = delete;
   CudaBuffer& operator=(const CudaBuffer&) = delete;
   ~CudaBuffer() override {  // both wait for the kernels that may still use it
-    if (data_ == nullptr) return;
+    if (data_ == nullptr || is_lost(device_)) return;
     if (memory_ == Memory::kDevice)
       cudaFree(data_);
     else if (memory_ == Memory::kShared)
@@ -110,6 +114,7 @@ class CudaBuffer final : public tensor::Buffer {
   std::byte* data_;
   Bytes bytes_;
   Memory memory_;
+  int device_ = 0;
 };
 
 /// Blocks for activations outside a plan: shared memory, kept when released, since taking it is slow. A block that is
@@ -174,8 +179,8 @@ class Recordings {
     if (graphs_.size() >= kMost) clear();
     return !graphs_.emplace(key, nullptr).second;
   }
-  /// Records what `pass` launches, and launches it. A pass that cannot be recorded is a failure: half of it is done.
-  Status record(Context& context, std::uint64_t key, const std::function<void()>& pass) {
+  /// Records what `pass` launches, and launches it. False: the device failed; half of it is done.
+  bool record(Context& context, std::uint64_t key, const std::function<void()>& pass) {
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t ready = nullptr;
     context.note(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeRelaxed));
@@ -184,8 +189,7 @@ class Recordings {
     if (graph != nullptr) context.note(cudaGraphInstantiate(&ready, graph, 0));
     if (graph != nullptr) cudaGraphDestroy(graph);
     graphs_[key] = ready;
-    if (!replay(context, key) || context.error != cudaSuccess) return device_failed(context.error);
-    return {};
+    return replay(context, key) && context.error == cudaSuccess;
   }
 
  private:
@@ -200,7 +204,8 @@ class CopyStream {
   CopyStream(const CopyStream&) = delete;
   CopyStream& operator=(const CopyStream&) = delete;
   ~CopyStream() {
-    if (stream_ == nullptr) return;
+    int device = 0;
+    if (stream_ == nullptr || (cudaGetDevice(&device) == cudaSuccess && is_lost(device))) return;
     cudaStreamSynchronize(stream_);
     for (const Place& place : places_)
       for (const cudaEvent_t event : {place.here, place.left})
@@ -245,7 +250,9 @@ class CudaBackend final : public tensor::Backend {
   CudaBackend(const CudaBackend&) = delete;
   CudaBackend& operator=(const CudaBackend&) = delete;
   ~CudaBackend() override {
-    if (context_.stream != nullptr) {
+    if (is_lost(context_.device)) {
+      static_cast<void>(blas_.release());  // to the end of the process
+    } else if (context_.stream != nullptr) {
       cudaSetDevice(context_.device);
       cudaStreamSynchronize(context_.stream);
       recordings_.clear();
@@ -373,7 +380,7 @@ class CudaBackend final : public tensor::Backend {
     FATHOM_TRY(auto made, CudaCollectives::make(context_, ops_, std::move(transport), members));
     collectives_ = made.get();
     made->before_end = [this] {
-      recordings_.clear();
+      if (!is_lost(context_.device)) recordings_.clear();
       collectives_ = nullptr;
     };
     collectives_bytes_ = made->bytes();
@@ -388,7 +395,7 @@ class CudaBackend final : public tensor::Backend {
     if (key != 0 && context_.error == cudaSuccess) {
       if (recordings_.replay(context_, key)) return false;
       if (recordings_.seen(key)) {
-        FATHOM_TRY_VOID(recordings_.record(context_, key, whole));
+        if (!recordings_.record(context_, key, whole)) return failed();
         return true;
       }
     }
@@ -415,18 +422,42 @@ class CudaBackend final : public tensor::Backend {
   }
 
  private:
-  /// Until the stream is empty, or will never be: other ranks may be gone.
+  /// Until the stream is empty, or will never be: other ranks may be gone. What failed first is said: this device
+  /// before what NCCL made of it.
   Status await_ranks() {
     using Clock = std::chrono::steady_clock;
     const auto begun = Clock::now();
     auto looked = begun;
-    while (cudaStreamQuery(context_.stream) == cudaErrorNotReady) {
+    for (;;) {
+      const cudaError_t state = cudaStreamQuery(context_.stream);
+      if (state != cudaSuccess && state != cudaErrorNotReady) context_.note(state);
+      if (context_.error != cudaSuccess) return failed();
       const auto now = Clock::now();
-      if (now - looked < std::chrono::milliseconds(2)) continue;
+      if (state == cudaSuccess) {
+        if (!collectives_->troubled()) return {};
+      } else if (now - looked < std::chrono::milliseconds(2)) {
+        continue;
+      }
       looked = now;
-      if (!collectives_->hopeful(std::chrono::duration<double>(now - begun).count())) return collectives_->status();
+      if (collectives_->hopeful(std::chrono::duration<double>(now - begun).count())) continue;
+      find_lost();
+      return collectives_->status();
     }
-    return collectives_->status();
+  }
+  /// This device failed, unless another one took it along.
+  tl::unexpected<Error> failed() {
+    if (collectives_ != nullptr)
+      if (auto told = collectives_->first_to_fail()) return tl::unexpected<Error>(std::move(*told));
+    return device_failed(context_.error);
+  }
+  /// After what waits for others has been cut off: whether this device comes to its end by itself.
+  void find_lost() {
+    using Clock = std::chrono::steady_clock;
+    const auto until = Clock::now() + std::chrono::seconds(2);
+    while (cudaStreamQuery(context_.stream) == cudaErrorNotReady) {
+      if (Clock::now() > until) return mark_lost(context_.device);
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
   }
   /// Which way is told by the addresses: unified addressing knows where each lies.
   Status transfer(void* to, const void* from, std::size_t bytes) {

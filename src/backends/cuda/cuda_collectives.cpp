@@ -3,16 +3,27 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <numeric>
+#include <thread>
 
+#include "backends/cuda/fault_watch.h"
+#include "backends/cuda/lost.h"
 #include "backends/cuda/nccl.h"
 #include "backends/cuda/peer_reduce.h"
+#include "base/leaving.h"
 
 namespace fathom::cuda {
 namespace {
 using tensor::Group;
 using tensor::Tensor;
+using Clock = std::chrono::steady_clock;
+
+constexpr double kLeisure = 1.5;  // seconds that the host waits longer than the kernels, which know whom they wait for
+constexpr auto kOwnFault = std::chrono::milliseconds(500);  // in which the driver reports a fault of this GPU
+constexpr auto kHearsay =
+    std::chrono::seconds(2);  // that NCCL's word waits for a rank's own, which knows what happened
 
 template <class T>
 std::vector<std::byte> bytes_of(const T& value) {
@@ -62,6 +73,7 @@ class Peers {
   Peers(const Peers&) = delete;
   Peers& operator=(const Peers&) = delete;
   ~Peers() {
+    if (is_lost(device_)) return;  // nothing of it comes back
     for (void* opened : opened_) cudaIpcCloseMemHandle(opened);
     cudaFree(inbox_);
     cudaFree(table_.state);
@@ -77,10 +89,11 @@ class Peers {
     Card card;
     ::gethostname(card.host.data(), card.host.size() - 1);
     card.process = ::getpid();
-    card.device = context.device;
+    card.device = device_ = context.device;
     card.ready = allocate(n, card);
     FATHOM_TRY(const std::vector<Card> cards, tell_all(transport, ranks, card));
     bool reach = true;
+    for (const Card& theirs : cards) gpus_.push_back(theirs.device);
     for (std::size_t r = 0; r < cards.size(); ++r)
       reach = reach && cards[r].ready && cards[r].host == card.host && (r == me || open(cards[r], card, r));
     table_.inbox[me] = static_cast<std::byte*>(inbox_);
@@ -98,8 +111,14 @@ class Peers {
            reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0;
   }
   void reduce(Context& context, const Tensor& x) { launch_peer_reduce(context, table_, x.as<float>(), x.elements()); }
-  bool stuck() const { return *static_cast<volatile std::uint32_t*>(fault_) != 0; }
-  void cut() const { *static_cast<volatile std::uint32_t*>(fault_) = 1; }
+  /// Whom a kernel of this GPU waited for in vain, numbered within the group.
+  std::optional<int> missed() const {
+    const std::uint32_t word = *static_cast<volatile std::uint32_t*>(fault_);
+    return word == 0 || word == kCutOff ? std::nullopt : std::optional(static_cast<int>(word) - 1);
+  }
+  void cut() const { *static_cast<volatile std::uint32_t*>(fault_) = kCutOff; }
+  /// The number of a member's GPU, on its machine.
+  int gpu_of(int member) const { return gpus_[static_cast<std::size_t>(member)]; }
 
  private:
   struct bool_byte {
@@ -143,6 +162,8 @@ class Peers {
   void* inbox_ = nullptr;
   std::uint32_t* fault_ = nullptr;
   std::vector<void*> opened_;
+  std::vector<int> gpus_;
+  int device_ = 0;
   Bytes bytes_ = 0;
 };
 
@@ -161,13 +182,16 @@ class Both final : public CudaCollectives {
   Both& operator=(const Both&) = delete;
   ~Both() override {
     cudaSetDevice(context_.device);
+    // What failed is not ended in order: that would wait for a device that failed, or for others that are gone.
+    if (!cut_ && (context_.error != cudaSuccess || failure_ || hearsay_)) cut_off();
     if (!cut_) cudaStreamSynchronize(context_.stream);
     if (before_end) before_end();
     for (const auto& circle : circles_)
-      if (circle->comm != nullptr) cut_ ? nccl_.comm_abort(circle->comm) : nccl_.comm_destroy(circle->comm);
+      if (circle->comm != nullptr) nccl_.comm_destroy(circle->comm);
   }
 
   Status join(const tensor::GroupMembers& members) {
+    watch_ = FaultWatch::start(context_.device);
     for (std::size_t g = 0; g < tensor::kGroupCount; ++g) {
       const std::vector<int>& ranks = members.ranks[g];
       const auto me = std::find(ranks.begin(), ranks.end(), transport_->rank());
@@ -197,25 +221,29 @@ class Both final : public CudaCollectives {
     return all;
   }
 
+  bool troubled() override {
+    look();
+    return failure_ || hearsay_;
+  }
   bool hopeful(double waited) override {
     if (cut_) return false;
-    for (const auto& circle : circles_) {
-      int state = 0;
-      if (nccl_.comm_get_async_error(circle->comm, &state) == 0 && state != 0 && state != Nccl::kInProgress &&
-          !failure_)
-        failure_ = nccl_.failed(state).value();
-      if (circle->peers != nullptr && circle->peers->stuck() && !failure_) failure_ = stuck(waited);
-    }
-    if (const auto told = transport_->failure(); told && !failure_) failure_ = *told;
-    if (waited > tensor::rank_patience_seconds() && !failure_) failure_ = stuck(waited);
+    look();
+    if (!failure_ && hearsay_ && Clock::now() - heard_ > kHearsay) failure_ = *hearsay_;
+    if (!failure_ && waited > tensor::rank_patience_seconds() + kLeisure)
+      failure_ = fail_environment("ranks.gpus_stuck", {{"seconds", std::to_string(static_cast<int>(waited))}}).value();
     if (!failure_) return true;
-    cut_ = true;
-    for (const auto& circle : circles_) {
-      if (circle->peers != nullptr) circle->peers->cut();
-      nccl_.comm_abort(circle->comm);
-      circle->comm = nullptr;
-    }
+    cut_off();
     return false;
+  }
+
+  std::optional<Error> first_to_fail() override {
+    const auto until = Clock::now() + kHearsay;
+    if (watch_ == nullptr || watch_->saw_fault(kOwnFault)) return std::nullopt;
+    do {
+      if (auto told = transport_->failure()) return told;
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    } while (Clock::now() < until);
+    return std::nullopt;
   }
 
   int size(Group group) const override {
@@ -225,11 +253,9 @@ class Both final : public CudaCollectives {
   int rank(Group group) const override { return rank_[static_cast<std::size_t>(group)]; }
   void beat() override { transport_->beat(); }
   Status status() override {
-    for (const auto& circle : circles_)
-      if (circle->peers != nullptr && circle->peers->stuck() && !failure_)
-        failure_ = stuck(tensor::rank_patience_seconds());
+    look();
     if (failure_) return tl::unexpected<Error>(*failure_);
-    if (const auto told = transport_->failure()) return tl::unexpected<Error>(*told);
+    if (hearsay_) return tl::unexpected<Error>(*hearsay_);
     return {};
   }
 
@@ -316,11 +342,48 @@ class Both final : public CudaCollectives {
     if (x.data != out.data && x.bytes() > 0)
       context_.note(cudaMemcpyAsync(out.data, x.data, x.bytes(), cudaMemcpyDeviceToDevice, context_.stream));
   }
+  /// NCCL's word is hearsay: a call fails because something else did, here or on another GPU.
   void note(int code) {
-    if (code != 0 && code != Nccl::kInProgress && !failure_) failure_ = nccl_.failed(code).value();
+    if (code == 0 || code == Nccl::kInProgress || hearsay_) return;
+    hearsay_ = nccl_.failed(code, context_.device).value();
+    heard_ = Clock::now();
   }
-  static Error stuck(double waited) {
-    return fail_environment("cuda.collective_stuck", {{"seconds", std::to_string(static_cast<int>(waited))}}).value();
+  /// What is known by now. A rank that failed has told why, or will.
+  void look() {
+    if (failure_) return;
+    if (const auto told = transport_->failure()) {
+      failure_ = *told;
+      return;
+    }
+    for (const auto& circle : circles_) {
+      int state = 0;
+      if (circle->comm != nullptr && nccl_.comm_get_async_error(circle->comm, &state) == 0) note(state);
+      if (circle->peers == nullptr) continue;
+      if (const auto member = circle->peers->missed()) failure_ = silent(*circle, *member);
+    }
+  }
+  Error silent(const Circle& circle, int member) const {
+    return fail_environment("ranks.gpu_silent",
+                            {{"rank", std::to_string(circle.ranks[static_cast<std::size_t>(member)])},
+                             {"ranks", std::to_string(transport_->size())},
+                             {"gpu", std::to_string(circle.peers->gpu_of(member))},
+                             {"seconds", std::to_string(static_cast<int>(tensor::rank_patience_seconds()))}})
+        .value();
+  }
+  /// Ends what waits for others. NCCL's end may itself wait for a device that does not come back: nobody waits for
+  /// that.
+  void cut_off() {
+    cut_ = true;
+    leave_at_once();
+    for (const auto& circle : circles_) {
+      if (circle->peers != nullptr) circle->peers->cut();
+      if (circle->comm == nullptr) continue;
+      std::thread([abort = nccl_.comm_abort, comm = circle->comm, device = context_.device] {
+        cudaSetDevice(device);
+        abort(comm);
+      }).detach();
+      circle->comm = nullptr;
+    }
   }
 
   // The first of the ranks makes the name by which they find each other.
@@ -329,7 +392,7 @@ class Both final : public CudaCollectives {
     const int me = static_cast<int>(std::find(circle.ranks.begin(), circle.ranks.end(), transport_->rank()) -
                                     circle.ranks.begin());
     if (me == 0) {
-      if (const int code = nccl_.get_unique_id(&id); code != 0) return nccl_.failed(code);
+      if (const int code = nccl_.get_unique_id(&id); code != 0) return nccl_.failed(code, context_.device);
       for (std::size_t r = 1; r < circle.ranks.size(); ++r)
         FATHOM_TRY_VOID(transport_->post(circle.ranks[r], bytes_of(id)));
     } else {
@@ -337,7 +400,7 @@ class Both final : public CudaCollectives {
       id = value_of<NcclId>(bytes);
     }
     if (const int code = nccl_.comm_init_rank(&circle.comm, static_cast<int>(circle.ranks.size()), id, me); code != 0)
-      return nccl_.failed(code);
+      return nccl_.failed(code, context_.device);
     return {};
   }
 
@@ -348,7 +411,9 @@ class Both final : public CudaCollectives {
   std::vector<std::unique_ptr<Circle>> circles_;
   std::array<Circle*, tensor::kGroupCount> of_{};
   std::array<int, tensor::kGroupCount> rank_{};
-  std::optional<Error> failure_;
+  std::unique_ptr<FaultWatch> watch_;  // null: nothing tells which GPU it was
+  std::optional<Error> failure_, hearsay_;
+  Clock::time_point heard_;  // when hearsay_ was
   bool cut_ = false;
 };
 

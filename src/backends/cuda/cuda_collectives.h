@@ -3,6 +3,7 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "backends/cuda/cuda_ops.h"
 #include "tensor/collectives.h"
@@ -20,8 +21,13 @@ class CudaCollectives : public tensor::Collectives {
   /// Device memory that it holds.
   virtual Bytes bytes() const = 0;
   /// Whether what was launched may still come to an end: false once another rank failed or a wait took too long; then
-  /// it has been cut off.
+  /// it has been cut off, and status() says why.
   virtual bool hopeful(double waited_seconds) = 0;
+  /// Whether something is known to be wrong. Who failed tells within a moment; until then hopeful() is true.
+  virtual bool troubled() = 0;
+  /// After this rank's device failed: what another rank says of its own, where that was the first to fail. May wait a
+  /// moment for it.
+  virtual std::optional<Error> first_to_fail() = 0;
   /// Called before it ends: recordings that hold its launches must go first.
   std::function<void()> before_end;
 };

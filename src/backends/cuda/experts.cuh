@@ -22,6 +22,7 @@ struct GatherView {
   std::int32_t* token = nullptr;       // [hits]: of each hit, counted from the view's first
   std::int32_t* hit = nullptr;         // [pairs]: its hit, -1 where the expert is not here
   RunOfExpert* runs = nullptr;         // [most_runs]; expert -1 after the last
+  std::int32_t* hits = nullptr;        // [1]: their number; may be null
 };
 
 /// Inclusive sums over the block's values of two counts.
@@ -69,7 +70,10 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
   const int2 ends = block_scan(make_int2(own, runs), room);
   std::int32_t next = ends.x - own;
   for (int i = 0; i < runs; ++i) view.runs[ends.y - runs + i] = {thread, next + i * view.run, min(view.run, own - i * view.run)};
-  if (thread == kGatherThreads - 1) all_runs = ends.y;
+  if (thread == kGatherThreads - 1) {
+    all_runs = ends.y;
+    if (view.hits != nullptr) *view.hits = ends.x;
+  }
   if (thread < here)
     for (int s = 0; s < stretches; ++s) {
       const std::int32_t count = places[s * here + thread];

@@ -44,14 +44,22 @@ __device__ inline void store_hopper_queries(const AttentionView& view, const Fla
   for (int i = 0; i < 64 * kChunks / kGroupOfWarps; ++i) {
     const int item = i * kGroupOfWarps + thread, row = first_row + item / kChunks, chunk = item % kChunks;
     float4 low = make_float4(0, 0, 0, 0), high = low;
-    if (position_of(view, tile, row) >= 0 && 8 * chunk < view.width) {
-      const std::int64_t token = tile.tokens.sequence.first_token + tile.tokens.first + row / view.tile_heads;
-      const auto* from = reinterpret_cast<const float4*>(view.q.at(token, tile.first_head + row % view.tile_heads) + 8 * chunk);
+    const bool here = position_of(view, tile, row) >= 0 && 8 * chunk < view.width;
+    const std::int64_t token = tile.tokens.sequence.first_token + tile.tokens.first + row / view.tile_heads;
+    const int head = tile.first_head + row % view.tile_heads;
+    unsigned char* at = to + wide_swizzled(row, chunk, kHopperTile);
+    if (view.rounded_q != nullptr) {
+      const auto* from = reinterpret_cast<const T*>(view.rounded_q) + (token * view.heads + head) * view.width + 8 * chunk;
+      *reinterpret_cast<uint4*>(at) = here ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
+      continue;
+    }
+    if (here) {
+      const auto* from = reinterpret_cast<const float4*>(view.q.at(token, head) + 8 * chunk);
       low = from[0], high = from[1];
       low.x *= scale, low.y *= scale, low.z *= scale, low.w *= scale;
       high.x *= scale, high.y *= scale, high.z *= scale, high.w *= scale;
     }
-    *reinterpret_cast<uint4*>(to + wide_swizzled(row, chunk, kHopperTile)) = pack_eight<T>(low, high);
+    *reinterpret_cast<uint4*>(at) = pack_eight<T>(low, high);
   }
 }
 
@@ -71,13 +79,40 @@ __device__ inline void copy_hopper(unsigned to, std::int32_t first, std::int32_t
   }
 }
 
+/// The same where rows hold whole tiles of 64 columns: `from` is this thread's chunk of its first row, which is `line`. Few instructions a copy, for
+/// those that multiply want the issue slots.
+template <class T>
+__device__ inline void copy_hopper_tile(unsigned to, const T* from, std::int64_t stride, std::int32_t left) {
+#pragma unroll
+  for (int i = 0; i < kHopperKeys / 16; ++i, from += 16 * stride) copy_16(to + 2048 * i, from, 16 * i < left);
+}
+template <class T, int kColumns>
+__device__ inline void copy_hopper_rows(unsigned to, const T* rows, std::int64_t stride, const T* shared, std::int64_t shared_stride, int own_columns, std::int64_t row,
+                                        std::int32_t left) {
+  const int thread = static_cast<int>(threadIdx.x) % kGroupOfWarps, chunk = thread % 8, line = thread / 8;
+  to += wide_swizzled(line, chunk, 0);
+#pragma unroll
+  for (int c = 0; c < kColumns / 64; ++c) {
+    const bool own = 64 * c < own_columns;
+    const T* from = own ? rows + (row + line) * stride + 64 * c : shared + (row + line) * shared_stride + 64 * c - own_columns;
+    copy_hopper_tile(to + c * kHopperTile, from + 8 * chunk, own ? stride : shared_stride, left - line);
+  }
+}
+
 template <class T, int kWidth>
 __device__ inline void read_hopper(const AttentionView& view, const FlashTile& tile, std::int32_t first, int blocks, unsigned at) {
   using Room = HopperRoom<kWidth>;
   const SegmentView& segment = view.segments[0];
   const T *k = reinterpret_cast<const T*>(segment.k) + tile.kv_head * segment.k_head, *shared = reinterpret_cast<const T*>(segment.k_shared) - segment.dk;
   const T* v = reinterpret_cast<const T*>(segment.v) + tile.kv_head * segment.v_head;
+  // Whole tiles of 64 columns, each of one tensor.
+  const bool tiled = segment.dk % 64 == 0 && segment.dk + segment.dr == kWidth && view.dv == kHopperValues;
   const auto keys = [&](int block) {
+    if (tiled) {
+      const std::int32_t name = first + block * kHopperKeys;
+      return copy_hopper_rows<T, kWidth>(at + Room::keys(block % Room::kPlaces), k, segment.k_row, shared + segment.dk, segment.shared_row, segment.dk, tile.base + name,
+                                         tile.names.end - name);
+    }
     copy_hopper<T, kWidth>(at + Room::keys(block % Room::kPlaces), first + block * kHopperKeys, tile.names.end, segment.dk + segment.dr, [&](std::int32_t name, int d) {
       const std::int64_t row = tile.base + name;
       return d < segment.dk ? k + row * segment.k_row + d : shared + row * segment.shared_row + d;
@@ -95,8 +130,10 @@ __device__ inline void read_hopper(const AttentionView& view, const FlashTile& t
   for (int block = 0; block < blocks; ++block) {  // values of the block and keys of the next
     if (block == Room::kPlaces - 1) wait_phase(at + Room::kScored, 0);
     if (block >= Room::kPlaces) wait_phase(at + Room::kEmpty + 8 * ring.place, ring.phase ^ 1);
-    copy_hopper<T, kHopperValues>(at + Room::values(ring.place), first + block * kHopperKeys, tile.names.end, view.dv,
-                                  [&](std::int32_t name, int d) { return v + (tile.base + name) * segment.v_row + d; });
+    if (const std::int32_t name = first + block * kHopperKeys; tiled)
+      copy_hopper_rows<T, kHopperValues>(at + Room::values(ring.place), v, segment.v_row, v, segment.v_row, kHopperValues, tile.base + name, tile.names.end - name);
+    else
+      copy_hopper<T, kHopperValues>(at + Room::values(ring.place), name, tile.names.end, view.dv, [&](std::int32_t at_name, int d) { return v + (tile.base + at_name) * segment.v_row + d; });
     if (block + 1 < blocks) keys(block + 1);
     commit_copies();
     if (block == 0) {
@@ -134,6 +171,12 @@ __device__ inline void mix_hopper(unsigned values, const unsigned (&p)[8][4], fl
 #pragma unroll
   for (int step = 0; step < kHopperKeys / 16; ++step) multiply_128_by_columns<T>(acc, p[step], by_columns(values + step * 2048, kHopperTile), true);
   commit_products();
+}
+
+/// What computes these comes before the statements that follow, which a compiler might otherwise take first: waiting for products.
+__device__ inline void compute_before(float (&s)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(s[i])::"memory");
 }
 
 /// Scores become weights where they are; keep: what sums up to now are multiplied with.
@@ -239,6 +282,7 @@ __device__ inline void attend_hopper(const AttentionView& view, const FlashTile&
     mix_hopper<T>(at + Room::values(ring.place), p, acc);
     wait_products<1>();
     soften_hopper(view, tile, first + block * kHopperKeys, whole(block), s, largest, total, keep);
+    compute_before(s);
     wait_products<0>();
     arrive(at + Room::kEmpty + 8 * ring.place);
     pack();

@@ -2,6 +2,7 @@
 // weights widened to bf16 a block of rows at a time in the workspace; and a plain tiled kernel that reads any format at any address.
 #include "backends/cuda/blas.h"
 #include "backends/cuda/launch.cuh"
+#include "backends/cuda/many_rows.h"
 #include "backends/cuda/product.cuh"
 
 namespace fathom::cuda {
@@ -12,7 +13,7 @@ namespace {
 
 constexpr int kTile = 32;
 
-__global__ void __launch_bounds__(256) tiled_kernel(Product p) {
+__global__ void __launch_bounds__(256) tiled_kernel(Product p, DType out_type) {
   __shared__ float xs[kTile][kTile + 1], ws[kTile][kTile + 1];  // [token][k], [output][k]
   const std::int64_t inputs = p.inputs(), outputs = p.outputs(), g = blockIdx.z;
   const std::int64_t first_token = static_cast<std::int64_t>(blockIdx.y) * kTile, first_output = static_cast<std::int64_t>(blockIdx.x) * kTile;
@@ -41,7 +42,10 @@ __global__ void __launch_bounds__(256) tiled_kernel(Product p) {
 #pragma unroll
   for (int m = 0; m < kTile / 8; ++m) {
     const std::int64_t t = first_token + line + 8 * m;
-    if (t < p.tokens && output < outputs) store(p, t, g, output, sums[m]);
+    if (t >= p.tokens || output >= outputs) continue;
+    if (out_type == DType::f32) store(p, t, g, output, sums[m]);
+    else if (out_type == DType::bf16) reinterpret_cast<__nv_bfloat16*>(p.out)[t * p.out_stride + output] = from_float<__nv_bfloat16>(sums[m]);
+    else reinterpret_cast<__half*>(p.out)[t * p.out_stride + output] = from_float<__half>(sums[m]);
   }
 }
 
@@ -66,12 +70,16 @@ __global__ void __launch_bounds__(256) round_kernel(const float* x, std::int64_t
   }
 }
 
-/// wide[r, c] = weight[first + r, c] in bf16, dense: eight columns a thread.
+/// Some rows of a weight: `each` from `first` on, and as many `step` further on for every group more.
+struct RowsOfGroups { std::int64_t first, each, step, groups; };
+
+/// wide[g, r, c] = weight[first + g · step + r, c] in bf16, dense: eight columns a thread.
 template <WeightFormat F>
-__global__ void widen_kernel(WeightView weight, std::int64_t first, std::int64_t rows, __nv_bfloat16* wide) {
-  const std::int64_t eights = weight.cols / 8;
-  for_items(rows * eights, [&](std::int64_t item) {
-    const std::int64_t row = first + item / eights, col = item % eights * 8;
+__global__ void widen_kernel(WeightView weight, RowsOfGroups rows, __nv_bfloat16* wide) {
+  const auto eights = static_cast<unsigned>(weight.cols / 8), each = static_cast<unsigned>(rows.each);
+  for_items(rows.groups * rows.each * eights, [&](std::int64_t index) {
+    const auto item = static_cast<unsigned>(index), at = item / eights;  // kWidenedBytes are far from 2^32 elements, and divide fast
+    const std::int64_t row = rows.first + at / each * rows.step + at % each, col = item % eights * 8;
     EightOf<F> eight;
     float w[8];
     eight.read(weight.data, row * weight.cols + col);
@@ -81,7 +89,7 @@ __global__ void widen_kernel(WeightView weight, std::int64_t first, std::int64_t
     alignas(16) __nv_bfloat162 packed[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) packed[i] = __floats2bfloat162_rn(w[2 * i] * scale, w[2 * i + 1] * scale);
-    *reinterpret_cast<uint4*>(wide + item * 8) = *reinterpret_cast<const uint4*>(packed);
+    *reinterpret_cast<uint4*>(wide + index * 8) = *reinterpret_cast<const uint4*>(packed);
   });
 }
 
@@ -98,24 +106,42 @@ void round_to(Context& context, const Product& p, std::int64_t first, std::int64
   round_kernel<T><<<grid_of_rows(rows, n), 256, 0, context.stream>>>(p.x + first * p.x_stride, p.x_stride, p.x_step, rows, p.groups, n, rounded);
   context.launched();
 }
-void widen_to(Context& context, const WeightView& weight, std::int64_t first, std::int64_t rows, __nv_bfloat16* wide) {
-  const unsigned grid = grid_for(context, rows * weight.cols / 8, 256);
-  if (weight.format == WeightFormat::mxfp4) widen_kernel<WeightFormat::mxfp4><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
-  else if (weight.format == WeightFormat::int8_row) widen_kernel<WeightFormat::int8_row><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
-  else if (is_int4(weight.format)) widen_kernel<WeightFormat::int4_group128><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
-  else widen_kernel<WeightFormat::fp8_block128><<<grid, 256, 0, context.stream>>>(weight, first, rows, wide);
+void widen_to(Context& context, const WeightView& weight, const RowsOfGroups& rows, __nv_bfloat16* wide) {
+  const unsigned grid = grid_for(context, rows.groups * rows.each * weight.cols / 8, 256);
+  if (weight.format == WeightFormat::mxfp4) widen_kernel<WeightFormat::mxfp4><<<grid, 256, 0, context.stream>>>(weight, rows, wide);
+  else if (weight.format == WeightFormat::int8_row) widen_kernel<WeightFormat::int8_row><<<grid, 256, 0, context.stream>>>(weight, rows, wide);
+  else if (is_int4(weight.format)) widen_kernel<WeightFormat::int4_group128><<<grid, 256, 0, context.stream>>>(weight, rows, wide);
+  else widen_kernel<WeightFormat::fp8_block128><<<grid, 256, 0, context.stream>>>(weight, rows, wide);
   context.launched();
 }
 
 /// Tokens [token, token + tokens) by rows [row, row + rows) of the weight.
 struct Part { std::int64_t token, tokens, row, rows; };
 
+/// Grids have 65535 blocks at most in y and z.
+void launch_tiled(Context& context, Product p, DType out_type) {
+  constexpr std::int64_t kMost = 65535;
+  const std::int64_t tokens = p.tokens;
+  const float* x = p.x;
+  float* out = p.out;
+  FATHOM_CHECK(p.groups <= kMost, "more groups than a grid has");
+  for (std::int64_t first = 0; first < tokens; first += kMost * kTile) {
+    p.tokens = std::min(tokens - first, kMost * kTile);
+    p.x = x + first * p.x_stride;
+    p.out = out + first * p.out_stride / (out_type == DType::f32 ? 1 : 2);
+    const dim3 grid(static_cast<unsigned>(divide_up(p.outputs(), kTile)), static_cast<unsigned>(divide_up(p.tokens, kTile)), static_cast<unsigned>(p.groups));
+    tiled_kernel<<<grid, 256, 0, context.stream>>>(p, out_type);
+    context.launched();
+  }
+}
+
 /// By cuBLASLt, from x and w as they are prepared for this part; by the tiled kernel where that knows no way.
-void multiply_part(Context& context, const Product& p, const Part& part, const void* x, const void* w, BlasType type, std::byte* room) {
+void multiply_part(Context& context, const Product& p, const Part& part, const void* x, const void* w, BlasType type, DType out_type, std::byte* room) {
   Product rest = p;
   rest.tokens = part.tokens, rest.rows = part.rows, rest.first_row += part.row;
   rest.x += part.token * p.x_stride;
-  rest.out += part.token * p.out_stride + (p.by_column ? 0 : part.row);
+  const std::int64_t first_out = part.token * p.out_stride + (p.by_column ? 0 : part.row);
+  rest.out += out_type == DType::f32 ? first_out : first_out / 2;
   if (p.added != nullptr) rest.added += part.token * p.added_stride + part.row;
   const bool as_it_is = type == BlasType::f32;
   const BlasProduct product{.tokens = rest.tokens,
@@ -131,11 +157,12 @@ void multiply_part(Context& context, const Product& p, const Part& part, const v
                             .w_stride = p.weight.cols,
                             .out_stride = p.out_stride,
                             .x_step = as_it_is ? p.x_step : p.inputs(),
-                            .w_step = p.row_step * p.weight.cols,
+                            .w_step = (is_plain(p.weight.format) ? p.row_step : p.rows) * p.weight.cols,
                             .out_step = p.out_step,
                             .accumulate = p.accumulate,
+                            .rounded = out_type != DType::f32,
                             .added = rest.added};
-  if (!context.blas->multiply(context, product, room)) launch_tiled(context, rest);
+  if (!context.blas->multiply(context, product, room)) launch_tiled(context, rest, out_type);
 }
 
 /// Tokens [first, first + tokens) of x, rounded, at context.rounded_data: those that are there already stay.
@@ -149,35 +176,18 @@ void round_once(Context& context, const Product& p, std::int64_t first, std::int
   else round_to(context, p, first, tokens, reinterpret_cast<__half*>(context.rounded_data));
 }
 
-}  // namespace
-
-/// Grids have 65535 blocks at most in y and z.
-void launch_tiled(Context& context, Product p) {
-  constexpr std::int64_t kMost = 65535;
-  const std::int64_t tokens = p.tokens;
-  const float* x = p.x;
-  float* out = p.out;
-  FATHOM_CHECK(p.groups <= kMost, "more groups than a grid has");
-  for (std::int64_t first = 0; first < tokens; first += kMost * kTile) {
-    p.tokens = std::min(tokens - first, kMost * kTile);
-    p.x = x + first * p.x_stride;
-    p.out = out + first * p.out_stride;
-    const dim3 grid(static_cast<unsigned>(divide_up(p.outputs(), kTile)), static_cast<unsigned>(divide_up(p.tokens, kTile)), static_cast<unsigned>(p.groups));
-    tiled_kernel<<<grid, 256, 0, context.stream>>>(p);
-    context.launched();
-  }
-}
-
-void multiply_many(Context& context, const Product& p) {
+/// The out is f32, or of the weight's type in the place of f32 rows.
+void multiply_many(Context& context, const Product& p, DType out_type) {
   const bool plain = is_plain(p.weight.format);
   const BlasType type = p.weight.format == WeightFormat::f32 ? BlasType::f32 : p.weight.format == WeightFormat::f16 ? BlasType::f16 : BlasType::bf16;
   const std::int64_t width = p.groups * p.inputs(), element = type == BlasType::f32 ? 4 : 2;
   const std::int64_t tokens_that_fit = static_cast<std::int64_t>(kRoundedBytes) / (width * 2), rows_that_fit = static_cast<std::int64_t>(kWidenedBytes) / (p.weight.cols * 2) / 8 * 8;
   const std::int64_t token_block = type == BlasType::f32 ? p.tokens : std::min(p.tokens, tokens_that_fit), row_block = plain ? p.rows : std::min(p.rows, rows_that_fit);
-  if (token_block == 0 || row_block == 0 || (p.by_column && row_block < p.rows)) return launch_tiled(context, p);
+  const bool whole = plain || row_block == p.rows, grouped = !plain && p.groups > 1;
+  if (token_block == 0 || row_block == 0 || (p.by_column && !whole) || (grouped && !widens_whole(p))) return launch_tiled(context, p, out_type);
   std::byte* room = context.workspace.take<std::byte>(static_cast<std::int64_t>(Blas::kWorkspaceBytes));
   std::byte* rounded = context.rounded_data;
-  __nv_bfloat16* wide = plain ? nullptr : context.workspace.take<__nv_bfloat16>(row_block * p.weight.cols);
+  __nv_bfloat16* wide = plain ? nullptr : context.workspace.take<__nv_bfloat16>(p.groups * row_block * p.weight.cols);
   for (std::int64_t token = 0; token < p.tokens; token += token_block) {
     const std::int64_t tokens = std::min(token_block, p.tokens - token);
     const void* x = type == BlasType::f32 ? static_cast<const void*>(p.x + token * p.x_stride) : rounded;
@@ -185,10 +195,21 @@ void multiply_many(Context& context, const Product& p) {
     for (std::int64_t row = 0; row < p.rows; row += row_block) {
       const std::int64_t rows = std::min(row_block, p.rows - row);
       const void* w = plain ? static_cast<const void*>(p.weight.data + (p.first_row + row) * p.weight.cols * element) : wide;
-      if (!plain) widen_to(context, p.weight, p.first_row + row, rows, wide);
-      multiply_part(context, p, {token, tokens, row, rows}, x, w, type, room);
+      if (!plain) widen_to(context, p.weight, {p.first_row + row, rows, p.row_step, p.groups}, wide);
+      multiply_part(context, p, {token, tokens, row, rows}, x, w, type, out_type, room);
     }
   }
+}
+
+}  // namespace
+
+void launch_tiled(Context& context, Product p) { launch_tiled(context, p, DType::f32); }
+
+bool widens_whole(const Product& p) { return p.groups * p.rows * p.weight.cols * 2 <= static_cast<std::int64_t>(kWidenedBytes); }
+void multiply_many(Context& context, const Product& p) { multiply_many(context, p, DType::f32); }
+void multiply_many_rounded(Context& context, const Product& p) {
+  context.workspace.reset();
+  multiply_many(context, p, p.weight.format == WeightFormat::bf16 ? DType::bf16 : DType::f16);
 }
 
 void launch_bias(Context& context, const Product& p) {

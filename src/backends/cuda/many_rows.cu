@@ -3,7 +3,9 @@
 
 #include "backends/cuda/any_float.cuh"
 #include "backends/cuda/codes_rounding.cuh"
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/mma.cuh"
+#include "backends/cuda/token_program.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -33,6 +35,7 @@ bool in_one_piece(const Tensor& x) {
 template <class T, int kEights>
 __global__ void __launch_bounds__(kRowThreads) norm_rows(const float* x, FloatVector weight, float eps, float* out, T* rounded, int width) {
   __shared__ BlockRoom room;
+  after_previous();
   const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * width;
   float4 kept[kEights][2];
   float squares = 0.0f;
@@ -55,10 +58,31 @@ __global__ void __launch_bounds__(kRowThreads) norm_rows(const float* x, FloatVe
       float4& v = kept[k][half];
       const int at = i + 4 * half;
       v = make_float4(v.x * scale * weight[at], v.y * scale * weight[at + 1], v.z * scale * weight[at + 2], v.w * scale * weight[at + 3]);
-      *reinterpret_cast<float4*>(out + row + at) = v;
+      if (out != nullptr) *reinterpret_cast<float4*>(out + row + at) = v;
     }
     *reinterpret_cast<uint4*>(rounded + row + i) = pack_eight<T>(kept[k][0], kept[k][1]);
   }
+}
+
+template <class T>
+__device__ float2 two_of(unsigned packed);
+template <>
+__device__ float2 two_of<__nv_bfloat16>(unsigned packed) { return make_float2(__uint_as_float(packed << 16), __uint_as_float(packed & 0xffff0000u)); }
+template <>
+__device__ float2 two_of<__half>(unsigned packed) { return __half22float2(*reinterpret_cast<const __half2*>(&packed)); }
+
+/// From rows that are rounded already.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads) gate_rounded(const uint4* gate, const uint4* up, float limit, uint4* out, std::int64_t eights) {
+  after_previous();
+  for_items(eights, [&](std::int64_t item) {
+    const uint4 g = gate[item], u = up[item];
+    const auto two = [&](unsigned of_gate, unsigned of_up) {
+      const float2 a = two_of<T>(of_gate), b = two_of<T>(of_up);
+      return pack_two<T>(gated(a.x, b.x, limit), gated(a.y, b.y, limit));
+    };
+    out[item] = {two(g.x, u.x), two(g.y, u.y), two(g.z, u.z), two(g.w, u.w)};
+  });
 }
 
 template <class T>
@@ -131,13 +155,68 @@ __global__ void __launch_bounds__(kRowThreads) write_rows(const __grid_constant_
   else *reinterpret_cast<uint4*>(to) = pack_eight<T>(low, high);
 }
 
+/// Queries, keys and values of attention, eight pairs of a rotation or sixteen elements a thread.
+struct ManyStores {
+  View<const float> q, k;  // [tokens, heads, 16 · pairs]
+  const float* v;
+  View<const float> cosines, sines;
+  std::byte *q_out, *k_cache, *v_cache;
+  std::int64_t v_stride, k_row, v_row, rows_per_slot;  // elements; rows
+  const int4* sequences;                               // slot, first_token, tokens, past
+  int sequence_count, pairs, q_items, kv_items;        // pairs: eights of half a head
+  float scale, sign;
+};
+
+__device__ float4 turned(const float4& a, const float4& b, const float4& c, const float4& s) {
+  return make_float4(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y, a.z * c.z - b.z * s.z, a.w * c.w - b.w * s.w);
+}
+__device__ float4 times(const float4& a, float by) { return make_float4(a.x * by, a.y * by, a.z * by, a.w * by); }
+
+/// Grid: tokens, stretches of a token's items: those of q, k, v.
 template <class T>
-void launch_norm(Context& context, const RmsNormArgs& args, std::byte* room) {
+__global__ void __launch_bounds__(kRowThreads) store_qkv(const __grid_constant__ ManyStores args) {
+  __shared__ std::int64_t place;
+  after_previous();
+  const int t = static_cast<int>(blockIdx.x), item = static_cast<int>(blockIdx.y) * kRowThreads + static_cast<int>(threadIdx.x);
+  if (threadIdx.x == 0) place = -1;
+  __syncthreads();
+  for (int s = static_cast<int>(threadIdx.x); s < args.sequence_count; s += kRowThreads) {
+    const int4 sequence = args.sequences[s];
+    if (t >= sequence.y && t < sequence.y + sequence.z) place = sequence.x * args.rows_per_slot + sequence.w + t - sequence.y;
+  }
+  __syncthreads();
+  const int of_v = item - args.q_items - args.kv_items;
+  if (place < 0 || of_v >= args.kv_items) return;
+  if (of_v >= 0) {
+    const auto* from = reinterpret_cast<const float4*>(args.v + t * args.v_stride) + 4 * of_v;
+    auto* to = reinterpret_cast<uint4*>(reinterpret_cast<T*>(args.v_cache) + place * args.v_row) + 2 * of_v;
+    to[0] = pack_eight<T>(from[0], from[1]), to[1] = pack_eight<T>(from[2], from[3]);
+    return;
+  }
+  const bool is_q = item < args.q_items;
+  const int own = is_q ? item : item - args.q_items, head = own / args.pairs, at = own % args.pairs, fours = 2 * args.pairs;
+  const auto* row = reinterpret_cast<const float4*>(is_q ? args.q.at(t, head) : args.k.at(t, head)) + 2 * at;
+  const auto *c = reinterpret_cast<const float4*>(args.cosines.at(t)) + 2 * at, *s = reinterpret_cast<const float4*>(args.sines.at(t)) + 2 * at;
+  float4 low[2], high[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float4 a = row[i], b = row[i + fours], sine = times(s[i], args.sign);
+    low[i] = turned(a, b, c[i], sine), high[i] = turned(b, a, c[i], times(sine, -1.0f));
+    if (is_q) low[i] = times(low[i], args.scale), high[i] = times(high[i], args.scale);
+  }
+  T* to = is_q ? reinterpret_cast<T*>(args.q_out) + (t * static_cast<std::int64_t>(args.q.dims[1]) + head) * 16 * args.pairs
+               : reinterpret_cast<T*>(args.k_cache) + place * args.k_row + head * 16 * args.pairs;
+  reinterpret_cast<uint4*>(to)[at] = pack_eight<T>(low[0], low[1]);
+  reinterpret_cast<uint4*>(to)[at + args.pairs] = pack_eight<T>(high[0], high[1]);
+}
+
+template <class T>
+void launch_norm(Context& context, const RmsNormArgs& args, float* out, std::byte* room) {
   const auto rows = static_cast<unsigned>(args.x.dim(0));
   const int width = static_cast<int>(width_of(args.x)), eights = static_cast<int>(divide_up(width, 8 * kRowThreads));
   const auto launch = [&](auto count) {
-    norm_rows<T, decltype(count)::value><<<rows, kRowThreads, 0, context.stream>>>(args.x.as<float>(), vector_of(args.weight), static_cast<float>(args.eps), args.out.as<float>(),
-                                                                                    reinterpret_cast<T*>(room), width);
+    launch_early(context, &norm_rows<T, decltype(count)::value>, rows, kRowThreads, 0, args.x.as<float>(), vector_of(args.weight), static_cast<float>(args.eps), out,
+                 reinterpret_cast<T*>(room), width);
     context.launched();
   };
   if (eights == 1) launch(std::integral_constant<int, 1>{});
@@ -154,45 +233,77 @@ void launch_gate(Context& context, const SwigluArgs& args, std::byte* room) {
 }
 
 bool dense_f32(const Tensor& x) { return x.dtype == DType::f32 && x.contiguous() && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0; }
+bool rounded_fits(const Tensor& x) {
+  return x.shape.rank >= 2 && x.dim(0) >= kManyTokens && width_of(x) % 8 == 0 && static_cast<Bytes>(x.elements()) * 2 <= kRoundedBytes && dense_f32(x);
+}
+bool norm_fits(const RmsNormArgs& args) {
+  return args.out.shape.rank == 2 && args.weight.defined() && args.out.dim(1) <= 32 * kRowThreads && dense_f32(args.x) && args.x.shape == args.out.shape;
+}
 
 }  // namespace
 
 std::byte* room_to_round(const Context& context, const Tensor& x) {
-  const bool fits = x.shape.rank >= 2 && x.dim(0) >= kManyTokens && width_of(x) % 8 == 0 && static_cast<Bytes>(x.elements()) * 2 <= kRoundedBytes;
-  return (context.product_type == DType::bf16 || context.product_type == DType::f16) && fits && dense_f32(x) ? context.rounded_data : nullptr;
+  const bool half = context.product_type == DType::bf16 || context.product_type == DType::f16;
+  return half && rounded_fits(x) ? context.rounded_data : nullptr;
 }
 
-void keep_rounded(Context& context, const Tensor& x) {
-  const std::int64_t width = width_of(x);
-  context.rounded = {.x = x.as<float>(), .tokens = x.dim(0), .groups = 1, .width = width, .stride = width, .step = 0, .type = context.product_type};
+bool can_only_round(const RmsNormArgs& args) {
+  return args.only_products && norm_fits(args) && rounded_fits(args.out) && args.out.dim(0) > TokenProgram::kMostTokens;
 }
+bool can_only_round(const SwigluArgs& args) { return args.only_products && rounded_fits(args.out) && args.out.dim(0) > TokenProgram::kMostTokens; }
+
+void round_norm(Context& context, const RmsNormArgs& args, DType type) {
+  if (type == DType::bf16) launch_norm<__nv_bfloat16>(context, args, nullptr, context.rounded_data);
+  else launch_norm<__half>(context, args, nullptr, context.rounded_data);
+}
+
+void round_gate(Context& context, const SwigluArgs& args, DType type) {
+  const std::int64_t eights = args.out.elements() / 8;
+  const auto kernel = type == DType::bf16 ? &gate_rounded<__nv_bfloat16> : &gate_rounded<__half>;
+  launch_early(context, kernel, grid_for(context, eights, kRowThreads), kRowThreads, 0, reinterpret_cast<const uint4*>(args.gate.data), reinterpret_cast<const uint4*>(args.up.data),
+               static_cast<float>(args.limit), reinterpret_cast<uint4*>(context.rounded_data), eights);
+  context.launched();
+}
+
+void keep_rounded(Context& context, const Tensor& x, DType type) {
+  const std::int64_t width = width_of(x);
+  context.rounded = {.x = x.as<float>(), .tokens = x.dim(0), .groups = 1, .width = width, .stride = width, .step = 0, .type = type};
+}
+void keep_rounded(Context& context, const Tensor& x) { keep_rounded(context, x, context.product_type); }
 
 bool norm_and_round(Context& context, const RmsNormArgs& args) {
   if (norm_and_code(context, args)) return true;
-  const bool fits = args.out.shape.rank == 2 && args.weight.defined() && args.out.dim(1) <= 32 * kRowThreads && dense_f32(args.x) && args.x.shape == args.out.shape;
-  std::byte* room = fits ? room_to_round(context, args.out) : nullptr;
+  std::byte* room = norm_fits(args) ? room_to_round(context, args.out) : nullptr;
   if (room == nullptr) return false;
-  if (context.product_type == DType::bf16) launch_norm<__nv_bfloat16>(context, args, room);
-  else launch_norm<__half>(context, args, room);
+  if (context.product_type == DType::bf16) launch_norm<__nv_bfloat16>(context, args, args.out.as<float>(), room);
+  else launch_norm<__half>(context, args, args.out.as<float>(), room);
   keep_rounded(context, args.out);
   return true;
 }
 
+bool can_rotate_many(const RopeArgs& args) {
+  const bool aligned = rows_aligned(args.x, 16) && rows_aligned(args.cos, 16) && rows_aligned(args.sin, 16) && args.first_dim % 4 == 0 && args.cos.dim(1) % 4 == 0;
+  return !args.interleaved && args.x.dim(0) >= kManyTokens && aligned && args.x.dtype == DType::f32;
+}
+
 bool rotate_many(Context& context, const RopeArgs& args) {
-  const std::int64_t half = args.cos.dim(1), tokens = args.x.dim(0);
-  const bool aligned = rows_aligned(args.x, 16) && rows_aligned(args.cos, 16) && rows_aligned(args.sin, 16) && args.first_dim % 4 == 0 && half % 4 == 0;
-  if (args.interleaved || tokens < kManyTokens || !aligned || args.x.dtype != DType::f32) return false;
-  const ManyRotations view{view_of<float>(args.x), view_of<const float>(args.cos), view_of<const float>(args.sin), static_cast<int>(half / 4), static_cast<int>(args.first_dim),
+  if (!can_rotate_many(args)) return false;
+  const ManyRotations view{view_of<float>(args.x), view_of<const float>(args.cos), view_of<const float>(args.sin), static_cast<int>(args.cos.dim(1) / 4), static_cast<int>(args.first_dim),
                            args.inverse ? -1 : 1};
-  rotate_rows<<<dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(args.x.dim(1) * view.fours, kRowThreads))), kRowThreads, 0, context.stream>>>(view);
+  rotate_rows<<<dim3(static_cast<unsigned>(args.x.dim(0)), static_cast<unsigned>(divide_up(args.x.dim(1) * view.fours, kRowThreads))), kRowThreads, 0, context.stream>>>(view);
   context.launched();
   return true;
 }
 
-bool write_many(Context& context, const CacheWriteArgs& args) {
-  const std::int64_t tokens = args.src.dim(0), width = width_of(args.src);
+bool can_write_many(const CacheWriteArgs& args) {
+  const std::int64_t width = width_of(args.src);
   const auto fits = [&](const Tensor& x) { return in_one_piece(x) && rows_aligned(x, 16); };
-  if (args.rows == RowsOf::kEntry || tokens < kManyTokens || width % 8 != 0 || width_of(args.cache) != width || !fits(args.src) || !fits(args.cache)) return false;
+  return args.rows != RowsOf::kEntry && args.src.dim(0) >= kManyTokens && width % 8 == 0 && width_of(args.cache) == width && fits(args.src) && fits(args.cache);
+}
+
+bool write_many(Context& context, const CacheWriteArgs& args) {
+  if (!can_write_many(args)) return false;
+  const std::int64_t tokens = args.src.dim(0), width = width_of(args.src);
   const ManyWrites view{.src = args.src.as<float>(), .cache = args.cache.data, .src_stride = args.src.strides[0], .cache_stride = args.cache.strides[0],
                         .rows_per_slot = args.rows_per_slot, .sequences = reinterpret_cast<const int4*>(args.batch->sequence_table.data),
                         .sequence_count = static_cast<int>(args.batch->sequences.size()), .eights = static_cast<int>(width / 8), .ring = args.rows == RowsOf::kRing};
@@ -202,6 +313,41 @@ bool write_many(Context& context, const CacheWriteArgs& args) {
   else write_rows<__nv_bfloat16><<<grid, kRowThreads, 0, context.stream>>>(view);
   context.launched();
   return true;
+}
+
+bool fit(const QkvRows& rows, const AttentionArgs& args) {
+  if (rows.rotation_count != 2 || rows.write_count != 2 || args.segments.size() != 1 || args.lse.defined()) return false;
+  const auto& [q, k] = rows.rotations;
+  const auto& [keys, values] = rows.writes;
+  const KvSegment& segment = args.segments[0];
+  const std::int64_t tokens = args.q.dim(0), d = args.q.dim(2), kv_heads = segment.k.dim(1);
+  const auto whole = [&](const RopeArgs& rope, const Tensor& x) {
+    return rope.x.data == x.data && rope.x.dim(0) == tokens && rope.x.dim(2) == d && 2 * rope.cos.dim(1) == d && rope.cos.data == q.cos.data && rope.sin.data == q.sin.data &&
+           rope.inverse == q.inverse && in_one_piece(rope.x);
+  };
+  const auto into = [&](const CacheWriteArgs& write, const Tensor& cache) {
+    return write.cache.data == cache.data && write.cache.dtype == cache.dtype && write.cache.strides[0] == cache.strides[0] && write.rows == RowsOf::kPosition &&
+           write.rows_per_slot == segment.rows_per_slot && write.batch == args.batch && write.src.dim(0) == tokens && width_of(write.src) == kv_heads * d && cache.strides[1] == d;
+  };
+  const bool types = segment.k.dtype == segment.v.dtype && (segment.k.dtype == DType::bf16 || segment.k.dtype == DType::f16) && args.q.dtype == DType::f32 && args.q.data == q.x.data;
+  return segment.kind == KvSegment::Kind::kCache && types && d % 16 == 0 && segment.v.dim(2) == d && whole(q, args.q) && whole(k, keys.src) && k.x.dim(1) == kv_heads &&
+         into(keys, segment.k) && into(values, segment.v) && !segment.k_shared.defined() && !segment.selected.defined();
+}
+
+std::byte* store_rows(Context& context, const QkvRows& rows, const AttentionArgs& args) {
+  const auto& [q, k] = rows.rotations;
+  const auto& [keys, values] = rows.writes;
+  const std::int64_t tokens = args.q.dim(0), d = args.q.dim(2), heads = args.q.dim(1), kv_heads = args.segments[0].k.dim(1);
+  std::byte* room = context.workspace.take<std::byte>(2 * tokens * heads * d);
+  ManyStores view{.q = view_of<const float>(q.x), .k = view_of<const float>(k.x), .v = values.src.as<float>(), .cosines = view_of<const float>(q.cos), .sines = view_of<const float>(q.sin),
+                  .q_out = room, .k_cache = keys.cache.data, .v_cache = values.cache.data, .v_stride = values.src.strides[0], .k_row = keys.cache.strides[0],
+                  .v_row = values.cache.strides[0], .rows_per_slot = keys.rows_per_slot, .sequences = reinterpret_cast<const int4*>(args.batch->sequence_table.data),
+                  .sequence_count = static_cast<int>(args.batch->sequences.size()), .pairs = static_cast<int>(d / 16), .q_items = static_cast<int>(heads * d / 16),
+                  .kv_items = static_cast<int>(kv_heads * d / 16), .scale = static_cast<float>(args.scale) * kLog2E, .sign = q.inverse ? -1.0f : 1.0f};
+  const dim3 grid(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(view.q_items + 2 * view.kv_items, kRowThreads)));
+  launch_early(context, args.segments[0].k.dtype == DType::bf16 ? &store_qkv<__nv_bfloat16> : &store_qkv<__half>, grid, kRowThreads, 0, view);
+  context.launched();
+  return room;
 }
 
 bool gate_and_round(Context& context, const SwigluArgs& args) {

@@ -6,17 +6,45 @@
 
 namespace fathom::cuda {
 
+struct Product;
+/// A product with 16-bit weights whose out is rounded to their type, in the place of the f32 rows: rows of as many
+/// elements.
+void multiply_many_rounded(Context& context, const Product& p);
+
 /// Where rows x [tokens, width] (dense, f32) are to be rounded to, if they are many and a product has rounded before;
 /// null: nowhere. Whoever asks writes both and then tells with keep_rounded.
 std::byte* room_to_round(const Context& context, const tensor::Tensor& x);
 void keep_rounded(Context& context, const tensor::Tensor& x);
+void keep_rounded(Context& context, const tensor::Tensor& x, DType type);
 
 /// False: not for these; nothing was launched.
 bool norm_and_round(Context& context, const tensor::RmsNormArgs& args);
 bool gate_and_round(Context& context, const tensor::SwigluArgs& args);
+/// Whether the rows can be made in a product's type alone, by the next two.
+bool can_only_round(const tensor::RmsNormArgs& args);
+bool can_only_round(const tensor::SwigluArgs& args);
+void round_norm(Context& context, const tensor::RmsNormArgs& args, DType type);
+/// gate and up are rows of that type already, dense, at their tensors' addresses.
+void round_gate(Context& context, const tensor::SwigluArgs& args, DType type);
 /// Halves rotated against each other, four pairs a thread.
 bool rotate_many(Context& context, const tensor::RopeArgs& args);
+bool can_rotate_many(const tensor::RopeArgs& args);
 /// Rows of a cache (kPosition, kRing) that lie in one piece, eight elements a thread.
 bool write_many(Context& context, const tensor::CacheWriteArgs& args);
+bool can_write_many(const tensor::CacheWriteArgs& args);
+
+/// What prepares attention: queries and keys rotated, keys and values written to caches, in this order.
+struct QkvRows {
+  tensor::RopeArgs rotations[2];
+  tensor::CacheWriteArgs writes[2];
+  int rotation_count = 0, write_count = 0;
+  bool any() const { return rotation_count + write_count > 0; }
+};
+/// Whether these are the rotations and writes of exactly this attention's queries, keys and values, such that
+/// store_rows can take them.
+bool fit(const QkvRows& rows, const tensor::AttentionArgs& args);
+/// All four in one launch; keys and values go to the caches alone, and queries to the workspace: [tokens, heads, width]
+/// times scale · log2(e), in the caches' type.
+std::byte* store_rows(Context& context, const QkvRows& rows, const tensor::AttentionArgs& args);
 
 }  // namespace fathom::cuda

@@ -38,8 +38,8 @@ struct Nccl {
   /// Loaded once a process. NVLink multicast is kept off (NCCL_NVLS_ENABLE=0): sums then have one order. Errors:
   /// "cuda.no_nccl".
   static Result<const Nccl*> load();
-  tl::unexpected<Error> failed(int code) const {
-    return fail_environment("cuda.nccl_failed", {{"error", get_error_string(code)}});
+  tl::unexpected<Error> failed(int code, int gpu) const {
+    return fail_environment("cuda.nccl_failed", {{"error", get_error_string(code)}, {"gpu", std::to_string(gpu)}});
   }
 };
 

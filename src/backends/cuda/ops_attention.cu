@@ -9,6 +9,7 @@
 #include "backends/cuda/attention_ways.h"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/many_rows.h"
+#include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -161,11 +162,15 @@ int tiles_of(const Batch& batch, int tile_tokens) {
 }
 
 void CudaOps::attention(const AttentionArgs& args) {
-  flush();
   check_shapes(args);
-  context_.workspace.reset();
-  if (args.batch->tokens == 0 || args.q.dim(1) == 0) return;
+  if (args.batch->tokens == 0 || args.q.dim(1) == 0) return flush();
   AttentionView view = view_of_args(args);
+  const bool units = on_hopper(context_, view) && !can_stream(args, view) && !can_share_latents(context_, args, view) && can_flash(context_, args, view);
+  std::optional<QkvRows> rows;
+  if (units) rows = waiting_->rows_of(args);
+  flush();
+  context_.workspace.reset();
+  if (rows) view.rounded_q = store_rows(context_, *rows, args);
   view.rounded_out = room_to_round(context_, args.out), view.rounded_type = context_.product_type;
   if (can_stream(args, view) && !better_on_units(context_, args, view)) launch_streams(context_, args, view);
   else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);

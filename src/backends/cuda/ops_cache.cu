@@ -134,6 +134,10 @@ void CudaOps::rope(const RopeArgs& args) {
   if (n <= TokenProgram::kMostTokens && rows.n > 0 && rows.dtype == DType::f32 && args.cos.strides[0] == args.sin.strides[0])
     return waiting_->take(context_, {.kind = TokenAction::Kind::kRope, .x = rows, .cosines = args.cos.as<float>(), .sines = args.sin.as<float>(), .angle_stride = args.cos.strides[0],
                                      .half = static_cast<int>(half), .first_dim = static_cast<int>(args.first_dim), .interleaved = args.interleaved, .inverse = args.inverse}, n);
+  if (n > TokenProgram::kMostTokens && can_rotate_many(args)) {
+    if (!waiting_->only_rows()) flush();
+    return waiting_->take(context_, args);
+  }
   flush();
   if (rotate_many(context_, args)) return;
   const RopeView view{view_of<float>(args.x), view_of<const float>(args.cos), view_of<const float>(args.sin),
@@ -155,6 +159,10 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
   const TokenRows src = token_rows(args.src), cache = token_rows(args.cache);
   if (args.rows != RowsOf::kEntry && count <= TokenProgram::kMostTokens && src.n > 0 && src.n == cache.n && src.inner == cache.inner)
     return waiting_->take(context_, {.kind = TokenAction::Kind::kWrite, .x = src, .out = cache, .ring = args.rows == RowsOf::kRing, .rows_per_slot = args.rows_per_slot}, count, &batch);
+  if (count > TokenProgram::kMostTokens && can_write_many(args)) {
+    if (!waiting_->only_rows()) flush();
+    return waiting_->take(context_, args);
+  }
   flush();
   if (write_many(context_, args)) return;
   const CacheRows rows{.src = rows_of(args.src),

@@ -5,6 +5,7 @@
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/experts_few.cuh"
 #include "backends/cuda/experts_mma.h"
+#include "backends/cuda/experts_stream.h"
 #include "backends/cuda/product.cuh"
 
 namespace fathom::cuda {
@@ -134,21 +135,24 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   Workspace& workspace = context.workspace;
   const std::int64_t top_k = args.indices.dim(1), h = args.x.dim(1), pairs = count * top_k, here = std::ssize(args.gate);
   const Tensor x = args.x.rows(first, count), indices = args.indices.rows(first, count);
-  const bool mma = here > 0 && can_mma(args);
+  const bool mma = here > 0 && can_mma(args), stream = here > 0 && can_stream(args);
   GatherView gather;
   gather.indices = view_of<const std::int32_t>(indices);
   gather.pairs = static_cast<int>(pairs);
   gather.top_k = static_cast<int>(top_k);
   gather.first_expert = static_cast<int>(args.first_expert);
   gather.here = static_cast<int>(here);
-  gather.run = mma ? mma_run(args, pairs) : count == 1 ? 1 : pairs < kManyHits * here ? kFewHits : kTileHits;
+  gather.run = mma ? mma_run(args, pairs) : stream ? stream_run(args, pairs) : count == 1 ? 1 : pairs < kManyHits * here ? kFewHits : kTileHits;
   gather.most_runs = static_cast<int>(std::min(pairs, here + pairs / gather.run));
   gather.runs = workspace.take<RunOfExpert>(gather.most_runs);
   gather.token = workspace.take<std::int32_t>(pairs);
   gather.hit = workspace.take<std::int32_t>(pairs);
+  gather.hits = workspace.take<std::int32_t>(1);
   launch_gather(context, gather);
   float* y = nullptr;
-  if (here > 0) y = mma ? multiply_mma(context, args, matrices, x, gather) : multiply_plain(context, args, matrices, x, gather);
+  if (mma) y = multiply_mma(context, args, matrices, x, gather);
+  else if (stream) y = multiply_stream(context, args, matrices, x, gather);
+  else if (here > 0) y = multiply_plain(context, args, matrices, x, gather);
   CombineView combine;
   combine.indices = gather.indices;
   combine.weights = view_of<const float>(args.weights.rows(first, count));
@@ -211,9 +215,9 @@ void CudaOps::experts(const ExpertsArgs& args) {
   if (tokens <= kFewExpertTokens && vectors) return run_few(context_, args, matrices);
   if (here > 0 && can_multiply_codes(context_, args, matrices)) return multiply_codes(context_, args, matrices);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
-  const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : 4);
+  const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : here > 0 && can_stream(args) ? 6 : 4) + 4;
   const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + (here > 0 && rounds_activations(args.gate[0], tokens) ? 4 : 2) * h);
-  const auto fixed = static_cast<Bytes>(here) * sizeof(RunOfExpert) + 8 * 256;
+  const auto fixed = static_cast<Bytes>(here) * sizeof(RunOfExpert) + 12 * 256;
   FATHOM_CHECK(start.left() >= fixed + token_bytes, "an expert is too large for the workspace");
   const std::int64_t chunk = std::min<std::int64_t>({tokens, static_cast<std::int64_t>((start.left() - fixed) / token_bytes), (std::int64_t{1} << 21) / top_k});  // runs are a grid.y
   for (std::int64_t first = 0; first < tokens; first += chunk) {

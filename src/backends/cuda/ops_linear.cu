@@ -33,6 +33,7 @@ bool may_wait_many(const Product& p) {
   const bool half = p.weight.format == WeightFormat::bf16 || p.weight.format == WeightFormat::f16;
   return p.tokens > kFewTokens && p.rows > 0 && half && p.bias == nullptr && !p.accumulate && aligned_for_blas(p);
 }
+DType product_type_of(WeightFormat format) { return format == WeightFormat::bf16 ? DType::bf16 : DType::f16; }
 }  // namespace
 
 void multiply_any(Context& context, const Product& p) {
@@ -49,9 +50,9 @@ void multiply_any(Context& context, const Product& p) {
     left.accumulate = true;
     left.bias = nullptr;
   }
-  if (is_plain(p.weight.format) || p.groups == 1) return multiply_many(context, left);
+  if (is_plain(p.weight.format) || p.groups == 1 || widens_whole(p)) return multiply_many(context, left);
   left.groups = 1;
-  for (std::int64_t g = 0; g < p.groups; ++g) {  // a group's rows are widened before its product
+  for (std::int64_t g = 0; g < p.groups; ++g) {  // rows that do not fit widened are, a group's before its product
     left.first_row = p.first_row + g * p.row_step;
     left.x = p.x + g * p.x_step;
     left.out = p.out + g * p.out_step;
@@ -76,16 +77,19 @@ void CudaOps::linear(const LinearArgs& args) {
                         .bias_type = args.bias.dtype,
                         .accumulate = args.accumulate,
                         .activations = rounds_activations(args.weight, tokens) ? args.weight.activations : Activations::kAsTheyAre};
-  if (product.activations != Activations::kAsTheyAre) {
+  const bool rounds = product.activations != Activations::kAsTheyAre, many = !rounds && may_wait_many(product);
+  waiting_->keep(context_, product, many ? product_type_of(product.weight.format) : DType::f32);
+  if (rounds) {
     launch_waiting();
-    if (product.bias == nullptr && !product.accumulate) waiting_->take_many(product);
+    if (product.bias == nullptr && !product.accumulate) waiting_->take_many(context_, product);
     else multiply_any(context_, product);
   } else if (may_wait(product)) {
     waiting_->take(context_, product);
+  } else if (many) {
+    waiting_->take_many(context_, product);
   } else {
     launch_waiting();
-    if (may_wait_many(product)) waiting_->take_many(product);
-    else multiply_any(context_, product);
+    multiply_any(context_, product);
   }
   const RoundedActivations& kept = context_.rounded;
   if (kept.x != nullptr && product.out < kept.x + (kept.tokens - 1) * kept.stride + kept.groups * kept.step + kept.width && kept.x < product.out + (tokens - 1) * product.out_stride + n) context_.rounded = {};

@@ -123,7 +123,19 @@ NormArgs arguments(const Tensor& x, const Tensor& weight, const Tensor& bias, do
   return {rows, rows_of(out), vector_of_row(weight, rows.n), vector_of_row(bias, rows.n), static_cast<float>(eps)};
 }
 
+bool vectors_fit(const RmsNormArgs& args) {
+  const std::int64_t n = args.x.dim(args.x.shape.rank - 1);
+  return n % 4 == 0 && n / 4 >= kLeastVectors && n / 4 <= kMostVectors && rows_aligned(args.x, 16) && rows_aligned(args.out, 16);
+}
+
 }  // namespace
+
+void make_norm(Context& context, const RmsNormArgs& args) {
+  if (norm_and_round(context, args)) return;
+  const NormArgs norm = arguments(args.x, args.weight, Tensor{}, args.eps, args.out);
+  if (vectors_fit(args) && norm.x.count > 0) launch_vectors(context, norm);
+  else launch<false>(context, norm);
+}
 
 void launch_norm(Context& context, const NormedX& norm) {
   NormArgs args;
@@ -147,17 +159,14 @@ void CudaOps::rms_norm(const RmsNormArgs& args) {
     return waiting_->take(context_, {.kind = TokenAction::Kind::kNorm, .x = rows, .out = normed, .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps)}, tokens);
   }
   flush();
-  if (norm_and_round(context_, args)) return;
-  const NormArgs norm = arguments(args.x, args.weight, Tensor{}, args.eps, args.out);
-  const std::int64_t n = norm.x.n;
-  const bool vectors = n % 4 == 0 && n / 4 >= kLeastVectors && n / 4 <= kMostVectors && rows_aligned(args.x, 16) && rows_aligned(args.out, 16);
-  if (!vectors || norm.x.count == 0) return launch<false>(context_, norm);
+  if (can_only_round(args)) return waiting_->promise(args);
+  const std::int64_t n = args.x.dim(args.x.shape.rank - 1);
   const auto *from = args.x.as<float>(), *x = args.out.as<float>();
   const bool apart = from + n <= x || x + n <= from;
-  const bool eights = n % 8 == 0 && reinterpret_cast<std::uintptr_t>(norm.weight.data) % 16 == 0;
-  if (norm.x.count == 1 && eights && apart)
-    return waiting_->take({.from = from, .x = args.out.as<float>(), .weight = norm.weight.data, .weight_type = norm.weight.dtype, .eps = norm.eps, .n = n});
-  launch_vectors(context_, norm);
+  if (args.x.elements() != n || n % 8 != 0 || !vectors_fit(args) || !apart) return make_norm(context_, args);
+  const FloatVector weight = vector_of_row(args.weight, n);
+  if (reinterpret_cast<std::uintptr_t>(weight.data) % 16 != 0) return make_norm(context_, args);
+  waiting_->take({.from = from, .x = args.out.as<float>(), .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps), .n = n});
 }
 
 void CudaOps::layer_norm(const LayerNormArgs& args) {

@@ -171,7 +171,7 @@ void CudaOps::copy(const CopyArgs& args) {
 }
 
 void CudaOps::add(const AddArgs& args) {
-  if (waiting_->add(context_, args)) return;
+  if (waiting_->add(context_, args)) return waiting_->settle(context_);
   flush();
   map_pairs(context_, args.a, args.b, args.out, Sum{});
 }
@@ -185,10 +185,18 @@ void CudaOps::expand_streams(const ExpandStreamsArgs& args) {
 }
 
 void CudaOps::swiglu(const SwigluArgs& args) {
-  if (waiting_->swiglu(context_, args)) return;
+  if (waiting_->swiglu(context_, args)) return waiting_->settle(context_);
+  if (waiting_->has_gate(args) && can_only_round(args)) {
+    waiting_->settle(context_);  // of what the two products multiply
+    return waiting_->promise(args);
+  }
   flush();
-  if (gate_and_round(context_, args)) return;
-  map_pairs(context_, args.gate, args.up, args.out, Gate{static_cast<float>(args.limit)});
+  make_gate(context_, args);
+}
+
+void make_gate(Context& context, const SwigluArgs& args) {
+  if (gate_and_round(context, args)) return;
+  map_pairs(context, args.gate, args.up, args.out, Gate{static_cast<float>(args.limit)});
 }
 
 void CudaOps::gelu(const GeluArgs& args) {

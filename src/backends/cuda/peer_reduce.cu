@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "backends/cuda/launch.cuh"
 #include "backends/cuda/peer_reduce.h"
 
 namespace fathom::cuda {
@@ -7,7 +8,7 @@ namespace {
 
 constexpr int kThreads = 512, kMostBlocks = 128;
 constexpr Bytes kOneTrip = 2 * kMiB;    // that a GPU sends in one trip, flags not counted
-constexpr Bytes kTwoTrips = 4 * kMiB;   // of a tensor that goes in two
+constexpr Bytes kTwoTrips = 2 * kMiB;   // of a tensor that goes in two
 
 // A line is two numbers, each with the flag beside it: 8 bytes arrive whole or not at all.
 struct alignas(16) Line { std::uint32_t a, flag_a, b, flag_b; };
@@ -29,27 +30,58 @@ __device__ __forceinline__ std::uint64_t now_ns() {
   return time;
 }
 
-// Waits for a line of this call. False when it took too long, here or elsewhere.
-__device__ __forceinline__ bool get(const Line* from, std::uint32_t flag, const PeerTable& table, float& a, float& b) {
-  std::uint32_t x, fx, y, fy;
+__device__ __forceinline__ uint4 read(const Line* from) {
+  uint4 line;
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(line.x), "=r"(line.y), "=r"(line.z), "=r"(line.w) : "l"(from) : "memory");
+  return line;
+}
+
+// Waits for four numbers of this call from each of the others, two lines at from[their rank] (null: none is meant). All are read before any is
+// looked at, so that the wait is one way to the L2 cache long, not one a line. False when it took too long, here or elsewhere.
+template <int kRanks>
+__device__ __forceinline__ bool get(const Line* const (&from)[kRanks], std::uint32_t flag, const PeerTable& table, std::uint64_t patience_ns, float4 (&out)[kRanks]) {
+  uint4 low[kRanks], high[kRanks];
   std::uint64_t begun = 0;
   for (std::uint32_t tries = 0;; ++tries) {
-    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x), "=r"(fx), "=r"(y), "=r"(fy) : "l"(from) : "memory");
-    if (fx == flag && fy == flag) break;
-    if (tries % 4096 != 4095) continue;
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      low[r] = high[r] = make_uint4(0, flag, 0, flag);
+      if (from[r] != nullptr) low[r] = read(from[r]), high[r] = read(from[r] + 1);
+    }
+    int missing = -1;
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r)
+      if (low[r].y != flag || low[r].w != flag || high[r].y != flag || high[r].w != flag) missing = r;
+    if (missing < 0) break;
+    if (tries % 1024 != 1023) continue;
     if (begun == 0) begun = now_ns();
-    if (*static_cast<volatile std::uint32_t*>(table.fault) != 0) break;
-    if (now_ns() - begun < table.patience_ns) continue;
-    *static_cast<volatile std::uint32_t*>(table.fault) = 1;
-    break;
-  }
-  if (fx != flag || fy != flag) {
+    if (*static_cast<volatile std::uint32_t*>(table.fault) == 0) {
+      if (now_ns() - begun < patience_ns) continue;
+      *static_cast<volatile std::uint32_t*>(table.fault) = 1u + static_cast<std::uint32_t>(missing);
+    }
     *static_cast<volatile std::uint32_t*>(table.state + 2) = 1;  // later calls leave at once
     return false;
   }
-  a = __uint_as_float(x);
-  b = __uint_as_float(y);
+#pragma unroll
+  for (int r = 0; r < kRanks; ++r) out[r] = make_float4(__uint_as_float(low[r].x), __uint_as_float(low[r].z), __uint_as_float(high[r].x), __uint_as_float(high[r].z));
   return true;
+}
+
+// In the order of ranks; own is this one's.
+template <int kRanks>
+__device__ __forceinline__ float4 sum_of(const float4 (&parts)[kRanks], const float4& own, int rank) {
+  float4 sum{};
+#pragma unroll
+  for (int r = 0; r < kRanks; ++r) {
+    const float4 part = r == rank ? own : parts[r];
+    sum = r == 0 ? part : make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
+  }
+  return sum;
+}
+
+__device__ __forceinline__ void put(Line* to, const float4& four, std::uint32_t flag) {
+  put(to, four.x, four.y, flag);
+  put(to + 1, four.z, four.w, flag);
 }
 
 // The number of this call, 0 when a wait failed before; at its end the next one's is set by the last block to get through.
@@ -72,28 +104,20 @@ __device__ __forceinline__ Line* at(std::byte* inbox, std::int64_t line) { retur
 // x [quads] of four numbers each.
 template <int kRanks>
 __global__ void __launch_bounds__(kThreads) reduce_in_one_trip(PeerTable table, float4* x, std::int64_t quads) {
+  after_previous();
   const std::uint32_t call = begin_call(table);
-  const std::int64_t slot = one_trip_lines(kRanks), mine = ((call & 1) * kRanks + table.rank) * slot;
+  const std::int64_t slot = one_trip_lines(kRanks), parity = call & 1, mine = (parity * kRanks + table.rank) * slot;
   if (call == 0) return;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < quads; i += static_cast<std::int64_t>(gridDim.x) * blockDim.x) {
     const float4 own = x[i];
 #pragma unroll
-    for (int step = 1; step < kRanks; ++step) {
-      const int peer = (table.rank + step) % kRanks;  // not all of them to the same one
-      put(at(table.inbox[peer], mine + 2 * i), own.x, own.y, call);
-      put(at(table.inbox[peer], mine + 2 * i + 1), own.z, own.w, call);
-    }
-    float4 sum{};
+    for (int step = 1; step < kRanks; ++step) put(at(table.inbox[(table.rank + step) % kRanks], mine + 2 * i), own, call);  // not all of them to the same one
+    const Line* from[kRanks];
+    float4 parts[kRanks];
 #pragma unroll
-    for (int r = 0; r < kRanks; ++r) {
-      float4 part = own;
-      if (r != table.rank) {
-        const Line* from = at(table.inbox[table.rank], ((call & 1) * kRanks + r) * slot + 2 * i);
-        if (!get(from, call, table, part.x, part.y) || !get(from + 1, call, table, part.z, part.w)) return;
-      }
-      sum = r == 0 ? part : make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
-    }
-    x[i] = sum;
+    for (int r = 0; r < kRanks; ++r) from[r] = r == table.rank ? nullptr : at(table.inbox[table.rank], (parity * kRanks + r) * slot + 2 * i);
+    if (!get<kRanks>(from, call, table, table.patience_ns, parts)) return;
+    x[i] = sum_of<kRanks>(parts, own, table.rank);
   }
   end_call(table, call);
 }
@@ -101,52 +125,40 @@ __global__ void __launch_bounds__(kThreads) reduce_in_one_trip(PeerTable table, 
 // Part p of x, quads [p · each, …), is summed by rank p and sent to all.
 template <int kRanks>
 __global__ void __launch_bounds__(kThreads) reduce_in_two_trips(PeerTable table, float4* x, std::int64_t quads) {
+  after_previous();
   const std::uint32_t call = begin_call(table);
   const std::int64_t each = (quads + kRanks - 1) / kRanks, parity = call & 1;
-  const std::int64_t parts = 2 * kRanks * one_trip_lines(kRanks), sums = parts + 2 * kRanks * part_lines(kRanks) + parity * two_trip_lines();
-  const auto part_of = [&](int sender) { return parts + (parity * kRanks + sender) * part_lines(kRanks); };
+  const std::int64_t all_parts = 2 * kRanks * one_trip_lines(kRanks), sums = all_parts + 2 * kRanks * part_lines(kRanks) + parity * two_trip_lines();
+  const auto part_of = [&](int sender) { return all_parts + (parity * kRanks + sender) * part_lines(kRanks); };
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, stride = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   if (call == 0) return;
   for (std::int64_t i = first; i < each; i += stride) {
 #pragma unroll
     for (int step = 1; step < kRanks; ++step) {
       const int peer = (table.rank + step) % kRanks;
-      if (peer * each + i >= quads) continue;
-      const float4 own = x[peer * each + i];
-      put(at(table.inbox[peer], part_of(table.rank) + 2 * i), own.x, own.y, call);
-      put(at(table.inbox[peer], part_of(table.rank) + 2 * i + 1), own.z, own.w, call);
+      if (peer * each + i < quads) put(at(table.inbox[peer], part_of(table.rank) + 2 * i), x[peer * each + i], call);
     }
   }
+  const Line* from[kRanks];
+  float4 parts[kRanks];
   for (std::int64_t i = first; i < each && table.rank * each + i < quads; i += stride) {
     const std::int64_t q = table.rank * each + i;
-    const float4 own = x[q];
-    float4 sum{};
 #pragma unroll
-    for (int r = 0; r < kRanks; ++r) {
-      float4 part = own;
-      if (r != table.rank) {
-        const Line* from = at(table.inbox[table.rank], part_of(r) + 2 * i);
-        if (!get(from, call, table, part.x, part.y) || !get(from + 1, call, table, part.z, part.w)) return;
-      }
-      sum = r == 0 ? part : make_float4(sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w);
-    }
+    for (int r = 0; r < kRanks; ++r) from[r] = r == table.rank ? nullptr : at(table.inbox[table.rank], part_of(r) + 2 * i);
+    if (!get<kRanks>(from, call, table, table.patience_ns, parts)) return;
+    const float4 sum = sum_of<kRanks>(parts, x[q], table.rank);
     x[q] = sum;
 #pragma unroll
-    for (int step = 1; step < kRanks; ++step) {
-      const int peer = (table.rank + step) % kRanks;
-      put(at(table.inbox[peer], sums + 2 * q), sum.x, sum.y, call);
-      put(at(table.inbox[peer], sums + 2 * q + 1), sum.z, sum.w, call);
-    }
+    for (int step = 1; step < kRanks; ++step) put(at(table.inbox[(table.rank + step) % kRanks], sums + 2 * q), sum, call);
   }
-  for (int step = 1; step < kRanks; ++step) {
-    const int peer = (table.rank + step) % kRanks;
-    for (std::int64_t i = first; i < each && peer * each + i < quads; i += stride) {
-      const std::int64_t q = peer * each + i;
-      const Line* from = at(table.inbox[table.rank], sums + 2 * q);
-      float4 sum;
-      if (!get(from, call, table, sum.x, sum.y) || !get(from + 1, call, table, sum.z, sum.w)) return;
-      x[q] = sum;
-    }
+  for (std::int64_t i = first; i < each; i += stride) {
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) from[r] = r == table.rank || r * each + i >= quads ? nullptr : at(table.inbox[table.rank], sums + 2 * (r * each + i));
+    // Whoever sums may itself wait for another, whom it will name first.
+    if (!get<kRanks>(from, call, table, table.patience_ns + 500000000, parts)) return;
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r)
+      if (from[r] != nullptr) x[r * each + i] = parts[r];
   }
   end_call(table, call);
 }
@@ -156,11 +168,10 @@ void launch(Context& context, const PeerTable& table, float* x, std::int64_t cou
   const std::int64_t quads = count / 4, lines = count / 2;
   const bool one_trip = lines <= one_trip_lines(kRanks) && (kRanks == 2 || static_cast<Bytes>(count) * 4 <= 256 * kKiB);
   const std::int64_t work = one_trip ? quads : (quads + kRanks - 1) / kRanks;
-  const int threads = work >= 16 * kThreads ? kThreads : 128;  // small ones on many multiprocessors
+  const int threads = work > 128 * kMostBlocks ? kThreads : 128;  // on many multiprocessors
   const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>((work + threads - 1) / threads, 1, kMostBlocks));
   auto* quad = reinterpret_cast<float4*>(x);
-  if (one_trip) reduce_in_one_trip<kRanks><<<blocks, threads, 0, context.stream>>>(table, quad, quads);
-  else reduce_in_two_trips<kRanks><<<blocks, threads, 0, context.stream>>>(table, quad, quads);
+  launch_early(context, one_trip ? &reduce_in_one_trip<kRanks> : &reduce_in_two_trips<kRanks>, blocks, threads, 0, table, quad, quads);
   context.launched();
 }
 

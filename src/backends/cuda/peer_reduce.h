@@ -11,6 +11,7 @@
 namespace fathom::cuda {
 
 inline constexpr int kMostPeers = 8;
+inline constexpr std::uint32_t kCutOff = 0x80000000u;  // the host has given up
 
 /// What the kernels need; lies in the launch's arguments.
 struct PeerTable {
@@ -19,7 +20,7 @@ struct PeerTable {
   std::uint32_t* state =
       nullptr;  // [0] calls so far, [1] blocks that are through, [2] not 0: a wait failed; on this GPU
   std::uint32_t* fault = nullptr;  // pinned host memory, for those that wait long alone: not 0 once a wait took too
-                                   // long, here or for the host
+                                   // long: 1 + the rank that was waited for, or kCutOff
   std::uint64_t patience_ns = 0;
 };
 

@@ -73,7 +73,9 @@ void launch_together(Context& context, const Together& all);
 void launch_few(Context& context, const Product& p);
 /// Any shape, format and address.
 void launch_tiled(Context& context, Product p);
-/// By cuBLASLt where it knows a way; operands at multiples of 16 bytes, no bias.
+/// Whether the rows of all groups, widened to 16 bits, fit the workspace at once.
+bool widens_whole(const Product& p);
+/// By cuBLASLt where it knows a way; operands at multiples of 16 bytes, no bias. Several groups of 8- and 4-bit weights: widens_whole.
 void multiply_many(Context& context, const Product& p);
 /// Whichever of these fits.
 void multiply_any(Context& context, const Product& p);

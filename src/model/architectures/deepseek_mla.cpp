@@ -95,7 +95,8 @@ class DeepseekMla final : public Architecture {
 
   Value layer(Pass& pass, std::int64_t index, const Tensor& hidden) const override {
     const Layer& layer = layers_[static_cast<std::size_t>(index - sharding_.first_layer)];
-    Value normed = rms_norm(pass.ops, hidden, pass.weights[layer.input_norm], spec_.norm_eps);  // [T, h]
+    const auto norm_of_x = layer.attention.index_q >= 0 ? &tensor::rms_norm : &tensor::rms_norm_for_products;
+    Value normed = norm_of_x(pass.ops, hidden, pass.weights[layer.input_norm], spec_.norm_eps);  // [T, h]
     Value middle = run_attention(pass, layer.attention, normed);
     add_into(pass.ops, middle, hidden);
     normed = rms_norm(pass.ops, middle, pass.weights[layer.ffn_norm], spec_.norm_eps);
@@ -220,17 +221,19 @@ class DeepseekMla final : public Architecture {
   Value run_attention(Pass& pass, const MlaIds& ids, const Tensor& x) const {
     tensor::Ops& ops = pass.ops;
     const std::int64_t nope = spec_.qk_nope_dim, rope = spec_.qk_rope_dim, r = spec_.kv_lora_rank;
-    Value q_latent, q;
-    if (ids.q >= 0) {
+    Value q_latent, q, down;
+    if (ids.q >= 0)
       q = linear(ops, x, pass.weights[ids.q]);
-    } else {
-      Value down = linear(ops, x, pass.weights[ids.q_a], weight_or_none(pass, ids.q_a_bias));  // [T, q_lora]
+    else
+      down = linear(ops, x, pass.weights[ids.q_a], weight_or_none(pass, ids.q_a_bias));      // [T, q_lora]
+    Value kv = linear(ops, x, pass.weights[ids.kv_a], weight_or_none(pass, ids.kv_a_bias));  // [T, r + rope]
+    if (ids.q < 0) {
       q_latent = rms_norm(ops, down, pass.weights[ids.q_a_norm], kLatentNormEps);
+      down.reset();
       q = linear(ops, q_latent, pass.weights[ids.q_b]);
     }
-    const Tensor qh = q->split_last(nope + rope);                                            // [T, H, nope + rope]
-    Value kv = linear(ops, x, pass.weights[ids.kv_a], weight_or_none(pass, ids.kv_a_bias));  // [T, r + rope]
-    const Tensor k_rope = kv->columns(r, rope);                                              // [T, rope]
+    const Tensor qh = q->split_last(nope + rope);  // [T, H, nope + rope]
+    const Tensor k_rope = kv->columns(r, rope);    // [T, rope]
     const tensor::RotaryPair& rotary = pass.rotary[0];
     ops.rope({.x = qh, .cos = rotary.cos, .sin = rotary.sin, .first_dim = nope, .interleaved = spec_.rope_interleaved});
     ops.rope(

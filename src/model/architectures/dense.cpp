@@ -69,10 +69,11 @@ class Dense final : public Architecture {
 
   tensor::Value layer(Pass& pass, std::int64_t index, const tensor::Tensor& hidden) const override {
     const Layer& layer = layers_[static_cast<std::size_t>(index - sharding_.first_layer)];
-    tensor::Value normed = rms_norm(pass.ops, hidden, pass.weights[layer.input_norm], spec_.norm_eps);  // [T, h]
+    tensor::Value normed =
+        rms_norm_for_products(pass.ops, hidden, pass.weights[layer.input_norm], spec_.norm_eps);  // [T, h]
     tensor::Value middle = run_gqa(pass, spec_, layer.attention, normed);
     add_into(pass.ops, middle, hidden);
-    normed = rms_norm(pass.ops, middle, pass.weights[layer.ffn_norm], spec_.norm_eps);
+    normed = rms_norm_for_products(pass.ops, middle, pass.weights[layer.ffn_norm], spec_.norm_eps);
     tensor::Value out = run_ffn(pass, spec_, layer.ffn, normed);
     pass.comm.all_reduce(tensor::Group::kTensor, out);
     add_into(pass.ops, out, middle);
