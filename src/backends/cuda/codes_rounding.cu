@@ -22,9 +22,31 @@ __device__ inline float4 gather_four(const RoundCodes& args, std::int64_t token,
 }
 __device__ inline float most_of(const float4& x) { return larger(larger(fabsf(x.x), fabsf(x.y)), larger(fabsf(x.z), fabsf(x.w))); }
 
-__device__ inline RoundedRow row_of(const RoundCodes& args, float most) { return args.type == DType::i8 ? rounded_of<false>(most) : rounded_of<true>(most, args.kind.powers); }
-__device__ inline void write_four(const RoundCodes& args, std::int64_t token, int column, const float4& x, RoundedRow row) {
-  *reinterpret_cast<unsigned*>(args.codes + token * args.width + column) = args.type == DType::i8 ? rounded_four<false>(x, row) : rounded_four<true>(x, row);
+/// The scale of some values, and x / scale as a division rounds it: twice corrected from the reciprocal, which is exact where nothing
+/// under- or overflows on the way.
+struct Divided {
+  float scale, inverse;  // inverse: 0 where that might be
+  __device__ float operator()(float x) const {
+    if (inverse == 0.0f) return __fdiv_rn(x, scale);
+    const float near = x * inverse;
+    return __fmaf_rn(__fmaf_rn(-near, scale, x), inverse, near);
+  }
+};
+__device__ inline Divided divided_by(float scale) { return {scale, scale >= 1e-30f && scale <= 1e30f ? __frcp_rn(scale) : 0.0f}; }
+__device__ inline Divided row_of(const RoundCodes& args, float most) {
+  return divided_by(args.type == DType::i8 ? rounded_of<false>(most).scale : rounded_of<true>(most, args.kind.powers).scale);
+}
+
+/// Whole numbers within ±127, nearest to a and b, ties to even: in the last bits of 1.5 · 2^23 plus them.
+__device__ inline unsigned whole_two(float a, float b) {
+  constexpr float kWhole = 12582912.0f;
+  return __byte_perm(__float_as_uint(fminf(fmaxf(a, -127.0f), 127.0f) + kWhole), __float_as_uint(fminf(fmaxf(b, -127.0f), 127.0f) + kWhole), 0x0040);
+}
+__device__ inline unsigned e4m3_two(float a, float b) { return __nv_cvt_float2_to_fp8x2(make_float2(a, b), __NV_SATFINITE, __NV_E4M3); }
+__device__ inline void write_four(const RoundCodes& args, std::int64_t token, int column, const float4& x, const Divided& row) {
+  const float a = row(x.x), b = row(x.y), c = row(x.z), d = row(x.w);
+  const unsigned low = args.type == DType::i8 ? whole_two(a, b) : e4m3_two(a, b), high = args.type == DType::i8 ? whole_two(c, d) : e4m3_two(c, d);
+  *reinterpret_cast<unsigned*>(args.codes + token * args.width + column) = __byte_perm(low, high, 0x5410);
 }
 __device__ inline float& scale_at(const RoundCodes& args, std::int64_t token, int column) { return args.scales[token * args.token_step + column / kStretch * args.stretch_step]; }
 
@@ -40,7 +62,7 @@ __global__ void __launch_bounds__(kRoundThreads) round_rows(const __grid_constan
 #pragma unroll 2
     for (int column = 4 * static_cast<int>(threadIdx.x); column < columns; column += 4 * kRoundThreads) {
       const float4 x = read(column);
-      const RoundedRow row = row_of(args, warp_max(most_of(x)));
+      const Divided row = row_of(args, warp_max(most_of(x)));
       if (column < args.width) write_four(args, token, column, x, row);
       if (column % kStretch == 0) scale_at(args, token, column) = row.scale;
     }
@@ -49,7 +71,7 @@ __global__ void __launch_bounds__(kRoundThreads) round_rows(const __grid_constan
   float most = 0.0f;
 #pragma unroll 4
   for (int column = 4 * static_cast<int>(threadIdx.x); column < args.cols; column += 4 * kRoundThreads) most = larger(most, most_of(read(column)));
-  const RoundedRow row = row_of(args, block_max(most, room));
+  const Divided row = row_of(args, block_max(most, room));
 #pragma unroll 4
   for (int column = 4 * static_cast<int>(threadIdx.x); column < args.width; column += 4 * kRoundThreads) write_four(args, token, column, read(column), row);
   if (threadIdx.x == 0) scale_at(args, token, 0) = row.scale;
@@ -71,7 +93,7 @@ __device__ inline void write_row(const RoundCodes& args, float* out, BlockRoom& 
     kept[k] = column < args.cols ? four(k, column) : make_float4(0, 0, 0, 0);
     most = larger(most, most_of(kept[k]));
   }
-  RoundedRow row{1.0f};
+  Divided row{1.0f, 1.0f};
   if (!args.kind.stretches) {
     row = row_of(args, block_max(most, room));
     if (threadIdx.x == 0) scale_at(args, token, 0) = row.scale;

@@ -28,16 +28,6 @@ __device__ inline std::uint8_t rounded_code(float x, RoundedRow row) {
   if constexpr (kFp8) return static_cast<std::uint8_t>(__nv_cvt_float_to_fp8(quotient, __NV_SATFINITE, __NV_E4M3));
   return static_cast<std::uint8_t>(static_cast<std::int8_t>(max(-127, min(127, __float2int_rn(quotient)))));
 }
-/// Four neighbours' codes, the first in the low byte.
-template <bool kFp8>
-__device__ inline unsigned rounded_four(const float4& x, RoundedRow row) {
-  if constexpr (kFp8) {
-    const float2 low = make_float2(__fdiv_rn(x.x, row.scale), __fdiv_rn(x.y, row.scale)), high = make_float2(__fdiv_rn(x.z, row.scale), __fdiv_rn(x.w, row.scale));
-    return __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, __NV_E4M3) | static_cast<unsigned>(__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, __NV_E4M3)) << 16;
-  }
-  return rounded_code<false>(x.x, row) | static_cast<unsigned>(rounded_code<false>(x.y, row)) << 8 | static_cast<unsigned>(rounded_code<false>(x.z, row)) << 16 |
-         static_cast<unsigned>(rounded_code<false>(x.w, row)) << 24;
-}
 /// What the code means, scale included.
 template <bool kFp8>
 __device__ inline float rounded_value(float x, RoundedRow row) {
