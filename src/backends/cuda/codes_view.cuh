@@ -8,15 +8,28 @@
 namespace fathom::cuda {
 
 inline constexpr int kCodeHits = 256, kCodeDepth = 128, kCodeRows = 128;  // of a tile
-inline constexpr int kCodeThreads = 3 * 128, kCodeStages = 4;
-inline constexpr unsigned kCodeWeightBytes = kCodeRows * kCodeDepth, kCodeHitBytes = kCodeHits * kCodeDepth;
-inline constexpr unsigned kCodeStage = kCodeWeightBytes + kCodeHitBytes + kCodeHits * 4;
-inline constexpr int kCodeBytes = static_cast<int>(kCodeStages * kCodeStage + 128 + 4 * kCodeHits * 4) + 1024;
+inline constexpr int kCodeThreads = 3 * 128, kMostCodeStages = 6;
+inline constexpr unsigned kCodeWeightBytes = kCodeRows * kCodeDepth;
 
 enum class CodesMode {
   kGated,   // two matrices; the gated result is rounded for the next product
   kBlocks,  // scales a block of the weight and 128 columns of x
   kRows,    // scales a row of the weight and a row of x
+};
+
+/// How the kernel's shared memory is cut: as many stages as go into it, each a stretch of 128 columns of the weights and of up to `hits` hits, and
+/// the hits' scales.
+struct CodesStages {
+  int hits = kCodeHits;
+  unsigned count = 0, bytes = 0, scales = 0;  // bytes: of a stage; where in it scales begin
+  static constexpr unsigned kRest = 256 + 4 * kCodeHits * 4 + 1024;  // barriers, what the gated end exchanges, and up to the next 1024 bytes
+  CodesStages() = default;
+  CodesStages(int most_hits, std::int64_t shared_bytes) : hits(most_hits) {
+    scales = kCodeWeightBytes + static_cast<unsigned>(hits) * kCodeDepth;
+    bytes = (scales + static_cast<unsigned>(hits) * 4 + 1023) / 1024 * 1024;
+    count = std::min<unsigned>(kMostCodeStages, (static_cast<unsigned>(shared_bytes) - kRest) / bytes);
+  }
+  unsigned room() const { return count * bytes + kRest; }
 };
 
 struct CodesView {
@@ -26,9 +39,11 @@ struct CodesView {
   int rows = 0;                                      // of the result
   int depths = 0;                                    // stretches of 128 columns
   int first_pair = 0, pairs = 0;                     // of tiles: what this launch makes
-  const RunOfExpert* runs = nullptr;                 // null: one expert, runs of kCodeHits
-  int first_run = 0, run_count = 0, hits = 0;
-  bool x_from_first_run = false;                     // x begins with the slots of first_run
+  CodesStages stages;
+  const RunOfExpert* runs = nullptr;                 // null: one expert, runs of stages.hits
+  int run_count = 0, hits = 0;                       // runs: some at the end may be none
+  std::int64_t first_slot = 0, slots = std::int64_t{1} << 40;  // only runs that begin in these
+  std::int64_t x_first_slot = 0;                     // which x begins with
   const std::uint8_t* x = nullptr;
   const float* x_scales = nullptr;
   bool up_first = false;                             // of each pair
@@ -38,12 +53,13 @@ struct CodesView {
   float* code_scales = nullptr;
   int code_depths = 0;
   float* y = nullptr;                                // else: [hits, y_stride], from row first_pair's first on
+  __nv_bfloat16* y16 = nullptr;                      // instead of y, and then nothing is added to it; y_stride is even
   std::int64_t y_stride = 0;
   const std::byte* bias = nullptr;
   DType bias_type = DType::f32;
   const float* added = nullptr;
   std::int64_t added_stride = 0;
-  bool accumulate = false, twos = true;              // twos: two neighbours can be stored at once
+  bool accumulate = false, fours = false;            // fours: four neighbours can be stored at once
 };
 
 /// Where a run's hits lie: a multiple of 8, and room for up to 7 more than the run has.

@@ -10,6 +10,7 @@ inline constexpr int kGatherThreads = 1024;
 inline constexpr int kMostExperts = 1024;    // on one device
 inline constexpr int kMostChoices = 64;      // top_k
 inline constexpr int kGatherRoom = 8192;     // counts
+inline constexpr int kGatherAhead = 8;       // pairs of a thread that are read together
 inline constexpr int kProductThreads = 256;
 
 // ---------------------------------------------------------------- gathering
@@ -54,13 +55,19 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
   const int stretches = min(kWarp, kGatherRoom / max(here, 1)), length = (view.pairs + stretches - 1) / stretches;
   const int first = min(warp, stretches) * length, last = warp < stretches ? min(first + length, view.pairs) : 0;
   std::int32_t* const own_places = places + warp * here;
-  const auto expert_of = [&](int pair) { return view.indices.at(pair / view.top_k)[pair % view.top_k] - view.first_expert; };
+  const auto expert_of = [&](int pair) { return pair < last ? view.indices.at(pair / view.top_k)[pair % view.top_k] - view.first_expert : -1; };
   for (int i = thread; i < stretches * here; i += kGatherThreads) places[i] = 0;
   __syncthreads();
-  for (int pair = first + lane; pair < last; pair += kWarp) {
-    const int expert = expert_of(pair);
-    if (expert >= 0 && expert < here) atomicAdd(&own_places[expert], 1);
-    else view.hit[pair] = -1;
+  for (int base = first; base < last; base += kGatherAhead * kWarp) {
+    int experts[kGatherAhead];
+#pragma unroll
+    for (int i = 0; i < kGatherAhead; ++i) experts[i] = expert_of(base + i * kWarp + lane);
+#pragma unroll
+    for (int i = 0; i < kGatherAhead; ++i) {
+      const int pair = base + i * kWarp + lane;
+      if (experts[i] >= 0 && experts[i] < here) atomicAdd(&own_places[experts[i]], 1);
+      else if (pair < last) view.hit[pair] = -1;
+    }
   }
   __syncthreads();
   std::int32_t own = 0;
@@ -82,19 +89,25 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
     }
   __syncthreads();
   for (int i = all_runs + thread; i < view.most_runs; i += kGatherThreads) view.runs[i] = {};
-  for (int base = first; base < last; base += kWarp) {
-    const int pair = base + lane, expert = pair < last ? expert_of(pair) : -1;
-    const bool is_here = expert >= 0 && expert < here;
-    const unsigned same = __match_any_sync(kAllLanes, is_here ? expert : -1);
-    const int rank = __popc(same & ((1u << lane) - 1u));
-    if (is_here) {
-      const std::int32_t place = own_places[expert] + rank;
-      view.token[place] = pair / view.top_k;
-      view.hit[pair] = place;
+  for (int base = first; base < last; base += kGatherAhead * kWarp) {
+    int experts[kGatherAhead];
+#pragma unroll
+    for (int i = 0; i < kGatherAhead; ++i) experts[i] = expert_of(base + i * kWarp + lane);
+#pragma unroll
+    for (int i = 0; i < kGatherAhead; ++i) {
+      const int pair = base + i * kWarp + lane, expert = experts[i];
+      const bool is_here = expert >= 0 && expert < here;
+      const unsigned same = __match_any_sync(kAllLanes, is_here ? expert : -1);
+      const int rank = __popc(same & ((1u << lane) - 1u));
+      if (is_here) {
+        const std::int32_t place = own_places[expert] + rank;
+        view.token[place] = pair / view.top_k;
+        view.hit[pair] = place;
+      }
+      __syncwarp();
+      if (is_here && rank == 0) own_places[expert] += __popc(same);
+      __syncwarp();
     }
-    __syncwarp();
-    if (is_here && rank == 0) own_places[expert] += __popc(same);
-    __syncwarp();
   }
 }
 
@@ -307,13 +320,31 @@ struct CombineView {
   View<const float> weights;         // [tokens, top_k]
   const std::int32_t* hit = nullptr;  // [tokens · top_k]
   const float* y = nullptr;          // [hits, h]
+  const __nv_bfloat16* y16 = nullptr;  // instead of y
   View<float> out;                   // [tokens, h]
   int top_k = 1;
   bool accumulate = false;
   bool fours = false;                // columns come in fours, at multiples of 16 bytes
 };
 
-inline constexpr int kCombineThreads = 256, kCombineColumns = 1024;
+inline constexpr int kCombineThreads = 256, kCombineColumns = 1024;  // columns: of a block; twice as many of y16
+
+/// Eight columns of a token: sum += weights · y16.
+__device__ inline void combine_eight(const CombineView& view, const std::int32_t* hits, const float* weights, int count, std::int64_t column, float* out) {
+  const std::int64_t h = view.out.dims[1];
+  float sum[8];
+#pragma unroll
+  for (int j = 0; j < 8; j += 4) *reinterpret_cast<float4*>(sum + j) = view.accumulate ? *reinterpret_cast<const float4*>(out + column + j) : make_float4(0, 0, 0, 0);
+#pragma unroll 8
+  for (int i = 0; i < count; ++i) {
+    const uint4 y = *reinterpret_cast<const uint4*>(view.y16 + hits[i] * h + column);
+    const unsigned twos[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum[2 * j] += weights[i] * __uint_as_float(twos[j] << 16), sum[2 * j + 1] += weights[i] * __uint_as_float(twos[j] & 0xffff0000u);
+  }
+#pragma unroll
+  for (int j = 0; j < 8; j += 4) *reinterpret_cast<float4*>(out + column + j) = *reinterpret_cast<const float4*>(sum + j);
+}
 
 /// out[token] (+)= the sum of weight · y over its hits, experts ascending. Grid: tokens, blocks of columns.
 static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __grid_constant__ CombineView view) {
@@ -345,9 +376,14 @@ static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __g
       if (hit[half] >= 0) hits[rank[half]] = hit[half], weights[rank[half]] = weight[half];
   }
   __syncthreads();
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kCombineColumns, h = view.out.dims[1], last = min(first + kCombineColumns, h);
+  const int columns = view.y16 != nullptr ? 2 * kCombineColumns : kCombineColumns;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * columns, h = view.out.dims[1], last = min(first + columns, h);
   float* out = view.out.at(token);
-  if (view.fours) {
+  if (view.y16 != nullptr && view.fours && h % 8 == 0) {
+    if (first + 8 * own < last) combine_eight(view, hits, weights, count, first + 8 * own, out);
+    return;
+  }
+  if (view.fours && view.y16 == nullptr) {
     const std::int64_t column = first + 4 * own;
     if (column >= last) return;
     float4 sum = view.accumulate ? *reinterpret_cast<const float4*>(out + column) : make_float4(0, 0, 0, 0);
@@ -362,7 +398,7 @@ static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __g
   for (std::int64_t column = first + own; column < last; column += kCombineThreads) {
     float sum = view.accumulate ? out[column] : 0.0f;
 #pragma unroll 8
-    for (int i = 0; i < count; ++i) sum += weights[i] * view.y[hits[i] * h + column];
+    for (int i = 0; i < count; ++i) sum += weights[i] * (view.y16 != nullptr ? __bfloat162float(view.y16[hits[i] * h + column]) : view.y[hits[i] * h + column]);
     out[column] = sum;
   }
 }
