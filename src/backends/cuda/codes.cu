@@ -89,7 +89,7 @@ bool suits_copies(const std::byte* data, std::int64_t step) { return reinterpret
 
 bool has_units([[maybe_unused]] const Context& context) {
 #if defined(FATHOM_CUDA_90A)
-  return context.compute_capability == 90 && context.shared_bytes >= 200 * 1024 && encode_tiled() != nullptr;
+  return context.compute_capability == 90 && kCodeBytes <= static_cast<int>(context.shared_bytes) && encode_tiled() != nullptr;
 #else
   return false;
 #endif
@@ -105,11 +105,10 @@ constexpr std::int64_t kSumBytes = 2 * kCodeRows * 2;  // of a hit: bf16, the ro
 
 /// What a chunk of tokens needs of the workspace.
 struct ExpertRoom {
-  std::int64_t pairs, hits, runs, slots, x_depths, inner_depths;  // hits: of a run at most
+  std::int64_t pairs, runs, slots, x_depths, inner_depths;
   ExpertRoom(const ExpertsArgs& args, std::int64_t tokens)
       : pairs(tokens * args.indices.dim(1)),
-        hits(pairs <= 144 * std::ssize(args.gate) ? 192 : kCodeHits),  // most experts have one run, and a stage more of it fits
-        runs(std::min(pairs, std::ssize(args.gate) + pairs / hits)),
+        runs(std::min(pairs, std::ssize(args.gate) + pairs / kCodeHits)),
         slots(slots_of(pairs, runs)),
         x_depths(divide_up(args.x.dim(1), kCodeDepth)),
         inner_depths(divide_up(args.gate[0].rows, kCodeDepth)) {}
@@ -117,7 +116,7 @@ struct ExpertRoom {
   /// While both products run: runs, hits and the gated values' codes.
   std::int64_t kept() const { return runs * static_cast<std::int64_t>(sizeof(RunOfExpert)) + pairs * 8 + bytes_of(slots, inner_depths) + 4 * 256; }
   /// After another: pieces of x by hits, of at least 16 runs.
-  std::int64_t passing() const { return bytes_of((hits + 8) * std::min<std::int64_t>(runs, 16) + hits + 8, x_depths) + 4 * 256; }
+  std::int64_t passing() const { return bytes_of((kCodeHits + 8) * std::min<std::int64_t>(runs, 16) + kCodeHits + 8, x_depths) + 4 * 256; }
   /// Beside the workspace, after another: x, and some columns of the sums.
   std::int64_t plain_bytes(std::int64_t tokens) const { return bytes_of(tokens, x_depths) + 256; }
   bool fits(Bytes left, std::int64_t tokens) const {
@@ -133,7 +132,7 @@ GatherView gather_codes(Context& context, const ExpertsArgs& args, const Tensor&
   gather.top_k = static_cast<int>(args.indices.dim(1));
   gather.first_expert = static_cast<int>(args.first_expert);
   gather.here = static_cast<int>(args.gate.size());
-  gather.run = static_cast<int>(room.hits);
+  gather.run = kCodeHits;
   gather.most_runs = static_cast<int>(room.runs);
   gather.runs = context.workspace.take<RunOfExpert>(room.runs);
   gather.token = context.workspace.take<std::int32_t>(room.pairs);
@@ -156,7 +155,6 @@ void multiply_in(Context& context, const ExpertsArgs& args, const Matrices& matr
   FATHOM_CHECK(described, "experts that the copy engine does not take");
   view.scales = reinterpret_cast<const float*>(matrices.gate.scales);
   view.up_scales = reinterpret_cast<const float*>(matrices.up.scales);
-  view.stages = CodesStages(static_cast<int>(room.hits), static_cast<std::int64_t>(context.shared_bytes));
   view.scales_step = matrices.gate.scales_step / 4;
   view.up_scales_step = matrices.up.scales_step / 4;
   view.rows = static_cast<int>(args.gate[0].rows);
@@ -167,9 +165,9 @@ void multiply_in(Context& context, const ExpertsArgs& args, const Matrices& matr
   view.limit = static_cast<float>(args.limit);
   view.powers = args.down[0].activations == Activations::kPerGroupOfPowers;
   const Workspace start = context.workspace;
-  const std::int64_t fit = (static_cast<std::int64_t>(start.left()) - 1024) / (room.x_depths * (kCodeDepth + 4)), most = std::min(room.slots, (fit - room.hits - 8) / 8 * 8);
-  auto* tiles = context.workspace.take<std::uint8_t>((most + room.hits + 8) * room.x_depths * kCodeDepth);
-  float* scales = context.workspace.take<float>((most + room.hits + 8) * room.x_depths);
+  const std::int64_t fit = (static_cast<std::int64_t>(start.left()) - 1024) / (room.x_depths * (kCodeDepth + 4)), most = std::min(room.slots, (fit - kCodeHits - 8) / 8 * 8);
+  auto* tiles = context.workspace.take<std::uint8_t>((most + kCodeHits + 8) * room.x_depths * kCodeDepth);
+  float* scales = context.workspace.take<float>((most + kCodeHits + 8) * room.x_depths);
   view.x = tiles;
   view.x_scales = scales;
   view.slots = most;

@@ -7,29 +7,18 @@
 
 namespace fathom::cuda {
 
-inline constexpr int kCodeHits = 256, kCodeDepth = 128, kCodeRows = 128;  // of a tile
-inline constexpr int kCodeThreads = 3 * 128, kMostCodeStages = 6;
-inline constexpr unsigned kCodeWeightBytes = kCodeRows * kCodeDepth;
+inline constexpr int kCodeHits = 192, kCodeDepth = 128, kCodeRows = 128;  // of a tile
+inline constexpr int kCodeGroups = kCodeHits / 64;                        // warpgroups that multiply
+inline constexpr int kCodeThreads = (kCodeGroups + 1) * 128;
+inline constexpr unsigned kCodeStages = 5;
+inline constexpr unsigned kCodeWeightBytes = kCodeRows * kCodeDepth, kCodeScales = kCodeWeightBytes + kCodeHits * kCodeDepth;
+inline constexpr unsigned kCodeStage = (kCodeScales + kCodeHits * 4 + 1023) / 1024 * 1024;
+inline constexpr int kCodeBytes = static_cast<int>(kCodeStages * kCodeStage + 128 + 4 * kCodeHits * 4) + 1024;
 
 enum class CodesMode {
   kGated,   // two matrices; the gated result is rounded for the next product
   kBlocks,  // scales a block of the weight and 128 columns of x
   kRows,    // scales a row of the weight and a row of x
-};
-
-/// How the kernel's shared memory is cut: as many stages as go into it, each a stretch of 128 columns of the weights and of up to `hits` hits, and
-/// the hits' scales.
-struct CodesStages {
-  int hits = kCodeHits;
-  unsigned count = 0, bytes = 0, scales = 0;  // bytes: of a stage; where in it scales begin
-  static constexpr unsigned kRest = 256 + 4 * kCodeHits * 4 + 1024;  // barriers, what the gated end exchanges, and up to the next 1024 bytes
-  CodesStages() = default;
-  CodesStages(int most_hits, std::int64_t shared_bytes) : hits(most_hits) {
-    scales = kCodeWeightBytes + static_cast<unsigned>(hits) * kCodeDepth;
-    bytes = (scales + static_cast<unsigned>(hits) * 4 + 1023) / 1024 * 1024;
-    count = std::min<unsigned>(kMostCodeStages, (static_cast<unsigned>(shared_bytes) - kRest) / bytes);
-  }
-  unsigned room() const { return count * bytes + kRest; }
 };
 
 struct CodesView {
@@ -39,8 +28,7 @@ struct CodesView {
   int rows = 0;                                      // of the result
   int depths = 0;                                    // stretches of 128 columns
   int first_pair = 0, pairs = 0;                     // of tiles: what this launch makes
-  CodesStages stages;
-  const RunOfExpert* runs = nullptr;                 // null: one expert, runs of stages.hits
+  const RunOfExpert* runs = nullptr;                 // null: one expert, runs of kCodeHits
   int run_count = 0, hits = 0;                       // runs: some at the end may be none
   std::int64_t first_slot = 0, slots = std::int64_t{1} << 40;  // only runs that begin in these
   std::int64_t x_first_slot = 0;                     // which x begins with

@@ -19,13 +19,11 @@ namespace fathom::cuda {
 
 #if defined(FATHOM_WGMMA_HERE)
 
-/// Shared memory behind the stages, from the first multiple of 1024 bytes on.
+/// Shared memory, from the first multiple of 1024 bytes on.
 struct CodesRoom {
-  unsigned full, empty, exchanged;  // barriers; the first two one a stage
-  unsigned most;                            // [3, hits] largest of the result, as bits: this tile's, and the one's before being cleared
-  unsigned scales;                          // [hits] of the result
-  __device__ explicit CodesRoom(const CodesView& view)
-      : full(view.stages.count * view.stages.bytes), empty(full + 64), exchanged(empty + 64), most(full + 256), scales(most + 3 * kCodeHits * 4) {}
+  static constexpr unsigned kFull = kCodeStages * kCodeStage, kEmpty = kFull + 8 * kCodeStages, kExchanged = kEmpty + 8 * kCodeStages;
+  static constexpr unsigned kMost = kFull + 128;                  // [3, hits] largest of the result, as bits: this tile's, and the one's before being cleared
+  static constexpr unsigned kScales = kMost + 3 * kCodeHits * 4;  // [hits] of the result
 };
 
 struct CodesTile {
@@ -59,7 +57,7 @@ __device__ inline bool find_tile(const CodesView& view, CodesRuns runs, int numb
     run = number % runs.count;
     tile.pair = number / runs.count;
     if (tile.pair >= view.pairs) return false;
-    tile.run = {0, run * view.stages.hits, min(view.stages.hits, view.hits - run * view.stages.hits)};
+    tile.run = {0, run * kCodeHits, min(kCodeHits, view.hits - run * kCodeHits)};
   } else {
     run = number / view.pairs;
     tile.pair = number % view.pairs;
@@ -75,8 +73,8 @@ __device__ inline bool find_tile(const CodesView& view, CodesRuns runs, int numb
 
 struct CodesRing {
   unsigned stage = 0, phase = 0;
-  __device__ void next(const CodesView& view) {
-    if (++stage == view.stages.count) stage = 0, phase ^= 1;
+  __device__ void next() {
+    if (++stage == kCodeStages) stage = 0, phase ^= 1;
   }
 };
 
@@ -85,7 +83,6 @@ template <CodesMode kMode>
 __device__ inline void read_codes(const CodesView& view, CodesRuns runs, unsigned at) {
   const unsigned rank = rank_in_cluster();
   const int clusters = static_cast<int>(gridDim.x) / 2;
-  const CodesRoom room(view);
   CodesRing ring;
   CodesTile tile;
   fetch_map(&view.weights);
@@ -96,15 +93,15 @@ __device__ inline void read_codes(const CodesView& view, CodesRuns runs, unsigne
     const float* scales = view.x_scales + (tile.slot - view.x_first_slot) * view.depths;
     const unsigned bytes = kCodeWeightBytes + static_cast<unsigned>(tile.padded * (kMode == CodesMode::kRows ? kCodeDepth : kCodeDepth + 4));
     for (int depth = 0; depth < view.depths; ++depth) {
-      const unsigned stage = at + ring.stage * view.stages.bytes, full = at + room.full + 8 * ring.stage;
-      wait_phase(at + room.empty + 8 * ring.stage, ring.phase ^ 1);
+      const unsigned stage = at + ring.stage * kCodeStage, full = at + CodesRoom::kFull + 8 * ring.stage;
+      wait_phase(at + CodesRoom::kEmpty + 8 * ring.stage, ring.phase ^ 1);
       arrive_expecting(full, bytes);
       copy_box(stage, &view.weights, depth * kCodeDepth, 0, 0, group, tile.run.expert, full);
       if (own > 0) copy_bulk_to(3, stage + kCodeWeightBytes + static_cast<unsigned>(first) * kCodeDepth, x, static_cast<unsigned>(own) * kCodeDepth, full);
-      if constexpr (kMode != CodesMode::kRows) copy_bulk(stage + view.stages.scales, scales, static_cast<unsigned>(tile.padded) * 4, full);
+      if constexpr (kMode != CodesMode::kRows) copy_bulk(stage + kCodeScales, scales, static_cast<unsigned>(tile.padded) * 4, full);
       x += tile.padded * kCodeDepth;
       scales += tile.padded;
-      ring.next(view);
+      ring.next();
     }
   }
 }
@@ -257,19 +254,18 @@ __device__ inline void write_sums(const CodesView& view, const CodesTile& tile, 
   }
 }
 
-/// A warpgroup's kBlocks times 64 hits of a tile: those of block `block` and of the one after the next.
-template <CodesMode kMode, int kBlocks>
+/// A warpgroup's 64 hits of a tile, from 64 · block on; kAny: there are some.
+template <CodesMode kMode, bool kAny>
 __device__ inline void multiply_tile(const CodesView& view, const CodesTile& tile, unsigned char* shared, unsigned at, CodesRing& ring, int tiles, int block) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp % 4;
   const int hit = 64 * block + 16 * warp + lane / 4;  // the thread's first
   const unsigned rank = rank_in_cluster();
-  const CodesRoom room(view);
-  float sums[2][64], fresh[64];
+  float sums[64], fresh[64];
 #pragma unroll
-  for (int i = 0; i < 64; ++i) sums[0][i] = sums[1][i] = fresh[i] = 0.0f;
+  for (int i = 0; i < 64; ++i) sums[i] = fresh[i] = 0.0f;
   [[maybe_unused]] const ScalesOfTile<kMode> of(view, tile);
   // Of 32 stretches each lane has one's scales of the weights, and of the 32 after them.
-  constexpr bool kScaled = kMode != CodesMode::kRows && kBlocks > 0;
+  constexpr bool kScaled = kMode != CodesMode::kRows && kAny;
   float first = 1.0f, second = 1.0f, next_first = 1.0f, next_second = 1.0f;
   const auto read_scales = [&](int depth) {
     if constexpr (kScaled) next_first = __ldg(of.first + min(depth + lane, view.depths - 1));
@@ -285,49 +281,45 @@ __device__ inline void multiply_tile(const CodesView& view, const CodesTile& til
     float a = 1.0f, b = 1.0f;
     if constexpr (kScaled) a = __shfl_sync(kAllLanes, first, depth % kWarp);
     if constexpr (kScaled && kMode == CodesMode::kGated) b = __shfl_sync(kAllLanes, second, depth % kWarp);
-    const unsigned stage = at + ring.stage * view.stages.bytes, hits = stage + kCodeWeightBytes + static_cast<unsigned>(block) * 64 * kCodeDepth;
-    const unsigned scales = stage + view.stages.scales + static_cast<unsigned>(hit) * 4;
-    wait_phase(at + room.full + 8 * ring.stage, ring.phase);
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
+    const unsigned stage = at + ring.stage * kCodeStage, hits = stage + kCodeWeightBytes + static_cast<unsigned>(block) * 64 * kCodeDepth;
+    const unsigned scales = stage + kCodeScales + static_cast<unsigned>(hit) * 4;
+    wait_phase(at + CodesRoom::kFull + 8 * ring.stage, ring.phase);
+    if constexpr (kAny) {
       float2 x = make_float2(1, 1);
-      if constexpr (kMode != CodesMode::kRows) x = make_float2(load_float(scales + 512 * i), load_float(scales + 512 * i + 32));
-      multiply_stretch(fresh, hits + 128 * kCodeDepth * i, stage);
-      add_stretch<kMode>(sums[i], fresh, x, a, b);
+      if constexpr (kMode != CodesMode::kRows) x = make_float2(load_float(scales), load_float(scales + 32));
+      multiply_stretch(fresh, hits, stage);
+      add_stretch<kMode>(sums, fresh, x, a, b);
     }
     __syncwarp();
-    if (lane < 2) arrive_in(at + room.empty + 8 * ring.stage, static_cast<unsigned>(lane));
-    ring.next(view);
+    if (lane < 2) arrive_in(at + CodesRoom::kEmpty + 8 * ring.stage, static_cast<unsigned>(lane));
+    ring.next();
   }
   if constexpr (kMode == CodesMode::kGated) {
-    const unsigned turn = static_cast<unsigned>(tiles) % 3, most = at + room.most + turn * kCodeHits * 4;
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) gate_hits(view, sums[i], most + static_cast<unsigned>(hit + 128 * i) * 4);
+    const unsigned turn = static_cast<unsigned>(tiles) % 3, most = at + CodesRoom::kMost + turn * kCodeHits * 4;
+    if constexpr (kAny) gate_hits(view, sums, most + static_cast<unsigned>(hit) * 4);
     __syncwarp();
-    if (lane < 2) publish_in(at + room.exchanged, static_cast<unsigned>(lane));
-    wait_phase(at + room.exchanged, static_cast<unsigned>(tiles) & 1);
-    wait_phase_of_cluster(at + room.exchanged, static_cast<unsigned>(tiles) & 1);  // the fence that it has once, not at every try
-    auto* all_most = reinterpret_cast<volatile unsigned*>(shared + room.most);
-    auto* scales = reinterpret_cast<float*>(shared + room.scales);
-    const float scale_of_hit = rounded_of<true>(__uint_as_float(all_most[turn * kCodeHits + static_cast<unsigned>(thread)]), view.powers).scale;
-    all_most[(turn + 2) % 3 * kCodeHits + static_cast<unsigned>(thread)] = 0;  // of the tile before: its next turn is two tiles ahead
-    scales[thread] = scale_of_hit;
-    if (rank == 0 && thread < tile.run.count) view.code_scales[tile.slot * view.code_depths + static_cast<std::int64_t>(tile.pair) * tile.padded + thread] = scale_of_hit;
-    wait_at(1, 2 * kGroupOfWarps);
-    std::uint8_t* stretch = view.codes + (tile.slot * view.code_depths + static_cast<std::int64_t>(tile.pair) * tile.padded) * kCodeDepth;
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) write_codes(sums[i], scales, hit + 128 * i, tile.run.count, stretch, static_cast<int>(rank) * 64 + lane % 4 * 2);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kBlocks; ++i) {
-      const int row = (2 * tile.pair + static_cast<int>(rank)) * kCodeRows + lane % 4 * 4;
-      if (kMode == CodesMode::kBlocks && view.y16 != nullptr) write_halves(view, tile, sums[i], hit + 128 * i, row);
-      else write_sums<kMode>(view, tile, sums[i], hit + 128 * i, row);
+    if (lane < 2) publish_in(at + CodesRoom::kExchanged, static_cast<unsigned>(lane));
+    wait_phase(at + CodesRoom::kExchanged, static_cast<unsigned>(tiles) & 1);
+    wait_phase_of_cluster(at + CodesRoom::kExchanged, static_cast<unsigned>(tiles) & 1);  // the fence that it has once, not at every try
+    auto* all_most = reinterpret_cast<volatile unsigned*>(shared + CodesRoom::kMost);
+    auto* scales = reinterpret_cast<float*>(shared + CodesRoom::kScales);
+    if (thread < kCodeHits) {
+      const float scale = rounded_of<true>(__uint_as_float(all_most[turn * kCodeHits + static_cast<unsigned>(thread)]), view.powers).scale;
+      all_most[(turn + 2) % 3 * kCodeHits + static_cast<unsigned>(thread)] = 0;  // of the tile before: its next turn is two tiles ahead
+      scales[thread] = scale;
+      if (rank == 0 && thread < tile.run.count) view.code_scales[tile.slot * view.code_depths + static_cast<std::int64_t>(tile.pair) * tile.padded + thread] = scale;
     }
+    wait_at(1, kCodeGroups * kGroupOfWarps);
+    std::uint8_t* stretch = view.codes + (tile.slot * view.code_depths + static_cast<std::int64_t>(tile.pair) * tile.padded) * kCodeDepth;
+    if constexpr (kAny) write_codes(sums, scales, hit, tile.run.count, stretch, static_cast<int>(rank) * 64 + lane % 4 * 2);
+  } else if constexpr (kAny) {
+    const int row = (2 * tile.pair + static_cast<int>(rank)) * kCodeRows + lane % 4 * 4;
+    if (kMode == CodesMode::kBlocks && view.y16 != nullptr) write_halves(view, tile, sums, hit, row);
+    else write_sums<kMode>(view, tile, sums, hit, row);
   }
 }
 
-/// A warpgroup: all tiles of the cluster. Blocks of 64 hits are dealt out in turn, and who begins takes turns too.
+/// A warpgroup: all tiles of the cluster. Who has the last hits, or none, takes turns.
 template <CodesMode kMode>
 __device__ inline void multiply_tiles(const CodesView& view, CodesRuns runs, unsigned char* shared, unsigned at) {
   const int clusters = static_cast<int>(gridDim.x) / 2;
@@ -336,12 +328,9 @@ __device__ inline void multiply_tiles(const CodesView& view, CodesRuns runs, uns
   int tiles = 0;
 #pragma unroll 1
   for (int number = static_cast<int>(blockIdx.x) / 2; find_tile<kMode>(view, runs, number, tile); number += clusters, ++tiles) {
-    const int block = (static_cast<int>(threadIdx.x) / kGroupOfWarps + tiles) % 2, blocks = (tile.run.count + 63) / 64;
-    switch ((blocks - block + 1) / 2) {
-      case 0: multiply_tile<kMode, 0>(view, tile, shared, at, ring, tiles, block); break;
-      case 1: multiply_tile<kMode, 1>(view, tile, shared, at, ring, tiles, block); break;
-      default: multiply_tile<kMode, 2>(view, tile, shared, at, ring, tiles, block); break;
-    }
+    const int block = (static_cast<int>(threadIdx.x) / kGroupOfWarps + tiles) % kCodeGroups;
+    if (64 * block < tile.run.count) multiply_tile<kMode, true>(view, tile, shared, at, ring, tiles, block);
+    else multiply_tile<kMode, false>(view, tile, shared, at, ring, tiles, block);
   }
 }
 
@@ -354,24 +343,24 @@ __global__ void __launch_bounds__(kCodeThreads, 1) multiply_codes_wide(const __g
   extern __shared__ unsigned char codes_room[];
   const unsigned start = shared_address(codes_room), at = (start + 1023) / 1024 * 1024;
   unsigned char* const shared = codes_room + (at - start);
-  const CodesRoom room(view);
+  constexpr unsigned kWarps = kCodeGroups * 4;  // that multiply
   if (threadIdx.x == 0) {
-    for (unsigned stage = 0; stage < view.stages.count; ++stage)
-      init_barrier(at + room.full + 8 * stage, 1), init_barrier(at + room.empty + 8 * stage, 16);
-    init_barrier(at + room.exchanged, 16);
+    for (unsigned stage = 0; stage < kCodeStages; ++stage)
+      init_barrier(at + CodesRoom::kFull + 8 * stage, 1), init_barrier(at + CodesRoom::kEmpty + 8 * stage, 2 * kWarps);
+    init_barrier(at + CodesRoom::kExchanged, 2 * kWarps);
     publish_barriers();
   }
-  for (int i = static_cast<int>(threadIdx.x); i < 3 * kCodeHits; i += kCodeThreads) reinterpret_cast<unsigned*>(shared + room.most)[i] = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < 3 * kCodeHits; i += kCodeThreads) reinterpret_cast<unsigned*>(shared + CodesRoom::kMost)[i] = 0;
   __syncthreads();
   sync_cluster();
   after_previous();
   const CodesRuns runs = find_runs(view);
-  if (threadIdx.x < 2 * kGroupOfWarps) {
-    take_registers<232>();
+  if (threadIdx.x < kCodeGroups * kGroupOfWarps) {
+    take_registers<160>();
     multiply_tiles<kMode>(view, runs, shared, at);
   } else {
-    give_registers<40>();
-    if (threadIdx.x == 2 * kGroupOfWarps) read_codes<kMode>(view, runs, at);
+    give_registers<32>();
+    if (threadIdx.x == kCodeGroups * kGroupOfWarps) read_codes<kMode>(view, runs, at);
   }
   sync_cluster();  // until nobody tells this block's barriers anything
 #endif
@@ -379,13 +368,13 @@ __global__ void __launch_bounds__(kCodeThreads, 1) multiply_codes_wide(const __g
 
 template <CodesMode kMode>
 void launch_codes(Context& context, const CodesView& view) {
-  context.note(cudaFuncSetAttribute(&multiply_codes_wide<kMode>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(view.stages.room())));
+  context.note(cudaFuncSetAttribute(&multiply_codes_wide<kMode>, cudaFuncAttributeMaxDynamicSharedMemorySize, kCodeBytes));
   const std::int64_t tiles = static_cast<std::int64_t>(view.run_count) * view.pairs;
   const auto clusters = static_cast<unsigned>(std::min<std::int64_t>(tiles, context.multiprocessors / 2));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(2 * clusters);
   config.blockDim = dim3(kCodeThreads);
-  config.dynamicSmemBytes = view.stages.room();
+  config.dynamicSmemBytes = kCodeBytes;
   config.stream = context.stream;
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeClusterDimension;

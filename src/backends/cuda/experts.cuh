@@ -10,7 +10,6 @@ inline constexpr int kGatherThreads = 1024;
 inline constexpr int kMostExperts = 1024;    // on one device
 inline constexpr int kMostChoices = 64;      // top_k
 inline constexpr int kGatherRoom = 8192;     // counts
-inline constexpr int kGatherAhead = 8;       // pairs of a thread that are read together
 inline constexpr int kProductThreads = 256;
 
 // ---------------------------------------------------------------- gathering
@@ -55,19 +54,13 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
   const int stretches = min(kWarp, kGatherRoom / max(here, 1)), length = (view.pairs + stretches - 1) / stretches;
   const int first = min(warp, stretches) * length, last = warp < stretches ? min(first + length, view.pairs) : 0;
   std::int32_t* const own_places = places + warp * here;
-  const auto expert_of = [&](int pair) { return pair < last ? view.indices.at(pair / view.top_k)[pair % view.top_k] - view.first_expert : -1; };
+  const auto expert_of = [&](int pair) { return view.indices.at(pair / view.top_k)[pair % view.top_k] - view.first_expert; };
   for (int i = thread; i < stretches * here; i += kGatherThreads) places[i] = 0;
   __syncthreads();
-  for (int base = first; base < last; base += kGatherAhead * kWarp) {
-    int experts[kGatherAhead];
-#pragma unroll
-    for (int i = 0; i < kGatherAhead; ++i) experts[i] = expert_of(base + i * kWarp + lane);
-#pragma unroll
-    for (int i = 0; i < kGatherAhead; ++i) {
-      const int pair = base + i * kWarp + lane;
-      if (experts[i] >= 0 && experts[i] < here) atomicAdd(&own_places[experts[i]], 1);
-      else if (pair < last) view.hit[pair] = -1;
-    }
+  for (int pair = first + lane; pair < last; pair += kWarp) {
+    const int expert = expert_of(pair);
+    if (expert >= 0 && expert < here) atomicAdd(&own_places[expert], 1);
+    else view.hit[pair] = -1;
   }
   __syncthreads();
   std::int32_t own = 0;
@@ -89,25 +82,19 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
     }
   __syncthreads();
   for (int i = all_runs + thread; i < view.most_runs; i += kGatherThreads) view.runs[i] = {};
-  for (int base = first; base < last; base += kGatherAhead * kWarp) {
-    int experts[kGatherAhead];
-#pragma unroll
-    for (int i = 0; i < kGatherAhead; ++i) experts[i] = expert_of(base + i * kWarp + lane);
-#pragma unroll
-    for (int i = 0; i < kGatherAhead; ++i) {
-      const int pair = base + i * kWarp + lane, expert = experts[i];
-      const bool is_here = expert >= 0 && expert < here;
-      const unsigned same = __match_any_sync(kAllLanes, is_here ? expert : -1);
-      const int rank = __popc(same & ((1u << lane) - 1u));
-      if (is_here) {
-        const std::int32_t place = own_places[expert] + rank;
-        view.token[place] = pair / view.top_k;
-        view.hit[pair] = place;
-      }
-      __syncwarp();
-      if (is_here && rank == 0) own_places[expert] += __popc(same);
-      __syncwarp();
+  for (int base = first; base < last; base += kWarp) {
+    const int pair = base + lane, expert = pair < last ? expert_of(pair) : -1;
+    const bool is_here = expert >= 0 && expert < here;
+    const unsigned same = __match_any_sync(kAllLanes, is_here ? expert : -1);
+    const int rank = __popc(same & ((1u << lane) - 1u));
+    if (is_here) {
+      const std::int32_t place = own_places[expert] + rank;
+      view.token[place] = pair / view.top_k;
+      view.hit[pair] = place;
     }
+    __syncwarp();
+    if (is_here && rank == 0) own_places[expert] += __popc(same);
+    __syncwarp();
   }
 }
 
