@@ -175,7 +175,7 @@ void multiply_in(Context& context, const ExpertsArgs& args, const Matrices& matr
     const PlaceCodes place{.runs = gather.runs, .depths = static_cast<int>(room.x_depths), .first_slot = first, .slots = most, .token = gather.token, .from = round.codes,
                            .from_scales = round.scales, .to = tiles, .to_scales = scales};
     launch_early(context, &place_codes, dim3(static_cast<unsigned>(divide_up(room.x_depths, kPlaceDepths)), static_cast<unsigned>(room.runs)), dim3(kRoundThreads), 0, place);
-    view.first_slot = view.x_first_slot = first;
+    view.first_slot = first;
     launch_gated(context, view);
   }
   context.workspace = start;
@@ -187,7 +187,7 @@ void multiply_out(Context& context, const ExpertsArgs& args, const Matrices& mat
   const std::int64_t h = args.x.dim(1);
   view.x = view.codes;
   view.x_scales = view.code_scales;
-  view.first_slot = view.x_first_slot = 0;
+  view.first_slot = 0;
   view.slots = room.slots;
   FATHOM_CHECK(describe(view.weights, matrices.down.data, h, args.down[0].cols, std::ssize(args.down), matrices.down.data_step, 0), "experts that the copy engine does not take");
   view.scales = reinterpret_cast<const float*>(matrices.down.scales);
@@ -195,12 +195,12 @@ void multiply_out(Context& context, const ExpertsArgs& args, const Matrices& mat
   view.rows = static_cast<int>(h);
   view.depths = static_cast<int>(room.inner_depths);
   const std::int64_t pairs_of_tiles = divide_up(h, 2 * kCodeRows), most = std::min(pairs_of_tiles, static_cast<std::int64_t>(kRoundedBytes) / (room.pairs * kSumBytes));
-  view.y16 = reinterpret_cast<__nv_bfloat16*>(context.rounded_data);
+  view.y = reinterpret_cast<__nv_bfloat16*>(context.rounded_data);
   CombineView combine;
   combine.indices = gather.indices;
   combine.weights = view_of<const float>(args.weights.rows(first_token, tokens));
   combine.hit = gather.hit;
-  combine.y16 = view.y16;
+  combine.y16 = view.y;
   combine.top_k = gather.top_k;
   combine.accumulate = args.accumulate;
   combine.fours = h % 4 == 0 && rows_aligned(args.out, 16);
@@ -210,7 +210,7 @@ void multiply_out(Context& context, const ExpertsArgs& args, const Matrices& mat
     view.first_pair = static_cast<int>(pair);
     view.pairs = static_cast<int>(divide_up(columns, 2 * kCodeRows));
     view.y_stride = columns;
-    launch_blocks(context, view);
+    launch_down(context, view);
     combine.out = view_of<float>(out.columns(first, columns));
     launch_combine(context, combine);
   }

@@ -16,9 +16,8 @@ inline constexpr unsigned kCodeStage = (kCodeScales + kCodeHits * 4 + 1023) / 10
 inline constexpr int kCodeBytes = static_cast<int>(kCodeStages * kCodeStage + 128 + 4 * kCodeHits * 4) + 1024;
 
 enum class CodesMode {
-  kGated,   // two matrices; the gated result is rounded for the next product
-  kBlocks,  // scales a block of the weight and 128 columns of x
-  kRows,    // scales a row of the weight and a row of x
+  kGated,  // gate and up matrices: the gated result is rounded for the next product
+  kDown,   // down matrices
 };
 
 struct CodesView {
@@ -28,10 +27,9 @@ struct CodesView {
   int rows = 0;                                      // of the result
   int depths = 0;                                    // stretches of 128 columns
   int first_pair = 0, pairs = 0;                     // of tiles: what this launch makes
-  const RunOfExpert* runs = nullptr;                 // null: one expert, runs of kCodeHits
-  int run_count = 0, hits = 0;                       // runs: some at the end may be none
-  std::int64_t first_slot = 0, slots = std::int64_t{1} << 40;  // only runs that begin in these
-  std::int64_t x_first_slot = 0;                     // which x begins with
+  const RunOfExpert* runs = nullptr;
+  int run_count = 0;                                 // some at the end may be none
+  std::int64_t first_slot = 0, slots = 0;            // runs that begin in these; x begins with the first
   const std::uint8_t* x = nullptr;
   const float* x_scales = nullptr;
   bool up_first = false;                             // of each pair
@@ -40,14 +38,8 @@ struct CodesView {
   std::uint8_t* codes = nullptr;                     // kGated: the result as tiles
   float* code_scales = nullptr;
   int code_depths = 0;
-  float* y = nullptr;                                // else: [hits, y_stride], from row first_pair's first on
-  __nv_bfloat16* y16 = nullptr;                      // instead of y, and then nothing is added to it; y_stride is even
-  std::int64_t y_stride = 0;
-  const std::byte* bias = nullptr;
-  DType bias_type = DType::f32;
-  const float* added = nullptr;
-  std::int64_t added_stride = 0;
-  bool accumulate = false, fours = false;            // fours: four neighbours can be stored at once
+  __nv_bfloat16* y = nullptr;                        // else: [hits, y_stride], from row first_pair's first on
+  std::int64_t y_stride = 0;                         // a multiple of 4
 };
 
 /// Where a run's hits lie: a multiple of 8, and room for up to 7 more than the run has.
@@ -60,7 +52,6 @@ inline std::int64_t slots_of(std::int64_t hits, std::int64_t runs) { return slot
 __device__ inline int tile_byte(int hit, int column) { return hit * 128 + (column / 16 ^ (hit & 7)) * 16 + column % 16; }
 
 void launch_gated(Context& context, const CodesView& view);
-void launch_blocks(Context& context, const CodesView& view);
-void launch_rows(Context& context, const CodesView& view);
+void launch_down(Context& context, const CodesView& view);
 
 }  // namespace fathom::cuda

@@ -1,10 +1,10 @@
-// Products of e4m3 codes on Hopper's matrix units: weights [rows, cols] of many experts (or one) with scales a 128 × 128 block or a row, x
-// with scales a hit and 128 columns, or a hit. Hits and runs as in experts.cuh.
+// Products of e4m3 codes on Hopper's matrix units: weights [rows, cols] of many experts with scales a 128 × 128 block, x with scales a hit and
+// 128 columns. Hits and runs as in experts.cuh.
 //
 // Hits are operand A, 64 at a time, and 128 rows of the weights operand B: a thread then has two hits of each 64, and scales cost it two loads and
 // four products a stretch. A cluster of two blocks has the same hits and neighbouring rows: each fetches half of a stretch of x for both. In a
-// block one warp fetches, as many stretches of 128 columns ahead as fit, and two warpgroups have the even and the odd 64 hits of up to 256. Every
-// stretch is multiplied by the matrix units, and its sums are added to those of the row in f32, with both scales.
+// block one warp fetches, as many stretches of 128 columns ahead as fit, and three warpgroups have 64 hits of up to 192 each. Every stretch is
+// multiplied by the matrix units, and its sums are added to those of the row in f32, with both scales: while one warpgroup adds, others multiply.
 //
 // Codes of x lie as tiles: those of a run at its slot · columns, a stretch of 128 columns after the other, its hits of 128 bytes, swizzled as
 // shared memory wants them. So do the scales: hits of a stretch side by side. Rows of B are two matrices' or two neighbours' in turn, eight
@@ -37,7 +37,6 @@ struct CodesRuns { int first = 0, count = 0; };
 
 /// By all threads of the block.
 __device__ inline CodesRuns find_runs(const CodesView& view) {
-  if (view.runs == nullptr) return {0, view.run_count};
   int before = 0, until = 0;
   for (int base = 0; base < view.run_count; base += kCodeThreads) {
     const int i = base + static_cast<int>(threadIdx.x);
@@ -50,23 +49,12 @@ __device__ inline CodesRuns find_runs(const CodesView& view) {
 }
 
 /// The cluster's tile `number`; false: there are no more.
-template <CodesMode kMode>
 __device__ inline bool find_tile(const CodesView& view, CodesRuns runs, int number, CodesTile& tile) {
-  int run = 0;
-  if (view.runs == nullptr) {  // rows after rows, so that the weight is read once
-    run = number % runs.count;
-    tile.pair = number / runs.count;
-    if (tile.pair >= view.pairs) return false;
-    tile.run = {0, run * kCodeHits, min(kCodeHits, view.hits - run * kCodeHits)};
-  } else {
-    run = number / view.pairs;
-    tile.pair = number % view.pairs;
-    if (run >= runs.count) return false;
-    run += runs.first;
-    tile.run = view.runs[run];
-  }
+  const int run = runs.first + number / view.pairs;
+  if (run >= runs.first + runs.count) return false;
+  tile.run = view.runs[run];
+  tile.pair = view.first_pair + number % view.pairs;
   tile.slot = slot_of(tile.run.first, run);
-  tile.pair += view.first_pair;
   tile.padded = static_cast<int>(padded_hits(tile.run.count));
   return true;
 }
@@ -79,26 +67,25 @@ struct CodesRing {
 };
 
 /// One thread: all tiles of the cluster.
-template <CodesMode kMode>
 __device__ inline void read_codes(const CodesView& view, CodesRuns runs, unsigned at) {
   const unsigned rank = rank_in_cluster();
   const int clusters = static_cast<int>(gridDim.x) / 2;
   CodesRing ring;
   CodesTile tile;
   fetch_map(&view.weights);
-  for (int number = static_cast<int>(blockIdx.x) / 2; find_tile<kMode>(view, runs, number, tile); number += clusters) {
+  for (int number = static_cast<int>(blockIdx.x) / 2; find_tile(view, runs, number, tile); number += clusters) {
     const int group = tile.pair * 16 + static_cast<int>(rank) * 8;
     const int low = (tile.padded / 8 + 1) / 2 * 8, first = rank == 0 ? 0 : low, own = rank == 0 ? low : tile.padded - low;  // hits that this block fetches
-    const std::uint8_t* x = view.x + (tile.slot - view.x_first_slot) * view.depths * kCodeDepth + first * kCodeDepth;
-    const float* scales = view.x_scales + (tile.slot - view.x_first_slot) * view.depths;
-    const unsigned bytes = kCodeWeightBytes + static_cast<unsigned>(tile.padded * (kMode == CodesMode::kRows ? kCodeDepth : kCodeDepth + 4));
+    const std::uint8_t* x = view.x + (tile.slot - view.first_slot) * view.depths * kCodeDepth + first * kCodeDepth;
+    const float* scales = view.x_scales + (tile.slot - view.first_slot) * view.depths;
+    const unsigned bytes = kCodeWeightBytes + static_cast<unsigned>(tile.padded * (kCodeDepth + 4));
     for (int depth = 0; depth < view.depths; ++depth) {
       const unsigned stage = at + ring.stage * kCodeStage, full = at + CodesRoom::kFull + 8 * ring.stage;
       wait_phase(at + CodesRoom::kEmpty + 8 * ring.stage, ring.phase ^ 1);
       arrive_expecting(full, bytes);
       copy_box(stage, &view.weights, depth * kCodeDepth, 0, 0, group, tile.run.expert, full);
       if (own > 0) copy_bulk_to(3, stage + kCodeWeightBytes + static_cast<unsigned>(first) * kCodeDepth, x, static_cast<unsigned>(own) * kCodeDepth, full);
-      if constexpr (kMode != CodesMode::kRows) copy_bulk(stage + kCodeScales, scales, static_cast<unsigned>(tile.padded) * 4, full);
+      copy_bulk(stage + kCodeScales, scales, static_cast<unsigned>(tile.padded) * 4, full);
       x += tile.padded * kCodeDepth;
       scales += tile.padded;
       ring.next();
@@ -142,8 +129,7 @@ __device__ inline void add_stretch(float (&sums)[64], const float (&fresh)[64], 
   const float2 a = make_float2(x.x * first, x.y * first), b = kMode == CodesMode::kGated ? make_float2(x.x * second, x.y * second) : a;
 #pragma unroll
   for (int i = 0; i < 64; ++i) {
-    if constexpr (kMode == CodesMode::kRows) sums[i] += fresh[i];
-    else sums[i] += fresh[i] * (i % 8 < 4 ? i % 4 < 2 ? a.x : a.y : i % 4 < 2 ? b.x : b.y);
+    sums[i] += fresh[i] * (i % 8 < 4 ? i % 4 < 2 ? a.x : a.y : i % 4 < 2 ? b.x : b.y);
   }
 }
 
@@ -198,58 +184,17 @@ __device__ inline void write_codes(const float (&sums)[64], const float* scales,
 }
 
 /// The thread's two hits, to bf16: four neighbouring rows of every 16 from `row` on.
-__device__ inline void write_halves(const CodesView& view, const CodesTile& tile, const float (&sums)[64], int hit, int row) {
+__device__ inline void write_sums(const CodesView& view, const CodesTile& tile, const float (&sums)[64], int hit, int row) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int own = hit + 8 * half;
     if (own >= tile.run.count) continue;
-    __nv_bfloat16* out = view.y16 + (tile.run.first + own) * view.y_stride + row - static_cast<std::int64_t>(view.first_pair) * 2 * kCodeRows;
+    __nv_bfloat16* out = view.y + (tile.run.first + own) * view.y_stride + row - static_cast<std::int64_t>(view.first_pair) * 2 * kCodeRows;
 #pragma unroll
     for (int g = 0; g < 8; ++g) {
       const float* s = sums + 8 * g + 2 * half;
       const __nv_bfloat162 low = __floats2bfloat162_rn(s[0], s[4]), high = __floats2bfloat162_rn(s[1], s[5]);
       if (row + 16 * g < view.rows) *reinterpret_cast<uint2*>(out + 16 * g) = make_uint2(reinterpret_cast<const unsigned&>(low), reinterpret_cast<const unsigned&>(high));
-    }
-  }
-}
-/// The same with all that a dense product adds.
-template <CodesMode kMode>
-__device__ inline void write_sums(const CodesView& view, const CodesTile& tile, const float (&sums)[64], int hit, int row) {
-  const std::int64_t first_row = static_cast<std::int64_t>(view.first_pair) * 2 * kCodeRows;
-#pragma unroll
-  for (int g = 0; g < 8; ++g, row += 16) {
-    if (row >= view.rows) return;
-    float factor[4] = {1, 1, 1, 1}, bias[4] = {};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if constexpr (kMode == CodesMode::kRows) factor[i] = view.scales[row + i];
-      if (view.bias != nullptr) bias[i] = element_of(view.bias, view.bias_type, row + i);
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int own = hit + 8 * half;
-      if (own >= tile.run.count) continue;
-      const std::int64_t t = tile.run.first + own;
-      const float scale = kMode == CodesMode::kRows ? view.x_scales[t] : 1.0f;
-      float made[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) made[i] = sums[8 * g + 2 * half + i / 2 + i % 2 * 4] * (scale * factor[i]) + bias[i];
-      float* out = view.y + t * view.y_stride + row - first_row;
-      if (view.added != nullptr) {
-        const float* added = view.added + t * view.added_stride + row - first_row;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) made[i] += added[i];
-      }
-      if (view.accumulate) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) made[i] += out[i];
-      }
-      if (view.fours) {
-        *reinterpret_cast<float4*>(out) = make_float4(made[0], made[1], made[2], made[3]);
-      } else {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) out[i] = made[i];
-      }
     }
   }
 }
@@ -265,11 +210,10 @@ __device__ inline void multiply_tile(const CodesView& view, const CodesTile& til
   for (int i = 0; i < 64; ++i) sums[i] = fresh[i] = 0.0f;
   [[maybe_unused]] const ScalesOfTile<kMode> of(view, tile);
   // Of 32 stretches each lane has one's scales of the weights, and of the 32 after them.
-  constexpr bool kScaled = kMode != CodesMode::kRows && kAny;
   float first = 1.0f, second = 1.0f, next_first = 1.0f, next_second = 1.0f;
   const auto read_scales = [&](int depth) {
-    if constexpr (kScaled) next_first = __ldg(of.first + min(depth + lane, view.depths - 1));
-    if constexpr (kScaled && kMode == CodesMode::kGated) next_second = __ldg(of.second + min(depth + lane, view.depths - 1));
+    if constexpr (kAny) next_first = __ldg(of.first + min(depth + lane, view.depths - 1));
+    if constexpr (kAny && kMode == CodesMode::kGated) next_second = __ldg(of.second + min(depth + lane, view.depths - 1));
   };
   read_scales(0);
 #pragma unroll 1
@@ -279,14 +223,13 @@ __device__ inline void multiply_tile(const CodesView& view, const CodesTile& til
       read_scales(depth + kWarp);
     }
     float a = 1.0f, b = 1.0f;
-    if constexpr (kScaled) a = __shfl_sync(kAllLanes, first, depth % kWarp);
-    if constexpr (kScaled && kMode == CodesMode::kGated) b = __shfl_sync(kAllLanes, second, depth % kWarp);
+    if constexpr (kAny) a = __shfl_sync(kAllLanes, first, depth % kWarp);
+    if constexpr (kAny && kMode == CodesMode::kGated) b = __shfl_sync(kAllLanes, second, depth % kWarp);
     const unsigned stage = at + ring.stage * kCodeStage, hits = stage + kCodeWeightBytes + static_cast<unsigned>(block) * 64 * kCodeDepth;
     const unsigned scales = stage + kCodeScales + static_cast<unsigned>(hit) * 4;
     wait_phase(at + CodesRoom::kFull + 8 * ring.stage, ring.phase);
     if constexpr (kAny) {
-      float2 x = make_float2(1, 1);
-      if constexpr (kMode != CodesMode::kRows) x = make_float2(load_float(scales), load_float(scales + 32));
+      const float2 x = make_float2(load_float(scales), load_float(scales + 32));
       multiply_stretch(fresh, hits, stage);
       add_stretch<kMode>(sums, fresh, x, a, b);
     }
@@ -313,9 +256,7 @@ __device__ inline void multiply_tile(const CodesView& view, const CodesTile& til
     std::uint8_t* stretch = view.codes + (tile.slot * view.code_depths + static_cast<std::int64_t>(tile.pair) * tile.padded) * kCodeDepth;
     if constexpr (kAny) write_codes(sums, scales, hit, tile.run.count, stretch, static_cast<int>(rank) * 64 + lane % 4 * 2);
   } else if constexpr (kAny) {
-    const int row = (2 * tile.pair + static_cast<int>(rank)) * kCodeRows + lane % 4 * 4;
-    if (kMode == CodesMode::kBlocks && view.y16 != nullptr) write_halves(view, tile, sums, hit, row);
-    else write_sums<kMode>(view, tile, sums, hit, row);
+    write_sums(view, tile, sums, hit, (2 * tile.pair + static_cast<int>(rank)) * kCodeRows + lane % 4 * 4);
   }
 }
 
@@ -327,7 +268,7 @@ __device__ inline void multiply_tiles(const CodesView& view, CodesRuns runs, uns
   CodesTile tile;
   int tiles = 0;
 #pragma unroll 1
-  for (int number = static_cast<int>(blockIdx.x) / 2; find_tile<kMode>(view, runs, number, tile); number += clusters, ++tiles) {
+  for (int number = static_cast<int>(blockIdx.x) / 2; find_tile(view, runs, number, tile); number += clusters, ++tiles) {
     const int block = (static_cast<int>(threadIdx.x) / kGroupOfWarps + tiles) % kCodeGroups;
     if (64 * block < tile.run.count) multiply_tile<kMode, true>(view, tile, shared, at, ring, tiles, block);
     else multiply_tile<kMode, false>(view, tile, shared, at, ring, tiles, block);
@@ -360,7 +301,7 @@ __global__ void __launch_bounds__(kCodeThreads, 1) multiply_codes_wide(const __g
     multiply_tiles<kMode>(view, runs, shared, at);
   } else {
     give_registers<32>();
-    if (threadIdx.x == kCodeGroups * kGroupOfWarps) read_codes<kMode>(view, runs, at);
+    if (threadIdx.x == kCodeGroups * kGroupOfWarps) read_codes(view, runs, at);
   }
   sync_cluster();  // until nobody tells this block's barriers anything
 #endif
