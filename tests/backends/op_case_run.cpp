@@ -197,6 +197,18 @@ Weight CaseRun::weight(WeightFormat format, std::int64_t rows, std::int64_t cols
       .format = format, .rows = rows, .cols = cols, .data = bytes(std::move(data)), .scales = bytes(std::move(scales))};
 }
 
+Weight CaseRun::whole_weight(WeightFormat format, std::int64_t rows, std::int64_t cols, std::int64_t largest,
+                             float scale) {
+  std::vector<std::uint8_t> data, scales;
+  for (std::int64_t i = 0; i < rows * cols; ++i)
+    data.push_back(f32_to_f8e4m3(static_cast<float>(random.below(2 * largest + 1) - largest)));
+  const auto* raw = reinterpret_cast<const std::uint8_t*>(&scale);
+  for (std::uint64_t i = 0; i < tensor::weight_scale_count(format, rows, cols); ++i)
+    scales.insert(scales.end(), raw, raw + sizeof scale);
+  return {
+      .format = format, .rows = rows, .cols = cols, .data = bytes(std::move(data)), .scales = bytes(std::move(scales))};
+}
+
 const tensor::Batch& CaseRun::batch(std::vector<tensor::Sequence> sequences) {
   HeldBatch& held = batches_.emplace_back();
   held.sequences = std::move(sequences);

@@ -66,6 +66,9 @@ class CaseRun {
   tensor::Weight weight(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols, double scale);
   tensor::Weight weight(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols,
                         const Fill& fill);  // plain formats
+  /// fp8_row or fp8_block128: whole numbers in [-largest, largest] (at most 16), all with this scale.
+  tensor::Weight whole_weight(tensor::WeightFormat format, std::int64_t rows, std::int64_t cols, std::int64_t largest,
+                              float scale);
   /// NaN (integers: a large number) until written.
   tensor::Tensor output(const std::string& name, DType dtype, tensor::Shape shape, Layout layout = Layout::kDense);
   tensor::Tensor output(const std::string& name, tensor::Shape shape, Layout layout = Layout::kDense) {

@@ -107,7 +107,7 @@ std::string compare(const CaseOutput& got, const CaseOutput& want, const Toleran
   for (std::int64_t i = 0; i < count; ++i) {
     const double g = got.values[static_cast<std::size_t>(i)], w = want.values[static_cast<std::size_t>(i)];
     const double error = same(g, w) ? 0.0 : std::fabs(g - w);
-    const double limit = std::isfinite(w) ? t.abs * magnitude + t.rel * std::fabs(w) : 0.0;
+    const double limit = std::isfinite(w) ? t.abs * magnitude + t.rel * std::fabs(w) + t.element : 0.0;
     if (!(error <= limit)) {
       ++failed;
       const double excess = std::isfinite(error) ? error - limit : std::numeric_limits<double>::infinity();

@@ -78,11 +78,11 @@ std::uint64_t test_seed();
 CaseResult run_case(const OpCase& op_case, tensor::Ops& ops, tensor::GradOps* grad = nullptr,
                     std::uint64_t seed = test_seed(), CaseMemory* memory = nullptr);
 
-/// An element passes when abs(got - want) <= abs · magnitude + rel · abs(want), or when both are NaN, or the same
-/// infinity; a row (innermost dimension) passes when the root mean square of its errors is at most abs · magnitude +
-/// row · that of what is wanted.
+/// An element passes when abs(got - want) <= abs · magnitude + rel · abs(want) + element, or when both are NaN, or the
+/// same infinity; a row (innermost dimension) passes when the root mean square of its errors is at most abs · magnitude
+/// + row · that of what is wanted.
 struct Tolerance {
-  double abs = 0, rel = 0, row = 0;
+  double abs = 0, rel = 0, row = 0, element = 0;
 };
 inline constexpr Tolerance kF32Tolerance{2e-5, 2e-5, 5e-6};  // sums in f32 in any order, exponentials to a few ulp
 

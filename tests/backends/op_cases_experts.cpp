@@ -59,7 +59,15 @@ struct ExpertsSpec {
   bool one_for_all = false;  // every token goes to the same experts
   Fill x = normal();
   Activations activations = Activations::kAsTheyAre;
+  bool whole = false;  // x and gate and up: whole numbers, so that their sums are exact in any order and precision
 };
+
+/// Whole numbers whose codes are exact: the largest of every 128 columns is 448 / 64.
+Fill whole_stretches(std::int64_t cols) {
+  return [cols](Random& random, std::int64_t i) {
+    return i % cols % 128 == 0 ? 7.0 : static_cast<double>(random.below(5) - 2);
+  };
+}
 
 OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
   return {
@@ -68,9 +76,11 @@ OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
       .format = format,
       // Half a step of an element of swiglu's result (1/16 of it, mostly below 1/4) by an element of the down matrix
       // (about 1/8).
-      .codes = format == WeightFormat::fp8_block128 && spec.activations != Activations::kAsTheyAre ? 2e-3 : 0,
+      .codes =
+          format == WeightFormat::fp8_block128 && spec.activations != Activations::kAsTheyAre && !spec.whole ? 2e-3 : 0,
       .body = [=](CaseRun& run) {
-        const Tensor x = run.input({spec.tokens, spec.hidden}, spec.x, spec.layout);
+        const Tensor x =
+            run.input({spec.tokens, spec.hidden}, spec.whole ? whole_stretches(spec.hidden) : spec.x, spec.layout);
         std::vector<std::int64_t> chosen;
         for (std::int64_t t = 0; t < spec.tokens; ++t) {
           const std::int64_t start = spec.one_for_all ? spec.first : run.random.below(spec.total),
@@ -83,9 +93,11 @@ OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
                      weights = run.input({spec.tokens, spec.top_k}, normal(0.2, 0.5));
         std::vector<Weight> gate, up, down;
         for (std::int64_t e = 0; e < spec.here; ++e) {
-          gate.push_back(
-              run.weight(format, spec.inner, spec.hidden, 1.0 / std::sqrt(static_cast<double>(spec.hidden))));
-          up.push_back(run.weight(format, spec.inner, spec.hidden, 1.0 / std::sqrt(static_cast<double>(spec.hidden))));
+          for (std::vector<Weight>* list : {&gate, &up})
+            list->push_back(
+                spec.whole ? run.whole_weight(format, spec.inner, spec.hidden, 2, 0x1p-5f)
+                           : run.weight(format, spec.inner, spec.hidden,
+                                        1.0 / std::sqrt(static_cast<double>(spec.hidden))));
           down.push_back(run.weight(format, spec.hidden, spec.inner, 1.0 / std::sqrt(static_cast<double>(spec.inner))));
         }
         for (std::vector<Weight>* list : {&gate, &up, &down})
@@ -273,6 +285,23 @@ std::vector<OpCase> expert_cases() {
   for (ExpertsSpec spec : grouped) {
     spec.activations = Activations::kPerGroup;
     cases.push_back(experts_case(WeightFormat::fp8_block128, spec));
+  }
+  for (const auto& [name, tokens, hidden, inner, accumulate] :
+       {std::tuple<const char*, std::int64_t, std::int64_t, std::int64_t, bool>{"whole_t90", 90, 256, 144, false},
+        {"whole_t300", 300, 128, 256, true},
+        {"whole_t470", 470, 144, 48, false}}) {
+    cases.push_back(experts_case(WeightFormat::fp8_block128, {.name = name,
+                                                              .tokens = tokens,
+                                                              .hidden = hidden,
+                                                              .inner = inner,
+                                                              .total = 4,
+                                                              .first = 1,
+                                                              .here = 2,
+                                                              .top_k = 2,
+                                                              .accumulate = accumulate,
+                                                              .one_for_all = tokens == 300,
+                                                              .activations = Activations::kPerGroup,
+                                                              .whole = true}));
   }
   for (ExpertsSpec spec : {grouped[1], grouped[5]}) {
     spec.name = spec.tokens == 40 ? "powers_stretches" : "powers_t33";

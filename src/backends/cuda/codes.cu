@@ -14,31 +14,47 @@ constexpr int kRoundThreads = 256;
 
 struct PlaceCodes {
   const RunOfExpert* runs = nullptr;
-  int first_run = 0, depths = 0;
+  int depths = 0;
+  std::int64_t first_slot = 0, slots = 0;  // runs that begin in these
   const std::int32_t* token = nullptr;
   const std::uint8_t* from = nullptr;  // [tokens, depths · 128]
   const float* from_scales = nullptr;  // [tokens, depths]
-  std::uint8_t* to = nullptr;          // tiles from the first run's slot on
+  std::uint8_t* to = nullptr;          // tiles from the first slot on
   float* to_scales = nullptr;
 };
-constexpr int kPlaceDepths = 4;
+constexpr int kPlaceDepths = 4, kPlaceHits = 4;  // a thread's, read together
 
 /// Grid: stretches in fours, runs.
 __global__ void __launch_bounds__(kRoundThreads) place_codes(const __grid_constant__ PlaceCodes args) {
   after_previous();
-  const RunOfExpert run = args.runs[args.first_run + blockIdx.y];
-  if (run.expert < 0) return;
-  const std::int64_t slot = slot_of(run.first, args.first_run + blockIdx.y) - slot_of(args.runs[args.first_run].first, args.first_run), padded = padded_hits(run.count);
-  const int chunk = static_cast<int>(threadIdx.x) % 8, depth_end = min(args.depths, (static_cast<int>(blockIdx.x) + 1) * kPlaceDepths);
-  for (int hit = static_cast<int>(threadIdx.x) / 8; hit < run.count; hit += kRoundThreads / 8) {
-    const std::int64_t token = args.token[run.first + hit];
+  const RunOfExpert run = args.runs[blockIdx.y];
+  const std::int64_t slot = slot_of(run.first, blockIdx.y) - args.first_slot, padded = padded_hits(run.count);
+  if (run.expert < 0 || slot < 0 || slot >= args.slots) return;
+  const int chunk = static_cast<int>(threadIdx.x) % 8, first_depth = static_cast<int>(blockIdx.x) * kPlaceDepths, depths = min(kPlaceDepths, args.depths - first_depth);
+  for (int base = static_cast<int>(threadIdx.x) / 8; base < run.count; base += kPlaceHits * kRoundThreads / 8) {
+    std::int64_t stretch[kPlaceHits];  // of x: where the hit's first one is
+    uint4 codes[kPlaceHits][kPlaceDepths];
 #pragma unroll
-    for (int i = 0; i < kPlaceDepths; ++i) {
-      const int depth = static_cast<int>(blockIdx.x) * kPlaceDepths + i;
-      if (depth >= depth_end) break;
-      const uint4 codes = *reinterpret_cast<const uint4*>(args.from + (token * args.depths + depth) * kCodeDepth + 16 * chunk);
-      *reinterpret_cast<uint4*>(args.to + (slot * args.depths + depth * padded) * kCodeDepth + tile_byte(hit, 16 * chunk)) = codes;
-      if (chunk == i) args.to_scales[slot * args.depths + depth * padded + hit] = args.from_scales[token * args.depths + depth];
+    for (int j = 0; j < kPlaceHits; ++j) {
+      const int hit = base + j * (kRoundThreads / 8);
+      stretch[j] = hit < run.count ? static_cast<std::int64_t>(args.token[run.first + hit]) * args.depths + first_depth : -1;
+    }
+#pragma unroll
+    for (int j = 0; j < kPlaceHits; ++j)
+#pragma unroll
+      for (int i = 0; i < kPlaceDepths; ++i)
+        if (stretch[j] >= 0 && i < depths) codes[j][i] = *reinterpret_cast<const uint4*>(args.from + (stretch[j] + i) * kCodeDepth + 16 * chunk);
+#pragma unroll
+    for (int j = 0; j < kPlaceHits; ++j) {
+      if (stretch[j] < 0) break;
+      const int hit = base + j * (kRoundThreads / 8);
+#pragma unroll
+      for (int i = 0; i < kPlaceDepths; ++i) {
+        if (i >= depths) break;
+        const std::int64_t to = slot * args.depths + (first_depth + i) * padded;
+        *reinterpret_cast<uint4*>(args.to + to * kCodeDepth + tile_byte(hit, 16 * chunk)) = codes[j][i];
+        if (chunk == i) args.to_scales[to + hit] = args.from_scales[stretch[j] + i];
+      }
     }
   }
 }
@@ -85,6 +101,8 @@ bool has_units([[maybe_unused]] const Context& context) {
 
 namespace {
 
+constexpr std::int64_t kSumBytes = 2 * kCodeRows * 2;  // of a hit: bf16, the rows of one pair of tiles
+
 /// What a chunk of tokens needs of the workspace.
 struct ExpertRoom {
   std::int64_t pairs, runs, slots, x_depths, inner_depths;
@@ -97,12 +115,13 @@ struct ExpertRoom {
   static std::int64_t bytes_of(std::int64_t slots, std::int64_t depths) { return slots * depths * (kCodeDepth + 4) + 512; }
   /// While both products run: runs, hits and the gated values' codes.
   std::int64_t kept() const { return runs * static_cast<std::int64_t>(sizeof(RunOfExpert)) + pairs * 8 + bytes_of(slots, inner_depths) + 4 * 256; }
-  /// One after the other: a run's x, or some columns of the sums.
-  std::int64_t run_bytes() const { return bytes_of(kCodeHits + 8, x_depths); }
-  std::int64_t passing() const { return std::max(run_bytes() * std::min<std::int64_t>(runs, 16) + bytes_of(8, x_depths), pairs * 2 * kCodeRows * 4) + 4 * 256; }
+  /// After another: pieces of x by hits, of at least 16 runs.
+  std::int64_t passing() const { return bytes_of((kCodeHits + 8) * std::min<std::int64_t>(runs, 16) + kCodeHits + 8, x_depths) + 4 * 256; }
+  /// Beside the workspace, after another: x, and some columns of the sums.
   std::int64_t plain_bytes(std::int64_t tokens) const { return bytes_of(tokens, x_depths) + 256; }
   bool fits(Bytes left, std::int64_t tokens) const {
-    return kept() + passing() <= static_cast<std::int64_t>(left) && plain_bytes(tokens) <= static_cast<std::int64_t>(kRoundedBytes) && pairs < std::int64_t{1} << 21;
+    return kept() + passing() <= static_cast<std::int64_t>(left) && plain_bytes(tokens) <= static_cast<std::int64_t>(kRoundedBytes) && pairs * kSumBytes <= static_cast<std::int64_t>(kRoundedBytes) &&
+           pairs < std::int64_t{1} << 21;
   }
 };
 
@@ -122,7 +141,7 @@ GatherView gather_codes(Context& context, const ExpertsArgs& args, const Tensor&
   return gather;
 }
 
-/// hidden = gated products, as tiles of codes; x a stretch of runs after the other.
+/// hidden = gated products, as tiles of codes; of x by hits, as many slots at a time as fit.
 void multiply_in(Context& context, const ExpertsArgs& args, const Matrices& matrices, const Tensor& x, const GatherView& gather, const ExpertRoom& room, CodesView& view) {
   const std::int64_t h = x.dim(1);
   RoundCodes round{.x = x.as<float>(), .x_stride = x.strides[0], .tokens = x.dim(0), .cols = static_cast<int>(h), .width = static_cast<int>(room.x_depths) * kCodeDepth,
@@ -142,22 +161,21 @@ void multiply_in(Context& context, const ExpertsArgs& args, const Matrices& matr
   view.depths = static_cast<int>(room.x_depths);
   view.pairs = static_cast<int>(room.inner_depths);
   view.runs = gather.runs;
-  view.x_from_first_run = true;
+  view.run_count = static_cast<int>(room.runs);
   view.limit = static_cast<float>(args.limit);
   view.powers = args.down[0].activations == Activations::kPerGroupOfPowers;
   const Workspace start = context.workspace;
-  const std::int64_t most = std::min(room.runs, (static_cast<std::int64_t>(start.left()) - ExpertRoom::bytes_of(8, room.x_depths) - 512) / room.run_bytes());
-  auto* tiles = context.workspace.take<std::uint8_t>(((kCodeHits + 8) * most + 8) * room.x_depths * kCodeDepth);
-  float* scales = context.workspace.take<float>(((kCodeHits + 8) * most + 8) * room.x_depths);
+  const std::int64_t fit = (static_cast<std::int64_t>(start.left()) - 1024) / (room.x_depths * (kCodeDepth + 4)), most = std::min(room.slots, (fit - kCodeHits - 8) / 8 * 8);
+  auto* tiles = context.workspace.take<std::uint8_t>((most + kCodeHits + 8) * room.x_depths * kCodeDepth);
+  float* scales = context.workspace.take<float>((most + kCodeHits + 8) * room.x_depths);
   view.x = tiles;
   view.x_scales = scales;
-  for (std::int64_t first = 0; first < room.runs; first += most) {
-    const std::int64_t count = std::min(most, room.runs - first);
-    const PlaceCodes place{.runs = gather.runs, .first_run = static_cast<int>(first), .depths = static_cast<int>(room.x_depths), .token = gather.token, .from = round.codes,
+  view.slots = most;
+  for (std::int64_t first = 0; first < room.slots; first += most) {
+    const PlaceCodes place{.runs = gather.runs, .depths = static_cast<int>(room.x_depths), .first_slot = first, .slots = most, .token = gather.token, .from = round.codes,
                            .from_scales = round.scales, .to = tiles, .to_scales = scales};
-    launch_early(context, &place_codes, dim3(static_cast<unsigned>(divide_up(room.x_depths, kPlaceDepths)), static_cast<unsigned>(count)), dim3(kRoundThreads), 0, place);
-    view.first_run = static_cast<int>(first);
-    view.run_count = static_cast<int>(count);
+    launch_early(context, &place_codes, dim3(static_cast<unsigned>(divide_up(room.x_depths, kPlaceDepths)), static_cast<unsigned>(room.runs)), dim3(kRoundThreads), 0, place);
+    view.first_slot = first;
     launch_gated(context, view);
   }
   context.workspace = start;
@@ -169,21 +187,20 @@ void multiply_out(Context& context, const ExpertsArgs& args, const Matrices& mat
   const std::int64_t h = args.x.dim(1);
   view.x = view.codes;
   view.x_scales = view.code_scales;
-  view.x_from_first_run = false;
+  view.first_slot = 0;
+  view.slots = room.slots;
   FATHOM_CHECK(describe(view.weights, matrices.down.data, h, args.down[0].cols, std::ssize(args.down), matrices.down.data_step, 0), "experts that the copy engine does not take");
   view.scales = reinterpret_cast<const float*>(matrices.down.scales);
   view.scales_step = matrices.down.scales_step / 4;
   view.rows = static_cast<int>(h);
   view.depths = static_cast<int>(room.inner_depths);
-  view.first_run = 0;
-  view.run_count = static_cast<int>(room.runs);
-  const std::int64_t pairs_of_tiles = divide_up(h, 2 * kCodeRows), most = std::min(pairs_of_tiles, static_cast<std::int64_t>(context.workspace.left()) / (room.pairs * 2 * kCodeRows * 4));
-  view.y = context.workspace.take<float>(room.pairs * std::min(h, most * 2 * kCodeRows));
+  const std::int64_t pairs_of_tiles = divide_up(h, 2 * kCodeRows), most = std::min(pairs_of_tiles, static_cast<std::int64_t>(kRoundedBytes) / (room.pairs * kSumBytes));
+  view.y = reinterpret_cast<__nv_bfloat16*>(context.rounded_data);
   CombineView combine;
   combine.indices = gather.indices;
   combine.weights = view_of<const float>(args.weights.rows(first_token, tokens));
   combine.hit = gather.hit;
-  combine.y = view.y;
+  combine.y16 = view.y;
   combine.top_k = gather.top_k;
   combine.accumulate = args.accumulate;
   combine.fours = h % 4 == 0 && rows_aligned(args.out, 16);
@@ -193,7 +210,7 @@ void multiply_out(Context& context, const ExpertsArgs& args, const Matrices& mat
     view.first_pair = static_cast<int>(pair);
     view.pairs = static_cast<int>(divide_up(columns, 2 * kCodeRows));
     view.y_stride = columns;
-    launch_blocks(context, view);
+    launch_down(context, view);
     combine.out = view_of<float>(out.columns(first, columns));
     launch_combine(context, combine);
   }

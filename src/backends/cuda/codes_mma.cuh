@@ -26,7 +26,11 @@ __device__ inline unsigned address_in(unsigned at, unsigned rank) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(there) : "r"(at), "r"(rank));
   return there;
 }
-__device__ inline void arrive_in(unsigned at, unsigned rank) {
+/// Says that what this block has in shared memory may be overwritten: nothing that was written is published. (With .release.cluster the compiler
+/// puts a fence of the whole device before it: about a microsecond.)
+__device__ inline void arrive_in(unsigned at, unsigned rank) { asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(address_in(at, rank)) : "memory"); }
+/// Arrives, and what was written before can be seen by who waits with wait_phase_of_cluster.
+__device__ inline void publish_in(unsigned at, unsigned rank) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];\n" ::"r"(address_in(at, rank)) : "memory");
 }
 /// As wait_phase, for what other blocks of the cluster did before they arrived.
@@ -65,42 +69,12 @@ __device__ inline void fetch_map(const CUtensorMap* map) { asm volatile("prefetc
 
 // ---------------------------------------------------------------- products
 
-#define FATHOM_SUMS_32 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
-#define FATHOM_SUMS_80 \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39}"
-#define FATHOM_SUMS_112 \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55}"
-#define FATHOM_SUMS_96 \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}"
-#define FATHOM_D_32 FATHOM_D8(0), FATHOM_D8(8)
-#define FATHOM_D_80 FATHOM_D32(0), FATHOM_D8(32)
-#define FATHOM_D_96 FATHOM_D32(0), FATHOM_D8(32), FATHOM_D8(40)
-#define FATHOM_D_112 FATHOM_D32(0), FATHOM_D8(32), FATHOM_D8(40), FATHOM_D8(48)
-
-/// d (+)= a · b, 64 × kTokens × 32, both by_rows; the first kTokens / 2 of d. kTokens is 32, 64, 80, 96, 112 or 128.
-template <int kTokens>
-__device__ inline void multiply_e4m3(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add);
-#define FATHOM_E4M3(N, A, B, P) \
-  template <> \
-  __device__ inline void multiply_e4m3<N>(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) { \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #P ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 " FATHOM_SUMS_##N ", %" #A ", %" #B ", p, 1, 1;\n}\n" \
-                 : FATHOM_D_##N \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(add))); \
-  }
-FATHOM_E4M3(32, 16, 17, 18)
-FATHOM_E4M3(64, 32, 33, 34)
-FATHOM_E4M3(80, 40, 41, 42)
-FATHOM_E4M3(96, 48, 49, 50)
-FATHOM_E4M3(112, 56, 57, 58)
-FATHOM_E4M3(128, 64, 65, 66)
-#undef FATHOM_E4M3
+/// d (+)= a · b, 64 × 128 × 32, both by_rows.
+__device__ inline void multiply_e4m3(float (&d)[64], std::uint64_t a, std::uint64_t b, bool add) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 " FATHOM_SUMS_128 ", %64, %65, p, 1, 1;\n}\n"
+               : FATHOM_D_128
+               : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
 
 #endif  // FATHOM_WGMMA_HERE
 

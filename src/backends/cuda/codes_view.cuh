@@ -7,16 +7,17 @@
 
 namespace fathom::cuda {
 
-inline constexpr int kCodeHits = 256, kCodeDepth = 128, kCodeRows = 128;  // of a tile
-inline constexpr int kCodeThreads = 3 * 128, kCodeStages = 4;
-inline constexpr unsigned kCodeWeightBytes = kCodeRows * kCodeDepth, kCodeHitBytes = kCodeHits * kCodeDepth;
-inline constexpr unsigned kCodeStage = kCodeWeightBytes + kCodeHitBytes + kCodeHits * 4;
+inline constexpr int kCodeHits = 192, kCodeDepth = 128, kCodeRows = 128;  // of a tile
+inline constexpr int kCodeGroups = kCodeHits / 64;                        // warpgroups that multiply
+inline constexpr int kCodeThreads = (kCodeGroups + 1) * 128;
+inline constexpr unsigned kCodeStages = 5;
+inline constexpr unsigned kCodeWeightBytes = kCodeRows * kCodeDepth, kCodeScales = kCodeWeightBytes + kCodeHits * kCodeDepth;
+inline constexpr unsigned kCodeStage = (kCodeScales + kCodeHits * 4 + 1023) / 1024 * 1024;
 inline constexpr int kCodeBytes = static_cast<int>(kCodeStages * kCodeStage + 128 + 4 * kCodeHits * 4) + 1024;
 
 enum class CodesMode {
-  kGated,   // two matrices; the gated result is rounded for the next product
-  kBlocks,  // scales a block of the weight and 128 columns of x
-  kRows,    // scales a row of the weight and a row of x
+  kGated,  // gate and up matrices: the gated result is rounded for the next product
+  kDown,   // down matrices
 };
 
 struct CodesView {
@@ -26,9 +27,9 @@ struct CodesView {
   int rows = 0;                                      // of the result
   int depths = 0;                                    // stretches of 128 columns
   int first_pair = 0, pairs = 0;                     // of tiles: what this launch makes
-  const RunOfExpert* runs = nullptr;                 // null: one expert, runs of kCodeHits
-  int first_run = 0, run_count = 0, hits = 0;
-  bool x_from_first_run = false;                     // x begins with the slots of first_run
+  const RunOfExpert* runs = nullptr;
+  int run_count = 0;                                 // some at the end may be none
+  std::int64_t first_slot = 0, slots = 0;            // runs that begin in these; x begins with the first
   const std::uint8_t* x = nullptr;
   const float* x_scales = nullptr;
   bool up_first = false;                             // of each pair
@@ -37,13 +38,8 @@ struct CodesView {
   std::uint8_t* codes = nullptr;                     // kGated: the result as tiles
   float* code_scales = nullptr;
   int code_depths = 0;
-  float* y = nullptr;                                // else: [hits, y_stride], from row first_pair's first on
-  std::int64_t y_stride = 0;
-  const std::byte* bias = nullptr;
-  DType bias_type = DType::f32;
-  const float* added = nullptr;
-  std::int64_t added_stride = 0;
-  bool accumulate = false, twos = true;              // twos: two neighbours can be stored at once
+  __nv_bfloat16* y = nullptr;                        // else: [hits, y_stride], from row first_pair's first on
+  std::int64_t y_stride = 0;                         // a multiple of 4
 };
 
 /// Where a run's hits lie: a multiple of 8, and room for up to 7 more than the run has.
@@ -56,7 +52,6 @@ inline std::int64_t slots_of(std::int64_t hits, std::int64_t runs) { return slot
 __device__ inline int tile_byte(int hit, int column) { return hit * 128 + (column / 16 ^ (hit & 7)) * 16 + column % 16; }
 
 void launch_gated(Context& context, const CodesView& view);
-void launch_blocks(Context& context, const CodesView& view);
-void launch_rows(Context& context, const CodesView& view);
+void launch_down(Context& context, const CodesView& view);
 
 }  // namespace fathom::cuda

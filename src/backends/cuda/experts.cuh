@@ -307,13 +307,31 @@ struct CombineView {
   View<const float> weights;         // [tokens, top_k]
   const std::int32_t* hit = nullptr;  // [tokens · top_k]
   const float* y = nullptr;          // [hits, h]
+  const __nv_bfloat16* y16 = nullptr;  // instead of y
   View<float> out;                   // [tokens, h]
   int top_k = 1;
   bool accumulate = false;
   bool fours = false;                // columns come in fours, at multiples of 16 bytes
 };
 
-inline constexpr int kCombineThreads = 256, kCombineColumns = 1024;
+inline constexpr int kCombineThreads = 256, kCombineColumns = 1024;  // columns: of a block; twice as many of y16
+
+/// Eight columns of a token: sum += weights · y16.
+__device__ inline void combine_eight(const CombineView& view, const std::int32_t* hits, const float* weights, int count, std::int64_t column, float* out) {
+  const std::int64_t h = view.out.dims[1];
+  float sum[8];
+#pragma unroll
+  for (int j = 0; j < 8; j += 4) *reinterpret_cast<float4*>(sum + j) = view.accumulate ? *reinterpret_cast<const float4*>(out + column + j) : make_float4(0, 0, 0, 0);
+#pragma unroll 8
+  for (int i = 0; i < count; ++i) {
+    const uint4 y = *reinterpret_cast<const uint4*>(view.y16 + hits[i] * h + column);
+    const unsigned twos[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum[2 * j] += weights[i] * __uint_as_float(twos[j] << 16), sum[2 * j + 1] += weights[i] * __uint_as_float(twos[j] & 0xffff0000u);
+  }
+#pragma unroll
+  for (int j = 0; j < 8; j += 4) *reinterpret_cast<float4*>(out + column + j) = *reinterpret_cast<const float4*>(sum + j);
+}
 
 /// out[token] (+)= the sum of weight · y over its hits, experts ascending. Grid: tokens, blocks of columns.
 static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __grid_constant__ CombineView view) {
@@ -345,9 +363,14 @@ static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __g
       if (hit[half] >= 0) hits[rank[half]] = hit[half], weights[rank[half]] = weight[half];
   }
   __syncthreads();
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kCombineColumns, h = view.out.dims[1], last = min(first + kCombineColumns, h);
+  const int columns = view.y16 != nullptr ? 2 * kCombineColumns : kCombineColumns;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * columns, h = view.out.dims[1], last = min(first + columns, h);
   float* out = view.out.at(token);
-  if (view.fours) {
+  if (view.y16 != nullptr && view.fours && h % 8 == 0) {
+    if (first + 8 * own < last) combine_eight(view, hits, weights, count, first + 8 * own, out);
+    return;
+  }
+  if (view.fours && view.y16 == nullptr) {
     const std::int64_t column = first + 4 * own;
     if (column >= last) return;
     float4 sum = view.accumulate ? *reinterpret_cast<const float4*>(out + column) : make_float4(0, 0, 0, 0);
@@ -362,7 +385,7 @@ static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __g
   for (std::int64_t column = first + own; column < last; column += kCombineThreads) {
     float sum = view.accumulate ? out[column] : 0.0f;
 #pragma unroll 8
-    for (int i = 0; i < count; ++i) sum += weights[i] * view.y[hits[i] * h + column];
+    for (int i = 0; i < count; ++i) sum += weights[i] * (view.y16 != nullptr ? __bfloat162float(view.y16[hits[i] * h + column]) : view.y[hits[i] * h + column]);
     out[column] = sum;
   }
 }

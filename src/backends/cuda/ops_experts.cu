@@ -199,7 +199,7 @@ void launch_gather(Context& context, const GatherView& view) {
   context.launched();
 }
 void launch_combine(Context& context, const CombineView& view) {
-  const dim3 grid(static_cast<unsigned>(view.out.dims[0]), static_cast<unsigned>(divide_up(view.out.dims[1], kCombineColumns)));
+  const dim3 grid(static_cast<unsigned>(view.out.dims[0]), static_cast<unsigned>(divide_up(view.out.dims[1], view.y16 != nullptr ? 2 * kCombineColumns : kCombineColumns)));
   launch_early(context, &combine_hits, grid, kCombineThreads, 0, view);
   context.launched();
 }
