@@ -1,5 +1,5 @@
-// Read before every file of Release builds, parsed once (cmake/Room.cmake): the standard library and the two libraries that most files
-// include. No file may rely on it: each includes what it uses, and clang-tidy goes without this one.
+// Read before every file of Release builds, parsed once (cmake/Room.cmake): the standard library and the two libraries
+// that most files include. No file may rely on it: each includes what it uses, and clang-tidy goes without this one.
 #pragma once
 #include <fmt/format.h>
 

@@ -29,7 +29,7 @@ struct BlasProduct {
   std::int64_t x_stride = 0, w_stride = 0, out_stride = 0;
   std::int64_t x_step = 0, w_step = 0, out_step = 0;
   bool accumulate = false;
-  bool rounded = false;          // f16, bf16: the output is of the operands' type, its stride and step count that
+  bool rounded = false;  // f16, bf16: the output is of the operands' type, its stride and step count that
   BlasScales scales = BlasScales::none;
   const float *x_scales = nullptr, *w_scales = nullptr;
   const float* added = nullptr;  // lies like out and is added to the product instead of out itself; null: nothing is

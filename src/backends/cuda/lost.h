@@ -1,5 +1,5 @@
-// Devices that do not come back: a kernel there never ends. Whoever would free, destroy or wait for something on one would
-// wait for ever, so everything of it is left to the end of the process.
+// Devices that do not come back: a kernel there never ends. Whoever would free, destroy or wait for something on one
+// would wait for ever, so everything of it is left to the end of the process.
 #pragma once
 
 namespace fathom::cuda {

@@ -99,6 +99,14 @@ __global__ void __launch_bounds__(kRowThreads) gate_rows(const float* gate, cons
   });
 }
 
+/// The two halves of a rotated pair, as every kernel rotates (device_math.cuh): the same bits.
+__device__ float4 turned_first(const float4& a, const float4& b, const float4& c, const float4& s) {
+  return make_float4(rotated_first(a.x, b.x, c.x, s.x), rotated_first(a.y, b.y, c.y, s.y), rotated_first(a.z, b.z, c.z, s.z), rotated_first(a.w, b.w, c.w, s.w));
+}
+__device__ float4 turned_second(const float4& a, const float4& b, const float4& c, const float4& s) {
+  return make_float4(rotated_second(a.x, b.x, c.x, s.x), rotated_second(a.y, b.y, c.y, s.y), rotated_second(a.z, b.z, c.z, s.z), rotated_second(a.w, b.w, c.w, s.w));
+}
+
 struct ManyRotations {
   View<float> x;  // [tokens, heads, …]
   View<const float> cosines, sines;
@@ -116,8 +124,8 @@ __global__ void __launch_bounds__(kRowThreads) rotate_rows(const __grid_constant
   const float sign = static_cast<float>(args.sign);
   s = make_float4(s.x * sign, s.y * sign, s.z * sign, s.w * sign);
   const float4 a = row[at], b = row[at + args.fours];
-  row[at] = make_float4(rotated_first(a.x, b.x, c.x, s.x), rotated_first(a.y, b.y, c.y, s.y), rotated_first(a.z, b.z, c.z, s.z), rotated_first(a.w, b.w, c.w, s.w));
-  row[at + args.fours] = make_float4(rotated_second(a.x, b.x, c.x, s.x), rotated_second(a.y, b.y, c.y, s.y), rotated_second(a.z, b.z, c.z, s.z), rotated_second(a.w, b.w, c.w, s.w));
+  row[at] = turned_first(a, b, c, s);
+  row[at + args.fours] = turned_second(a, b, c, s);
 }
 
 struct ManyWrites {
@@ -167,9 +175,6 @@ struct ManyStores {
   float scale, sign;
 };
 
-__device__ float4 turned(const float4& a, const float4& b, const float4& c, const float4& s) {
-  return make_float4(a.x * c.x - b.x * s.x, a.y * c.y - b.y * s.y, a.z * c.z - b.z * s.z, a.w * c.w - b.w * s.w);
-}
 __device__ float4 times(const float4& a, float by) { return make_float4(a.x * by, a.y * by, a.z * by, a.w * by); }
 
 /// Grid: tokens, stretches of a token's items: those of q, k, v.
@@ -201,7 +206,7 @@ __global__ void __launch_bounds__(kRowThreads) store_qkv(const __grid_constant__
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const float4 a = row[i], b = row[i + fours], sine = times(s[i], args.sign);
-    low[i] = turned(a, b, c[i], sine), high[i] = turned(b, a, c[i], times(sine, -1.0f));
+    low[i] = turned_first(a, b, c[i], sine), high[i] = turned_second(a, b, c[i], sine);
     if (is_q) low[i] = times(low[i], args.scale), high[i] = times(high[i], args.scale);
   }
   T* to = is_q ? reinterpret_cast<T*>(args.q_out) + (t * static_cast<std::int64_t>(args.q.dims[1]) + head) * 16 * args.pairs
