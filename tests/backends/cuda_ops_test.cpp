@@ -72,7 +72,8 @@ constexpr Tolerance kRoundedAttention{1e-2, 4e-3, 2e-3};
 
 // FP8 experts: the matrix units' sums keep about 14 bits, so that of the elements that are rounded to codes in between
 // about one in a hundred becomes the next code, by up to an eighth of itself; times an element of the down matrix that
-// is what an element of the result may be off. A row hardly is, but where one element of a short one outweighs the rest.
+// is what an element of the result may be off. A row hardly is, but where one element of a short one outweighs the
+// rest.
 constexpr Tolerance kOtherCodes{3e-2, 8e-3, 5e-2, 0.3};
 // Of whole numbers the sums are exact; a code in many thousands is next to a tie and differs.
 constexpr Tolerance kExactSums{1.5e-2, 4e-3, 4e-3, 0.1};

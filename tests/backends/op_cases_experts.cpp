@@ -94,10 +94,9 @@ OpCase experts_case(WeightFormat format, const ExpertsSpec& spec) {
         std::vector<Weight> gate, up, down;
         for (std::int64_t e = 0; e < spec.here; ++e) {
           for (std::vector<Weight>* list : {&gate, &up})
-            list->push_back(
-                spec.whole ? run.whole_weight(format, spec.inner, spec.hidden, 2, 0x1p-5f)
-                           : run.weight(format, spec.inner, spec.hidden,
-                                        1.0 / std::sqrt(static_cast<double>(spec.hidden))));
+            list->push_back(spec.whole ? run.whole_weight(format, spec.inner, spec.hidden, 2, 0x1p-5f)
+                                       : run.weight(format, spec.inner, spec.hidden,
+                                                    1.0 / std::sqrt(static_cast<double>(spec.hidden))));
           down.push_back(run.weight(format, spec.hidden, spec.inner, 1.0 / std::sqrt(static_cast<double>(spec.inner))));
         }
         for (std::vector<Weight>* list : {&gate, &up, &down})
