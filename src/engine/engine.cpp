@@ -6,6 +6,7 @@
 
 #include "backends/self/self_collectives.h"
 #include "engine/engine_parts.h"
+#include "engine/engine_share.h"
 #include "engine/fault.h"
 
 namespace fathom::engine {
@@ -79,27 +80,11 @@ Status Engine::allocate() {
   lengths_.assign(static_cast<std::size_t>(options_.slots), 0);
   sequences_.reserve(static_cast<std::size_t>(local_.slots));
   plan_.memory.workspace = backend_->workspace_bytes();
-  if (seat_.rank != 0 || !backend_->sample({})) plan_.memory.sampling = 0;
   if (staging_ != nullptr) plan_.memory.host += std::max<Bytes>(plan_.memory.constants, 1);
   if (logits_ != nullptr)
     plan_.memory.host += static_cast<Bytes>(logit_rows(options_) * spec().vocabulary) * sizeof(float);
   FATHOM_TRY_VOID(set_up_choosing());
   return set_up_offload();
-}
-
-namespace {
-Bytes seen_words(std::int64_t vocabulary) { return static_cast<Bytes>(vocabulary + 31) / 32; }
-Bytes asked_bytes(const EngineOptions& options) {
-  return static_cast<Bytes>(logit_rows(options)) * (sizeof(tensor::SamplingRow) + sizeof(std::int32_t));
-}
-}  // namespace
-
-Status Engine::set_up_choosing() {
-  if (seat_.rank != 0 || !backend_->sample({})) return {};
-  FATHOM_TRY(asked_, backend_->allocate_buffer(asked_bytes(options_), tensor::Placement::kShared));
-  FATHOM_TRY(seen_, backend_->allocate_buffer(plan_.memory.sampling));
-  plan_.memory.host += asked_bytes(options_);
-  return {};
 }
 
 Status Engine::set_up_offload() {
@@ -162,19 +147,17 @@ Result<std::int64_t> Engine::check_tokens(std::span<const SlotTokens> tokens) co
 Result<std::span<const float>> Engine::step(std::span<const SlotTokens> tokens, Logits logits) {
   FATHOM_TRY(const std::int64_t total, check_tokens(tokens));
   static_cast<void>(total);
-  if (!seat_.alone()) FATHOM_TRY_VOID(command(tokens, logits));
+  FATHOM_TRY_VOID(finish_begun());
+  if (!seat_.alone()) FATHOM_TRY_VOID(command(Order::kStep, tokens, logits));
   return pass(tokens, logits);
 }
 
-// What falls to this rank: the tokens of its replica's slots. The counts of all replicas are known to each.
-struct Engine::Share {
-  std::vector<std::int64_t> tokens, rows;  // by replica
-  std::vector<std::int64_t> order;         // of the caller's rows of logits: which row it is, replica after replica
-  std::int64_t own_tokens = 0, own_rows = 0, all_rows = 0;
-  PassKind kind = PassKind::kDecode;
-  bool fresh = true;
-  std::uint64_t key = 0;
-};
+namespace {
+std::int32_t rows_wanted(const SlotTokens& part, Logits logits) {
+  const auto n = static_cast<std::int32_t>(part.ids.size());
+  return logits == Logits::kAll ? n : logits == Logits::kLast ? 1 : 0;
+}
+}  // namespace
 
 Engine::Share Engine::take_share(std::span<const SlotTokens> tokens, Logits logits) {
   const auto replicas = static_cast<std::size_t>(seat_.spread.dp),
@@ -187,26 +170,20 @@ Engine::Share Engine::take_share(std::span<const SlotTokens> tokens, Logits logi
     const auto replica = static_cast<std::size_t>(part.slot) % replicas;
     const auto n = static_cast<std::int32_t>(part.ids.size()), past = static_cast<std::int32_t>(length(part.slot)),
                at = static_cast<std::int32_t>(share.tokens[replica]);
-    const std::int32_t wanted = logits == Logits::kAll ? n : logits == Logits::kLast ? 1 : 0;
+    const std::int32_t wanted = rows_wanted(part, logits);
     all_decode = all_decode && n == 1;
     if (replicas > 1)
       for (std::int32_t i = 0; i < wanted; ++i) places.emplace_back(replica, share.rows[replica] + i);
     if (replica == mine) {
       sequences_.push_back({static_cast<std::int32_t>(static_cast<std::size_t>(part.slot) / replicas), at, n, past});
       share.fresh = share.fresh && past == 0;
-      for (std::int32_t i = 0; i < n; ++i) {
-        ids_.as<std::int32_t>()[at + i] = part.ids[static_cast<std::size_t>(i)];
-        positions_.as<std::int32_t>()[at + i] = past + i;
-      }
-      for (std::int32_t i = n - wanted; i < n; ++i) {
-        FATHOM_CHECK(share.own_rows < rows_.dim(0), "more rows of logits than the engine was made for");
-        rows_.as<std::int32_t>()[share.own_rows++] = at + i;
-      }
     }
     share.tokens[replica] += n;
     share.rows[replica] += wanted;
   }
   share.own_tokens = share.tokens[mine];
+  share.own_rows = share.rows[mine];
+  FATHOM_CHECK(share.own_rows <= rows_.dim(0), "more rows of logits than the engine was made for");
   std::vector<std::int64_t> first(replicas);
   for (std::size_t r = 0; r < replicas; ++r) {
     first[r] = share.all_rows;
@@ -231,23 +208,41 @@ Engine::Share Engine::take_share(std::span<const SlotTokens> tokens, Logits logi
   return share;
 }
 
-Result<std::span<const float>> Engine::pass(std::span<const SlotTokens> tokens, Logits logits) {
-  const Share share = take_share(tokens, logits);
-  auto answer = inject_fault(seat_, passes_++, *backend_);
-  Result<std::span<const float>> result = answer ? launch(share) : tl::unexpected<Error>(answer.error());
-  if (!result) {
-    if (seat_.alone()) return result;
-    // The others hear of it, and all of them say the same.
-    seat_.transport->fail(result.error());
-    return tl::unexpected<Error>(*seat_.transport->failure());
+// Writes what take_share found to where the device reads it.
+void Engine::feed(std::span<const SlotTokens> tokens, Logits logits) {
+  const auto replicas = static_cast<std::size_t>(seat_.spread.dp),
+             mine = static_cast<std::size_t>(seat_.spread.replica(seat_.rank));
+  std::int32_t at = 0, row = 0;
+  for (const SlotTokens& part : tokens) {
+    if (static_cast<std::size_t>(part.slot) % replicas != mine) continue;
+    const auto n = static_cast<std::int32_t>(part.ids.size()), past = static_cast<std::int32_t>(length(part.slot));
+    for (std::int32_t i = 0; i < n; ++i) {
+      ids_.as<std::int32_t>()[at + i] = part.ids[static_cast<std::size_t>(i)];
+      positions_.as<std::int32_t>()[at + i] = past + i;
+    }
+    for (std::int32_t i = n - rows_wanted(part, logits); i < n; ++i) rows_.as<std::int32_t>()[row++] = at + i;
+    at += n;
   }
-  for (const SlotTokens& part : tokens)
-    lengths_[static_cast<std::size_t>(part.slot)] += static_cast<std::int64_t>(part.ids.size());
-  return in_order(*result, share.order);
+  std::memcpy(table_.data, sequences_.data(), sequences_.size() * sizeof(Sequence));
 }
 
-Result<std::span<const float>> Engine::launch(const Share& share) {
-  std::memcpy(table_.data, sequences_.data(), sequences_.size() * sizeof(Sequence));
+void Engine::count(std::span<const SlotTokens> tokens) {
+  for (const SlotTokens& part : tokens)
+    lengths_[static_cast<std::size_t>(part.slot)] += static_cast<std::int64_t>(part.ids.size());
+}
+
+Result<std::span<const float>> Engine::pass(std::span<const SlotTokens> tokens, Logits logits) {
+  const Share share = take_share(tokens, logits);
+  feed(tokens, logits);
+  FATHOM_TRY(const std::byte* const out, told(launch(share, true)));
+  FATHOM_TRY(const auto answer, told(read_logits(out, share)));
+  count(tokens);
+  return in_order(answer, share.order);
+}
+
+// `fed`: the host filled the tables; if not, the device did when it chose.
+Result<const std::byte*> Engine::launch(const Share& share, bool fed) {
+  FATHOM_TRY_VOID(inject_fault(seat_, passes_++, *backend_));
   const auto count = static_cast<std::int64_t>(sequences_.size());
   backend_->activations().use_plan(&plan_.arenas[static_cast<std::size_t>(share.kind)], arena_->data());
   const auto seen = [&](const Tensor& table, tensor::Shape shape) {
@@ -268,8 +263,9 @@ Result<std::span<const float>> Engine::launch(const Share& share) {
                    .batch = batch,
                    .replica_tokens = share.tokens};
   const std::byte* out_data = nullptr;
+  if (fed && staging_ != nullptr)
+    backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
   FATHOM_TRY(const bool called, backend_->run_pass(share.key, [&] {
-    if (staging_ != nullptr) backend_->copy_in(constants_->data() + tables_, staging_->data() + tables_, tables_bytes_);
     const tensor::Value out = collect_logits(pass, architecture_->forward(pass), spec().vocabulary, share.rows);
     FATHOM_CHECK(!out.defined() || out->dtype == DType::f32 || share.all_rows == 0, "logits are f32");
     if (offload_ != nullptr) offload_->end_pass();
@@ -277,72 +273,21 @@ Result<std::span<const float>> Engine::launch(const Share& share) {
   }));
   if (share.key != 0 && called) outputs_of_[share.key] = out_data;
   if (!called) out_data = outputs_of_.at(share.key);
+  return out_data;
+}
+
+Result<std::span<const float>> Engine::read_logits(const std::byte* logits, const Share& share) {
   const auto floats = static_cast<std::size_t>(seat_.rank == 0 ? share.all_rows * spec().vocabulary : 0);
   std::span<const float> answer;
-  if (!choosing_.empty()) {
-    FATHOM_TRY_VOID(choose_tokens(out_data, share));
-  } else if (logits_ == nullptr || floats == 0) {
+  if (logits_ == nullptr || floats == 0) {
     FATHOM_TRY_VOID(backend_->synchronize());
-    answer = {reinterpret_cast<const float*>(out_data), floats};  // the arena's bytes stay until the next pass
+    answer = {reinterpret_cast<const float*>(logits), floats};  // the arena's bytes stay until the next pass
   } else {
-    FATHOM_TRY_VOID(backend_->download({logits_->data(), floats * sizeof(float)}, out_data));
+    FATHOM_TRY_VOID(backend_->download({logits_->data(), floats * sizeof(float)}, logits));
     answer = {reinterpret_cast<const float*>(logits_->data()), floats};
   }
   FATHOM_TRY_VOID(comm_->status());
   return answer;
-}
-
-// The rows of logits lie replica after replica; what is asked and answered has the caller's order.
-Status Engine::choose_tokens(const std::byte* logits, const Share& share) {
-  const std::size_t rows = choosing_.size();
-  FATHOM_CHECK(static_cast<std::int64_t>(rows) == share.all_rows, "a row of logits for each that is asked for");
-  auto* const asked = reinterpret_cast<tensor::SamplingRow*>(asked_->data());
-  auto* const ids = reinterpret_cast<std::int32_t*>(asked_->data() + static_cast<Bytes>(logit_rows(options_)) *
-                                                                         sizeof(tensor::SamplingRow));
-  const auto row_of = [&](std::size_t i) { return share.order.empty() ? i : static_cast<std::size_t>(share.order[i]); };
-  for (std::size_t i = 0; i < rows; ++i) asked[row_of(i)] = choosing_[i];
-  backend_->sample({.logits = reinterpret_cast<const float*>(logits),
-                    .rows = share.all_rows,
-                    .vocabulary = spec().vocabulary,
-                    .asked = asked,
-                    .seen = reinterpret_cast<std::uint32_t*>(seen_->data()),
-                    .ids = ids});
-  FATHOM_TRY_VOID(backend_->synchronize());
-  chosen_.resize(rows);
-  for (std::size_t i = 0; i < rows; ++i) chosen_[i] = ids[row_of(i)];
-  return {};
-}
-
-Result<std::span<const std::int32_t>> Engine::step_choosing(std::span<const SlotTokens> tokens,
-                                                            std::span<const tensor::SamplingRow> asked) {
-  FATHOM_CHECK(chooses() && asked.size() == tokens.size() && !tokens.empty());
-  std::vector<tensor::SamplingRow> rows(asked.begin(), asked.end());
-  for (std::size_t i = 0; i < rows.size(); ++i) rows[i].seen = tokens[i].slot;
-  choosing_ = rows;
-  const auto done = step(tokens, Logits::kLast);
-  choosing_ = {};
-  if (!done) return tl::unexpected<Error>(done.error());
-  return std::span<const std::int32_t>(chosen_);
-}
-
-Result<std::int32_t> Engine::choose(std::int64_t slot, std::span<const std::int32_t> ids,
-                                    const tensor::SamplingRow& asked) {
-  FATHOM_TRY_VOID(check_room(slot, ids.size()));
-  while (std::ssize(ids) > options_.prefill_chunk) {
-    const SlotTokens part{slot, ids.first(static_cast<std::size_t>(options_.prefill_chunk))};
-    FATHOM_TRY_VOID(step(std::span(&part, 1), Logits::kNone));
-    ids = ids.subspan(part.ids.size());
-  }
-  const SlotTokens last{slot, ids};
-  FATHOM_TRY(const auto chosen, step_choosing(std::span(&last, 1), std::span(&asked, 1)));
-  return chosen[0];
-}
-
-Status Engine::set_history(std::int64_t slot, std::span<const std::uint32_t> seen) {
-  const Bytes words = seen_words(spec().vocabulary);
-  FATHOM_CHECK(chooses() && seen.size() == words);
-  return backend_->upload(seen_->data() + static_cast<Bytes>(slot) * words * sizeof(std::uint32_t),
-                          std::as_bytes(seen));
 }
 
 // Refuse a prompt that cannot fit before any of it is computed.

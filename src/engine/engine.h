@@ -108,13 +108,24 @@ class Engine {
 
   /// Whether the device chooses tokens by itself, so that ids alone come to the host.
   bool chooses() const { return asked_ != nullptr; }
-  /// A pass as step(kLast), of whose logits the device chooses a token a slot by `asked` (Sampler::next_row; `seen` is
-  /// set here), the same that a Sampler would: valid until the next call, -1 where logits are not finite. Only where
-  /// chooses().
-  Result<std::span<const std::int32_t>> step_choosing(std::span<const SlotTokens> tokens,
-                                                      std::span<const tensor::SamplingRow> asked);
+  /// Begins a pass as step(kLast), of whose logits the device chooses a token a slot by `asked` (Sampler::next_row;
+  /// `seen` is set here), the same that a Sampler would; take_chosen() has them. Only where chooses().
+  Status begin(std::span<const SlotTokens> tokens, std::span<const tensor::SamplingRow> asked);
   /// The same after a text of any length, appended in chunks.
-  Result<std::int32_t> choose(std::int64_t slot, std::span<const std::int32_t> ids, const tensor::SamplingRow& asked);
+  Status begin_text(std::int64_t slot, std::span<const std::int32_t> ids, const tensor::SamplingRow& asked);
+  /// Begins another pass with what the one begun last chooses, one token a slot, whether or not that one has been
+  /// taken: the device need not wait for the host to know. At most kMostBegun are under way. Only where continues().
+  /// Errors: engine.context_full.
+  Status begin_next(std::span<const tensor::SamplingRow> asked);
+  /// Waits for the oldest pass that was begun, and answers a token for each of its slots: valid until the next call, -1
+  /// where logits are not finite. What was begun and is never taken ends before the next step() or begin() starts, and
+  /// its tokens count as the slots' own: reset() those whose text stopped earlier.
+  Result<std::span<const std::int32_t>> take_chosen();
+  static constexpr int kMostBegun = tensor::kMoments;
+  /// Whether a pass can go on with what the device chose: not where other ranks need tokens that this one chose.
+  bool continues() const { return chooses() && seat_.spread.dp == 1 && seat_.spread.pp == 1; }
+  /// Whether that saves time, since the device works by itself.
+  bool runs_ahead() const { return continues() && backend_->runs_ahead(); }
   /// Tokens (Sampler::seen) that penalties of this slot look at; what is chosen is added. Only where chooses().
   Status set_history(std::int64_t slot, std::span<const std::uint32_t> seen);
 
@@ -132,12 +143,32 @@ class Engine {
   Status join_ranks(Status mine);
   Status check_room(std::int64_t slot, std::size_t tokens) const;
   Result<std::int64_t> check_tokens(std::span<const SlotTokens> tokens) const;
-  Status command(std::span<const SlotTokens> tokens, Logits logits);
+  /// What rank 0 has the others do.
+  enum class Order : std::uint32_t { kLetGo, kStep, kBegin, kBeginNext, kTake, kHistory };
+  friend void let_go(tensor::Transport& transport);
+  Status command(Order order, std::span<const SlotTokens> tokens, Logits logits,
+                 std::span<const tensor::SamplingRow> asked = {}, std::span<const std::uint32_t> seen = {});
+  Status obey(std::span<const std::byte> in);
+  /// An error of this rank's that the others shall know of is what all of them say.
+  template <class T>
+  T told(T result);
   Result<std::span<const float>> pass(std::span<const SlotTokens> tokens, Logits logits);
   struct Share;  // of a pass: what falls to this rank
   Share take_share(std::span<const SlotTokens> tokens, Logits logits);
-  Result<std::span<const float>> launch(const Share& share);
-  Status choose_tokens(const std::byte* logits, const Share& share);
+  void feed(std::span<const SlotTokens> tokens, Logits logits);
+  void count(std::span<const SlotTokens> tokens);
+  /// Where the logits will lie.
+  Result<const std::byte*> launch(const Share& share, bool fed);
+  Result<std::span<const float>> read_logits(const std::byte* logits, const Share& share);
+  Status begin_pass(std::span<const SlotTokens> tokens, std::span<const tensor::SamplingRow> asked, bool fed);
+  Status begin_next_pass(std::span<const tensor::SamplingRow> asked);
+  void launch_choice(const std::byte* logits, std::span<const tensor::SamplingRow> asked, const Share& share);
+  Status take_pass();
+  Status write_history(std::int64_t slot, std::span<const std::uint32_t> seen);
+  /// Waits for what was begun and not taken.
+  Status finish_begun();
+  struct Shared;  // what host and device both see of one choice
+  Shared shared_of(std::uint64_t pass) const;
   std::span<const float> in_order(std::span<const float> logits, const std::vector<std::int64_t>& order);
 
   std::shared_ptr<void> company_;  // destroyed last
@@ -161,8 +192,15 @@ class Engine {
   std::int64_t topk_horizon_ = 0;
   std::int64_t passes_ = 0;
   std::unique_ptr<tensor::Buffer> asked_,
-      seen_;  // of tokens chosen on the device: rows and ids as both see them; bits by slot
-  std::span<const tensor::SamplingRow> choosing_;  // what the pass in progress asks for
+      seen_;  // of tokens chosen on the device: rows and ids as both see them, of each pass under way; bits by slot
+  /// A pass that was begun.
+  struct Begun {
+    std::size_t rows = 0;
+    std::vector<std::int64_t> order;  // Share::order
+  };
+  std::array<Begun, kMostBegun> under_way_;  // by the number of the pass
+  std::uint64_t begun_ = 0, taken_ = 0;      // passes
+  std::vector<std::int64_t> begun_slots_;    // of the last one
   std::vector<std::int32_t> chosen_;
   std::vector<float> ordered_;  // logits of several replicas, in the order of the caller's tokens
   std::vector<tensor::Sequence> sequences_;

@@ -35,6 +35,9 @@ std::vector<tensor::Tensor> place_constants(const model::Architecture& architect
 tensor::Value collect_logits(model::Pass& pass, tensor::Value logits, std::int64_t vocabulary,
                              std::span<const std::int64_t> rows);
 
+/// Whether a rank can choose tokens: rank 0, and those that would otherwise have to be told what it chose.
+inline bool chooses_tokens(const Spread& spread, int rank) { return rank == 0 || (spread.dp == 1 && spread.pp == 1); }
+
 /// Tells the ranks that follow that there is nothing more to do.
 void let_go(tensor::Transport& transport);
 

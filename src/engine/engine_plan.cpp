@@ -214,7 +214,7 @@ Result<EnginePlan> plan_engine(model::Architecture& architecture, const weights:
   plan.memory.weights_arena = weights.arena_bytes;
   plan.memory.ring = weights.residence.ring_bytes();
   plan.memory.host = weights.residence.host_bytes;
-  if (rank == 0)
+  if (chooses_tokens(spread, rank))
     plan.memory.sampling = static_cast<Bytes>(options.slots) *
                            static_cast<Bytes>((architecture.spec().vocabulary + 31) / 32) * sizeof(std::uint32_t);
   plan.memory.cache = layout.total;

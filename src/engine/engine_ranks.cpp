@@ -3,16 +3,17 @@
 
 #include "engine/engine.h"
 #include "engine/engine_parts.h"
+#include "engine/engine_share.h"
 #include "engine/fault.h"
 
 namespace fathom::engine {
 namespace {
 
-/// A pass, as it is sent: this, then a Part each, then all ids.
+/// What the others shall do, as it is sent: this, then a Part each, what is asked, bits of seen tokens, then all ids.
 struct Header {
-  std::uint32_t go = 1;  // 0: there is nothing more to do
+  std::uint32_t order = 0;  // Engine::Order
   std::uint32_t logits = 0;
-  std::int64_t parts = 0, topk_horizon = 0;
+  std::int64_t parts = 0, asked = 0, seen = 0, topk_horizon = 0;
 };
 struct Part {
   std::int64_t slot = 0, past = 0, tokens = 0;
@@ -35,7 +36,7 @@ void take(std::span<const std::byte>& in, T* values, std::size_t count) {
 
 void let_go(tensor::Transport& transport) {
   std::vector<std::byte> bytes;
-  const Header header{.go = 0};
+  const Header header{.order = static_cast<std::uint32_t>(Engine::Order::kLetGo)};
   append(bytes, &header, 1);
   if (!transport.failure()) static_cast<void>(tensor::broadcast(transport, bytes));
 }
@@ -57,46 +58,77 @@ Status Engine::join_ranks(Status mine) {
   return {};
 }
 
-Status Engine::command(std::span<const SlotTokens> tokens, Logits logits) {
+Status Engine::command(Order order, std::span<const SlotTokens> tokens, Logits logits,
+                       std::span<const tensor::SamplingRow> asked, std::span<const std::uint32_t> seen) {
   if (const auto failure = seat_.transport->failure()) return tl::unexpected<Error>(*failure);
   std::vector<std::byte> bytes;
-  const Header header{.logits = static_cast<std::uint32_t>(logits),
-                      .parts = static_cast<std::int64_t>(tokens.size()),
+  const Header header{.order = static_cast<std::uint32_t>(order),
+                      .logits = static_cast<std::uint32_t>(logits),
+                      .parts = std::ssize(tokens),
+                      .asked = std::ssize(asked),
+                      .seen = std::ssize(seen),
                       .topk_horizon = topk_horizon_};
   append(bytes, &header, 1);
   for (const SlotTokens& tokens_of : tokens) {
     const Part part{tokens_of.slot, length(tokens_of.slot), static_cast<std::int64_t>(tokens_of.ids.size())};
     append(bytes, &part, 1);
   }
+  append(bytes, asked.data(), asked.size());
+  append(bytes, seen.data(), seen.size());
   for (const SlotTokens& tokens_of : tokens) append(bytes, tokens_of.ids.data(), tokens_of.ids.size());
   return tensor::broadcast(*seat_.transport, bytes);
 }
 
 Status Engine::follow() {
   std::vector<std::byte> bytes;
-  std::vector<Part> parts;
-  std::vector<std::int32_t> ids;
-  std::vector<SlotTokens> tokens;
   for (;;) {
     FATHOM_TRY_VOID(tensor::broadcast(*seat_.transport, bytes));
-    std::span<const std::byte> in = bytes;
-    Header header;
-    take(in, &header, 1);
-    if (header.go == 0) return {};
-    topk_horizon_ = header.topk_horizon;
-    parts.resize(static_cast<std::size_t>(header.parts));
-    take(in, parts.data(), parts.size());
-    ids.resize(in.size() / sizeof(std::int32_t));
-    take(in, ids.data(), ids.size());
-    tokens.clear();
-    std::size_t at = 0;
-    for (const Part& part : parts) {
-      lengths_[static_cast<std::size_t>(part.slot)] = part.past;
-      tokens.push_back({part.slot, std::span(ids).subspan(at, static_cast<std::size_t>(part.tokens))});
-      at += static_cast<std::size_t>(part.tokens);
+    if (bytes.size() == sizeof(Header)) {
+      std::span<const std::byte> in = bytes;
+      Header header;
+      take(in, &header, 1);
+      if (header.order == static_cast<std::uint32_t>(Order::kLetGo)) return {};
     }
-    FATHOM_TRY_VOID(pass(tokens, static_cast<Logits>(header.logits)));
+    FATHOM_TRY_VOID(obey(bytes));
   }
+}
+
+Status Engine::obey(std::span<const std::byte> in) {
+  Header header;
+  take(in, &header, 1);
+  topk_horizon_ = header.topk_horizon;
+  const auto logits = static_cast<Logits>(header.logits);
+  std::vector<Part> parts(static_cast<std::size_t>(header.parts));
+  std::vector<tensor::SamplingRow> asked(static_cast<std::size_t>(header.asked));
+  std::vector<std::uint32_t> seen(static_cast<std::size_t>(header.seen));
+  take(in, parts.data(), parts.size());
+  take(in, asked.data(), asked.size());
+  take(in, seen.data(), seen.size());
+  std::vector<std::int32_t> ids(in.size() / sizeof(std::int32_t));
+  take(in, ids.data(), ids.size());
+  std::vector<SlotTokens> tokens;
+  std::size_t at = 0;
+  for (const Part& part : parts) {
+    lengths_[static_cast<std::size_t>(part.slot)] = part.past;
+    tokens.push_back({part.slot, std::span(ids).subspan(at, static_cast<std::size_t>(part.tokens))});
+    at += static_cast<std::size_t>(part.tokens);
+  }
+  switch (static_cast<Order>(header.order)) {
+    case Order::kLetGo:
+      return {};
+    case Order::kStep:
+      FATHOM_TRY_VOID(pass(tokens, logits));
+      return {};
+    case Order::kBegin:
+      return begin_pass(tokens, asked, true);
+    case Order::kBeginNext:
+      return begin_next_pass(asked);
+    case Order::kTake:
+      return take_pass();
+    case Order::kHistory:
+      return write_history(parts[0].slot, seen);
+  }
+  return {};
 }
 
 std::span<const float> Engine::in_order(std::span<const float> logits, const std::vector<std::int64_t>& order) {

@@ -50,6 +50,42 @@ class StopFilter {
   bool cancelled_ = false;
 };
 
+// Where the next token comes from: chosen by the device, one token ahead of the host where that saves time, or here.
+class Source {
+ public:
+  Source(Engine& engine, std::int64_t slot, Sampler& sampler) : engine_(engine), slot_(slot), sampler_(sampler) {}
+  Status start() {
+    engine_.reset(slot_);
+    if (engine_.chooses() && sampler_.uses_history()) return engine_.set_history(slot_, sampler_.seen());
+    return {};
+  }
+  /// The token after `ids`, which follow what the slot has. `another`: the one after it will be asked for next, unless
+  /// something in the text ends it.
+  Result<std::int32_t> after(std::span<const std::int32_t> ids, bool another) {
+    if (!engine_.chooses()) {
+      FATHOM_TRY(const auto logits, engine_.prefill(slot_, ids));
+      return sampler_.sample(logits);
+    }
+    if (!ahead_) FATHOM_TRY_VOID(engine_.begin_text(slot_, ids, sampler_.next_row()));
+    ahead_ = another && engine_.runs_ahead() && has_room();
+    if (ahead_) {
+      const tensor::SamplingRow row = sampler_.next_row();
+      FATHOM_TRY_VOID(engine_.begin_next({&row, 1}));
+    }
+    FATHOM_TRY(const auto chosen, engine_.take_chosen());
+    return sampler_.chosen(chosen[0]);
+  }
+  /// Whether a token can be followed by another one.
+  bool has_more() const { return ahead_ || has_room(); }
+
+ private:
+  bool has_room() const { return engine_.length(slot_) + 1 <= engine_.options().context; }
+  Engine& engine_;
+  std::int64_t slot_;
+  Sampler& sampler_;
+  bool ahead_ = false;  // the pass of the token that was answered last has begun
+};
+
 }  // namespace
 
 std::string_view stop_reason_name(StopReason reason) {
@@ -69,19 +105,10 @@ Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const st
   std::optional<text::StreamDecoder> decoder;
   if (tokenizer != nullptr) decoder.emplace(tokenizer->stream(/*skip_special=*/true));
   result.token_seconds.reserve(static_cast<std::size_t>(std::max<std::int64_t>(options.max_tokens, 0)));
-  engine.reset(slot);
-  if (engine.chooses() && sampler.uses_history()) FATHOM_TRY_VOID(engine.set_history(slot, sampler.seen()));
-  // The token that follows these: chosen where the logits are, or here.
-  const auto next = [&](std::span<const std::int32_t> ids) -> Result<std::int32_t> {
-    if (engine.chooses()) {
-      FATHOM_TRY(const std::int32_t id, engine.choose(slot, ids, sampler.next_row()));
-      return sampler.chosen(id);
-    }
-    FATHOM_TRY(const auto logits, engine.prefill(slot, ids));
-    return sampler.sample(logits);
-  };
+  Source source(engine, slot, sampler);
+  FATHOM_TRY_VOID(source.start());
   double started = now();
-  FATHOM_TRY(std::int32_t id, next(prompt));
+  FATHOM_TRY(std::int32_t id, source.after(prompt, options.max_tokens > 1));
   result.prefill_seconds = now() - started;
   while (static_cast<std::int64_t>(result.ids.size()) < options.max_tokens) {
     if (!options.ignore_stop &&
@@ -95,12 +122,12 @@ Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const st
       break;
     }
     if (static_cast<std::int64_t>(result.ids.size()) == options.max_tokens) break;
-    if (engine.length(slot) + 1 > engine.options().context) {
+    if (!source.has_more()) {
       result.reason = StopReason::kContextFull;
       break;
     }
     started = now();
-    FATHOM_TRY(id, next({&id, 1}));
+    FATHOM_TRY(id, source.after({&id, 1}, std::ssize(result.ids) + 1 < options.max_tokens));
     result.token_seconds.push_back(now() - started);
   }
   if (decoder && result.reason != StopReason::kStopString && result.reason != StopReason::kCancelled) {

@@ -30,8 +30,9 @@ struct Generated {
   std::vector<double> token_seconds;  // of every decode step
 };
 
-/// Runs in `slot`, which is reset first. `on_text` (optional) gets pieces of valid UTF-8 as they are certain not to
-/// belong to a stop string; answering false cancels. Errors: those of Engine and Sampler, a prompt without tokens.
+/// Runs in `slot`, which is reset first. Where the device runs ahead of the host, an answer that its text ends may
+/// leave one token more in the slot. `on_text` (optional) gets pieces of valid UTF-8 as they are certain not to belong
+/// to a stop string; answering false cancels. Errors: those of Engine and Sampler, a prompt without tokens.
 Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const std::int32_t> prompt,
                            const GenerateOptions& options, const text::Tokenizer* tokenizer,
                            const std::function<bool(std::string_view)>& on_text = {});

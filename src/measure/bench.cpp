@@ -27,9 +27,39 @@ struct Timing {
   std::vector<double> steps;
 };
 
-// One run of `batch` sequences: prompts one after the other, then `generate` steps of all at once. Tokens are
-// arbitrary: time does not depend on them, except through the routing of experts, for which they are spread over the
-// vocabulary.
+// Arbitrary tokens: time does not depend on them, except through the routing of experts, for which they are spread over
+// the vocabulary.
+std::int32_t some_token(std::int64_t step, std::int64_t sequence, std::int64_t vocabulary) {
+  return static_cast<std::int32_t>((step * 15485863 + sequence * 32452843 + 3) % vocabulary);
+}
+
+/// `generate` steps of all sequences at once, each step's tokens those that the one before chose.
+Result<std::vector<double>> decode_chosen(engine::Engine& engine, std::span<const engine::SlotTokens> first,
+                                          std::int64_t generate) {
+  const std::vector<tensor::SamplingRow> greedy(first.size());
+  std::vector<engine::SlotTokens> parts(first.begin(), first.end());
+  std::vector<std::int32_t> next(first.size());
+  std::vector<double> steps;
+  double started = now();
+  FATHOM_TRY_VOID(engine.begin(parts, greedy));
+  for (std::int64_t g = 0; g < generate; ++g) {
+    const bool another = g + 1 < generate;
+    if (another && engine.runs_ahead()) FATHOM_TRY_VOID(engine.begin_next(greedy));
+    FATHOM_TRY(const auto chosen, engine.take_chosen());
+    const double ended = now();
+    steps.push_back(ended - started);
+    started = ended;
+    if (!another || engine.runs_ahead()) continue;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      next[i] = std::max(chosen[i], 0);
+      parts[i].ids = std::span(&next[i], 1);
+    }
+    FATHOM_TRY_VOID(engine.begin(parts, greedy));
+  }
+  return steps;
+}
+
+// One run of `batch` sequences: prompts one after the other, then `generate` steps of all at once.
 Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t prompt, std::int64_t generate) {
   const std::int64_t vocabulary = engine.spec().vocabulary;
   std::vector<std::int32_t> ids(static_cast<std::size_t>(prompt));
@@ -45,18 +75,19 @@ Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t
   timing.prefill_seconds = now() - started;
   std::vector<std::int32_t> next(static_cast<std::size_t>(batch));
   std::vector<engine::SlotTokens> parts;
+  for (std::int64_t s = 0; s < batch; ++s) parts.push_back({s, std::span(&next[static_cast<std::size_t>(s)], 1)});
+  const auto choose_step = [&](std::int64_t g) {
+    for (std::int64_t s = 0; s < batch; ++s) next[static_cast<std::size_t>(s)] = some_token(g, s, vocabulary);
+  };
+  if (engine.chooses()) {
+    choose_step(0);
+    FATHOM_TRY(timing.steps, decode_chosen(engine, parts, generate));
+    return timing;
+  }
   for (std::int64_t g = 0; g < generate; ++g) {
-    parts.clear();
-    for (std::int64_t s = 0; s < batch; ++s) {
-      next[static_cast<std::size_t>(s)] = static_cast<std::int32_t>((g * 15485863 + s * 32452843 + 3) % vocabulary);
-      parts.push_back({s, std::span(&next[static_cast<std::size_t>(s)], 1)});
-    }
+    choose_step(g);
     started = now();
-    if (engine.chooses()) {
-      FATHOM_TRY_VOID(engine.step_choosing(parts, std::vector<tensor::SamplingRow>(parts.size())));
-    } else {
-      FATHOM_TRY_VOID(engine.step(parts, engine::Logits::kLast));
-    }
+    FATHOM_TRY_VOID(engine.step(parts, engine::Logits::kLast));
     timing.steps.push_back(now() - started);
   }
   return timing;

@@ -316,6 +316,7 @@ class TracedBackend final : public ForwardingBackend {
         ops_(inner().ops(), recorder_) {}
   Ops& ops() override { return ops_; }
   Result<bool> run_pass(std::uint64_t, const std::function<void()>& pass) override { return recorder_.pass(pass); }
+  bool runs_ahead() const override { return false; }  // each pass is waited for, to read its times
   Result<std::unique_ptr<Collectives>> make_collectives(std::shared_ptr<Transport> transport,
                                                         const GroupMembers& members) override {
     FATHOM_TRY(auto made, inner().make_collectives(std::move(transport), members));

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/units.h"
+#include "tensor/batch.h"
 #include "tensor/collectives.h"
 #include "tensor/grad_ops.h"
 #include "tensor/memory.h"
@@ -60,6 +61,16 @@ struct RandomFill {
   std::span<const std::uint8_t> codes;  // 65536, the same memory each time; empty: numbers
 };
 
+/// The tables that a pass reads its tokens from, on the device. Choosing tokens leaves them as the next pass needs them
+/// when it goes on with the same sequences: of sequence r one token, the chosen one (0 where there is none), after all
+/// that it has, whose logits are wanted.
+struct NextPass {
+  Sequence* sequences = nullptr;  // [rows]; null: nothing is left
+  std::int32_t* ids = nullptr;
+  std::int32_t* positions = nullptr;
+  std::int32_t* wanted = nullptr;  // rows of logits
+};
+
 /// Choosing a token a row of logits (tensor/sampling.h). `asked` and `ids` lie in kShared memory, the rest on the
 /// device.
 struct SampleArgs {
@@ -69,7 +80,10 @@ struct SampleArgs {
   std::uint32_t* seen = nullptr;  // [.., (vocabulary + 31) / 32] bits, of which rows with a penalty read theirs and add
                                   // what they choose; null: no penalties
   std::int32_t* ids = nullptr;    // [rows]; -1: nothing finite
+  NextPass next;
 };
+
+inline constexpr int kMoments = 2;  // that a backend remembers
 
 class Backend {
  public:
@@ -155,6 +169,15 @@ class Backend {
   virtual bool sample(const SampleArgs& args) {
     static_cast<void>(args);
     return false;
+  }
+  /// Whether a pass may be launched while an earlier one runs, since launching does not wait for the work.
+  virtual bool runs_ahead() const { return false; }
+  /// Remembers how far what was launched goes, as moment 0 … kMoments - 1; await_moment() returns when the device is
+  /// there. A device that failed: kEnvironment.
+  virtual void remember(int moment) { static_cast<void>(moment); }
+  virtual Status await_moment(int moment) {
+    static_cast<void>(moment);
+    return synchronize();
   }
   /// Launches what makes the device fail, for tests of what happens then. False: this backend has no device that could.
   virtual bool break_device() { return false; }

@@ -44,6 +44,9 @@ class ForwardingBackend : public Backend {
   void mark(const char* opens) override { inner_->mark(opens); }
   Result<std::vector<double>> take_marks() override { return inner_->take_marks(); }
   bool sample(const SampleArgs& args) override { return inner_->sample(args); }
+  bool runs_ahead() const override { return inner_->runs_ahead(); }
+  void remember(int moment) override { inner_->remember(moment); }
+  Status await_moment(int moment) override { return inner_->await_moment(moment); }
   bool break_device() override { return inner_->break_device(); }
   Status synchronize() override { return inner_->synchronize(); }
 

@@ -31,7 +31,7 @@ std::string take(std::span<const std::byte>& in) {
 double rank_patience_seconds() {
   const char* text = std::getenv("FATHOM_RANK_TIMEOUT");
   const double wanted = text == nullptr ? 0 : std::atof(text);
-  return wanted >= 1 && wanted <= 3600 ? wanted : 20.0;
+  return wanted >= 1 && wanted <= 3600 ? wanted : 15.0;
 }
 
 std::vector<std::byte> pack_error(const Error& error) {

@@ -25,7 +25,7 @@ struct Incoming {
 /// kIdle: they may have nothing to do (waiting for a prompt, reading weights): only their failure ends the wait.
 enum class Patience : std::uint8_t { kBusy, kIdle };
 
-/// FATHOM_RANK_TIMEOUT in seconds (1 … 3600), or 20.
+/// FATHOM_RANK_TIMEOUT in seconds (1 … 3600), or 15.
 double rank_patience_seconds();
 
 /// One rank's end. Used by one thread at a time.

@@ -257,6 +257,8 @@ class CudaBackend final : public tensor::Backend {
       cudaStreamSynchronize(context_.stream);
       recordings_.clear();
       marks_.clear();
+      for (const cudaEvent_t moment : moments_)
+        if (moment != nullptr) cudaEventDestroy(moment);
       cudaStreamDestroy(context_.stream);
     }
   }
@@ -414,22 +416,38 @@ class CudaBackend final : public tensor::Backend {
   }
   Status synchronize() override {
     ops_.flush();
-    if (collectives_ != nullptr) FATHOM_TRY_VOID(await_ranks());
+    if (collectives_ != nullptr) FATHOM_TRY_VOID(await_ranks([&] { return cudaStreamQuery(context_.stream); }));
     context_.note(cudaStreamSynchronize(context_.stream));
+    return health();
+  }
+  bool runs_ahead() const override { return true; }
+  void remember(int moment) override {
+    ops_.flush();
+    cudaEvent_t& event = moments_[static_cast<std::size_t>(moment)];
+    if (event == nullptr) context_.note(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+    context_.note(cudaEventRecord(event, context_.stream));
+  }
+  Status await_moment(int moment) override {
+    const cudaEvent_t event = moments_[static_cast<std::size_t>(moment)];
+    if (collectives_ != nullptr) FATHOM_TRY_VOID(await_ranks([&] { return cudaEventQuery(event); }));
+    context_.note(cudaEventSynchronize(event));
+    return health();
+  }
+
+ private:
+  Status health() {
     context_.note(cudaGetLastError());
     if (context_.error != cudaSuccess) return device_failed(context_.error);
     return {};
   }
-
- private:
-  /// Until the stream is empty, or will never be: other ranks may be gone. What failed first is said: this device
-  /// before what NCCL made of it.
-  Status await_ranks() {
+  /// Until what `query` asks for is done, or will never be: other ranks may be gone. What failed first is said: this
+  /// device before what NCCL made of it.
+  Status await_ranks(const std::function<cudaError_t()>& query) {
     using Clock = std::chrono::steady_clock;
     const auto begun = Clock::now();
     auto looked = begun;
     for (;;) {
-      const cudaError_t state = cudaStreamQuery(context_.stream);
+      const cudaError_t state = query();
       if (state != cudaSuccess && state != cudaErrorNotReady) context_.note(state);
       if (context_.error != cudaSuccess) return failed();
       const auto now = Clock::now();
@@ -479,6 +497,7 @@ class CudaBackend final : public tensor::Backend {
   std::map<const std::uint8_t*, std::unique_ptr<CudaBuffer>> tables_;  // of codes to draw from
   Recordings recordings_;
   Marks marks_;
+  std::array<cudaEvent_t, tensor::kMoments> moments_{};
   CudaCollectives* collectives_ = nullptr;  // the engine's, gone before this backend
   Bytes collectives_bytes_ = 0;
   CudaOps ops_{context_, activations_};

@@ -1,5 +1,9 @@
-// One block a row. Every sum is of whole numbers, so the order in which threads add does not matter: the result is the host's, bit for bit.
+// Many blocks look for the best of a row, then one draws. Every sum is of whole numbers, so the order in which threads add does not matter: the
+// result is the host's, bit for bit.
 #include "backends/cuda/sample.h"
+
+#include <algorithm>
+
 #include "tensor/sampling.h"
 
 namespace fathom::cuda {
@@ -8,7 +12,9 @@ namespace {
 using tensor::SamplingRow;
 
 constexpr int kThreads = 1024, kWarps = kThreads / 32, kDigits = 256;
+constexpr int kPartThreads = 256, kPart = 8 * kPartThreads;  // logits that a block looks for the best in
 constexpr unsigned kAll = 0xffffffffu;
+constexpr std::int64_t kMostTogether = 65535;  // rows of a grid
 
 /// What stays: keys above, and of those that are equal ids up to `id`.
 struct Cut {
@@ -120,22 +126,18 @@ __device__ std::int64_t turn_of(Shared& s, std::int64_t n, unsigned long long ta
   return s.chosen;
 }
 
-/// The best: its key above, 2^32 - 1 - id below.
-__device__ unsigned long long find_best(Shared& s, const std::uint32_t* keys, std::int64_t n) {
-  unsigned long long best = 0;
-  for (std::int64_t id = threadIdx.x; id < n; id += kThreads) {
-    const unsigned long long here = static_cast<unsigned long long>(keys[id]) << 32 | (0xffffffffull - static_cast<unsigned long long>(id));
-    best = here > best ? here : best;
-  }
-  if (threadIdx.x == 0) s.best = 0;
-  __syncthreads();
+/// The best of a block's: its key above, 2^32 - 1 - id below.
+__device__ unsigned long long block_best(Shared& s, unsigned long long best) {
   for (int step = 16; step > 0; step /= 2) {
     const unsigned long long other = __shfl_xor_sync(kAll, best, step);
     best = other > best ? other : best;
   }
-  if (threadIdx.x % 32 == 0) atomicMax(&s.best, best);
   __syncthreads();
-  return s.best;
+  if (threadIdx.x % 32 == 0) s.sums[threadIdx.x / 32] = best;
+  __syncthreads();
+  best = 0;
+  for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w) best = s.sums[w] > best ? s.sums[w] : best;
+  return best;
 }
 
 struct View {
@@ -145,9 +147,36 @@ struct View {
   std::uint32_t* seen;          // [.., words]
   std::int64_t words;
   std::int32_t* ids;
-  std::uint32_t* keys;          // workspace: [blocks, n]
+  std::uint32_t* keys;          // workspace: [rows at once, n]
   unsigned long long* weights;  // the same
+  unsigned long long* best;     // [rows at once, parts]
+  int parts;
+  tensor::NextPass next;
 };
+
+/// Keys of a part of a row, and the best of them.
+__global__ void __launch_bounds__(kPartThreads) rank(const View view) {
+  __shared__ Shared s;
+  const std::int64_t r = view.first_row + blockIdx.y, n = view.n, first = static_cast<std::int64_t>(blockIdx.x) * kPart;
+  const SamplingRow& row = view.rows[r];
+  const float penalty = row.penalty;
+  const bool draws = row.per_octave != 0;
+  const float* logits = view.logits + r * n;
+  std::uint32_t* keys = view.keys + static_cast<std::int64_t>(blockIdx.y) * n;
+  const std::uint32_t* seen = view.seen != nullptr && penalty != 1.0f ? view.seen + row.seen * view.words : nullptr;
+  unsigned long long best = 0;
+#pragma unroll
+  for (int i = 0; i < kPart / kPartThreads; ++i) {
+    const std::int64_t id = first + i * kPartThreads + threadIdx.x;
+    if (id >= n) break;
+    const std::uint32_t key = tensor::sampling_key(tensor::sampling_score(logits[id], penalty, seen != nullptr && (seen[id / 32] >> (id % 32) & 1u) != 0));
+    if (draws) keys[id] = key;
+    const unsigned long long here = static_cast<unsigned long long>(key) << 32 | (0xffffffffull - static_cast<unsigned long long>(id));
+    best = here > best ? here : best;
+  }
+  best = block_best(s, best);
+  if (threadIdx.x == 0) view.best[static_cast<std::int64_t>(blockIdx.y) * view.parts + blockIdx.x] = best;
+}
 
 __device__ std::int64_t draw(Shared& s, const SamplingRow& row, const std::uint32_t* keys, unsigned long long* weights, std::int64_t n, float best, std::int64_t best_id) {
   for (std::int64_t id = threadIdx.x; id < n; id += kThreads) weights[id] = tensor::sampling_weight(tensor::score_of_key(keys[id]), best, row.per_octave);
@@ -180,42 +209,67 @@ __device__ std::int64_t draw(Shared& s, const SamplingRow& row, const std::uint3
   return chosen < 0 ? best_id : chosen;
 }
 
+/// The sequence of row r goes on with what was chosen.
+__device__ void leave_next(const tensor::NextPass& next, std::int64_t r, std::int32_t chosen) {
+  if (next.sequences == nullptr) return;
+  tensor::Sequence sequence = next.sequences[r];
+  sequence.past += sequence.tokens;
+  sequence.first_token = static_cast<std::int32_t>(r);
+  sequence.tokens = 1;
+  next.sequences[r] = sequence;
+  next.ids[r] = chosen < 0 ? 0 : chosen;
+  next.positions[r] = sequence.past;
+  next.wanted[r] = static_cast<std::int32_t>(r);
+}
+
 __global__ void __launch_bounds__(kThreads) choose(const View view) {
   __shared__ Shared s;
   const std::int64_t r = view.first_row + blockIdx.x, n = view.n;
   const SamplingRow row = view.rows[r];
-  const float* logits = view.logits + r * n;
-  std::uint32_t* keys = view.keys + static_cast<std::int64_t>(blockIdx.x) * n;
-  std::uint32_t* seen = view.seen != nullptr ? view.seen + row.seen * view.words : nullptr;
-  const bool looks = seen != nullptr && row.penalty != 1.0f;
-  for (std::int64_t id = threadIdx.x; id < n; id += kThreads) keys[id] = tensor::sampling_key(tensor::sampling_score(logits[id], row.penalty, looks && (seen[id / 32] >> (id % 32) & 1u) != 0));
-  __syncthreads();
-  const unsigned long long best = find_best(s, keys, n);
+  unsigned long long best = 0;
+  for (int i = threadIdx.x; i < view.parts; i += kThreads) {
+    const unsigned long long here = view.best[static_cast<std::int64_t>(blockIdx.x) * view.parts + i];
+    best = here > best ? here : best;
+  }
+  best = block_best(s, best);
   const float score = tensor::score_of_key(static_cast<std::uint32_t>(best >> 32));
   const std::int64_t best_id = 0xffffffffll - static_cast<std::int64_t>(best & 0xffffffffull);
   std::int64_t chosen = best_id;
-  if (!(score < INFINITY && score > -INFINITY)) chosen = -1;
-  else if (row.per_octave != 0) chosen = draw(s, row, keys, view.weights + static_cast<std::int64_t>(blockIdx.x) * n, n, score, best_id);
+  if (!(score < INFINITY && score > -INFINITY)) {
+    chosen = -1;
+  } else if (row.per_octave != 0) {
+    const std::int64_t place = static_cast<std::int64_t>(blockIdx.x) * n;
+    chosen = draw(s, row, view.keys + place, view.weights + place, n, score, best_id);
+  }
   if (threadIdx.x != 0) return;
   view.ids[r] = static_cast<std::int32_t>(chosen);
-  if (looks && chosen >= 0) seen[chosen / 32] |= 1u << (chosen % 32);
+  if (view.seen != nullptr && row.penalty != 1.0f && chosen >= 0) view.seen[row.seen * view.words + chosen / 32] |= 1u << (chosen % 32);
+  leave_next(view.next, r, static_cast<std::int32_t>(chosen));
 }
 
 }  // namespace
 
-Bytes sample_bytes(std::int64_t vocabulary) { return static_cast<Bytes>(vocabulary) * (sizeof(std::uint32_t) + sizeof(std::uint64_t)) + 512; }
+Bytes sample_bytes(std::int64_t vocabulary) {
+  const auto n = static_cast<Bytes>(vocabulary);
+  return n * (sizeof(std::uint32_t) + sizeof(std::uint64_t)) + (n + kPart - 1) / kPart * sizeof(std::uint64_t) + 768;
+}
 
 void launch_sample(Context& context, const tensor::SampleArgs& args) {
   context.workspace.reset();
   const auto most = static_cast<std::int64_t>(context.workspace.left() / sample_bytes(args.vocabulary));
   FATHOM_CHECK(most > 0, "a vocabulary beyond the workspace");
-  const std::int64_t together = args.rows < most ? args.rows : most;
-  View view{.logits = args.logits, .n = args.vocabulary, .rows = args.asked, .seen = args.seen, .words = (args.vocabulary + 31) / 32, .ids = args.ids};
+  const std::int64_t together = std::min(std::min(args.rows, most), kMostTogether);
+  View view{.logits = args.logits, .n = args.vocabulary, .rows = args.asked, .seen = args.seen, .words = (args.vocabulary + 31) / 32, .ids = args.ids, .next = args.next};
+  view.parts = static_cast<int>((args.vocabulary + kPart - 1) / kPart);
   view.keys = context.workspace.take<std::uint32_t>(together * args.vocabulary);
   view.weights = context.workspace.take<unsigned long long>(together * args.vocabulary);
+  view.best = context.workspace.take<unsigned long long>(together * view.parts);
   for (std::int64_t first = 0; first < args.rows; first += together) {
     view.first_row = first;
-    choose<<<static_cast<unsigned>(args.rows - first < together ? args.rows - first : together), kThreads, 0, context.stream>>>(view);
+    const auto rows = static_cast<unsigned>(std::min(args.rows - first, together));
+    rank<<<dim3(static_cast<unsigned>(view.parts), rows), kPartThreads, 0, context.stream>>>(view);
+    context.launched();
+    choose<<<rows, kThreads, 0, context.stream>>>(view);
     context.launched();
   }
 }
