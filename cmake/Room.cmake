@@ -47,7 +47,7 @@ function(fathom_room name)
   else()
     add_library(${target} STATIC ${sources})
     set(kind PUBLIC)
-    if(NOT target MATCHES "^fathom_(base|cli)$")  # these have their own
+    if(NOT target STREQUAL "fathom_base")  # it has its own
       fathom_precompiled(${target} REUSE fathom_base)
     endif()
   endif()

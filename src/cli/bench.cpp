@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 
@@ -11,6 +10,7 @@
 #include "base/json.h"
 #include "base/strings.h"
 #include "base/terminal.h"
+#include "cli/flags.h"
 #include "cli/offload_flags.h"
 #include "cli/rank_flags.h"
 #include "cli/verbs.h"
@@ -142,26 +142,24 @@ void print_text(const measure::BenchReport& r) {
 
 }  // namespace
 
-void setup_bench(CLI::App& app) {
-  app.add_option("MODEL", flags.session.model, tr("cli.bench.model"));
-  app.add_option("--prompt", flags.bench.prompts, tr("cli.bench.prompt"))
-      ->delimiter(',')
-      ->check(CLI::Range(1, 1 << 24));
-  app.add_option("--generate", flags.bench.generate, tr("cli.bench.generate"))->check(CLI::Range(1, 1 << 24));
-  app.add_option("--batch", flags.bench.batches, tr("cli.bench.batch"))->delimiter(',')->check(CLI::Range(1, 1 << 16));
-  app.add_option("--repeat", flags.bench.repetitions, tr("cli.bench.repeat"))->check(CLI::Range(1, 1000));
-  app.add_option("--device", flags.session.device, tr("cli.bench.device"));
-  app.add_option("--dtype", flags.session.weights, tr("cli.bench.dtype"));
-  app.add_option("--kv,--cache-dtype", flags.session.kv, tr("cli.bench.kv"));
-  app.add_option("--threads", flags.session.threads, tr("cli.bench.threads"))->check(CLI::Range(1, 4096));
-  app.add_option("--layers", flags.session.layers, tr("cli.bench.layers"));
-  app.add_option("--seed", flags.session.seed, tr("cli.bench.seed"));
-  app.add_option("--chunk", flags.session.engine.prefill_chunk, tr("cli.bench.chunk"))->check(CLI::Range(1, 1 << 20));
-  app.add_flag("--random-weights", flags.session.random_weights, tr("cli.bench.random"));
-  app.add_option("--trace", flags.bench.trace, tr("cli.bench.trace"));
-  app.add_flag("--mmap", flags.session.mmap, tr("cli.bench.mmap"));
-  add_rank_flags(app, flags.session.ranks);
-  add_offload_flags(app, flags.session.offload);
+void setup_bench(FlagSet& verb) {
+  verb.option("MODEL", flags.session.model, tr("cli.bench.model"));
+  verb.option("--prompt", flags.bench.prompts, tr("cli.bench.prompt")).list().within(1, 1 << 24);
+  verb.option("--generate", flags.bench.generate, tr("cli.bench.generate")).within(1, 1 << 24);
+  verb.option("--batch", flags.bench.batches, tr("cli.bench.batch")).list().within(1, 1 << 16);
+  verb.option("--repeat", flags.bench.repetitions, tr("cli.bench.repeat")).within(1, 1000);
+  verb.option("--device", flags.session.device, tr("cli.bench.device"));
+  verb.option("--dtype", flags.session.weights, tr("cli.bench.dtype"));
+  verb.option("--kv,--cache-dtype", flags.session.kv, tr("cli.bench.kv"));
+  verb.option("--threads", flags.session.threads, tr("cli.bench.threads")).within(1, 4096);
+  verb.option("--layers", flags.session.layers, tr("cli.bench.layers"));
+  verb.option("--seed", flags.session.seed, tr("cli.bench.seed"));
+  verb.option("--chunk", flags.session.engine.prefill_chunk, tr("cli.bench.chunk")).within(1, 1 << 20);
+  verb.flag("--random-weights", flags.session.random_weights, tr("cli.bench.random"));
+  verb.option("--trace", flags.bench.trace, tr("cli.bench.trace"));
+  verb.flag("--mmap", flags.session.mmap, tr("cli.bench.mmap"));
+  add_rank_flags(verb, flags.session.ranks);
+  add_offload_flags(verb, flags.session.offload);
 }
 
 Result<int> run_bench(const Common& common) {

@@ -3,13 +3,13 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 
 #include "base/i18n.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "cli/flags.h"
 #include "cli/verbs.h"
 
 namespace fathom::cli {
@@ -47,13 +47,12 @@ void print_tables(const plan::Calibration& made) {
 
 }  // namespace
 
-void setup_calibrate(CLI::App& app) {
-  app.add_option("--device", flags.options.device, tr("cli.calibrate.device"));
-  app.add_option("--gpus", flags.options.gpus, tr("cli.calibrate.gpus"))->check(CLI::Range(1, 64));
-  app.add_option("--threads", flags.options.threads, tr("cli.calibrate.threads"))->check(CLI::Range(1, 4096));
-  CLI::Option* output = app.add_option("-o,--output", flags.out, tr("cli.calibrate.output"));
-  app.add_flag("--quick", flags.options.quick, tr("cli.calibrate.quick"))
-      ->needs(output);  // never this machine's profile
+void setup_calibrate(FlagSet& verb) {
+  verb.option("--device", flags.options.device, tr("cli.calibrate.device"));
+  verb.option("--gpus", flags.options.gpus, tr("cli.calibrate.gpus")).within(1, 64);
+  verb.option("--threads", flags.options.threads, tr("cli.calibrate.threads")).within(1, 4096);
+  const Flag output = verb.option("-o,--output", flags.out, tr("cli.calibrate.output"));
+  verb.flag("--quick", flags.options.quick, tr("cli.calibrate.quick")).needs(output);  // never this machine's profile
 }
 
 Result<int> run_calibrate(const Common& common) {

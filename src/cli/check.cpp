@@ -3,13 +3,13 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 
 #include "base/i18n.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "cli/flags.h"
 #include "cli/verbs.h"
 #include "hardware/probe.h"
 #include "measure/kernels.h"
@@ -160,11 +160,11 @@ Json verdict_json(const measure::ModelVerdict& model) {
 
 }  // namespace
 
-void setup_check(CLI::App& app) {
-  app.add_flag("--no-run", flags.no_run, tr("cli.check.no_run"));
-  app.add_flag("--all", flags.all, tr("cli.check.all"));
-  app.add_option("--prompt", flags.prompt, tr("cli.check.prompt"))->check(CLI::Range(1, 4096));
-  app.add_option("--generate", flags.generate, tr("cli.check.generate"))->check(CLI::Range(1, 4096));
+void setup_check(FlagSet& verb) {
+  verb.flag("--no-run", flags.no_run, tr("cli.check.no_run"));
+  verb.flag("--all", flags.all, tr("cli.check.all"));
+  verb.option("--prompt", flags.prompt, tr("cli.check.prompt")).within(1, 4096);
+  verb.option("--generate", flags.generate, tr("cli.check.generate")).within(1, 4096);
 }
 
 Result<int> run_check(const Common& common) {

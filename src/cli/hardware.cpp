@@ -1,5 +1,4 @@
 // fathom hardware: what the hardware catalog knows.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <string>
 
@@ -7,6 +6,7 @@
 #include "base/strings.h"
 #include "base/terminal.h"
 #include "base/units.h"
+#include "cli/flags.h"
 #include "cli/verbs.h"
 #include "hardware/catalog.h"
 #include "hardware/catalog_describe.h"
@@ -22,7 +22,7 @@ struct Options {
   bool cpus = false, links = false, storage = false, cloud = false;
   std::string vendor, arch, search, min_memory;
   std::vector<std::string> words;  // of the name: "rtx 4090" needs no quotes
-  CLI::App* show = nullptr;
+  FlagSet show;
 } options;
 
 std::string text(const char* key) { return tr(std::string("cli.hardware.") + key); }
@@ -199,24 +199,22 @@ void list_matching(std::span<const Record> all, bool json, Print print_list) {
 
 }  // namespace
 
-void setup_hardware(CLI::App& app) {
-  app.add_flag("--cpus", options.cpus, text("cpus"));
-  app.add_flag("--links", options.links, text("links"))->excludes("--cpus");
-  app.add_flag("--storage", options.storage, text("storage"))->excludes("--cpus")->excludes("--links");
-  app.add_flag("--cloud", options.cloud, text("cloud"))->excludes("--cpus")->excludes("--links")->excludes("--storage");
-  app.add_option("--vendor", options.vendor, text("vendor_flag"));
-  app.add_option("--arch", options.arch, text("arch_flag"));
-  app.add_option("--min-memory", options.min_memory, text("min_memory"));
-  app.add_option("--search", options.search, text("search"));
-  options.show = app.add_subcommand("show", text("show"));
-  options.show->set_help_flag("-h,--help", tr("cli.help"));
-  options.show->fallthrough();
-  options.show->add_option("ID", options.words, text("name_flag"))->required();
+void setup_hardware(FlagSet& verb) {
+  const Flag cpus = verb.flag("--cpus", options.cpus, text("cpus"));
+  const Flag links = verb.flag("--links", options.links, text("links")).excludes(cpus);
+  const Flag storage = verb.flag("--storage", options.storage, text("storage")).excludes(cpus).excludes(links);
+  verb.flag("--cloud", options.cloud, text("cloud")).excludes(cpus).excludes(links).excludes(storage);
+  verb.option("--vendor", options.vendor, text("vendor_flag"));
+  verb.option("--arch", options.arch, text("arch_flag"));
+  verb.option("--min-memory", options.min_memory, text("min_memory"));
+  verb.option("--search", options.search, text("search"));
+  options.show = verb.sub_verb("show", text("show"));
+  options.show.option("ID", options.words, text("name_flag")).required();
 }
 
 Result<int> run_hardware(const Common& common) {
   FATHOM_TRY(const Catalog* catalog, hardware_catalog());
-  if (options.show->parsed()) return show_one(*catalog, common.json);
+  if (options.show.given()) return show_one(*catalog, common.json);
   if (options.cpus)
     list_matching(catalog->cpus(), common.json, list_cpus);
   else if (options.links)

@@ -1,5 +1,4 @@
 // fathom models: what the model catalog knows.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <string>
 
@@ -7,6 +6,7 @@
 #include "base/strings.h"
 #include "base/terminal.h"
 #include "base/units.h"
+#include "cli/flags.h"
 #include "cli/verbs.h"
 #include "model/catalog.h"
 #include "model/catalog_describe.h"
@@ -21,7 +21,7 @@ constexpr int kWidestValue = 64;
 struct Options {
   std::string family, max_params, search;
   std::vector<std::string> words;  // of the name: "r1 distill qwen 7b" needs no quotes
-  CLI::App* show = nullptr;
+  FlagSet show;
 } options;
 
 std::string text(const char* key) { return tr(std::string("cli.models.") + key); }
@@ -81,19 +81,17 @@ void print_entry(const ModelEntry& model) {
 
 }  // namespace
 
-void setup_models(CLI::App& app) {
-  app.add_option("--family", options.family, text("family_flag"));
-  app.add_option("--max-params", options.max_params, text("max_params"));
-  app.add_option("--search", options.search, text("search"));
-  options.show = app.add_subcommand("show", text("show"));
-  options.show->set_help_flag("-h,--help", tr("cli.help"));
-  options.show->fallthrough();
-  options.show->add_option("ID", options.words, text("name_flag"))->required();
+void setup_models(FlagSet& verb) {
+  verb.option("--family", options.family, text("family_flag"));
+  verb.option("--max-params", options.max_params, text("max_params"));
+  verb.option("--search", options.search, text("search"));
+  options.show = verb.sub_verb("show", text("show"));
+  options.show.option("ID", options.words, text("name_flag")).required();
 }
 
 Result<int> run_models(const Common& common) {
   FATHOM_TRY(const ModelCatalog* catalog, model_catalog());
-  if (options.show->parsed()) {
+  if (options.show.given()) {
     FATHOM_TRY(const ModelEntry* model, catalog->find(join(options.words, " ")));
     if (common.json)
       std::printf("%s\n", entry_json(*model).c_str());

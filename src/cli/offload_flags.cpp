@@ -1,14 +1,13 @@
 #include "cli/offload_flags.h"
 
-#include <CLI/CLI.hpp>
-
 #include "base/i18n.h"
+#include "cli/flags.h"
 
 namespace fathom::cli {
 
-void add_offload_flags(CLI::App& app, measure::OffloadWishes& wishes) {
-  app.add_option("--gpu-memory", wishes.memory, tr("cli.offload.memory"));
-  app.add_option("--offload", wishes.way, tr("cli.offload.way"));
+void add_offload_flags(FlagSet& verb, measure::OffloadWishes& wishes) {
+  verb.option("--gpu-memory", wishes.memory, tr("cli.offload.memory"));
+  verb.option("--offload", wishes.way, tr("cli.offload.way"));
 }
 
 Json offload_json(const std::optional<measure::OffloadReport>& report) {

@@ -3,14 +3,12 @@
 #include "base/json.h"
 #include "measure/offload.h"
 
-namespace CLI {
-class App;
-}
-
 namespace fathom::cli {
 
+class FlagSet;  // flags.h
+
 /// --gpu-memory, --offload. `wishes` outlives the parse.
-void add_offload_flags(CLI::App& app, measure::OffloadWishes& wishes);
+void add_offload_flags(FlagSet& verb, measure::OffloadWishes& wishes);
 /// null when nothing is offloaded.
 Json offload_json(const std::optional<measure::OffloadReport>& report);
 

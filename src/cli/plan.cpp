@@ -1,10 +1,10 @@
 // fathom plan: what fits and how fast.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <string>
 
 #include "base/i18n.h"
 #include "base/strings.h"
+#include "cli/flags.h"
 #include "cli/verbs.h"
 #include "plan/answer.h"
 #include "plan/answer_text.h"
@@ -81,19 +81,19 @@ Result<int> run_one(const Common& common) {
 
 }  // namespace
 
-void setup_plan(CLI::App& app) {
-  app.add_option("model", options.words, tr("cli.plan.model"));
-  app.add_option("--on", options.plan.on, tr("cli.plan.on"));
-  app.add_option("--gpu-memory", options.plan.gpu_memory, tr("cli.plan.gpu_memory"));
-  app.add_option("--slo", options.plan.slo, tr("cli.plan.slo"));
-  app.add_option("--context", options.plan.context, tr("cli.plan.context"));
+void setup_plan(FlagSet& verb) {
+  verb.option("model", options.words, tr("cli.plan.model"));
+  verb.option("--on", options.plan.on, tr("cli.plan.on"));
+  verb.option("--gpu-memory", options.plan.gpu_memory, tr("cli.plan.gpu_memory"));
+  verb.option("--slo", options.plan.slo, tr("cli.plan.slo"));
+  verb.option("--context", options.plan.context, tr("cli.plan.context"));
   for (std::size_t i = 0; i < std::size(kSettings); ++i) {
     std::string help = kSettings[i].flag;
     for (char& c : help) c = c == '-' ? '_' : c;
-    app.add_option(std::string("--") + kSettings[i].flag, options.values[i], tr("cli.plan." + help));
+    verb.option(std::string("--") + kSettings[i].flag, options.values[i], tr("cli.plan." + help));
   }
-  app.add_option("--batch", options.batch, tr("cli.plan.batch"));
-  app.add_option("--threads", options.threads, tr("cli.plan.threads"))->check(CLI::Range(0, 4096));
+  verb.option("--batch", options.batch, tr("cli.plan.batch"));
+  verb.option("--threads", options.threads, tr("cli.plan.threads")).within(0, 4096);
 }
 
 Result<int> run_plan(const Common& common) {

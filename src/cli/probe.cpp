@@ -1,11 +1,11 @@
 // fathom probe: what this machine is, measured.
 #include "hardware/probe.h"
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 
 #include "base/i18n.h"
 #include "base/terminal.h"
+#include "cli/flags.h"
 #include "cli/verbs.h"
 #include "hardware/probe_report.h"
 
@@ -19,14 +19,14 @@ Flags flags;
 
 }  // namespace
 
-void setup_probe(CLI::App& app) {
-  CLI::Option* quick = app.add_flag("--quick", flags.quick, tr("cli.probe.quick"));
-  CLI::Option* thorough = app.add_flag("--thorough", flags.thorough, tr("cli.probe.thorough"));
-  CLI::Option* none = app.add_flag("--no-measure", flags.no_measure, tr("cli.probe.no_measure"));
-  quick->excludes(thorough)->excludes(none);
-  thorough->excludes(none);
-  app.add_flag("--no-disk", flags.no_disk, tr("cli.probe.no_disk"));
-  app.add_flag("--save", flags.save, tr("cli.probe.save"))->excludes(none);
+void setup_probe(FlagSet& verb) {
+  const Flag quick = verb.flag("--quick", flags.quick, tr("cli.probe.quick"));
+  const Flag thorough = verb.flag("--thorough", flags.thorough, tr("cli.probe.thorough"));
+  const Flag none = verb.flag("--no-measure", flags.no_measure, tr("cli.probe.no_measure"));
+  quick.excludes(thorough).excludes(none);
+  thorough.excludes(none);
+  verb.flag("--no-disk", flags.no_disk, tr("cli.probe.no_disk"));
+  verb.flag("--save", flags.save, tr("cli.probe.save")).excludes(none);
 }
 
 Result<int> run_probe(const Common& common) {

@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -13,6 +12,7 @@
 #include "base/strings.h"
 #include "base/terminal.h"
 #include "base/units.h"
+#include "cli/flags.h"
 #include "cli/verbs.h"
 #include "weights/interrupt.h"
 
@@ -63,16 +63,16 @@ void print_text(const weights::QuantizeReport& report) {
 
 }  // namespace
 
-void setup_quantize(CLI::App& app) {
-  app.add_option("MODEL", flags.model, tr("cli.quantize.model"))->required();
-  app.add_option("--to", flags.to, tr("cli.quantize.to"))->required();
-  app.add_option("-o,--out", flags.out, tr("cli.quantize.out"))->required();
-  app.add_option("--group", flags.group, tr("cli.quantize.group"));
-  app.add_flag("--asymmetric", flags.quantize.asymmetric, tr("cli.quantize.asymmetric"));
-  app.add_flag("--weight-only", flags.quantize.weight_only, tr("cli.quantize.weight_only"));
-  app.add_option("--ignore", flags.quantize.ignore, tr("cli.quantize.ignore"));
-  app.add_option("--threads", flags.quantize.threads, tr("cli.quantize.threads"))->check(CLI::Range(1, 1024));
-  app.add_flag("--force", flags.quantize.overwrite, tr("cli.quantize.force"));
+void setup_quantize(FlagSet& verb) {
+  verb.option("MODEL", flags.model, tr("cli.quantize.model")).required();
+  verb.option("--to", flags.to, tr("cli.quantize.to")).required();
+  verb.option("-o,--out", flags.out, tr("cli.quantize.out")).required();
+  verb.option("--group", flags.group, tr("cli.quantize.group"));
+  verb.flag("--asymmetric", flags.quantize.asymmetric, tr("cli.quantize.asymmetric"));
+  verb.flag("--weight-only", flags.quantize.weight_only, tr("cli.quantize.weight_only"));
+  verb.option("--ignore", flags.quantize.ignore, tr("cli.quantize.ignore"));
+  verb.option("--threads", flags.quantize.threads, tr("cli.quantize.threads")).within(1, 1024);
+  verb.flag("--force", flags.quantize.overwrite, tr("cli.quantize.force"));
 }
 
 Result<int> run_quantize(const Common& common) {

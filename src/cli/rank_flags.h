@@ -2,13 +2,11 @@
 #pragma once
 #include "measure/ranks.h"
 
-namespace CLI {
-class App;
-}
-
 namespace fathom::cli {
 
+class FlagSet;  // flags.h
+
 /// --ranks, --gpus, --tp, --pp, --ep, --dp. `wishes` outlives the parse.
-void add_rank_flags(CLI::App& app, measure::RankWishes& wishes);
+void add_rank_flags(FlagSet& verb, measure::RankWishes& wishes);
 
 }  // namespace fathom::cli

@@ -2,7 +2,6 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -11,6 +10,7 @@
 #include "base/i18n.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "cli/flags.h"
 #include "cli/offload_flags.h"
 #include "cli/rank_flags.h"
 #include "cli/verbs.h"
@@ -100,30 +100,30 @@ void print_statistics(const Prepared& prepared, const engine::Generated& g) {
 
 }  // namespace
 
-void setup_run(CLI::App& app) {
+void setup_run(FlagSet& verb) {
   flags.session.engine.context = 0;  // the model's own
-  app.add_option("MODEL", flags.session.model, tr("cli.run.model"));
-  app.add_option("-p,--prompt", flags.prompt, tr("cli.run.prompt"));
-  app.add_option("--system", flags.system, tr("cli.run.system"));
-  app.add_flag("--raw", flags.raw, tr("cli.run.raw"));
-  app.add_option("-n,--max-tokens", flags.generate.max_tokens, tr("cli.run.max_tokens"))->check(CLI::Range(1, 1 << 24));
-  app.add_option("-c,--context", flags.session.engine.context, tr("cli.run.context"))->check(CLI::Range(1, 1 << 30));
-  app.add_option("--temperature", flags.generate.sampling.temperature, tr("cli.run.temperature"));
-  app.add_option("--top-k", flags.generate.sampling.top_k, tr("cli.run.top_k"));
-  app.add_option("--top-p", flags.generate.sampling.top_p, tr("cli.run.top_p"));
-  app.add_option("--min-p", flags.generate.sampling.min_p, tr("cli.run.min_p"));
-  app.add_option("--repetition-penalty", flags.generate.sampling.repetition_penalty, tr("cli.run.repetition"));
-  app.add_option("--seed", flags.generate.sampling.seed, tr("cli.run.seed"));
-  app.add_option("--stop", flags.generate.stop_strings, tr("cli.run.stop"));
-  app.add_option("--device", flags.session.device, tr("cli.run.device"));
-  app.add_option("--dtype", flags.session.weights, tr("cli.run.dtype"));
-  app.add_option("--kv,--cache-dtype", flags.session.kv, tr("cli.run.kv"));
-  app.add_option("--threads", flags.session.threads, tr("cli.run.threads"))->check(CLI::Range(1, 4096));
-  app.add_flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
-  app.add_option("--trace", flags.trace, tr("cli.bench.trace"));
-  app.add_flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));
-  add_rank_flags(app, flags.session.ranks);
-  add_offload_flags(app, flags.session.offload);
+  verb.option("MODEL", flags.session.model, tr("cli.run.model"));
+  verb.option("-p,--prompt", flags.prompt, tr("cli.run.prompt"));
+  verb.option("--system", flags.system, tr("cli.run.system"));
+  verb.flag("--raw", flags.raw, tr("cli.run.raw"));
+  verb.option("-n,--max-tokens", flags.generate.max_tokens, tr("cli.run.max_tokens")).within(1, 1 << 24);
+  verb.option("-c,--context", flags.session.engine.context, tr("cli.run.context")).within(1, 1 << 30);
+  verb.option("--temperature", flags.generate.sampling.temperature, tr("cli.run.temperature"));
+  verb.option("--top-k", flags.generate.sampling.top_k, tr("cli.run.top_k"));
+  verb.option("--top-p", flags.generate.sampling.top_p, tr("cli.run.top_p"));
+  verb.option("--min-p", flags.generate.sampling.min_p, tr("cli.run.min_p"));
+  verb.option("--repetition-penalty", flags.generate.sampling.repetition_penalty, tr("cli.run.repetition"));
+  verb.option("--seed", flags.generate.sampling.seed, tr("cli.run.seed"));
+  verb.option("--stop", flags.generate.stop_strings, tr("cli.run.stop"));
+  verb.option("--device", flags.session.device, tr("cli.run.device"));
+  verb.option("--dtype", flags.session.weights, tr("cli.run.dtype"));
+  verb.option("--kv,--cache-dtype", flags.session.kv, tr("cli.run.kv"));
+  verb.option("--threads", flags.session.threads, tr("cli.run.threads")).within(1, 4096);
+  verb.flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
+  verb.option("--trace", flags.trace, tr("cli.bench.trace"));
+  verb.flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));
+  add_rank_flags(verb, flags.session.ranks);
+  add_offload_flags(verb, flags.session.offload);
 }
 
 Result<int> run_run(const Common& common) {

@@ -1,7 +1,6 @@
 // fathom synth: a checkpoint with random weights.
 #include "weights/synth.h"
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -11,6 +10,7 @@
 #include "base/json.h"
 #include "base/terminal.h"
 #include "base/units.h"
+#include "cli/flags.h"
 #include "cli/verbs.h"
 #include "weights/interrupt.h"
 
@@ -54,14 +54,14 @@ void print_text(const model::ModelSpec& spec, const weights::SynthReport& report
 
 }  // namespace
 
-void setup_synth(CLI::App& app) {
-  app.add_option("MODEL", flags.model, tr("cli.synth.model"))->required();
-  app.add_option("-o,--out", flags.out, tr("cli.synth.out"))->required();
-  app.add_option("--layers", flags.layers, tr("cli.synth.layers"));
-  app.add_option("--dtype", flags.dtype, tr("cli.synth.dtype"));
-  app.add_option("--seed", flags.synth.seed, tr("cli.synth.seed"));
-  app.add_option("--threads", flags.synth.threads, tr("cli.synth.threads"))->check(CLI::Range(1, 1024));
-  app.add_flag("--force", flags.synth.overwrite, tr("cli.synth.force"));
+void setup_synth(FlagSet& verb) {
+  verb.option("MODEL", flags.model, tr("cli.synth.model")).required();
+  verb.option("-o,--out", flags.out, tr("cli.synth.out")).required();
+  verb.option("--layers", flags.layers, tr("cli.synth.layers"));
+  verb.option("--dtype", flags.dtype, tr("cli.synth.dtype"));
+  verb.option("--seed", flags.synth.seed, tr("cli.synth.seed"));
+  verb.option("--threads", flags.synth.threads, tr("cli.synth.threads")).within(1, 1024);
+  verb.flag("--force", flags.synth.overwrite, tr("cli.synth.force"));
 }
 
 Result<int> run_synth(const Common& common) {

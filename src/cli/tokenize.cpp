@@ -1,5 +1,4 @@
 // fathom tokenize: text to ids and back, conversations to prompts.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
@@ -9,6 +8,7 @@
 #include "base/json.h"
 #include "base/strings.h"
 #include "base/terminal.h"
+#include "cli/flags.h"
 #include "cli/verbs.h"
 #include "text/json_lines.h"
 #include "text/tokenizer.h"
@@ -76,12 +76,12 @@ void print_text(const text::Tokenizer& tokenizer, const std::string& text, const
 
 }  // namespace
 
-void setup_tokenize(CLI::App& app) {
-  app.add_option("TEXT", flags.text, tr("cli.tokenize.text"));
-  app.add_option("--tokenizer", flags.tokenizer, tr("cli.tokenize.tokenizer"))->required();
-  app.add_flag("--jsonl", flags.jsonl, tr("cli.tokenize.jsonl"));
-  app.add_flag("--count", flags.count, tr("cli.tokenize.count"));
-  app.add_flag("--special", flags.special, tr("cli.tokenize.special"));
+void setup_tokenize(FlagSet& verb) {
+  verb.option("TEXT", flags.text, tr("cli.tokenize.text"));
+  verb.option("--tokenizer", flags.tokenizer, tr("cli.tokenize.tokenizer")).required();
+  verb.flag("--jsonl", flags.jsonl, tr("cli.tokenize.jsonl"));
+  verb.flag("--count", flags.count, tr("cli.tokenize.count"));
+  verb.flag("--special", flags.special, tr("cli.tokenize.special"));
 }
 
 Result<int> run_tokenize(const Common& common) {

@@ -1,19 +1,20 @@
 #include "cli/verbs.h"
 
-#include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
-#include <cstring>
-#include <memory>
+#include <new>
 #include <string>
+#include <vector>
 
 #include "base/i18n.h"
 #include "base/strings.h"
+#include "cli/flags.h"
 
 namespace fathom::cli {
 
 // One line a verb, here and in the list below.
 #define FATHOM_VERB(name)           \
-  void setup_##name(CLI::App& app); \
+  void setup_##name(FlagSet& verb); \
   Result<int> run_##name(const Common& common);
 #include "cli/verb_list.inc"
 #undef FATHOM_VERB
@@ -49,8 +50,8 @@ Status choose_language(int argc, char** argv) {
   return {};
 }
 
-// What CLI11 found wrong, as one sentence that names a near flag or verb and what to type.
-std::string usage_sentence(const CLI::ParseError& error, int argc, char** argv) {
+// What the parse found wrong, as one sentence that names a near flag or verb and what to type.
+std::string usage_sentence(const std::string& problem, int argc, char** argv) {
   std::vector<std::string> names;
   for (const Verb& verb : verbs()) names.emplace_back(verb.name);
   if (argc > 1 && argv[1][0] != '-' && std::find(names.begin(), names.end(), argv[1]) == names.end()) {
@@ -58,7 +59,7 @@ std::string usage_sentence(const CLI::ParseError& error, int argc, char** argv) 
     return near.empty() ? tr("cli.unknown_verb", {{"name", printable(argv[1])}, {"verbs", join(names)}})
                         : tr("cli.unknown_verb_near", {{"name", printable(argv[1])}, {"near", join(near)}});
   }
-  return tr("cli.usage", {{"problem", error.what()}, {"verb", argc > 1 && argv[1][0] != '-' ? argv[1] : ""}});
+  return tr("cli.usage", {{"problem", problem}, {"verb", argc > 1 && argv[1][0] != '-' ? argv[1] : ""}});
 }
 
 }  // namespace
@@ -68,42 +69,30 @@ int run(int argc, char** argv) {
     say_error(error_text(chosen.error()));
     return kExitError;
   }
-  CLI::App app{tr("cli.about")};
-  app.name("fathom");
-  app.set_version_flag("--version", "fathom 0.1.0", tr("cli.version"));
-  app.require_subcommand(1);
-  app.set_help_flag("-h,--help", tr("cli.help"));
-  app.footer(tr("cli.footer"));
+  const CommandLine line;
   Common common;
-  std::string language_name;
+  std::string language_name, problem;
+  std::vector<FlagSet> flags;
   for (const Verb& verb : verbs()) {
-    const std::string prefix = "cli." + std::string(verb.name);
-    CLI::App* sub = app.add_subcommand(std::string(verb.name), tr(prefix + ".about"));
-    sub->footer(tr(prefix + ".examples"));
-    sub->set_help_flag("-h,--help", tr("cli.help"));
-    sub->add_flag("--json", common.json, tr("cli.json"));
-    sub->add_option("--lang", language_name, tr("cli.lang"));
-    verb.setup(*sub);
+    const std::string name(verb.name);
+    FlagSet& told = flags.emplace_back(line.verb(name, tr("cli." + name + ".about"), tr("cli." + name + ".examples")));
+    told.flag("--json", common.json, tr("cli.json"));
+    told.option("--lang", language_name, tr("cli.lang"));
+    verb.setup(told);
   }
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::CallForHelp& e) {
-    app.exit(e);
-    return kExitOk;
-  } catch (const CLI::CallForAllHelp& e) {
-    app.exit(e);
-    return kExitOk;
-  } catch (const CLI::CallForVersion& e) {
-    app.exit(e);
-    return kExitOk;
-  } catch (const CLI::ParseError& e) {
-    say_error(usage_sentence(e, argc, argv));
-    return kExitError;
+  switch (line.parse(argc, argv, problem)) {
+    case CommandLine::Outcome::kAnswered:
+      return kExitOk;
+    case CommandLine::Outcome::kWrong:
+      say_error(usage_sentence(problem, argc, argv));
+      return kExitError;
+    case CommandLine::Outcome::kParsed:
+      break;
   }
-  for (const Verb& verb : verbs()) {
-    if (!app.got_subcommand(std::string(verb.name))) continue;
+  for (std::size_t i = 0; i < flags.size(); ++i) {
+    if (!flags[i].given()) continue;
     try {
-      Result<int> code = verb.run(common);
+      Result<int> code = verbs()[i].run(common);
       if (code) return *code;
       std::fflush(stdout);
       if (code.error().key != "ranks.told") say_error(error_text(code.error()));

@@ -5,11 +5,9 @@
 
 #include "base/result.h"
 
-namespace CLI {
-class App;
-}
-
 namespace fathom::cli {
+
+class FlagSet;  // flags.h
 
 /// Exit codes: 0 done; 1 the answer is no (verify failed, bench off); 2 the input or the machine stopped us.
 inline constexpr int kExitOk = 0, kExitNo = 1, kExitError = 2;
@@ -19,11 +17,11 @@ struct Common {
   bool json = false;
 };
 
-/// One verb. `setup` adds its flags to `app` and keeps them in static storage of its own file; `run` does it and
+/// One verb. `setup` adds its flags to `verb` and keeps them in static storage of its own file; `run` does it and
 /// answers the exit code. A failure is an Error, printed by run() as one sentence on standard error with exit code 2.
 struct Verb {
   std::string_view name;
-  void (*setup)(CLI::App& app);
+  void (*setup)(FlagSet& verb);
   Result<int> (*run)(const Common& common);
 };
 

@@ -2,13 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstdio>
 
 #include "base/i18n.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "cli/flags.h"
 #include "cli/offload_flags.h"
 #include "cli/rank_flags.h"
 #include "cli/verbs.h"
@@ -87,17 +87,17 @@ void print_table(const measure::VerifyReport& report) {
 }
 }  // namespace
 
-void setup_verify(CLI::App& app) {
-  app.add_option("folder", flags.folder, tr("cli.verify.folder"))->required();
-  app.add_option("--device", flags.options.device, tr("cli.verify.device"));
-  app.add_option("--dtype", flags.options.weights, tr("cli.verify.dtype"));
-  app.add_option("--atol", flags.options.atol, tr("cli.verify.atol"))->check(CLI::NonNegativeNumber);
-  app.add_option("--chunk", flags.options.chunk, tr("cli.verify.chunk"))->check(CLI::PositiveNumber);
-  app.add_option("--isa", flags.options.isa, tr("cli.verify.isa"));
-  app.add_option("--threads", flags.options.threads, tr("cli.verify.threads"))->check(CLI::NonNegativeNumber);
-  app.add_option("--trace", flags.options.trace, tr("cli.bench.trace"));
-  add_rank_flags(app, flags.options.ranks);
-  add_offload_flags(app, flags.options.offload);
+void setup_verify(FlagSet& verb) {
+  verb.option("folder", flags.folder, tr("cli.verify.folder")).required();
+  verb.option("--device", flags.options.device, tr("cli.verify.device"));
+  verb.option("--dtype", flags.options.weights, tr("cli.verify.dtype"));
+  verb.option("--atol", flags.options.atol, tr("cli.verify.atol")).not_negative();
+  verb.option("--chunk", flags.options.chunk, tr("cli.verify.chunk")).positive();
+  verb.option("--isa", flags.options.isa, tr("cli.verify.isa"));
+  verb.option("--threads", flags.options.threads, tr("cli.verify.threads")).not_negative();
+  verb.option("--trace", flags.options.trace, tr("cli.bench.trace"));
+  add_rank_flags(verb, flags.options.ranks);
+  add_offload_flags(verb, flags.options.offload);
 }
 
 Result<int> run_verify(const Common& common) {
