@@ -15,18 +15,14 @@ endif()
 
 find_program(FATHOM_CCACHE ccache)
 if(FATHOM_CCACHE)
-  # Depend mode: nothing is preprocessed twice. The sloppiness is what precompiled headers ask for.
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_DEPEND=1 CCACHE_SLOPPINESS=pch_defines,time_macros CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} ${FATHOM_CCACHE})
+  # Depend mode: nothing is preprocessed twice.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_DEPEND=1 CCACHE_BASEDIR=${CMAKE_SOURCE_DIR} ${FATHOM_CCACHE})
 endif()
-# Headers that nearly every file reads are parsed once: about two of the nine seconds that a file takes which reads JSON.
-# FATHOM_PRECOMPILED=OFF parses them in every file, as tools that read compile_commands.json need it; files must compile either way.
-option(FATHOM_PRECOMPILED "Precompile common headers" ON)
-function(fathom_precompiled target)  # target [REUSE other | header…]
-  if(FATHOM_PRECOMPILED AND ARGV1 STREQUAL "REUSE")
-    target_precompile_headers(${target} REUSE_FROM ${ARGV2})
-  elseif(FATHOM_PRECOMPILED)
-    target_precompile_headers(${target} PRIVATE ${ARGN})
-  endif()
+# Files of a room are compiled some at a time: headers are parsed and templates made once for all of them, which is most of a build
+# from nothing. FATHOM_TOGETHER=OFF compiles each by itself, as tools that read compile_commands.json need it; files must compile either way.
+option(FATHOM_TOGETHER "Compile files of a room together" ON)
+function(fathom_together target)
+  set_target_properties(${target} PROPERTIES UNITY_BUILD ${FATHOM_TOGETHER} UNITY_BUILD_BATCH_SIZE 10)
 endfunction()
 find_program(FATHOM_MOLD mold)
 if(FATHOM_MOLD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
@@ -47,9 +43,7 @@ function(fathom_room name)
   else()
     add_library(${target} STATIC ${sources})
     set(kind PUBLIC)
-    if(NOT target STREQUAL "fathom_base")  # it has its own
-      fathom_precompiled(${target} REUSE fathom_base)
-    endif()
+    fathom_together(${target})
   endif()
   target_link_libraries(${target} ${kind} fathom_flags ${R_LIBS})
   foreach(room ${R_ROOMS})

@@ -36,10 +36,10 @@ changed_sources() {
   { git -C "$root" diff --name-only --diff-filter=d "$base"; git -C "$root" ls-files --others --exclude-standard; } | grep -E '^src/.*\.cpp$' | sort -u
 }
 
-# Without precompiled headers: clang cannot read gcc's, and so each file shows here that it includes what it uses.
+# Each file by itself: so it also shows that it includes what it uses.
 full_tidy() {
   local log=$root/build/tidy.log sources=()
-  configure "$root/build-tidy" -DCMAKE_BUILD_TYPE=Release -DFATHOM_TESTS=OFF -DFATHOM_BENCH=OFF -DFATHOM_PRECOMPILED=OFF -DFATHOM_CUDA=OFF
+  configure "$root/build-tidy" -DCMAKE_BUILD_TYPE=Release -DFATHOM_TESTS=OFF -DFATHOM_BENCH=OFF -DFATHOM_TOGETHER=OFF -DFATHOM_CUDA=OFF
   if [[ ${FATHOM_TIDY:-all} == changed ]]; then
     mapfile -t sources < <(changed_sources)
     ((${#sources[@]} == 0)) && return 0

@@ -4,11 +4,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
 
+#include "base/clock.h"
 #include "base/units.h"
 
 namespace fathom {
@@ -35,10 +35,6 @@ int width_of(std::uint32_t c) {
                     (c >= 0xff00 && c <= 0xff60) || (c >= 0xffe0 && c <= 0xffe6) || (c >= 0x1f300 && c <= 0x1faff) ||
                     (c >= 0x20000 && c <= 0x3fffd);
   return wide ? 2 : 1;
-}
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 }  // namespace

@@ -18,11 +18,11 @@
 namespace fathom::cli {
 namespace {
 
-struct Flags {
+struct BenchFlags {
   measure::SessionOptions session;
   measure::BenchOptions bench;
 };
-Flags flags;
+BenchFlags bench_flags;
 
 Json beside_json(const measure::Beside& b) {
   return {{"measured", b.measured},
@@ -143,34 +143,34 @@ void print_text(const measure::BenchReport& r) {
 }  // namespace
 
 void setup_bench(FlagSet& verb) {
-  verb.option("MODEL", flags.session.model, tr("cli.bench.model"));
-  verb.option("--prompt", flags.bench.prompts, tr("cli.bench.prompt")).list().within(1, 1 << 24);
-  verb.option("--generate", flags.bench.generate, tr("cli.bench.generate")).within(1, 1 << 24);
-  verb.option("--batch", flags.bench.batches, tr("cli.bench.batch")).list().within(1, 1 << 16);
-  verb.option("--repeat", flags.bench.repetitions, tr("cli.bench.repeat")).within(1, 1000);
-  verb.option("--device", flags.session.device, tr("cli.bench.device"));
-  verb.option("--dtype", flags.session.weights, tr("cli.bench.dtype"));
-  verb.option("--kv,--cache-dtype", flags.session.kv, tr("cli.bench.kv"));
-  verb.option("--threads", flags.session.threads, tr("cli.bench.threads")).within(1, 4096);
-  verb.option("--layers", flags.session.layers, tr("cli.bench.layers"));
-  verb.option("--seed", flags.session.seed, tr("cli.bench.seed"));
-  verb.option("--chunk", flags.session.engine.prefill_chunk, tr("cli.bench.chunk")).within(1, 1 << 20);
-  verb.flag("--random-weights", flags.session.random_weights, tr("cli.bench.random"));
-  verb.option("--trace", flags.bench.trace, tr("cli.bench.trace"));
-  verb.flag("--mmap", flags.session.mmap, tr("cli.bench.mmap"));
-  add_rank_flags(verb, flags.session.ranks);
-  add_offload_flags(verb, flags.session.offload);
+  verb.option("MODEL", bench_flags.session.model, tr("cli.bench.model"));
+  verb.option("--prompt", bench_flags.bench.prompts, tr("cli.bench.prompt")).list().within(1, 1 << 24);
+  verb.option("--generate", bench_flags.bench.generate, tr("cli.bench.generate")).within(1, 1 << 24);
+  verb.option("--batch", bench_flags.bench.batches, tr("cli.bench.batch")).list().within(1, 1 << 16);
+  verb.option("--repeat", bench_flags.bench.repetitions, tr("cli.bench.repeat")).within(1, 1000);
+  verb.option("--device", bench_flags.session.device, tr("cli.bench.device"));
+  verb.option("--dtype", bench_flags.session.weights, tr("cli.bench.dtype"));
+  verb.option("--kv,--cache-dtype", bench_flags.session.kv, tr("cli.bench.kv"));
+  verb.option("--threads", bench_flags.session.threads, tr("cli.bench.threads")).within(1, 4096);
+  verb.option("--layers", bench_flags.session.layers, tr("cli.bench.layers"));
+  verb.option("--seed", bench_flags.session.seed, tr("cli.bench.seed"));
+  verb.option("--chunk", bench_flags.session.engine.prefill_chunk, tr("cli.bench.chunk")).within(1, 1 << 20);
+  verb.flag("--random-weights", bench_flags.session.random_weights, tr("cli.bench.random"));
+  verb.option("--trace", bench_flags.bench.trace, tr("cli.bench.trace"));
+  verb.flag("--mmap", bench_flags.session.mmap, tr("cli.bench.mmap"));
+  add_rank_flags(verb, bench_flags.session.ranks);
+  add_offload_flags(verb, bench_flags.session.offload);
 }
 
 Result<int> run_bench(const Common& common) {
   FATHOM_TRY(const hardware::Machine machine, measure::known_machine());
   std::unique_ptr<Progress> bar;
-  flags.session.progress = [&](Bytes done, Bytes total) {
+  bench_flags.session.progress = [&](Bytes done, Bytes total) {
     if (!bar) bar = std::make_unique<Progress>(tr("cli.bench.loading"), total);
     bar->update(done);
     return true;
   };
-  FATHOM_TRY(const measure::BenchReport report, measure::bench(flags.session, flags.bench, machine));
+  FATHOM_TRY(const measure::BenchReport report, measure::bench(bench_flags.session, bench_flags.bench, machine));
   bar.reset();
   if (report.followed) return kExitOk;
   if (common.json)

@@ -15,11 +15,11 @@
 namespace fathom::cli {
 namespace {
 
-struct Flags {
+struct CalibrateFlags {
   measure::CalibrateOptions options;
   std::string out;
 };
-Flags flags;
+CalibrateFlags calibrate_flags;
 
 double best_rate(const plan::MeasuredTable& table, const std::vector<double>& of) {
   double best = 0;
@@ -48,32 +48,34 @@ void print_tables(const plan::Calibration& made) {
 }  // namespace
 
 void setup_calibrate(FlagSet& verb) {
-  verb.option("--device", flags.options.device, tr("cli.calibrate.device"));
-  verb.option("--gpus", flags.options.gpus, tr("cli.calibrate.gpus")).within(1, 64);
-  verb.option("--threads", flags.options.threads, tr("cli.calibrate.threads")).within(1, 4096);
-  const Flag output = verb.option("-o,--output", flags.out, tr("cli.calibrate.output"));
-  verb.flag("--quick", flags.options.quick, tr("cli.calibrate.quick")).needs(output);  // never this machine's profile
+  verb.option("--device", calibrate_flags.options.device, tr("cli.calibrate.device"));
+  verb.option("--gpus", calibrate_flags.options.gpus, tr("cli.calibrate.gpus")).within(1, 64);
+  verb.option("--threads", calibrate_flags.options.threads, tr("cli.calibrate.threads")).within(1, 4096);
+  const Flag output = verb.option("-o,--output", calibrate_flags.out, tr("cli.calibrate.output"));
+  verb.flag("--quick", calibrate_flags.options.quick, tr("cli.calibrate.quick"))
+      .needs(output);  // never this machine's profile
 }
 
 Result<int> run_calibrate(const Common& common) {
-  if (flags.options.gpus > 1 && flags.options.device != "cuda")
-    return fail("ranks.gpus_device", {{"gpus", std::to_string(flags.options.gpus)}, {"device", flags.options.device}});
+  if (calibrate_flags.options.gpus > 1 && calibrate_flags.options.device != "cuda")
+    return fail("ranks.gpus_device",
+                {{"gpus", std::to_string(calibrate_flags.options.gpus)}, {"device", calibrate_flags.options.device}});
   std::unique_ptr<Progress> bar;
-  flags.options.progress = [&](std::size_t done, std::size_t all) {
+  calibrate_flags.options.progress = [&](std::size_t done, std::size_t all) {
     if (!bar) bar = std::make_unique<Progress>(tr("cli.calibrate.measuring"), all);
     bar->update(done);
   };
-  FATHOM_TRY(const plan::Calibration made, measure::calibrate(flags.options));
+  FATHOM_TRY(const plan::Calibration made, measure::calibrate(calibrate_flags.options));
   bar.reset();
-  FATHOM_TRY(const Path path, measure::save_calibration(made, flags.out));
+  FATHOM_TRY(const Path path, measure::save_calibration(made, calibrate_flags.out));
   if (common.json) {
     std::fputs(plan::calibration_json(made).c_str(), stdout);
     return kExitOk;
   }
   std::puts(tr("cli.calibrate.title", {{"name", made.name}, {"date", made.date}}).c_str());
   print_tables(made);
-  std::puts(tr(flags.out.empty() ? "cli.calibrate.saved" : "cli.calibrate.written",
-               {{"path", path.string()}, {"device", flags.options.device}})
+  std::puts(tr(calibrate_flags.out.empty() ? "cli.calibrate.saved" : "cli.calibrate.written",
+               {{"path", path.string()}, {"device", calibrate_flags.options.device}})
                 .c_str());
   return kExitOk;
 }

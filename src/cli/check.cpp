@@ -18,11 +18,11 @@
 namespace fathom::cli {
 namespace {
 
-struct Flags {
+struct CheckFlags {
   bool no_run = false, all = false;
   std::int64_t prompt = 256, generate = 48;
 };
-Flags flags;
+CheckFlags check_flags;
 
 std::string speed_text(const measure::TaskVerdict& v) {
   const auto number = [](double x) {
@@ -81,7 +81,7 @@ void print_survey(const std::vector<measure::ModelVerdict>& verdicts) {
           v.rented.empty()
               ? tr("cli.check.no_way")
               : tr("cli.check.rent", {{"machine", v.rented}, {"price", fmt::format("{:.2f}", v.rented_usd_per_hour)}});
-      if (flags.all || v.task == plan::Task::kChat || v.task == plan::Task::kQlora)
+      if (check_flags.all || v.task == plan::Task::kChat || v.task == plan::Task::kQlora)
         no.add_row({name, format_count(model.parameters), task_text(v.task), missing, way});
     }
   }
@@ -96,7 +96,7 @@ void print_survey(const std::vector<measure::ModelVerdict>& verdicts) {
   std::puts("");
   std::puts(styled(Style::kBold, tr("cli.check.cannot")).c_str());
   std::fputs(no.render().c_str(), stdout);
-  if (!flags.all) std::puts(tr("cli.check.more").c_str());
+  if (!check_flags.all) std::puts(tr("cli.check.more").c_str());
 }
 
 std::string compare_line(const char* key, const measure::Beside& b, const std::string& predicted,
@@ -127,7 +127,7 @@ void print_proof(const measure::BenchReport& report) {
                 .c_str());
 }
 
-Json beside_json(const measure::Beside& b) {
+Json beside_report(const measure::Beside& b) {
   return {{"predicted", b.predicted ? Json(*b.predicted) : Json()},
           {"measured", b.measured},
           {"error", b.error() ? Json(*b.error()) : Json()}};
@@ -161,10 +161,10 @@ Json verdict_json(const measure::ModelVerdict& model) {
 }  // namespace
 
 void setup_check(FlagSet& verb) {
-  verb.flag("--no-run", flags.no_run, tr("cli.check.no_run"));
-  verb.flag("--all", flags.all, tr("cli.check.all"));
-  verb.option("--prompt", flags.prompt, tr("cli.check.prompt")).within(1, 4096);
-  verb.option("--generate", flags.generate, tr("cli.check.generate")).within(1, 4096);
+  verb.flag("--no-run", check_flags.no_run, tr("cli.check.no_run"));
+  verb.flag("--all", check_flags.all, tr("cli.check.all"));
+  verb.option("--prompt", check_flags.prompt, tr("cli.check.prompt")).within(1, 4096);
+  verb.option("--generate", check_flags.generate, tr("cli.check.generate")).within(1, 4096);
 }
 
 Result<int> run_check(const Common& common) {
@@ -180,12 +180,14 @@ Result<int> run_check(const Common& common) {
              }));
   if (!common.json) print_survey(verdicts);
   std::optional<measure::BenchReport> report;
-  if (!flags.no_run) {
+  if (!check_flags.no_run) {
     measure::SessionOptions session{.model = std::string(weights::kDefaultModel)};
-    FATHOM_TRY(report,
-               measure::bench(session,
-                              {.prompts = {flags.prompt}, .batches = {1}, .generate = flags.generate, .repetitions = 7},
-                              machine));
+    FATHOM_TRY(
+        report,
+        measure::bench(
+            session,
+            {.prompts = {check_flags.prompt}, .batches = {1}, .generate = check_flags.generate, .repetitions = 7},
+            machine));
   }
   if (!common.json) {
     if (report) print_proof(*report);
@@ -199,9 +201,9 @@ Result<int> run_check(const Common& common) {
     json["proof"] = {{"model", report->model},
                      {"synthetic_weights", report->synthetic},
                      {"device", report->device},
-                     {"prefill_tokens_per_second", beside_json(row.prefill_tokens_per_second)},
-                     {"decode_tokens_per_second", beside_json(row.decode_tokens_per_second)},
-                     {"memory_bytes", beside_json(row.memory_bytes)}};
+                     {"prefill_tokens_per_second", beside_report(row.prefill_tokens_per_second)},
+                     {"decode_tokens_per_second", beside_report(row.decode_tokens_per_second)},
+                     {"memory_bytes", beside_report(row.memory_bytes)}};
   }
   std::puts(dump_json(json, 2).c_str());
   return kExitOk;

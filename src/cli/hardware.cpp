@@ -18,12 +18,12 @@ using namespace fathom::hardware;  // NOLINT: this file is a view of that room
 
 constexpr int kWidestValue = 64;
 
-struct Options {
+struct HardwareFlags {
   bool cpus = false, links = false, storage = false, cloud = false;
   std::string vendor, arch, search, min_memory;
   std::vector<std::string> words;  // of the name: "rtx 4090" needs no quotes
   FlagSet show;
-} options;
+} hardware_flags;
 
 std::string text(const char* key) { return tr(std::string("cli.hardware.") + key); }
 Column left(const char* key) { return {text(key), Align::kLeft}; }
@@ -156,8 +156,8 @@ void show(const Catalog& catalog, const Record& record, bool json) {
 }
 
 Result<int> show_one(const Catalog& catalog, bool json) {
-  const std::string name = join(options.words, " ");
-  const bool any = !(options.cpus || options.links || options.storage || options.cloud);
+  const std::string name = join(hardware_flags.words, " ");
+  const bool any = !(hardware_flags.cpus || hardware_flags.links || hardware_flags.storage || hardware_flags.cloud);
   const auto accelerator = catalog.find(name);
   if (any && accelerator) {
     show(catalog, *accelerator->accelerator, json);
@@ -171,26 +171,26 @@ Result<int> show_one(const Catalog& catalog, bool json) {
   const auto link = catalog.find_link(name);
   const auto disk = catalog.find_storage(name);
   const auto offer = catalog.find_offer(name);
-  if (try_show(options.cpus, cpu) || try_show(options.links, link) || try_show(options.storage, disk) ||
-      try_show(options.cloud, offer))
+  if (try_show(hardware_flags.cpus, cpu) || try_show(hardware_flags.links, link) ||
+      try_show(hardware_flags.storage, disk) || try_show(hardware_flags.cloud, offer))
     return kExitOk;
-  if (options.cpus) return tl::unexpected<Error>(cpu.error());
-  if (options.links) return tl::unexpected<Error>(link.error());
-  if (options.storage) return tl::unexpected<Error>(disk.error());
-  if (options.cloud) return tl::unexpected<Error>(offer.error());
+  if (hardware_flags.cpus) return tl::unexpected<Error>(cpu.error());
+  if (hardware_flags.links) return tl::unexpected<Error>(link.error());
+  if (hardware_flags.storage) return tl::unexpected<Error>(disk.error());
+  if (hardware_flags.cloud) return tl::unexpected<Error>(offer.error());
   return tl::unexpected<Error>(accelerator.error());
 }
 
 Result<HardwareFilter> filter_from_options() {
-  HardwareFilter filter{.vendor = options.vendor, .arch = options.arch, .search = options.search};
-  if (!options.min_memory.empty() && !parse_bytes(options.min_memory, filter.min_memory_bytes))
-    return fail("cli.hardware.bad_memory", {{"text", printable(options.min_memory)}});
+  HardwareFilter filter{.vendor = hardware_flags.vendor, .arch = hardware_flags.arch, .search = hardware_flags.search};
+  if (!hardware_flags.min_memory.empty() && !parse_bytes(hardware_flags.min_memory, filter.min_memory_bytes))
+    return fail("cli.hardware.bad_memory", {{"text", printable(hardware_flags.min_memory)}});
   return filter;
 }
 
 template <class Record, class Print>
 void list_matching(std::span<const Record> all, bool json, Print print_list) {
-  const std::vector<Record> found = matching(all, options.search);
+  const std::vector<Record> found = matching(all, hardware_flags.search);
   if (json)
     std::printf("%s\n", list_json(std::span<const Record>(found)).c_str());
   else
@@ -200,28 +200,28 @@ void list_matching(std::span<const Record> all, bool json, Print print_list) {
 }  // namespace
 
 void setup_hardware(FlagSet& verb) {
-  const Flag cpus = verb.flag("--cpus", options.cpus, text("cpus"));
-  const Flag links = verb.flag("--links", options.links, text("links")).excludes(cpus);
-  const Flag storage = verb.flag("--storage", options.storage, text("storage")).excludes(cpus).excludes(links);
-  verb.flag("--cloud", options.cloud, text("cloud")).excludes(cpus).excludes(links).excludes(storage);
-  verb.option("--vendor", options.vendor, text("vendor_flag"));
-  verb.option("--arch", options.arch, text("arch_flag"));
-  verb.option("--min-memory", options.min_memory, text("min_memory"));
-  verb.option("--search", options.search, text("search"));
-  options.show = verb.sub_verb("show", text("show"));
-  options.show.option("ID", options.words, text("name_flag")).required();
+  const Flag cpus = verb.flag("--cpus", hardware_flags.cpus, text("cpus"));
+  const Flag links = verb.flag("--links", hardware_flags.links, text("links")).excludes(cpus);
+  const Flag storage = verb.flag("--storage", hardware_flags.storage, text("storage")).excludes(cpus).excludes(links);
+  verb.flag("--cloud", hardware_flags.cloud, text("cloud")).excludes(cpus).excludes(links).excludes(storage);
+  verb.option("--vendor", hardware_flags.vendor, text("vendor_flag"));
+  verb.option("--arch", hardware_flags.arch, text("arch_flag"));
+  verb.option("--min-memory", hardware_flags.min_memory, text("min_memory"));
+  verb.option("--search", hardware_flags.search, text("search"));
+  hardware_flags.show = verb.sub_verb("show", text("show"));
+  hardware_flags.show.option("ID", hardware_flags.words, text("name_flag")).required();
 }
 
 Result<int> run_hardware(const Common& common) {
   FATHOM_TRY(const Catalog* catalog, hardware_catalog());
-  if (options.show.given()) return show_one(*catalog, common.json);
-  if (options.cpus)
+  if (hardware_flags.show.given()) return show_one(*catalog, common.json);
+  if (hardware_flags.cpus)
     list_matching(catalog->cpus(), common.json, list_cpus);
-  else if (options.links)
+  else if (hardware_flags.links)
     list_matching(catalog->links(), common.json, list_links);
-  else if (options.storage)
+  else if (hardware_flags.storage)
     list_matching(catalog->storage(), common.json, list_storage);
-  else if (options.cloud)
+  else if (hardware_flags.cloud)
     list_matching(catalog->offers(), common.json, list_offers);
   else {
     FATHOM_TRY(const HardwareFilter filter, filter_from_options());

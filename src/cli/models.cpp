@@ -18,11 +18,11 @@ using namespace fathom::model;  // NOLINT: this file is a view of that room
 
 constexpr int kWidestValue = 64;
 
-struct Options {
+struct ModelsFlags {
   std::string family, max_params, search;
   std::vector<std::string> words;  // of the name: "r1 distill qwen 7b" needs no quotes
   FlagSet show;
-} options;
+} models_flags;
 
 std::string text(const char* key) { return tr(std::string("cli.models.") + key); }
 Column left(const char* key) { return {text(key), Align::kLeft}; }
@@ -82,26 +82,26 @@ void print_entry(const ModelEntry& model) {
 }  // namespace
 
 void setup_models(FlagSet& verb) {
-  verb.option("--family", options.family, text("family_flag"));
-  verb.option("--max-params", options.max_params, text("max_params"));
-  verb.option("--search", options.search, text("search"));
-  options.show = verb.sub_verb("show", text("show"));
-  options.show.option("ID", options.words, text("name_flag")).required();
+  verb.option("--family", models_flags.family, text("family_flag"));
+  verb.option("--max-params", models_flags.max_params, text("max_params"));
+  verb.option("--search", models_flags.search, text("search"));
+  models_flags.show = verb.sub_verb("show", text("show"));
+  models_flags.show.option("ID", models_flags.words, text("name_flag")).required();
 }
 
 Result<int> run_models(const Common& common) {
   FATHOM_TRY(const ModelCatalog* catalog, model_catalog());
-  if (options.show.given()) {
-    FATHOM_TRY(const ModelEntry* model, catalog->find(join(options.words, " ")));
+  if (models_flags.show.given()) {
+    FATHOM_TRY(const ModelEntry* model, catalog->find(join(models_flags.words, " ")));
     if (common.json)
       std::printf("%s\n", entry_json(*model).c_str());
     else
       print_entry(*model);
     return kExitOk;
   }
-  ModelFilter filter{.family = options.family, .search = options.search};
-  if (!options.max_params.empty()) {
-    FATHOM_TRY(const double limit, parse_parameter_count(options.max_params));
+  ModelFilter filter{.family = models_flags.family, .search = models_flags.search};
+  if (!models_flags.max_params.empty()) {
+    FATHOM_TRY(const double limit, parse_parameter_count(models_flags.max_params));
     filter.max_params = limit;
   }
   const auto list = catalog->list(filter);

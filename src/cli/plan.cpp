@@ -48,13 +48,13 @@ constexpr Setting kSettings[] = {{"task", "task"},
                                  {"output", "output"},
                                  {"speculative", "speculative"}};
 
-struct Options {
+struct PlanFlags {
   std::vector<std::string> words;  // of the model's name: "r1 distill qwen 7b" needs no quotes
   plan::PlanOptions plan;
   std::string values[std::size(kSettings)];
   std::string batch;
   int threads = 0;
-} options;
+} plan_flags;
 
 Status print(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
@@ -63,11 +63,11 @@ Status print(std::string_view text) {
 }
 
 Result<int> run_one(const Common& common) {
-  if (options.words.empty()) return fail("cli.plan.no_model");
-  options.plan.model = join(options.words, " ");
+  if (plan_flags.words.empty()) return fail("cli.plan.no_model");
+  plan_flags.plan.model = join(plan_flags.words, " ");
   for (std::size_t i = 0; i < std::size(kSettings); ++i)
-    if (!options.values[i].empty()) options.plan.settings.emplace_back(kSettings[i].key, options.values[i]);
-  FATHOM_TRY(const plan::PlanRequest request, plan::request_from_options(options.plan));
+    if (!plan_flags.values[i].empty()) plan_flags.plan.settings.emplace_back(kSettings[i].key, plan_flags.values[i]);
+  FATHOM_TRY(const plan::PlanRequest request, plan::request_from_options(plan_flags.plan));
   FATHOM_TRY(const plan::PlanAnswer answer, plan::make_plan(request, plan::PlanScope::kReport));
   std::string text;
   if (common.json)
@@ -82,23 +82,23 @@ Result<int> run_one(const Common& common) {
 }  // namespace
 
 void setup_plan(FlagSet& verb) {
-  verb.option("model", options.words, tr("cli.plan.model"));
-  verb.option("--on", options.plan.on, tr("cli.plan.on"));
-  verb.option("--gpu-memory", options.plan.gpu_memory, tr("cli.plan.gpu_memory"));
-  verb.option("--slo", options.plan.slo, tr("cli.plan.slo"));
-  verb.option("--context", options.plan.context, tr("cli.plan.context"));
+  verb.option("model", plan_flags.words, tr("cli.plan.model"));
+  verb.option("--on", plan_flags.plan.on, tr("cli.plan.on"));
+  verb.option("--gpu-memory", plan_flags.plan.gpu_memory, tr("cli.plan.gpu_memory"));
+  verb.option("--slo", plan_flags.plan.slo, tr("cli.plan.slo"));
+  verb.option("--context", plan_flags.plan.context, tr("cli.plan.context"));
   for (std::size_t i = 0; i < std::size(kSettings); ++i) {
     std::string help = kSettings[i].flag;
     for (char& c : help) c = c == '-' ? '_' : c;
-    verb.option(std::string("--") + kSettings[i].flag, options.values[i], tr("cli.plan." + help));
+    verb.option(std::string("--") + kSettings[i].flag, plan_flags.values[i], tr("cli.plan." + help));
   }
-  verb.option("--batch", options.batch, tr("cli.plan.batch"));
-  verb.option("--threads", options.threads, tr("cli.plan.threads")).within(0, 4096);
+  verb.option("--batch", plan_flags.batch, tr("cli.plan.batch"));
+  verb.option("--threads", plan_flags.threads, tr("cli.plan.threads")).within(0, 4096);
 }
 
 Result<int> run_plan(const Common& common) {
-  if (options.batch.empty()) return run_one(common);
-  FATHOM_TRY_VOID(plan::run_batch(options.batch, options.threads, print));
+  if (plan_flags.batch.empty()) return run_one(common);
+  FATHOM_TRY_VOID(plan::run_batch(plan_flags.batch, plan_flags.threads, print));
   return kExitOk;
 }
 

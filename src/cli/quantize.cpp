@@ -19,12 +19,12 @@
 namespace fathom::cli {
 namespace {
 
-struct Flags {
+struct QuantizeFlags {
   std::string model, out, to;
   std::int64_t group = 128;
   weights::QuantizeOptions quantize;
 };
-Flags flags;
+QuantizeFlags quantize_flags;
 
 void print_json(const weights::QuantizeReport& report) {
   const Json json = {{"folder", report.folder.string()},
@@ -64,29 +64,30 @@ void print_text(const weights::QuantizeReport& report) {
 }  // namespace
 
 void setup_quantize(FlagSet& verb) {
-  verb.option("MODEL", flags.model, tr("cli.quantize.model")).required();
-  verb.option("--to", flags.to, tr("cli.quantize.to")).required();
-  verb.option("-o,--out", flags.out, tr("cli.quantize.out")).required();
-  verb.option("--group", flags.group, tr("cli.quantize.group"));
-  verb.flag("--asymmetric", flags.quantize.asymmetric, tr("cli.quantize.asymmetric"));
-  verb.flag("--weight-only", flags.quantize.weight_only, tr("cli.quantize.weight_only"));
-  verb.option("--ignore", flags.quantize.ignore, tr("cli.quantize.ignore"));
-  verb.option("--threads", flags.quantize.threads, tr("cli.quantize.threads")).within(1, 1024);
-  verb.flag("--force", flags.quantize.overwrite, tr("cli.quantize.force"));
+  verb.option("MODEL", quantize_flags.model, tr("cli.quantize.model")).required();
+  verb.option("--to", quantize_flags.to, tr("cli.quantize.to")).required();
+  verb.option("-o,--out", quantize_flags.out, tr("cli.quantize.out")).required();
+  verb.option("--group", quantize_flags.group, tr("cli.quantize.group"));
+  verb.flag("--asymmetric", quantize_flags.quantize.asymmetric, tr("cli.quantize.asymmetric"));
+  verb.flag("--weight-only", quantize_flags.quantize.weight_only, tr("cli.quantize.weight_only"));
+  verb.option("--ignore", quantize_flags.quantize.ignore, tr("cli.quantize.ignore"));
+  verb.option("--threads", quantize_flags.quantize.threads, tr("cli.quantize.threads")).within(1, 1024);
+  verb.flag("--force", quantize_flags.quantize.overwrite, tr("cli.quantize.force"));
 }
 
 Result<int> run_quantize(const Common& common) {
-  FATHOM_TRY(flags.quantize.to, weights::parse_quantize_target(flags.to));
-  if (flags.group != 128) return fail("weights.quantize_group", {{"group", std::to_string(flags.group)}});
+  FATHOM_TRY(quantize_flags.quantize.to, weights::parse_quantize_target(quantize_flags.to));
+  if (quantize_flags.group != 128)
+    return fail("weights.quantize_group", {{"group", std::to_string(quantize_flags.group)}});
   const weights::InterruptGuard guard;
   std::unique_ptr<Progress> bar;
-  flags.quantize.progress = [&](Bytes done, Bytes total) {
+  quantize_flags.quantize.progress = [&](Bytes done, Bytes total) {
     if (!bar) bar = std::make_unique<Progress>(tr("cli.quantize.progress"), total);
     bar->update(done);
     return !weights::InterruptGuard::requested();
   };
   FATHOM_TRY(const weights::QuantizeReport report,
-             weights::quantize_checkpoint(flags.model, flags.out, flags.quantize));
+             weights::quantize_checkpoint(quantize_flags.model, quantize_flags.out, quantize_flags.quantize));
   bar.reset();
   if (common.json)
     print_json(report);

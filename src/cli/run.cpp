@@ -22,13 +22,13 @@
 namespace fathom::cli {
 namespace {
 
-struct Flags {
+struct RunFlags {
   measure::SessionOptions session;
   engine::GenerateOptions generate;
   std::string prompt, system, trace;
   bool raw = false, quiet = false;
 };
-Flags flags;
+RunFlags run_flags;
 
 std::string read_standard_input() {
   std::string text;
@@ -53,11 +53,11 @@ Result<Prepared> prepare(const measure::Session& session, const std::string& pro
   FATHOM_TRY(prepared.tokenizer, text::Tokenizer::load(*session.folder));
   std::string rendered = prompt;
   bool special = true;
-  if (!flags.raw) {
+  if (!run_flags.raw) {
     const auto chat = text::ChatTemplate::load(*session.folder);
     if (chat) {
       std::vector<text::ChatMessage> messages;
-      if (!flags.system.empty()) messages.push_back({"system", flags.system});
+      if (!run_flags.system.empty()) messages.push_back({"system", run_flags.system});
       messages.push_back({"user", prompt});
       FATHOM_TRY(rendered, chat->render(messages, /*add_generation_prompt=*/true));
       special = false;  // the template writes them itself
@@ -101,35 +101,35 @@ void print_statistics(const Prepared& prepared, const engine::Generated& g) {
 }  // namespace
 
 void setup_run(FlagSet& verb) {
-  flags.session.engine.context = 0;  // the model's own
-  verb.option("MODEL", flags.session.model, tr("cli.run.model"));
-  verb.option("-p,--prompt", flags.prompt, tr("cli.run.prompt"));
-  verb.option("--system", flags.system, tr("cli.run.system"));
-  verb.flag("--raw", flags.raw, tr("cli.run.raw"));
-  verb.option("-n,--max-tokens", flags.generate.max_tokens, tr("cli.run.max_tokens")).within(1, 1 << 24);
-  verb.option("-c,--context", flags.session.engine.context, tr("cli.run.context")).within(1, 1 << 30);
-  verb.option("--temperature", flags.generate.sampling.temperature, tr("cli.run.temperature"));
-  verb.option("--top-k", flags.generate.sampling.top_k, tr("cli.run.top_k"));
-  verb.option("--top-p", flags.generate.sampling.top_p, tr("cli.run.top_p"));
-  verb.option("--min-p", flags.generate.sampling.min_p, tr("cli.run.min_p"));
-  verb.option("--repetition-penalty", flags.generate.sampling.repetition_penalty, tr("cli.run.repetition"));
-  verb.option("--seed", flags.generate.sampling.seed, tr("cli.run.seed"));
-  verb.option("--stop", flags.generate.stop_strings, tr("cli.run.stop"));
-  verb.option("--device", flags.session.device, tr("cli.run.device"));
-  verb.option("--dtype", flags.session.weights, tr("cli.run.dtype"));
-  verb.option("--kv,--cache-dtype", flags.session.kv, tr("cli.run.kv"));
-  verb.option("--threads", flags.session.threads, tr("cli.run.threads")).within(1, 4096);
-  verb.flag("--mmap", flags.session.mmap, tr("cli.run.mmap"));
-  verb.option("--trace", flags.trace, tr("cli.bench.trace"));
-  verb.flag("-q,--quiet", flags.quiet, tr("cli.run.quiet"));
-  add_rank_flags(verb, flags.session.ranks);
-  add_offload_flags(verb, flags.session.offload);
+  run_flags.session.engine.context = 0;  // the model's own
+  verb.option("MODEL", run_flags.session.model, tr("cli.run.model"));
+  verb.option("-p,--prompt", run_flags.prompt, tr("cli.run.prompt"));
+  verb.option("--system", run_flags.system, tr("cli.run.system"));
+  verb.flag("--raw", run_flags.raw, tr("cli.run.raw"));
+  verb.option("-n,--max-tokens", run_flags.generate.max_tokens, tr("cli.run.max_tokens")).within(1, 1 << 24);
+  verb.option("-c,--context", run_flags.session.engine.context, tr("cli.run.context")).within(1, 1 << 30);
+  verb.option("--temperature", run_flags.generate.sampling.temperature, tr("cli.run.temperature"));
+  verb.option("--top-k", run_flags.generate.sampling.top_k, tr("cli.run.top_k"));
+  verb.option("--top-p", run_flags.generate.sampling.top_p, tr("cli.run.top_p"));
+  verb.option("--min-p", run_flags.generate.sampling.min_p, tr("cli.run.min_p"));
+  verb.option("--repetition-penalty", run_flags.generate.sampling.repetition_penalty, tr("cli.run.repetition"));
+  verb.option("--seed", run_flags.generate.sampling.seed, tr("cli.run.seed"));
+  verb.option("--stop", run_flags.generate.stop_strings, tr("cli.run.stop"));
+  verb.option("--device", run_flags.session.device, tr("cli.run.device"));
+  verb.option("--dtype", run_flags.session.weights, tr("cli.run.dtype"));
+  verb.option("--kv,--cache-dtype", run_flags.session.kv, tr("cli.run.kv"));
+  verb.option("--threads", run_flags.session.threads, tr("cli.run.threads")).within(1, 4096);
+  verb.flag("--mmap", run_flags.session.mmap, tr("cli.run.mmap"));
+  verb.option("--trace", run_flags.trace, tr("cli.bench.trace"));
+  verb.flag("-q,--quiet", run_flags.quiet, tr("cli.run.quiet"));
+  add_rank_flags(verb, run_flags.session.ranks);
+  add_offload_flags(verb, run_flags.session.offload);
 }
 
 Result<int> run_run(const Common& common) {
-  FATHOM_TRY_VOID(engine::check_sampling(flags.generate.sampling));
-  FATHOM_TRY(const measure::Launch launch, measure::find_launch(flags.session.ranks, flags.session.device));
-  std::string prompt = flags.prompt;
+  FATHOM_TRY_VOID(engine::check_sampling(run_flags.generate.sampling));
+  FATHOM_TRY(const measure::Launch launch, measure::find_launch(run_flags.session.ranks, run_flags.session.device));
+  std::string prompt = run_flags.prompt;
   if (launch.follows()) prompt = "-";  // rank 0 has the prompt
   if (prompt.empty() && ::isatty(STDIN_FILENO) == 0) prompt = read_standard_input();
   if (launch.process != nullptr) {
@@ -137,43 +137,45 @@ Result<int> run_run(const Common& common) {
   }
   if (prompt.empty()) return fail("engine.empty_prompt");
   std::unique_ptr<Progress> bar;
-  flags.session.progress = [&](Bytes done, Bytes total) {
+  run_flags.session.progress = [&](Bytes done, Bytes total) {
     if (!bar) bar = std::make_unique<Progress>(tr("cli.bench.loading"), total);
     bar->update(done);
     return true;
   };
-  flags.session.work = {.prompt = std::max<std::int64_t>(static_cast<std::int64_t>(prompt.size()) / 4, 16),
-                        .generate = flags.generate.max_tokens};
-  flags.session.trace = !flags.trace.empty();
-  FATHOM_TRY(measure::Session session, measure::open_session(flags.session, launch));
+  run_flags.session.work = {.prompt = std::max<std::int64_t>(static_cast<std::int64_t>(prompt.size()) / 4, 16),
+                            .generate = run_flags.generate.max_tokens};
+  run_flags.session.trace = !run_flags.trace.empty();
+  FATHOM_TRY(measure::Session session, measure::open_session(run_flags.session, launch));
   bar.reset();
   if (session.engine == nullptr) {
-    FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, flags.trace));
+    FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, run_flags.trace));
     return kExitOk;
   }
   FATHOM_TRY(const Prepared prepared, prepare(session, prompt));
-  if (session.offload && !flags.quiet) std::fprintf(stderr, "%s\n", measure::offload_text(*session.offload).c_str());
+  if (session.offload && !run_flags.quiet)
+    std::fprintf(stderr, "%s\n", measure::offload_text(*session.offload).c_str());
   if (session.synthetic) std::fprintf(stderr, "%s\n", tr("cli.run.synthetic").c_str());
-  for (const std::int64_t id : session.spec.eos_ids) flags.generate.stop_ids.push_back(static_cast<std::int32_t>(id));
+  for (const std::int64_t id : session.spec.eos_ids)
+    run_flags.generate.stop_ids.push_back(static_cast<std::int32_t>(id));
   if (prepared.tokenizer && prepared.tokenizer->eos_id())
-    flags.generate.stop_ids.push_back(*prepared.tokenizer->eos_id());
+    run_flags.generate.stop_ids.push_back(*prepared.tokenizer->eos_id());
   const bool stream = !common.json && prepared.tokenizer.has_value();
   const auto on_text = [&](std::string_view piece) {
     if (!stream) return true;
     return std::fwrite(piece.data(), 1, piece.size(), stdout) == piece.size() && std::fflush(stdout) == 0;
   };
   FATHOM_TRY(const engine::Generated generated,
-             engine::generate(*session.engine, 0, prepared.ids, flags.generate,
+             engine::generate(*session.engine, 0, prepared.ids, run_flags.generate,
                               prepared.tokenizer ? &*prepared.tokenizer : nullptr, on_text));
   if (common.json) {
     print_json(session, prepared, generated);
   } else {
     if (!prepared.tokenizer) std::fputs(fmt::format("{}", fmt::join(generated.ids, " ")).c_str(), stdout);
     std::puts("");
-    if (!flags.quiet) print_statistics(prepared, generated);
+    if (!run_flags.quiet) print_statistics(prepared, generated);
   }
   session.engine.reset();  // other ranks are let go
-  FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, flags.trace));
+  FATHOM_TRY_VOID(measure::finish_trace(session.tracer, launch, run_flags.trace));
   return kExitOk;
 }
 

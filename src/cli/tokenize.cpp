@@ -17,14 +17,14 @@
 namespace fathom::cli {
 namespace {
 
-struct Flags {
+struct TokenizeFlags {
   std::string tokenizer;
   std::optional<std::string> text;
   bool jsonl = false, count = false, special = false;
 };
-Flags flags;
+TokenizeFlags tokenize_flags;
 
-std::string read_standard_input() {
+std::string read_all_input() {
   std::string text;
   char buffer[65536];
   for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, stdin)) > 0;) text.append(buffer, n);
@@ -32,8 +32,8 @@ std::string read_standard_input() {
 }
 
 Result<int> answer_lines() {
-  if (flags.text || flags.count) return fail("cli.tokenize.text_with_jsonl");
-  FATHOM_TRY(const text::JsonLines lines, text::JsonLines::open(flags.tokenizer));
+  if (tokenize_flags.text || tokenize_flags.count) return fail("cli.tokenize.text_with_jsonl");
+  FATHOM_TRY(const text::JsonLines lines, text::JsonLines::open(tokenize_flags.tokenizer));
   char* buffer = nullptr;
   std::size_t capacity = 0;
   for (ssize_t n; (n = ::getline(&buffer, &capacity, stdin)) >= 0;) {
@@ -48,7 +48,7 @@ Result<int> answer_lines() {
 
 void print_json(const text::Tokenizer& tokenizer, const std::vector<std::int32_t>& ids) {
   Json json = {{"count", ids.size()}};
-  if (!flags.count) {
+  if (!tokenize_flags.count) {
     json["ids"] = ids;
     json["tokens"] = Json::array();
     for (const std::int32_t id : ids) json["tokens"].push_back(tokenizer.token_of(id).value_or(""));
@@ -58,7 +58,7 @@ void print_json(const text::Tokenizer& tokenizer, const std::vector<std::int32_t
 }
 
 void print_text(const text::Tokenizer& tokenizer, const std::string& text, const std::vector<std::int32_t>& ids) {
-  if (flags.count) {
+  if (tokenize_flags.count) {
     std::printf("%zu\n", ids.size());
     return;
   }
@@ -77,18 +77,18 @@ void print_text(const text::Tokenizer& tokenizer, const std::string& text, const
 }  // namespace
 
 void setup_tokenize(FlagSet& verb) {
-  verb.option("TEXT", flags.text, tr("cli.tokenize.text"));
-  verb.option("--tokenizer", flags.tokenizer, tr("cli.tokenize.tokenizer")).required();
-  verb.flag("--jsonl", flags.jsonl, tr("cli.tokenize.jsonl"));
-  verb.flag("--count", flags.count, tr("cli.tokenize.count"));
-  verb.flag("--special", flags.special, tr("cli.tokenize.special"));
+  verb.option("TEXT", tokenize_flags.text, tr("cli.tokenize.text"));
+  verb.option("--tokenizer", tokenize_flags.tokenizer, tr("cli.tokenize.tokenizer")).required();
+  verb.flag("--jsonl", tokenize_flags.jsonl, tr("cli.tokenize.jsonl"));
+  verb.flag("--count", tokenize_flags.count, tr("cli.tokenize.count"));
+  verb.flag("--special", tokenize_flags.special, tr("cli.tokenize.special"));
 }
 
 Result<int> run_tokenize(const Common& common) {
-  if (flags.jsonl) return answer_lines();
-  FATHOM_TRY(const text::Tokenizer tokenizer, text::Tokenizer::load(flags.tokenizer));
-  const std::string text = flags.text ? *flags.text : read_standard_input();
-  FATHOM_TRY(const std::vector<std::int32_t> ids, tokenizer.encode(text, flags.special));
+  if (tokenize_flags.jsonl) return answer_lines();
+  FATHOM_TRY(const text::Tokenizer tokenizer, text::Tokenizer::load(tokenize_flags.tokenizer));
+  const std::string text = tokenize_flags.text ? *tokenize_flags.text : read_all_input();
+  FATHOM_TRY(const std::vector<std::int32_t> ids, tokenizer.encode(text, tokenize_flags.special));
   if (common.json)
     print_json(tokenizer, ids);
   else

@@ -15,11 +15,11 @@
 
 namespace fathom::cli {
 namespace {
-struct Flags {
+struct VerifyFlags {
   std::string folder;
   measure::VerifyOptions options;
 };
-Flags flags;
+VerifyFlags verify_flags;
 
 std::string difference_text(double difference) {
   return std::isnan(difference) ? "NaN" : fmt::format("{:.2e}", difference);
@@ -50,7 +50,7 @@ void print_json(const measure::VerifyReport& report) {
                      {"host_calls", report.host_calls},
                      {"passed", report.passed},
                      {"max_difference", difference_json(report.worst)},
-                     {"tolerance", flags.options.atol},
+                     {"tolerance", verify_flags.options.atol},
                      {"cases", cases}};
   std::puts(dump_json(json, 2).c_str());
 }
@@ -82,26 +82,26 @@ void print_table(const measure::VerifyReport& report) {
   std::puts(tr(report.passed ? "cli.verify.summary_pass" : "cli.verify.summary_fail",
                {{"device", device_text(report)},
                 {"worst", difference_text(report.worst)},
-                {"atol", fmt::format("{:g}", flags.options.atol)}})
+                {"atol", fmt::format("{:g}", verify_flags.options.atol)}})
                 .c_str());
 }
 }  // namespace
 
 void setup_verify(FlagSet& verb) {
-  verb.option("folder", flags.folder, tr("cli.verify.folder")).required();
-  verb.option("--device", flags.options.device, tr("cli.verify.device"));
-  verb.option("--dtype", flags.options.weights, tr("cli.verify.dtype"));
-  verb.option("--atol", flags.options.atol, tr("cli.verify.atol")).not_negative();
-  verb.option("--chunk", flags.options.chunk, tr("cli.verify.chunk")).positive();
-  verb.option("--isa", flags.options.isa, tr("cli.verify.isa"));
-  verb.option("--threads", flags.options.threads, tr("cli.verify.threads")).not_negative();
-  verb.option("--trace", flags.options.trace, tr("cli.bench.trace"));
-  add_rank_flags(verb, flags.options.ranks);
-  add_offload_flags(verb, flags.options.offload);
+  verb.option("folder", verify_flags.folder, tr("cli.verify.folder")).required();
+  verb.option("--device", verify_flags.options.device, tr("cli.verify.device"));
+  verb.option("--dtype", verify_flags.options.weights, tr("cli.verify.dtype"));
+  verb.option("--atol", verify_flags.options.atol, tr("cli.verify.atol")).not_negative();
+  verb.option("--chunk", verify_flags.options.chunk, tr("cli.verify.chunk")).positive();
+  verb.option("--isa", verify_flags.options.isa, tr("cli.verify.isa"));
+  verb.option("--threads", verify_flags.options.threads, tr("cli.verify.threads")).not_negative();
+  verb.option("--trace", verify_flags.options.trace, tr("cli.bench.trace"));
+  add_rank_flags(verb, verify_flags.options.ranks);
+  add_offload_flags(verb, verify_flags.options.offload);
 }
 
 Result<int> run_verify(const Common& common) {
-  FATHOM_TRY(const measure::VerifyReport report, measure::verify(flags.folder, flags.options));
+  FATHOM_TRY(const measure::VerifyReport report, measure::verify(verify_flags.folder, verify_flags.options));
   if (report.followed) return kExitOk;
   if (common.json)
     print_json(report);

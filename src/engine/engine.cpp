@@ -115,7 +115,7 @@ EngineMemory Engine::allocated() const {
   memory.ring = bytes(weights_.ring);
   memory.sampling = bytes(seen_);
   memory.host =
-      bytes(weights_.host) + bytes(staging_) + bytes(logits_) + bytes(handover_) + bytes(asked_) +
+      bytes(weights_.host) + bytes(staging_) + bytes(logits_) + bytes(handover_) + bytes(ids_chosen_) +
       (offload_options_.host != nullptr && offload_ != nullptr ? offload_options_.host->workspace_bytes() : 0);
   memory.cache = cache_memory_->bytes();
   memory.activations = arena_->bytes();

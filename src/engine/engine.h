@@ -107,7 +107,7 @@ class Engine {
   Result<std::span<const float>> prefill(std::int64_t slot, std::span<const std::int32_t> ids);
 
   /// Whether the device chooses tokens by itself, so that ids alone come to the host.
-  bool chooses() const { return asked_ != nullptr; }
+  bool chooses() const { return ids_chosen_ != nullptr; }
   /// Begins a pass as step(kLast), of whose logits the device chooses a token a slot by `asked` (Sampler::next_row;
   /// `seen` is set here), the same that a Sampler would; take_chosen() has them. Only where chooses().
   Status begin(std::span<const SlotTokens> tokens, std::span<const tensor::SamplingRow> asked);
@@ -167,8 +167,8 @@ class Engine {
   Status write_history(std::int64_t slot, std::span<const std::uint32_t> seen);
   /// Waits for what was begun and not taken.
   Status finish_begun();
-  struct Shared;  // what host and device both see of one choice
-  Shared shared_of(std::uint64_t pass) const;
+  /// Where host and device see the ids that a pass chose.
+  std::int32_t* chosen_in(std::uint64_t pass) const;
   std::span<const float> in_order(std::span<const float> logits, const std::vector<std::int64_t>& order);
 
   std::shared_ptr<void> company_;  // destroyed last
@@ -191,8 +191,8 @@ class Engine {
   std::vector<std::int64_t> lengths_;
   std::int64_t topk_horizon_ = 0;
   std::int64_t passes_ = 0;
-  std::unique_ptr<tensor::Buffer> asked_,
-      seen_;  // of tokens chosen on the device: rows and ids as both see them, of each pass under way; bits by slot
+  std::unique_ptr<tensor::Buffer> ids_chosen_;  // by the device, of each pass under way, where the host reads them
+  std::unique_ptr<tensor::Buffer> seen_;        // tokens that penalties look at: bits by slot
   /// A pass that was begun.
   struct Begun {
     std::size_t rows = 0;

@@ -10,23 +10,11 @@ using tensor::SamplingRow;
 
 namespace {
 Bytes seen_words(std::int64_t vocabulary) { return static_cast<Bytes>(vocabulary + 31) / 32; }
-/// Of one pass, rows of what is asked and ids.
-Bytes asked_bytes(const EngineOptions& options) {
-  return static_cast<Bytes>(logit_rows(options)) * (sizeof(SamplingRow) + sizeof(std::int32_t));
-}
 }  // namespace
 
-struct Engine::Shared {
-  SamplingRow* asked;
-  std::int32_t* ids;
-};
-
-// All the rows of every pass lie before all ids: both are aligned.
-Engine::Shared Engine::shared_of(std::uint64_t pass) const {
-  const auto rows = static_cast<std::size_t>(logit_rows(options_)), place = static_cast<std::size_t>(pass % kMostBegun);
-  auto* const asked = reinterpret_cast<SamplingRow*>(asked_->data());
-  auto* const ids = reinterpret_cast<std::int32_t*>(asked + kMostBegun * rows);
-  return {asked + place * rows, ids + place * rows};
+std::int32_t* Engine::chosen_in(std::uint64_t pass) const {
+  return reinterpret_cast<std::int32_t*>(ids_chosen_->data()) +
+         pass % kMostBegun * static_cast<std::uint64_t>(logit_rows(options_));
 }
 
 Status Engine::set_up_choosing() {
@@ -34,9 +22,10 @@ Status Engine::set_up_choosing() {
     plan_.memory.sampling = 0;
     return {};
   }
-  FATHOM_TRY(asked_, backend_->allocate_buffer(kMostBegun * asked_bytes(options_), tensor::Placement::kShared));
+  const Bytes bytes = kMostBegun * static_cast<Bytes>(logit_rows(options_)) * sizeof(std::int32_t);
+  FATHOM_TRY(ids_chosen_, backend_->allocate_buffer(bytes, tensor::Placement::kShared));
   FATHOM_TRY(seen_, backend_->allocate_buffer(plan_.memory.sampling));
-  plan_.memory.host += kMostBegun * asked_bytes(options_);
+  plan_.memory.host += bytes;
   return {};
 }
 
@@ -92,9 +81,9 @@ Status Engine::begin_pass(std::span<const SlotTokens> tokens, std::span<const Sa
 // The rows of logits lie replica after replica; what is asked and answered has the caller's order.
 void Engine::launch_choice(const std::byte* logits, std::span<const SamplingRow> asked, const Share& share) {
   FATHOM_CHECK(static_cast<std::int64_t>(asked.size()) == share.all_rows, "a row of logits for each that is asked for");
-  const Shared shared = shared_of(begun_);
+  std::vector<SamplingRow> rows(asked.size());
   for (std::size_t i = 0; i < asked.size(); ++i) {
-    SamplingRow& row = shared.asked[share.order.empty() ? i : static_cast<std::size_t>(share.order[i])];
+    SamplingRow& row = rows[share.order.empty() ? i : static_cast<std::size_t>(share.order[i])];
     row = asked[i];
     row.seen = begun_slots_[i];
   }
@@ -107,9 +96,9 @@ void Engine::launch_choice(const std::byte* logits, std::span<const SamplingRow>
   backend_->sample({.logits = reinterpret_cast<const float*>(logits),
                     .rows = share.all_rows,
                     .vocabulary = spec().vocabulary,
-                    .asked = shared.asked,
+                    .asked = rows.data(),
                     .seen = reinterpret_cast<std::uint32_t*>(seen_->data()),
-                    .ids = shared.ids,
+                    .ids = chosen_in(begun_),
                     .next = next});
 }
 
@@ -126,7 +115,7 @@ Status Engine::take_pass() {
   FATHOM_TRY_VOID(told(comm_->status()));
   if (!chooses()) return {};
   const Begun& begun = under_way_[pass % kMostBegun];
-  const std::int32_t* const ids = shared_of(pass).ids;
+  const std::int32_t* const ids = chosen_in(pass);
   chosen_.resize(begun.rows);
   for (std::size_t i = 0; i < begun.rows; ++i)
     chosen_[i] = ids[begun.order.empty() ? i : static_cast<std::size_t>(begun.order[i])];
@@ -141,7 +130,8 @@ Status Engine::finish_begun() {
 Status Engine::set_history(std::int64_t slot, std::span<const std::uint32_t> seen) {
   FATHOM_CHECK(chooses() && seen.size() == seen_words(spec().vocabulary));
   FATHOM_TRY_VOID(finish_begun());
-  if (!seat_.alone()) FATHOM_TRY_VOID(command(Order::kHistory, std::array{SlotTokens{slot, {}}}, Logits::kNone, {}, seen));
+  if (!seat_.alone())
+    FATHOM_TRY_VOID(command(Order::kHistory, std::array{SlotTokens{slot, {}}}, Logits::kNone, {}, seen));
   return write_history(slot, seen);
 }
 

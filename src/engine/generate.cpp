@@ -1,13 +1,12 @@
 #include "engine/generate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <optional>
+
+#include "base/clock.h"
 
 namespace fathom::engine {
 namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Text that is out, and text held back because it may be the beginning of a stop string.
 class StopFilter {
@@ -107,9 +106,9 @@ Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const st
   result.token_seconds.reserve(static_cast<std::size_t>(std::max<std::int64_t>(options.max_tokens, 0)));
   Source source(engine, slot, sampler);
   FATHOM_TRY_VOID(source.start());
-  double started = now();
+  double started = now_seconds();
   FATHOM_TRY(std::int32_t id, source.after(prompt, options.max_tokens > 1));
-  result.prefill_seconds = now() - started;
+  result.prefill_seconds = now_seconds() - started;
   while (static_cast<std::int64_t>(result.ids.size()) < options.max_tokens) {
     if (!options.ignore_stop &&
         std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end()) {
@@ -126,9 +125,9 @@ Result<Generated> generate(Engine& engine, std::int64_t slot, std::span<const st
       result.reason = StopReason::kContextFull;
       break;
     }
-    started = now();
+    started = now_seconds();
     FATHOM_TRY(id, source.after({&id, 1}, std::ssize(result.ids) + 1 < options.max_tokens));
-    result.token_seconds.push_back(now() - started);
+    result.token_seconds.push_back(now_seconds() - started);
   }
   if (decoder && result.reason != StopReason::kStopString && result.reason != StopReason::kCancelled) {
     if (filter.push(decoder->finish()))

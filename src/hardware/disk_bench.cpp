@@ -9,12 +9,13 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "base/clock.h"
 
 namespace fathom::hardware {
 namespace {
@@ -23,10 +24,6 @@ constexpr std::size_t kBlock = kMiB;
 constexpr unsigned kInFlight = 16;
 constexpr int kReaders = 8;
 constexpr Bytes kLeastBytes = 16 * kMiB;  // less says nothing
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 struct Descriptor {
   int fd = -1;

@@ -5,17 +5,14 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
 #include <thread>
 
-namespace fathom::hardware {
+#include "base/clock.h"
 
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+namespace fathom::hardware {
 
 struct Crew::State {
   std::mutex mutex;

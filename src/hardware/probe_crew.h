@@ -4,11 +4,10 @@
 #include <memory>
 #include <vector>
 
+#include "base/clock.h"
 #include "hardware/cpu_info.h"
 
 namespace fathom::hardware {
-
-double now_seconds();
 
 class Crew {
  public:

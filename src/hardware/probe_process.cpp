@@ -9,16 +9,14 @@
 
 #include <cerrno>
 
+#include "base/clock.h"
+
 extern char** environ;
 
 namespace fathom::hardware {
 namespace {
 
 constexpr std::size_t kMaxOutput = std::size_t{1} << 20;
-
-double now_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 // Reads until the other end closes, the deadline passes or too much came. True when it closed.
 bool drain(int fd, double deadline, std::string& output) {

@@ -1,10 +1,10 @@
 #include "measure/bench.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <numeric>
 
+#include "base/clock.h"
 #include "measure/kernels.h"
 #include "measure/trace.h"
 #include "model/sizes.h"
@@ -13,8 +13,6 @@
 
 namespace fathom::measure {
 namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 double quantile(std::vector<double> sorted, double q) {
   if (sorted.empty()) return 0;
@@ -40,13 +38,13 @@ Result<std::vector<double>> decode_chosen(engine::Engine& engine, std::span<cons
   std::vector<engine::SlotTokens> parts(first.begin(), first.end());
   std::vector<std::int32_t> next(first.size());
   std::vector<double> steps;
-  double started = now();
+  double started = now_seconds();
   FATHOM_TRY_VOID(engine.begin(parts, greedy));
   for (std::int64_t g = 0; g < generate; ++g) {
     const bool another = g + 1 < generate;
     if (another && engine.runs_ahead()) FATHOM_TRY_VOID(engine.begin_next(greedy));
     FATHOM_TRY(const auto chosen, engine.take_chosen());
-    const double ended = now();
+    const double ended = now_seconds();
     steps.push_back(ended - started);
     started = ended;
     if (!another || engine.runs_ahead()) continue;
@@ -64,7 +62,7 @@ Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t
   const std::int64_t vocabulary = engine.spec().vocabulary;
   std::vector<std::int32_t> ids(static_cast<std::size_t>(prompt));
   Timing timing;
-  double started = now();
+  double started = now_seconds();
   for (std::int64_t s = 0; s < batch; ++s) {
     for (std::size_t i = 0; i < ids.size(); ++i)
       ids[i] = static_cast<std::int32_t>((static_cast<std::int64_t>(i) * 7919 + s * 104729 + 17) % vocabulary);
@@ -72,7 +70,7 @@ Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t
     FATHOM_TRY(const auto logits, engine.prefill(s, ids));
     (void)logits;
   }
-  timing.prefill_seconds = now() - started;
+  timing.prefill_seconds = now_seconds() - started;
   std::vector<std::int32_t> next(static_cast<std::size_t>(batch));
   std::vector<engine::SlotTokens> parts;
   for (std::int64_t s = 0; s < batch; ++s) parts.push_back({s, std::span(&next[static_cast<std::size_t>(s)], 1)});
@@ -86,9 +84,9 @@ Result<Timing> run_once(engine::Engine& engine, std::int64_t batch, std::int64_t
   }
   for (std::int64_t g = 0; g < generate; ++g) {
     choose_step(g);
-    started = now();
+    started = now_seconds();
     FATHOM_TRY_VOID(engine.step(parts, engine::Logits::kLast));
-    timing.steps.push_back(now() - started);
+    timing.steps.push_back(now_seconds() - started);
   }
   return timing;
 }

@@ -1,12 +1,12 @@
 #include "measure/calibrate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <ctime>
 #include <thread>
 
 #include "backends/backends.h"
 #include "backends/threads/threads_transport.h"
+#include "base/clock.h"
 #include "base/strings.h"
 #include "hardware/probe.h"
 #include "measure/calibrate_families.h"
@@ -15,8 +15,6 @@ namespace fathom::measure {
 namespace {
 
 using plan::Family;
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::string today() {
   const std::time_t time = std::time(nullptr);
@@ -53,14 +51,14 @@ Result<double> reduce_seconds(tensor::Backend& backend, tensor::Collectives& com
   const int calls = static_cast<int>(std::clamp(kMoved / bytes, 4.0, 64.0)), before = 3, runs = 5;
   std::vector<double> seconds;
   for (int i = 0; i < before + runs; ++i) {
-    const double started = now();
+    const double started = now_seconds();
     FATHOM_TRY(const bool called, backend.run_pass(bytes <= kRecorded ? key : 0, [&] {
       for (int c = 0; c < calls; ++c) comm.all_reduce(tensor::Group::kTensor, x);
     }));
     static_cast<void>(called);
     FATHOM_TRY_VOID(backend.synchronize());
     FATHOM_TRY_VOID(comm.status());
-    if (i >= before) seconds.push_back((now() - started) / calls);
+    if (i >= before) seconds.push_back((now_seconds() - started) / calls);
   }
   std::sort(seconds.begin(), seconds.end());
   return seconds[seconds.size() / 2];

@@ -1,11 +1,11 @@
 #include "measure/calibrate_rig.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 
 #include "backends/backends.h"
+#include "base/clock.h"
 
 namespace fathom::measure {
 namespace {
@@ -15,8 +15,6 @@ using namespace tensor;  // NOLINT: the vocabulary
 constexpr Bytes kAlignment = 256;
 constexpr int kMostCalls = 256;
 constexpr std::uint64_t kSeed = 0x9E3779B97F4A7C15ULL;
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Bytes round_up(Bytes bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -226,13 +224,13 @@ std::unique_ptr<Rig::Tokens> Rig::tokens(std::int64_t sequences, std::int64_t to
 }
 
 Result<double> Rig::run(std::uint64_t key, int calls, const std::function<void(int)>& body) {
-  const double started = now();
+  const double started = now_seconds();
   FATHOM_TRY(const bool called, backend_->run_pass(key, [&] {
     for (int i = 0; i < calls; ++i) body(i);
   }));
   static_cast<void>(called);
   FATHOM_TRY_VOID(backend_->synchronize());
-  return now() - started;
+  return now_seconds() - started;
 }
 
 Result<double> Rig::time(bool recorded, double cold, const std::function<void(int)>& body) {
@@ -258,9 +256,9 @@ Result<double> Rig::time(bool recorded, double cold, const std::function<void(in
 Result<double> Rig::time_calls(int calls, const std::function<Status()>& body) {
   std::vector<double> seconds;
   for (int i = 0; i < calls + 2; ++i) {
-    const double started = now();
+    const double started = now_seconds();
     FATHOM_TRY_VOID(body());
-    if (i >= 2) seconds.push_back(now() - started);
+    if (i >= 2) seconds.push_back(now_seconds() - started);
   }
   std::sort(seconds.begin(), seconds.end());
   return seconds[seconds.size() / 2];

@@ -1,11 +1,12 @@
 #include "measure/kernels.h"
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <vector>
 
 #include "backends/backends.h"
+#include "base/clock.h"
+#include "measure/statistics.h"
 #include "model/architecture.h"
 
 namespace fathom::measure {
@@ -17,22 +18,14 @@ constexpr Bytes kWeights = 256 * kMiB;
 constexpr std::int64_t kProductFlops = 16'000'000'000;  // of a run of large products: some tens of milliseconds
 constexpr std::int64_t kMostTokens = 512;
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + std::ssize(values) / 2;
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
 /// The median of a few runs, after one that does not count.
 double median_seconds(int runs, const std::function<void()>& body) {
   body();
   std::vector<double> seconds;
   for (int i = 0; i < runs; ++i) {
-    const double started = now();
+    const double started = now_seconds();
     body();
-    seconds.push_back(now() - started);
+    seconds.push_back(now_seconds() - started);
   }
   return median(std::move(seconds));
 }
@@ -142,14 +135,14 @@ struct KernelMeter::State {
     for (int run = 0; run <= runs;
          ++run) {  // each goes on where the last one stopped, through weights that no cache holds
       double done = 0;
-      const double started = now();
+      const double started = now_seconds();
       for (; done < elements; ++next) {
         const Weight& weight = dense[next % dense.size()];
         ops.linear(
             {.x = matrix_view(x, tokens, weight.cols), .weight = weight, .out = matrix_view(out, tokens, weight.rows)});
         done += static_cast<double>(weight.rows * weight.cols);
       }
-      if (run > 0) rates.push_back(done / (now() - started));
+      if (run > 0) rates.push_back(done / (now_seconds() - started));
     }
     return median(std::move(rates));
   }

@@ -1,9 +1,11 @@
 #include "measure/offload_rates.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <vector>
+
+#include "base/clock.h"
+#include "measure/statistics.h"
 
 namespace fathom::measure {
 namespace {
@@ -11,26 +13,18 @@ namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 
 constexpr Bytes kCopied = 64 * kMiB, kCopiedOnHost = 4 * kMiB;
-constexpr Bytes kWeights = kGiB;           // of experts that are computed with: beyond caches
-constexpr std::int64_t kMostTokens = 512;  // of a pass that is timed; longer ones take as long a token
+constexpr Bytes kTimedExperts = kGiB;       // of experts that are computed with: beyond caches
+constexpr std::int64_t kTimedTokens = 512;  // of a pass that is timed; longer ones take as long a token
 constexpr int kRounds = 5, kHandovers = 8;
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + std::ssize(values) / 2;
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 /// Seconds of `body`, which comes back when all is done: the median of a few, after one that does not count.
 template <class Body>
 Result<double> seconds_of(int rounds, const Body& body) {
   std::vector<double> seconds;
   for (int i = 0; i <= rounds; ++i) {
-    const double started = now();
+    const double started = now_seconds();
     FATHOM_TRY_VOID(body());
-    if (i > 0) seconds.push_back(now() - started);
+    if (i > 0) seconds.push_back(now_seconds() - started);
   }
   return median(std::move(seconds));
 }
@@ -70,7 +64,7 @@ class Experts {
     Experts made;
     const Bytes one =
         2 * bytes_of(shape.gate, shape.inner, shape.hidden) + bytes_of(shape.down, shape.hidden, shape.inner);
-    const auto count = std::clamp<std::int64_t>(static_cast<std::int64_t>(kWeights / one),
+    const auto count = std::clamp<std::int64_t>(static_cast<std::int64_t>(kTimedExperts / one),
                                                 std::min(shape.top_k, shape.count), shape.count);
     FATHOM_TRY(made.buffer_, host.allocate_buffer(one * static_cast<Bytes>(count)));
     std::byte* at = made.buffer_->data();
@@ -165,7 +159,7 @@ Result<plan::OffloadRates> measure_offload_rates(Backend& device, Backend* host,
   // Of a rank's experts a token hits its share.
   const auto count = std::ssize(experts.gate);
   const std::int64_t few = problem.decode_tokens,
-                     many = std::clamp<std::int64_t>(problem.prefill_tokens, 1, kMostTokens);
+                     many = std::clamp<std::int64_t>(problem.prefill_tokens, 1, kTimedTokens);
   FATHOM_TRY(const double one_seconds, seconds_of_experts(*host, shape, experts, 1));
   FATHOM_TRY(const double few_seconds, seconds_of_experts(*host, shape, experts, few));
   FATHOM_TRY(const double many_seconds, seconds_of_experts(*host, shape, experts, many));

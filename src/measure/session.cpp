@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <charconv>
-#include <chrono>
 
 #include "backends/backends.h"
+#include "base/clock.h"
 #include "base/strings.h"
 #include "measure/trace.h"
 #include "weights/quantize.h"
@@ -12,8 +12,6 @@
 
 namespace fathom::measure {
 namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Bytes status_field(std::string_view name) {
   const auto text =
@@ -88,7 +86,7 @@ Bytes resident_bytes() { return status_field("VmRSS:"); }
 Bytes peak_resident_bytes() { return status_field("VmHWM:"); }
 
 Result<Session> open_session(const SessionOptions& options, const Launch& launch) {
-  const double started = now();
+  const double started = now_seconds();
   Session session;
   weights::StoragePolicy storage;
   engine::EngineOptions engine_options;
@@ -144,7 +142,7 @@ Result<Session> open_session(const SessionOptions& options, const Launch& launch
     return parts;
   };
   FATHOM_TRY(session.engine, start_engine(launch, session.spread, make));
-  session.load_seconds = now() - started;
+  session.load_seconds = now_seconds() - started;
   return session;
 }
 

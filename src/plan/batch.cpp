@@ -55,7 +55,7 @@ class Crew {
     for (std::thread& helper : helpers_) helper.join();
   }
 
-  void answer(const std::vector<std::string_view>& lines, std::string& out, BatchResult& result) {
+  void answer(const std::vector<std::string_view>& lines, std::string& out, BatchCount& result) {
     answers_.resize(std::max(answers_.size(), lines.size()));
     const bool shared = lines.size() > kBlock;
     {
@@ -146,12 +146,12 @@ void answer_line(std::string_view line, std::string& out) {
   append_answer_json(*request, *answer, out);
 }
 
-Result<BatchResult> run_batch(const Path& path, int threads, const std::function<Status(std::string_view)>& write) {
+Result<BatchCount> run_batch(const Path& path, int threads, const std::function<Status(std::string_view)>& write) {
   const bool standard = path == "-";
   const int fd = standard ? 0 : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return fail("base.cannot_open", {{"path", path.string()}, {"reason", errno_text(errno)}});
   const File file(fd, !standard);
-  BatchResult result;
+  BatchCount result;
   Crew crew(threads);
   std::string pending, out;
   std::vector<std::string_view> lines;

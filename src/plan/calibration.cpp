@@ -110,7 +110,7 @@ Json rounded(const std::vector<double>& values) {
   return out;
 }
 
-std::uint64_t next_serial() {
+std::uint64_t next_calibration() {
   static std::atomic<std::uint64_t> last{0};
   return ++last;
 }
@@ -232,7 +232,7 @@ Result<Calibration> parse_calibration(std::string_view json, std::string_view wh
     FATHOM_TRY(MeasuredTable table, parse_table(item, what));
     out.tables.push_back(std::move(table));
   }
-  out.serial = next_serial();
+  out.serial = next_calibration();
   return out;
 }
 

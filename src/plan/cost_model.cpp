@@ -93,7 +93,7 @@ void estimate_chat(const Context& c, const StepModel& model, TimeEstimate& out) 
   const double replicas = static_cast<double>(model.layout.dp) * model.layout.dp_attention;
   const double batch = static_cast<double>(c.in.batch), sequences = std::max(1.0, std::ceil(batch / replicas));
   const double input = static_cast<double>(r.input), output = static_cast<double>(r.output);
-  const BatchResult result = static_batch(model, sequences, input, output);
+  const StaticBatch result = static_batch(model, sequences, input, output);
   const Speculation s = speculation(r.mtp_drafts, static_cast<double>(r.model->spec().layers));
   const double step = result.decode_step * s.cost / s.tokens;
   const double first = result.prefill > 0 ? result.prefill : result.decode_step;

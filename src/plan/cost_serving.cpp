@@ -121,8 +121,8 @@ class LoopSolver {
 
 LoopResult solve_loop(const StepModel& model, const Loop& loop) { return LoopSolver(model, loop).solve(); }
 
-BatchResult static_batch(const StepModel& m, double sequences, double input, double output) {
-  BatchResult result;
+StaticBatch static_batch(const StepModel& m, double sequences, double input, double output) {
+  StaticBatch result;
   const EngineProfile& e = *m.engine;
   const double pipeline = std::max(1, m.layout.pp);
   if (input > 0 && m.measured != nullptr) {

@@ -21,10 +21,10 @@ struct LoopResult {
 LoopResult solve_loop(const StepModel& model, const Loop& loop);
 
 /// One static batch: the whole batch's prompts, then decode steps averaged over the contexts they go through.
-struct BatchResult {
+struct StaticBatch {
   double prefill = 0, decode_step = 0;  // seconds; the second per token and sequence
   Parts prefill_parts{}, decode_parts{};
 };
-BatchResult static_batch(const StepModel& model, double sequences, double input, double output);
+StaticBatch static_batch(const StepModel& model, double sequences, double input, double output);
 
 }  // namespace fathom::plan

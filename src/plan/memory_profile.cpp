@@ -79,7 +79,7 @@ constexpr std::pair<const char*, CachePool> kPools[] = {{"as_needed", CachePool:
                                                         {"fraction_static", CachePool::kFractionStatic},
                                                         {"fraction_of_free", CachePool::kFractionOfFree}};
 
-tl::unexpected<Error> wrong(const std::string& engine, std::string_view key) {
+tl::unexpected<Error> wrong_field(const std::string& engine, std::string_view key) {
   return fail("plan.data_wrong", {{"file", std::string(kFile)}, {"field", printable(engine + "." + std::string(key))}});
 }
 
@@ -162,27 +162,27 @@ Result<std::vector<MemoryProfile>> load() {
   const auto text = data_file(kFile);
   if (!text) return fail("plan.data_missing", {{"file", std::string(kFile)}});
   FATHOM_TRY(const Json json, parse_json(*text, kFile));
-  if (!json.is_object() || !json.contains("engines") || !json["engines"].is_array()) return wrong("engines", "");
+  if (!json.is_object() || !json.contains("engines") || !json["engines"].is_array()) return wrong_field("engines", "");
   std::vector<MemoryProfile> profiles;
   for (const Json& item : json["engines"]) {
-    if (!item.is_object() || !item.contains("name") || !item["name"].is_string()) return wrong("engines", "name");
+    if (!item.is_object() || !item.contains("name") || !item["name"].is_string()) return wrong_field("engines", "name");
     const std::string name = item["name"].get<std::string>();
     MemoryProfile profile;
     if (item.contains("base")) {
       const MemoryProfile* base = nullptr;
       for (const MemoryProfile& other : profiles)
         if (item["base"] == other.name) base = &other;
-      if (base == nullptr) return wrong(name, "base");
+      if (base == nullptr) return wrong_field(name, "base");
       profile = *base;
       profile.base = base->name;
     }
     profile.name = name;
     for (const auto& [key, value] : item.items())
-      if (!read_one(key, value, profile)) return wrong(name, key);
+      if (!read_one(key, value, profile)) return wrong_field(name, key);
     profile.block_tokens = std::max<std::int64_t>(profile.block_tokens, 1);
     profiles.push_back(std::move(profile));
   }
-  if (profiles.empty()) return wrong("engines", "");
+  if (profiles.empty()) return wrong_field("engines", "");
   return profiles;
 }
 

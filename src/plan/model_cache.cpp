@@ -124,7 +124,7 @@ ShareCache sum_cache(const model::Architecture& share, const KvFormat& kv) {
   return sums;
 }
 
-std::uint64_t next_serial() {
+std::uint64_t next_share() {
   static std::atomic<std::uint64_t> last{0};
   return ++last;
 }
@@ -160,7 +160,7 @@ class CachedModel final : public PlanModel {
                        [&]() -> Result<ModelTrace> {
                          FATHOM_TRY(const model::Architecture* part, share(sharding));
                          ModelTrace made = trace_model(*part, phase, activations);
-                         made.serial = next_serial();
+                         made.serial = next_share();
                          return made;
                        });
   }
@@ -170,7 +170,7 @@ class CachedModel final : public PlanModel {
     return weights_.get(key_of(sharding, 0, &rule), [&]() -> Result<ShareWeights> {
       FATHOM_TRY(const model::Architecture* part, share(sharding));
       FATHOM_TRY(ShareWeights sums, sum_weights(*part, rule));
-      sums.serial = next_serial();
+      sums.serial = next_share();
       return sums;
     });
   }

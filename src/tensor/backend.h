@@ -71,12 +71,12 @@ struct NextPass {
   std::int32_t* wanted = nullptr;  // rows of logits
 };
 
-/// Choosing a token a row of logits (tensor/sampling.h). `asked` and `ids` lie in kShared memory, the rest on the
-/// device.
+/// Choosing a token a row of logits (tensor/sampling.h). `asked` is the host's and read at once, `ids` lie in kShared
+/// memory, the rest on the device.
 struct SampleArgs {
   const float* logits = nullptr;  // [rows, vocabulary]
   std::int64_t rows = 0, vocabulary = 0;
-  const SamplingRow* asked = nullptr;  // [rows]
+  const SamplingRow* asked = nullptr;  // [rows], on the host
   std::uint32_t* seen = nullptr;  // [.., (vocabulary + 31) / 32] bits, of which rows with a penalty read theirs and add
                                   // what they choose; null: no penalties
   std::int32_t* ids = nullptr;    // [rows]; -1: nothing finite

@@ -13,8 +13,8 @@
 namespace fathom::text {
 namespace {
 
-constexpr std::string_view kPart = "decoder";
-constexpr std::string_view kKnown = "ByteLevel, ByteFallback, Fuse, Metaspace, Replace, Strip, Sequence";
+constexpr std::string_view kDecoderPart = "decoder";
+constexpr std::string_view kKnownDecoders = "ByteLevel, ByteFallback, Fuse, Metaspace, Replace, Strip, Sequence";
 
 // The byte of "<0xAB>", or -1.
 int fallback_byte(std::string_view token) {
@@ -37,8 +37,8 @@ std::string_view stripped(std::string_view text, std::string_view one, std::size
 }
 
 Result<std::size_t> count_field(const Json& node, std::string_view field) {
-  FATHOM_TRY(const auto value, json_integer(node, field, kPart));
-  if (!value || *value < 0 || *value > (1 << 20)) return bad_field(kPart, field);
+  FATHOM_TRY(const auto value, json_integer(node, field, kDecoderPart));
+  if (!value || *value < 0 || *value > (1 << 20)) return bad_field(kDecoderPart, field);
   return static_cast<std::size_t>(*value);
 }
 
@@ -61,9 +61,9 @@ Result<Decoder> Decoder::from_json(const Json& node) {
 }
 
 Status Decoder::add(const Json& node) {
-  FATHOM_TRY(const std::string type, type_of(node, kPart));
+  FATHOM_TRY(const std::string type, type_of(node, kDecoderPart));
   if (type == "Sequence") {
-    FATHOM_TRY(const Json* parts, array_field(node, kPart, "decoders"));
+    FATHOM_TRY(const Json* parts, array_field(node, kDecoderPart, "decoders"));
     for (const Json& part : *parts) FATHOM_TRY_VOID(add(part));
   } else if (type == "ByteLevel") {
     stages_.push_back({.kind = Kind::kJoinBytes});
@@ -72,24 +72,24 @@ Status Decoder::add(const Json& node) {
   } else if (type == "Fuse") {
     stages_.push_back({.kind = Kind::kFuse});
   } else if (type == "Metaspace") {
-    FATHOM_TRY(std::string replacement, char_field(node, kPart, "replacement"));
-    FATHOM_TRY(bool drop, bool_field(node, kPart, "add_prefix_space", true));
+    FATHOM_TRY(std::string replacement, char_field(node, kDecoderPart, "replacement"));
+    FATHOM_TRY(bool drop, bool_field(node, kDecoderPart, "add_prefix_space", true));
     if (node.contains("prepend_scheme")) {
-      FATHOM_TRY(const std::string scheme, string_field(node, kPart, "prepend_scheme"));
+      FATHOM_TRY(const std::string scheme, string_field(node, kDecoderPart, "prepend_scheme"));
       drop = scheme != "never";
     }
     stages_.push_back({.kind = Kind::kMetaspace, .text = std::move(replacement), .drop_first = drop});
   } else if (type == "Replace") {
-    FATHOM_TRY(Regex pattern, pattern_field(node, kPart, "pattern"));
-    FATHOM_TRY(std::string content, string_field(node, kPart, "content"));
+    FATHOM_TRY(Regex pattern, pattern_field(node, kDecoderPart, "pattern"));
+    FATHOM_TRY(std::string content, string_field(node, kDecoderPart, "content"));
     stages_.push_back({.kind = Kind::kReplace, .text = std::move(content), .pattern = std::move(pattern)});
   } else if (type == "Strip") {
-    FATHOM_TRY(std::string content, char_field(node, kPart, "content"));
+    FATHOM_TRY(std::string content, char_field(node, kDecoderPart, "content"));
     FATHOM_TRY(const std::size_t start, count_field(node, "start"));
     FATHOM_TRY(const std::size_t stop, count_field(node, "stop"));
     stages_.push_back({.kind = Kind::kStrip, .text = std::move(content), .start = start, .stop = stop});
   } else {
-    return unknown_type(kPart, type, kKnown);
+    return unknown_type(kDecoderPart, type, kKnownDecoders);
   }
   return {};
 }

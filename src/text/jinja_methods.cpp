@@ -89,7 +89,7 @@ Value partition(Interpreter& in, const Value& self, Arguments& arguments) {
   return in.heap().list(std::move(parts), Kind::kTuple);
 }
 
-Value replace(Interpreter& in, const Value& self, Arguments& arguments) {
+Value replace_in(Interpreter& in, const Value& self, Arguments& arguments) {
   const std::string old = arguments.text("old"), by = arguments.text("new");
   const std::int64_t limit = arguments.integer("count", -1);
   const std::size_t places = old.empty() ? self.string->size() + 1 : self.string->size() / old.size();
@@ -99,7 +99,7 @@ Value replace(Interpreter& in, const Value& self, Arguments& arguments) {
   return in.string(replaced(self.text(), old, by, limit));
 }
 
-Value join(Interpreter& in, const Value& self, Arguments& arguments) {
+Value join_by(Interpreter& in, const Value& self, Arguments& arguments) {
   std::string out;
   bool first = true;
   for (const Value& item : items_of(arguments.required("iterable"), in.heap())) {
@@ -129,8 +129,8 @@ constexpr std::pair<std::string_view, Method> kTextMethods[] = {
     {"islower", all_are<Class::kLower>},
     {"partition", partition<false>},
     {"rpartition", partition<true>},
-    {"replace", replace},
-    {"join", join},
+    {"replace", replace_in},
+    {"join", join_by},
     {"upper", [](Interpreter& in, const Value& s, Arguments&) { return in.string(upper(s.text())); }},
     {"lower", [](Interpreter& in, const Value& s, Arguments&) { return in.string(lower(s.text())); }},
     {"capitalize", [](Interpreter& in, const Value& s, Arguments&) { return in.string(capitalized(s.text())); }},

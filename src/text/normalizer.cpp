@@ -11,8 +11,9 @@
 namespace fathom::text {
 namespace {
 
-constexpr std::string_view kPart = "normalizer";
-constexpr std::string_view kKnown = "NFC, NFD, NFKC, NFKD, Lowercase, Replace, Prepend, Strip, ByteLevel, Sequence";
+constexpr std::string_view kNormalizerPart = "normalizer";
+constexpr std::string_view kKnownNormalizers =
+    "NFC, NFD, NFKC, NFKD, Lowercase, Replace, Prepend, Strip, ByteLevel, Sequence";
 constexpr std::size_t kMaxBytes = std::size_t{1} << 30;
 
 Status check_size(std::size_t bytes) {
@@ -65,7 +66,7 @@ Result<Normalizer> Normalizer::from_json(const Json& node) {
 }
 
 Status Normalizer::add(const Json& node) {
-  FATHOM_TRY(const std::string type, type_of(node, kPart));
+  FATHOM_TRY(const std::string type, type_of(node, kNormalizerPart));
   static constexpr std::pair<std::string_view, Kind> plain[] = {{"NFC", Kind::kNfc},
                                                                 {"NFD", Kind::kNfd},
                                                                 {"NFKC", Kind::kNfkc},
@@ -78,21 +79,21 @@ Status Normalizer::add(const Json& node) {
     return {};
   }
   if (type == "Sequence") {
-    FATHOM_TRY(const Json* parts, array_field(node, kPart, "normalizers"));
+    FATHOM_TRY(const Json* parts, array_field(node, kNormalizerPart, "normalizers"));
     for (const Json& part : *parts) FATHOM_TRY_VOID(add(part));
   } else if (type == "Replace") {
-    FATHOM_TRY(Regex pattern, pattern_field(node, kPart, "pattern"));
-    FATHOM_TRY(std::string content, string_field(node, kPart, "content"));
+    FATHOM_TRY(Regex pattern, pattern_field(node, kNormalizerPart, "pattern"));
+    FATHOM_TRY(std::string content, string_field(node, kNormalizerPart, "content"));
     steps_.push_back({Kind::kReplace, std::move(content), std::move(pattern)});
   } else if (type == "Prepend") {
-    FATHOM_TRY(std::string text, string_field(node, kPart, "prepend"));
+    FATHOM_TRY(std::string text, string_field(node, kNormalizerPart, "prepend"));
     steps_.push_back({Kind::kPrepend, std::move(text), {}});
   } else if (type == "Strip") {
-    FATHOM_TRY(const bool left, bool_field(node, kPart, "strip_left", false));
-    FATHOM_TRY(const bool right, bool_field(node, kPart, "strip_right", false));
+    FATHOM_TRY(const bool left, bool_field(node, kNormalizerPart, "strip_left", false));
+    FATHOM_TRY(const bool right, bool_field(node, kNormalizerPart, "strip_right", false));
     steps_.push_back({Kind::kStrip, {}, {}, left, right});
   } else {
-    return unknown_type(kPart, type, kKnown);
+    return unknown_type(kNormalizerPart, type, kKnownNormalizers);
   }
   return {};
 }

@@ -11,8 +11,8 @@
 namespace fathom::text {
 namespace {
 
-constexpr std::string_view kPart = "pre_tokenizer";
-constexpr std::string_view kKnown =
+constexpr std::string_view kPreTokenizerPart = "pre_tokenizer";
+constexpr std::string_view kKnownPreTokenizers =
     "Sequence, Split, ByteLevel, Digits, Punctuation, Whitespace, WhitespaceSplit, Metaspace";
 // The expression of ByteLevel's use_regex, from GPT-2.
 constexpr std::string_view kGpt2Pattern =
@@ -55,9 +55,9 @@ Result<PreTokenizer> PreTokenizer::from_json(const Json& node) {
 }
 
 Status PreTokenizer::add(const Json& node) {
-  FATHOM_TRY(const std::string type, type_of(node, kPart));
+  FATHOM_TRY(const std::string type, type_of(node, kPreTokenizerPart));
   if (type == "Sequence") {
-    FATHOM_TRY(const Json* parts, array_field(node, kPart, "pretokenizers"));
+    FATHOM_TRY(const Json* parts, array_field(node, kPreTokenizerPart, "pretokenizers"));
     for (const Json& part : *parts) FATHOM_TRY_VOID(add(part));
     return {};
   }
@@ -65,7 +65,7 @@ Status PreTokenizer::add(const Json& node) {
   if (type == "ByteLevel") return add_byte_level(node);
   if (type == "Metaspace") return add_metaspace(node);
   if (type == "Digits") {
-    FATHOM_TRY(const bool each, bool_field(node, kPart, "individual_digits", false));
+    FATHOM_TRY(const bool each, bool_field(node, kPreTokenizerPart, "individual_digits", false));
     steps_.push_back({.kind = Kind::kDigits, .behavior = each ? Behavior::kIsolated : Behavior::kContiguous});
   } else if (type == "Punctuation") {
     FATHOM_TRY(const Behavior behavior, behavior_field(node, false));
@@ -75,14 +75,14 @@ Status PreTokenizer::add(const Json& node) {
   } else if (type == "WhitespaceSplit") {
     steps_.push_back({.kind = Kind::kWhitespaceSplit, .behavior = Behavior::kRemoved});
   } else {
-    return unknown_type(kPart, type, kKnown);
+    return unknown_type(kPreTokenizerPart, type, kKnownPreTokenizers);
   }
   return {};
 }
 
 Result<PreTokenizer::Behavior> PreTokenizer::behavior_field(const Json& node, bool required) {
   if (!required && !node.contains("behavior")) return Behavior::kIsolated;
-  FATHOM_TRY(const std::string name, string_field(node, kPart, "behavior"));
+  FATHOM_TRY(const std::string name, string_field(node, kPreTokenizerPart, "behavior"));
   static constexpr std::pair<std::string_view, Behavior> known[] = {
       {"Isolated", Behavior::kIsolated},
       {"Removed", Behavior::kRemoved},
@@ -91,20 +91,20 @@ Result<PreTokenizer::Behavior> PreTokenizer::behavior_field(const Json& node, bo
       {"MergedWithNext", Behavior::kMergedWithNext}};
   for (const auto& [text, behavior] : known)
     if (name == text) return behavior;
-  return bad_field(kPart, "behavior");
+  return bad_field(kPreTokenizerPart, "behavior");
 }
 
 Status PreTokenizer::add_split(const Json& node) {
-  FATHOM_TRY(Regex pattern, pattern_field(node, kPart, "pattern"));
+  FATHOM_TRY(Regex pattern, pattern_field(node, kPreTokenizerPart, "pattern"));
   FATHOM_TRY(const Behavior behavior, behavior_field(node, true));
-  FATHOM_TRY(const bool invert, bool_field(node, kPart, "invert", false));
+  FATHOM_TRY(const bool invert, bool_field(node, kPreTokenizerPart, "invert", false));
   steps_.push_back({.kind = Kind::kSplit, .pattern = std::move(pattern), .behavior = behavior, .invert = invert});
   return {};
 }
 
 Status PreTokenizer::add_byte_level(const Json& node) {
-  FATHOM_TRY(const bool prefix, bool_field(node, kPart, "add_prefix_space", true));
-  FATHOM_TRY(const bool use_regex, bool_field(node, kPart, "use_regex", true));
+  FATHOM_TRY(const bool prefix, bool_field(node, kPreTokenizerPart, "add_prefix_space", true));
+  FATHOM_TRY(const bool use_regex, bool_field(node, kPreTokenizerPart, "use_regex", true));
   if (prefix) steps_.push_back({.kind = Kind::kPrefixSpace});
   if (use_regex) {
     FATHOM_TRY(Regex pattern, Regex::compile(kGpt2Pattern));
@@ -115,17 +115,18 @@ Status PreTokenizer::add_byte_level(const Json& node) {
 }
 
 Status PreTokenizer::add_metaspace(const Json& node) {
-  FATHOM_TRY(std::string replacement, char_field(node, kPart, "replacement"));
-  FATHOM_TRY(const bool add_prefix, bool_field(node, kPart, "add_prefix_space", true));
-  FATHOM_TRY(const bool cut, bool_field(node, kPart, "split", true));
+  FATHOM_TRY(std::string replacement, char_field(node, kPreTokenizerPart, "replacement"));
+  FATHOM_TRY(const bool add_prefix, bool_field(node, kPreTokenizerPart, "add_prefix_space", true));
+  FATHOM_TRY(const bool cut, bool_field(node, kPreTokenizerPart, "split", true));
   std::string scheme = "always";
   if (node.contains("prepend_scheme")) {
-    FATHOM_TRY(scheme, string_field(node, kPart, "prepend_scheme"));
+    FATHOM_TRY(scheme, string_field(node, kPreTokenizerPart, "prepend_scheme"));
   } else if (!add_prefix) {
     scheme = "never";
   }
-  if (scheme != "always" && scheme != "first" && scheme != "never") return bad_field(kPart, "prepend_scheme");
-  if (!add_prefix && scheme != "never") return bad_field(kPart, "add_prefix_space");
+  if (scheme != "always" && scheme != "first" && scheme != "never")
+    return bad_field(kPreTokenizerPart, "prepend_scheme");
+  if (!add_prefix && scheme != "never") return bad_field(kPreTokenizerPart, "add_prefix_space");
   const Prepend prepend = scheme == "always" ? Prepend::kAlways : scheme == "first" ? Prepend::kFirst : Prepend::kNever;
   steps_.push_back({.kind = Kind::kMetaspace, .replacement = replacement, .prepend = prepend});
   if (cut) {

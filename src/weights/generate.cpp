@@ -6,6 +6,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "base/math.h"
 #include "weights/conversion.h"
 
 namespace fathom::weights {
@@ -92,8 +93,6 @@ const std::vector<std::uint8_t>& codes_of(WeightCode code) {
       code_table(WeightCode::kUint4)};
   return tables[static_cast<std::size_t>(code) - 1];
 }
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 

@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "base/json.h"
+#include "base/math.h"
 #include "base/strings.h"
 #include "model/architecture.h"
 #include "weights/checkpoint_writer.h"
@@ -25,8 +26,6 @@ namespace {
 
 constexpr Bytes kPieceBytes = 4 * kMiB;     // of a source tensor at a time
 constexpr Bytes kMostOfAFile = 256 * kMiB;  // of tokenizers and the like
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 WeightFormat format_for(const QuantizeOptions& options, WeightFormat plain) {
   if (options.to == WeightCode::kE4m3) return WeightFormat::fp8_row;
@@ -112,7 +111,7 @@ struct Inventory {
   std::vector<TensorSpec> tensors;
 };
 
-std::string stem_of(std::string_view name) {
+std::string weight_stem(std::string_view name) {
   for (const std::string_view ending : {".weight_packed", ".weight"})
     if (name.ends_with(ending)) return std::string(name.substr(0, name.size() - ending.size()));
   return std::string(name);
@@ -126,7 +125,7 @@ void add_tensors(const Item& item, std::vector<TensorSpec>& out) {
     return;
   }
   const WeightEntry& entry = *item.entry;
-  const std::string stem = stem_of(tensor.name);
+  const std::string stem = weight_stem(tensor.name);
   if (item.kind == Kind::kWiden) {
     out.push_back({stem + ".weight", tensor::weight_dtype(entry.native), {entry.rows, entry.cols}});
     return;
@@ -189,7 +188,7 @@ Result<Inventory> take_stock(const model::WeightTable& table, const model::Weigh
 // ---------------------------------------------------------------- writing
 
 // Rows [first, first + count) of an item's matrix; of a copy, bytes.
-struct Piece {
+struct RowPiece {
   std::size_t item = 0;
   std::int64_t first = 0, count = 0;
 };
@@ -199,8 +198,8 @@ std::int64_t source_row_bytes(const Item& item) {
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(tensor.bytes()) / item.entry->rows);
 }
 
-std::vector<Piece> cut(std::span<const Item> items) {
-  std::vector<Piece> pieces;
+std::vector<RowPiece> cut(std::span<const Item> items) {
+  std::vector<RowPiece> pieces;
   for (std::size_t i = 0; i < items.size(); ++i) {
     const bool copies = items[i].kind == Kind::kCopy;
     const std::int64_t total =
@@ -222,12 +221,13 @@ struct Errors {
 };
 
 // One thread's work on pieces.
-class Worker {
+class PieceWorker {
  public:
-  Worker(const std::map<const SafetensorsFile*, MappedFile>& files, const Inventory& stock, CheckpointWriter& writer)
+  PieceWorker(const std::map<const SafetensorsFile*, MappedFile>& files, const Inventory& stock,
+              CheckpointWriter& writer)
       : files_(files), stock_(stock), writer_(writer) {}
 
-  Status run(const Piece& piece) {
+  Status run(const RowPiece& piece) {
     const Item& item = stock_.items[piece.item];
     if (item.kind == Kind::kCopy)
       return writer_.write(
@@ -244,7 +244,7 @@ class Worker {
   }
 
   // values_ = the piece's rows in f32; all of them finite.
-  Status widen(const Item& item, const Piece& piece) {
+  Status widen(const Item& item, const RowPiece& piece) {
     const TensorSource& source = item.source;
     const std::int64_t cols = item.entry->cols, blocks = source.encoding == Encoding::kPlain ? 0
                                                          : source.one_scale                  ? 1
@@ -283,7 +283,7 @@ class Worker {
                  {"element", std::to_string(static_cast<std::size_t>(piece.first * cols) + *bad)}});
   }
 
-  Status write_widened(const Item& item, const Piece& piece) {
+  Status write_widened(const Item& item, const RowPiece& piece) {
     const DType type = tensor::weight_dtype(item.entry->native);
     const Bytes size = static_cast<Bytes>(dtype_bytes(type));
     codes_.resize(values_.size() * size);
@@ -294,7 +294,7 @@ class Worker {
     return writer_.write(item.first, static_cast<Bytes>(piece.first * item.entry->cols) * size, codes_);
   }
 
-  Status write_quantized(const Item& item, const Piece& piece) {
+  Status write_quantized(const Item& item, const RowPiece& piece) {
     const WeightEntry& entry = *item.entry;
     const tensor::WeightLayout layout = tensor::weight_layout(entry.native);
     const auto cols = static_cast<std::size_t>(entry.cols), rows = static_cast<std::size_t>(piece.count);
@@ -404,13 +404,13 @@ Result<Errors> write_items(const Checkpoint& checkpoint, const Inventory& stock,
                                         {"bytes", std::to_string(files[&file].bytes().size())},
                                         {"expected", std::to_string(file.bytes())}});
   }
-  const std::vector<Piece> pieces = cut(stock.items);
+  const std::vector<RowPiece> pieces = cut(stock.items);
   std::mutex mutex;
   Errors errors;
   const auto work = [&](WorkQueue& queue) -> Status {
-    Worker worker(files, stock, writer);
+    PieceWorker worker(files, stock, writer);
     while (const auto number = queue.next()) {
-      const Piece& piece = pieces[*number];
+      const RowPiece& piece = pieces[*number];
       FATHOM_TRY_VOID(worker.run(piece));
       const Item& item = stock.items[piece.item];
       queue.add_done(static_cast<Bytes>(item.kind == Kind::kCopy ? piece.count : piece.count * source_row_bytes(item)));

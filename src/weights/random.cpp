@@ -23,7 +23,7 @@ FATHOM_KERNEL std::uint32_t scramble(std::uint32_t x, std::uint32_t key0, std::u
 // A pair of draws wherever it lies.
 using LoosePair [[gnu::aligned(1), gnu::may_alias]] = std::uint32_t;
 
-struct Loops {
+struct RandomLoops {
   static FATHOM_KERNEL void normals(std::uint32_t first, std::uint32_t key0, std::uint32_t key1, float factor,
                                     float* out, std::uint32_t n) {
     for (std::uint32_t i = 0; i < n; ++i) {
@@ -71,8 +71,8 @@ float RandomStream::factor(float deviation) { return deviation * kFourUniforms; 
 void RandomStream::normals(std::uint64_t first, float mean, float deviation, std::span<float> out) const {
   const float scale = factor(deviation);
   each_run(key_, first, out.size(), [&](std::size_t at, std::uint32_t inside, std::uint64_t key, std::size_t count) {
-    dispatch<Loops::normals>(inside, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32), scale,
-                             out.data() + at, static_cast<std::uint32_t>(count));
+    dispatch<RandomLoops::normals>(inside, static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32),
+                                   scale, out.data() + at, static_cast<std::uint32_t>(count));
   });
   if (mean != 0)
     for (float& x : out) x += mean;
@@ -89,7 +89,7 @@ void RandomStream::bits16(std::uint64_t first, std::span<std::uint16_t> out) con
       *to++ = single(inside++);
       --count;
     }
-    dispatch<Loops::pairs>(inside / 2, key0, key1, reinterpret_cast<LoosePair*>(to), count / 2);
+    dispatch<RandomLoops::pairs>(inside / 2, key0, key1, reinterpret_cast<LoosePair*>(to), count / 2);
     if (count % 2 == 1) to[count - 1] = single(inside + static_cast<std::uint32_t>(count) - 1);
   });
 }

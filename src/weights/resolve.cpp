@@ -4,6 +4,7 @@
 #include <array>
 #include <optional>
 
+#include "base/math.h"
 #include "base/strings.h"
 
 namespace fathom::weights {
@@ -24,8 +25,6 @@ std::vector<std::int64_t> expected_shape(const WeightEntry& entry) {
 bool same_shape(const FileTensor& tensor, std::span<const std::int64_t> shape) {
   return std::ranges::equal(tensor.dims(), shape);
 }
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 bool is_plain_float(const std::optional<DType>& dtype) { return dtype && *dtype <= DType::bf16; }
 bool is_scale_type(const std::optional<DType>& dtype) {

@@ -18,7 +18,7 @@ using tensor::WeightFormat;
 namespace {
 
 constexpr std::string_view kDefaultConfig = "synthetic/embedded-default.json";
-constexpr std::size_t kPieceBytes = std::size_t{1} << 20;  // stays in the cache on its way to the kernel
+constexpr std::size_t kWrittenBytes = std::size_t{1} << 20;  // stays in the cache on its way to the kernel
 
 // ---------------------------------------------------------------- configs
 
@@ -89,13 +89,13 @@ struct Made {
   bool scales = false;
 };
 
-struct Inventory {
+struct MadeInventory {
   std::vector<TensorSpec> tensors;
   std::vector<Made> made;  // beside tensors
   std::uint64_t parameters = 0;
 };
 
-void take_stock(const WeightEntry& entry, Inventory& stock) {
+void take_stock(const WeightEntry& entry, MadeInventory& stock) {
   const WeightFormat format = entry.native;
   const ScaleBlock block = scale_block(format);
   std::vector<std::int64_t> shape = !entry.file_shape.empty() ? entry.file_shape
@@ -124,19 +124,19 @@ struct Piece {
 std::vector<Piece> cut(std::span<const TensorSpec> tensors) {
   std::vector<Piece> pieces;
   for (std::size_t t = 0; t < tensors.size(); ++t)
-    for (Bytes at = 0, bytes = tensors[t].bytes(); at < bytes; at += kPieceBytes)
-      pieces.push_back({t, at, std::min<Bytes>(kPieceBytes, bytes - at)});
+    for (Bytes at = 0, bytes = tensors[t].bytes(); at < bytes; at += kWrittenBytes)
+      pieces.push_back({t, at, std::min<Bytes>(kWrittenBytes, bytes - at)});
   return pieces;
 }
 
-Status write_tensors(const model::WeightTable& table, const Inventory& stock, CheckpointWriter& writer,
+Status write_tensors(const model::WeightTable& table, const MadeInventory& stock, CheckpointWriter& writer,
                      const SynthOptions& options) {
   const std::vector<Piece> pieces = cut(stock.tensors);
   Bytes total = 0;
   for (const Piece& piece : pieces) total += piece.bytes;
   return run_workers(pieces.size(), total, usable_threads(options.threads, pieces.size()), options.progress,
                      [&](WorkQueue& queue) -> Status {
-                       std::vector<std::byte> buffer(kPieceBytes);
+                       std::vector<std::byte> buffer(kWrittenBytes);
                        while (const auto number = queue.next()) {
                          const Piece& piece = pieces[*number];
                          const Made& made = stock.made[piece.tensor];
@@ -206,7 +206,7 @@ Result<SynthReport> synthesize_checkpoint(const ModelSpec& spec, const Path& fol
                             {{"format", std::string(tensor::weight_format_name(spec.linear_format))}});
   FATHOM_TRY(const auto architecture, model::make_architecture(spec));
   const model::WeightTable& table = architecture->weights();
-  Inventory stock;
+  MadeInventory stock;
   for (const WeightEntry& entry : table.entries())
     if (entry.tied_to < 0) take_stock(entry, stock);
   WriteOptions write{.shard_bytes = options.shard_bytes, .overwrite = options.overwrite};

@@ -13,13 +13,13 @@ namespace {
 constexpr std::int64_t kPieceElements = std::int64_t{1} << 20;
 
 // Rows [first, first + count) of this rank's share of one tensor.
-struct Piece {
+struct FillPiece {
   std::uint32_t entry = 0;
   std::int64_t expert = 0, first = 0, count = 0;
 };
 
-std::vector<Piece> cut(const model::WeightTable& table, const StoragePolicy& policy) {
-  std::vector<Piece> pieces;
+std::vector<FillPiece> cut(const model::WeightTable& table, const StoragePolicy& policy) {
+  std::vector<FillPiece> pieces;
   for (std::size_t i = 0; i < table.entries().size(); ++i) {
     const WeightEntry& entry = table.entries()[i];
     if (entry.tied_to >= 0 || !policy.wants(entry)) continue;
@@ -75,8 +75,8 @@ class Filler {
 
   Result<int> run() {
     if (!backend_.host_addressable()) FATHOM_TRY_VOID(launch());
-    std::vector<Piece> pieces = cut(table_, options_.storage);
-    std::erase_if(pieces, [&](const Piece& piece) {
+    std::vector<FillPiece> pieces = cut(table_, options_.storage);
+    std::erase_if(pieces, [&](const FillPiece& piece) {
       return piece.entry < launched_.size() && launched_[piece.entry] && !(has_scales(piece) && piece.first == 0);
     });
     const int threads = usable_threads(options_.threads, pieces.size());
@@ -91,37 +91,37 @@ class Filler {
       return {};
     };
     Bytes total = 0;
-    for (const Piece& piece : pieces) total += bytes_of(piece);
+    for (const FillPiece& piece : pieces) total += bytes_of(piece);
     FATHOM_TRY_VOID(run_workers(pieces.size(), total, threads, options_.progress, work));
     FATHOM_TRY_VOID(backend_.synchronize());
     return threads;
   }
 
  private:
-  const WeightEntry& entry_of(const Piece& piece) const { return table_.entries()[piece.entry]; }
-  const TensorOffsets& offsets_of(const Piece& piece) const { return plan_.tensors[parameter_of(piece)]; }
-  std::size_t parameter_of(const Piece& piece) const {
+  const WeightEntry& entry_of(const FillPiece& piece) const { return table_.entries()[piece.entry]; }
+  const TensorOffsets& offsets_of(const FillPiece& piece) const { return plan_.tensors[parameter_of(piece)]; }
+  std::size_t parameter_of(const FillPiece& piece) const {
     return static_cast<std::size_t>(entry_of(piece).first_parameter + piece.expert);
   }
-  std::byte* home_of(const Piece& piece) const { return plan_.home(blocks_, parameter_of(piece)); }
-  bool has_scales(const Piece& piece) const { return offsets_of(piece).scales != kNotInArena; }
-  bool on_device(const Piece& piece) const { return piece.entry < launched_.size() && launched_[piece.entry]; }
-  Bytes row_bytes(const Piece& piece) const {
+  std::byte* home_of(const FillPiece& piece) const { return plan_.home(blocks_, parameter_of(piece)); }
+  bool has_scales(const FillPiece& piece) const { return offsets_of(piece).scales != kNotInArena; }
+  bool on_device(const FillPiece& piece) const { return piece.entry < launched_.size() && launched_[piece.entry]; }
+  Bytes row_bytes(const FillPiece& piece) const {
     return tensor::weight_row_bytes(plan_.formats[piece.entry], entry_of(piece).cols);
   }
-  Bytes scales_of(const Piece& piece) const {
+  Bytes scales_of(const FillPiece& piece) const {
     return scale_bytes(plan_.formats[piece.entry], entry_of(piece).rows, entry_of(piece).cols);
   }
-  Bytes bytes_of(const Piece& piece) const {
+  Bytes bytes_of(const FillPiece& piece) const {
     return on_device(piece) ? scales_of(piece) : static_cast<Bytes>(piece.count) * row_bytes(piece);
   }
-  Bytes most(const std::vector<Piece>& pieces) const {
+  Bytes most(const std::vector<FillPiece>& pieces) const {
     Bytes bytes = 0;
-    for (const Piece& piece : pieces)
+    for (const FillPiece& piece : pieces)
       bytes = std::max({bytes, bytes_of(piece), has_scales(piece) ? scales_of(piece) : 0});
     return bytes;
   }
-  WeightGenerator generator(const Piece& piece) const {
+  WeightGenerator generator(const FillPiece& piece) const {
     return WeightGenerator(entry_of(piece), piece.expert, plan_.formats[piece.entry], options_.seed,
                            experts_beside(table_, entry_of(piece)));
   }
@@ -134,7 +134,7 @@ class Filler {
       if (entry.tied_to >= 0 || !options_.storage.wants(entry)) continue;
       bool all = true;
       for (std::int64_t e = 0; e < entry.experts && all; ++e) {
-        const Piece whole{static_cast<std::uint32_t>(i), e, 0, entry.rows};
+        const FillPiece whole{static_cast<std::uint32_t>(i), e, 0, entry.rows};
         auto fill = generator(whole).fill(entry.first_row, entry.first_col, entry.rows, entry.cols);
         if (!fill) {
           all = false;
@@ -148,7 +148,7 @@ class Filler {
     return backend_.synchronize();
   }
 
-  Status finish(const Piece& piece) {
+  Status finish(const FillPiece& piece) {
     const WeightGenerator made = generator(piece);
     const WeightEntry& entry = entry_of(piece);
     const Bytes row = row_bytes(piece);
@@ -167,7 +167,7 @@ class Filler {
   }
 
   template <class Fill>
-  Status put(const Piece& of, Bytes offset, Bytes bytes, const Fill& fill) {
+  Status put(const FillPiece& of, Bytes offset, Bytes bytes, const Fill& fill) {
     std::byte* const to = home_of(of) + offset;
     if (stager_ != nullptr && plan_.residence.unit(parameter_of(of)) < 0)
       return stager_->put(to, bytes, [&](std::span<std::byte> piece) -> Status {

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <map>
 
+#include "base/math.h"
 #include "base/strings.h"
 #include "weights/conversion.h"
 
@@ -19,9 +20,7 @@ namespace {
 
 // Large enough that disks and io_uring run at full speed, small enough that what was read is still in the cache when it
 // is converted.
-constexpr std::int64_t kPieceBytes = std::int64_t{2} << 20;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t kPackedBytes = std::int64_t{2} << 20;
 
 // `bytes`, copied to aligned memory when the file put them at a place that is odd for elements of `element` bytes.
 std::span<const std::byte> aligned(std::span<const std::byte> bytes, int element, std::vector<std::uint64_t>& spare) {
@@ -264,7 +263,7 @@ TransferPlan plan_transfer(std::vector<TransferJob> jobs) {
     const bool flat = job.contiguous() && !job.dequantizes();
     const auto unit = static_cast<std::int64_t>(flat ? static_cast<Bytes>(dtype_bytes(job.from)) : job.row_bytes());
     const std::int64_t total = flat ? job.rows * job.cols : job.rows;
-    const std::int64_t step = std::max<std::int64_t>(kPieceBytes / unit, 1);
+    const std::int64_t step = std::max<std::int64_t>(kPackedBytes / unit, 1);
     for (std::int64_t first = 0, count = 0; first < total; first += count) {
       count = std::min(step, total - first);
       const Bytes lead = flat ? static_cast<Bytes>(job.first_row * job.full_cols + job.first_col + first)

@@ -15,10 +15,9 @@
 #include <thread>
 #include <vector>
 
-#include "backends/cpu/isa.h"
 #include "backends/cpu/thread_pool.h"
+#include "backends/cpu_isas.h"
 #include "backends/held.h"
-#include "hardware/cpu_info.h"
 
 namespace fathom::test {
 namespace {
@@ -26,13 +25,6 @@ using namespace tensor;  // NOLINT: the vocabulary
 
 std::unique_ptr<Backend> backend_of(const std::string& isa, int threads) {
   return std::move(*cpu::make_cpu_backend({.threads = threads, .isa = isa}));
-}
-
-std::vector<std::string> isas_here() {
-  std::vector<std::string> names;
-  for (const cpu::Implementation& each : cpu::implementations())
-    if (cpu::missing_for(each, hardware::executable_isa()).empty()) names.emplace_back(each.name);
-  return names;
 }
 
 /// Sets a variable of the environment while it lives.

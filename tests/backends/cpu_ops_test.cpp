@@ -6,23 +6,15 @@
 #include <vector>
 
 #include "backends/cpu/cpu_backend.h"
-#include "backends/cpu/isa.h"
+#include "backends/cpu_isas.h"
 #include "backends/op_cases.h"
 #include "backends/reference/reference_backend.h"
-#include "hardware/cpu_info.h"
 
 namespace fathom::test {
 namespace {
 using tensor::WeightFormat;
 
-std::vector<std::string> isas_here() {
-  std::vector<std::string> names;
-  for (const cpu::Implementation& each : cpu::implementations())
-    if (cpu::missing_for(each, hardware::executable_isa()).empty()) names.emplace_back(each.name);
-  return names;
-}
-
-std::unique_ptr<tensor::Backend> backend_of(const std::string& isa, int threads) {
+std::unique_ptr<tensor::Backend> checked_backend(const std::string& isa, int threads) {
   auto backend =
       cpu::make_cpu_backend({.threads = threads, .isa = isa}, std::move(*reference::make_reference_backend({})));
   EXPECT_TRUE(backend.has_value()) << (backend ? "" : error_text(backend.error()));
@@ -49,13 +41,13 @@ class CpuIsa : public testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(EveryIsa, CpuIsa, testing::ValuesIn(isas_here()), [](const auto& info) { return info.param; });
 
 TEST_P(CpuIsa, AgreesWithReference) {
-  const auto backend = backend_of(GetParam(), 2);
+  const auto backend = checked_backend(GetParam(), 2);
   ASSERT_NE(backend, nullptr);
   EXPECT_GT(check_against_reference(*backend, options_for(GetParam())), 500);
 }
 
 TEST_P(CpuIsa, GradientsAgreeWithReference) {
-  const auto backend = backend_of(GetParam(), 2);
+  const auto backend = checked_backend(GetParam(), 2);
   ASSERT_NE(backend, nullptr);
   CheckOptions options;
   options.wanted = [](const OpCase& c) { return c.op == "linear_backward" && c.format != WeightFormat::f64; };
@@ -68,7 +60,7 @@ TEST(CpuOps, AgreesWithReferenceForOtherNumbersOfThreads) {
     SCOPED_TRACE(std::to_string(threads) + " threads");
     CheckOptions options = options_for(isas_here().front());
     options.twice = false;
-    EXPECT_GT(check_against_reference(*backend_of(isas_here().front(), threads), options), 500);
+    EXPECT_GT(check_against_reference(*checked_backend(isas_here().front(), threads), options), 500);
   }
 }
 

@@ -3,15 +3,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "backends/op_case_segments.h"
+#include "support/numbers.h"
 
 namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 using Kind = KvSegment::Kind;
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::f64};
 
 struct AttentionSpec {

@@ -17,7 +17,7 @@ Tensor parameter_sum(CaseRun& run, const std::string& name, Shape shape) {
   return run.in_place(name, run.wide(), shape, normal());
 }
 
-struct LinearSpec {
+struct BackwardSpec {
   const char* name;
   std::int64_t tokens, n, k;
   Layout layout = Layout::kDense;
@@ -27,13 +27,13 @@ struct LinearSpec {
 void add_linear(std::vector<OpCase>& cases) {
   for (const WeightFormat format : {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64,
                                     WeightFormat::fp8_block128, WeightFormat::mxfp4})
-    for (const LinearSpec& spec :
-         {LinearSpec{"one", 1, 1, 2}, LinearSpec{"row", 1, 33, 66, Layout::kDense, true, true, true},
-          LinearSpec{"odd", 5, 7, 18, Layout::kMisaligned, true, true, true},
-          LinearSpec{"strided", 17, 48, 96, Layout::kStrided}, LinearSpec{"deep", 300, 40, 34},
-          LinearSpec{"tall", 3, 530, 64, Layout::kDense, true, true, true}, LinearSpec{"wide", 9, 20, 300},
-          LinearSpec{"frozen", 19, 24, 40, Layout::kDense, true, false},
-          LinearSpec{"first", 19, 24, 40, Layout::kDense, false, true, true}, LinearSpec{"zero_rows", 0, 4, 6}})
+    for (const BackwardSpec& spec :
+         {BackwardSpec{"one", 1, 1, 2}, BackwardSpec{"row", 1, 33, 66, Layout::kDense, true, true, true},
+          BackwardSpec{"odd", 5, 7, 18, Layout::kMisaligned, true, true, true},
+          BackwardSpec{"strided", 17, 48, 96, Layout::kStrided}, BackwardSpec{"deep", 300, 40, 34},
+          BackwardSpec{"tall", 3, 530, 64, Layout::kDense, true, true, true}, BackwardSpec{"wide", 9, 20, 300},
+          BackwardSpec{"frozen", 19, 24, 40, Layout::kDense, true, false},
+          BackwardSpec{"first", 19, 24, 40, Layout::kDense, false, true, true}, BackwardSpec{"zero_rows", 0, 4, 6}})
       cases.push_back({.op = "linear_backward",
                        .name = fmt::format("linear_backward/{}/{}", weight_format_name(format), spec.name),
                        .format = format,

@@ -3,16 +3,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "backends/op_case_segments.h"
+#include "support/numbers.h"
 
 namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 using Kind = KvSegment::Kind;
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::f64};
+constexpr DType kWrittenTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::f64};
 
 OpCase cache_case(DType dtype, RowsOf rows, const std::string& name, const Chunks& sequences,
                   std::int64_t rows_per_slot, std::int64_t ratio, Shape row_shape, Layout layout) {
@@ -76,7 +75,7 @@ OpCase index_case(DType cache, const std::string& name, const Chunks& sequences,
 
 std::vector<OpCase> cache_cases() {
   std::vector<OpCase> cases;
-  for (const DType dtype : kCacheTypes)
+  for (const DType dtype : kWrittenTypes)
     for (const Layout layout : {Layout::kDense, Layout::kMisaligned}) {
       cases.push_back(cache_case(dtype, RowsOf::kPosition, "decode", chunks({{2, 1, 0}, {0, 1, 9}, {1, 1, 19}}), 20, 1,
                                  {2, 9}, layout));
@@ -102,7 +101,7 @@ std::vector<OpCase> index_cases() {
   const SegmentSpec cache{.kind = Kind::kCache, .rows_per_slot = 64},
       entries{.kind = Kind::kEntries, .rows_per_slot = 16, .ratio = 4};
   for (const bool exact : {false, true})  // exact: small whole numbers, full of ties
-    for (const DType dtype : kCacheTypes) {
+    for (const DType dtype : kWrittenTypes) {
       const std::string suffix = exact ? "_ties" : "";
       cases.push_back(index_case(dtype, "decode" + suffix, decode, cache, 4, 16, 8, exact));
       cases.push_back(index_case(dtype, "mixed" + suffix, mixed, cache, 3, 33, 5, exact));

@@ -2,21 +2,13 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <limits>
 
 #include "backends/op_case_run.h"
+#include "support/numbers.h"
 
 namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr Layout kLayouts[] = {Layout::kDense, Layout::kStrided, Layout::kMisaligned};
-
-const char* name_of(Layout layout) {
-  return layout == Layout::kDense ? "dense" : layout == Layout::kStrided ? "strided" : "misaligned";
-}
-
 void add_activations(std::vector<OpCase>& cases) {
   for (const Layout layout : kLayouts)
     for (const bool in_place : {false, true})

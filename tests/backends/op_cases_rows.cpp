@@ -2,27 +2,14 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <limits>
 
 #include "backends/op_case_run.h"
+#include "support/numbers.h"
 
 namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr WeightFormat kPlain[] = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64};
-constexpr Layout kLayouts[] = {Layout::kDense, Layout::kStrided, Layout::kMisaligned};
-
-const char* name_of(Layout layout) {
-  return layout == Layout::kDense ? "dense" : layout == Layout::kStrided ? "strided" : "misaligned";
-}
-std::vector<std::int64_t> picks(Random& random, std::int64_t count, std::int64_t below) {
-  std::vector<std::int64_t> out;
-  for (std::int64_t i = 0; i < count; ++i) out.push_back(random.below(below));
-  return out;
-}
-
 void add_embed(std::vector<OpCase>& cases) {
   for (int f = 0; f < kWeightFormatCount; ++f) {
     const auto format = static_cast<WeightFormat>(f);

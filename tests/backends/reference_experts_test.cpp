@@ -4,9 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 
 #include "backends/reference_fixture.h"
+#include "support/numbers.h"
 #include "tensor/ops.h"
 
 namespace fathom::test {
@@ -16,8 +16,6 @@ using testing::DoubleNear;
 using testing::ElementsAre;
 using testing::ElementsAreArray;
 using testing::Pointwise;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 TEST_F(ReferenceForward, SwigluLimits) {
   const Held gate(DType::f64, {4}, {9, 1, -9, kNaN}), up(DType::f64, {4}, {2, -9, 9, 1}), out(DType::f64, {4});

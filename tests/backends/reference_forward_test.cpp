@@ -4,9 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 
 #include "backends/reference_fixture.h"
+#include "support/numbers.h"
 #include "tensor/ops.h"
 
 namespace fathom::test {
@@ -16,9 +16,6 @@ using testing::DoubleNear;
 using testing::ElementsAre;
 using testing::ElementsAreArray;
 using testing::Pointwise;
-
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr double kInf = std::numeric_limits<double>::infinity();
 
 TEST_F(ReferenceForward, EmbedTakesRowsOfEveryPlainType) {
   for (const DType dtype : {DType::f64, DType::f32, DType::f16, DType::bf16}) {

@@ -10,14 +10,14 @@ namespace fathom::cli {
 namespace {
 using namespace test;  // NOLINT
 
-const fs::path kGolden = fathom::test::fixtures() / "golden" / "llama-mha";
+const fs::path kGoldenFolder = fathom::test::fixtures() / "golden" / "llama-mha";
 
 // A copy of the tiny llama, to be damaged.
 class Damaged : public testing::Test {
  protected:
   void SetUp() override {
     for (const char* file : {"config.json", "model.safetensors", "reference.safetensors"})
-      fs::copy_file(kGolden / file, folder_ / file);
+      fs::copy_file(kGoldenFolder / file, folder_ / file);
     bytes_ = slurp(folder_ / "model.safetensors");
     std::memcpy(&header_bytes_, bytes_.data(), 8);
     header_ = *parse_json(std::string_view(bytes_).substr(8, header_bytes_), "header");
@@ -34,7 +34,7 @@ class Damaged : public testing::Test {
     expect_refused(run({"verify", folder(), "--threads", "1"}), what, mentions);
   }
   void put_config(const std::string& key, const Json& value) {
-    Json config = *parse_json(slurp(kGolden / "config.json"), "config");
+    Json config = *parse_json(slurp(kGoldenFolder / "config.json"), "config");
     config[key] = value;
     spit(folder_ / "config.json", dump_json(config));
   }
@@ -136,7 +136,7 @@ TEST_F(Damaged, ConfigsThatAreAbsurd) {
 }
 
 TEST_F(Damaged, ConfigsThatAreNoJson) {
-  const std::string sound = slurp(kGolden / "config.json");
+  const std::string sound = slurp(kGoldenFolder / "config.json");
   std::string not_a_number = sound, too_large = sound;
   not_a_number.replace(not_a_number.find("1e-06"), 5, "NaN");
   too_large.replace(too_large.find("1e-06"), 5, "1e999");
@@ -159,7 +159,7 @@ TEST_F(Damaged, FilesThatAreFoldersOrMissing) {
 }
 
 TEST(Flags, OutsideTheirRangesAreRefused) {
-  const std::string golden = kGolden.string();
+  const std::string golden = kGoldenFolder.string();
   for (const std::vector<std::string>& words :
        std::vector<std::vector<std::string>>{{"plan", "r1", "--on", "8xH200", "--context", "-1"},
                                              {"plan", "r1", "--on", "99999999999999xH200"},
@@ -181,7 +181,7 @@ TEST(Flags, OutsideTheirRangesAreRefused) {
 
 TEST(Output, ThatCannotBeWritten) {
   const Folder folder;
-  const std::string golden = kGolden.string();
+  const std::string golden = kGoldenFolder.string();
   expect_refused(run({"synth", golden, "-o", "/proc/nowhere"}), "a folder that cannot be made", {"/proc/nowhere"});
   spit(folder / "file", "x");
   expect_refused(run({"synth", golden, "-o", (folder / "file/below").string()}), "a folder below a file");

@@ -11,7 +11,7 @@ namespace fathom::engine {
 namespace {
 using namespace test;  // NOLINT
 
-constexpr EngineOptions kOptions{
+constexpr EngineOptions kRankOptions{
     .slots = 3, .context = 96, .prefill_chunk = 40, .logit_rows = 40, .cache_dtype = DType::f32};
 
 Result<model::ModelSpec> tiny_spec(const std::string& name) {
@@ -31,7 +31,7 @@ PartsMaker maker(const model::ModelSpec& spec, const EngineOptions& options, con
 }
 
 Result<std::unique_ptr<Engine>> spread_engine(const std::string& name, const Spread& spread,
-                                              const EngineOptions& options = kOptions) {
+                                              const EngineOptions& options = kRankOptions) {
   FATHOM_TRY(const model::ModelSpec spec, tiny_spec(name));
   return start_threads(spread, threads::make_thread_transports(spread.ranks()), maker(spec, options));
 }
@@ -157,15 +157,15 @@ TEST(Shares, WhatCannotBeIsOneSentence) {
 
 // ---------------------------------------------------------------- faults
 
-class Fault {
+class RankFault {
  public:
-  Fault(const char* what) { ::setenv("FATHOM_FAULT", what, 1); }
-  ~Fault() { ::unsetenv("FATHOM_FAULT"); }
+  RankFault(const char* what) { ::setenv("FATHOM_FAULT", what, 1); }
+  ~RankFault() { ::unsetenv("FATHOM_FAULT"); }
 };
 
 TEST(Faults, ARankThatFailsEndsTheStepOfAll) {
   for (const char* what : {"error:1:2", "error:0:2"}) {
-    const Fault fault(what);
+    const RankFault fault(what);
     auto engine = spread_engine("llama-mha", {.tp = 2});
     ASSERT_TRUE(engine) << error_text(engine.error());
     const auto run = run_some(**engine);
@@ -180,7 +180,7 @@ TEST(Faults, ARankThatFailsEndsTheStepOfAll) {
 }
 
 TEST(Faults, ARankWithoutMemoryEndsTheStart) {
-  const Fault fault("memory:1");
+  const RankFault fault("memory:1");
   const auto engine = spread_engine("llama-mha", {.tp = 2});
   ASSERT_FALSE(engine);
   EXPECT_EQ(engine.error().key, "ranks.injected");
@@ -188,7 +188,7 @@ TEST(Faults, ARankWithoutMemoryEndsTheStart) {
 
 TEST(Faults, ARankThatHangsIsNamed) {
   ::setenv("FATHOM_RANK_TIMEOUT", "1", 1);
-  const Fault fault("hang:1:1");
+  const RankFault fault("hang:1:1");
   auto engine = spread_engine("llama-mha", {.tp = 2, .pp = 2});
   ASSERT_TRUE(engine) << error_text(engine.error());
   const auto run = run_some(**engine);

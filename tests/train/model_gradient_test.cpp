@@ -123,9 +123,9 @@ class TinyModel {
   Batch batch_;
 };
 
-using Gradients = std::vector<std::vector<double>>;
+using GradientLists = std::vector<std::vector<double>>;
 
-Gradients gradients_of(TinyModel& tiny, bool checkpointing) {
+GradientLists gradients_of(TinyModel& tiny, bool checkpointing) {
   auto backend = std::move(*reference::make_reference_backend({.activation_dtype = DType::f64}));
   std::vector<Held> sums;
   train::ParameterGradients gradients;
@@ -144,7 +144,7 @@ Gradients gradients_of(TinyModel& tiny, bool checkpointing) {
     tape.backward(losses, share);
   }
   EXPECT_EQ(backend->activations().live_bytes(), 0u);
-  Gradients out;
+  GradientLists out;
   for (const Held& sum : sums) out.push_back(sum.tensor().defined() ? sum.values() : std::vector<double>{});
   return out;
 }
@@ -183,7 +183,7 @@ double slope_along(TinyModel& tiny, Backend& backend, Held& parameter, const std
 
 void check_model(const std::string& config) {
   TinyModel tiny(config);
-  const Gradients gradients = gradients_of(tiny, false);
+  const GradientLists gradients = gradients_of(tiny, false);
   EXPECT_EQ(gradients, gradients_of(tiny, false)) << "not the same bits the second time";
   EXPECT_EQ(gradients, gradients_of(tiny, true)) << "checkpointing changed bits";
   auto backend = std::move(*reference::make_reference_backend({.activation_dtype = DType::f64}));

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 
+#include "base/math.h"
+
 namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
@@ -12,7 +14,6 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr float kSlack =
     8.0f;  // a row's reference score stays until a larger one exceeds it by this: e^8 is far from f32's ends
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t row_bytes(const Tensor& x) { return x.strides[0] * dtype_bytes(x.dtype); }
 std::int64_t head_bytes(const Tensor& x) { return x.strides[1] * dtype_bytes(x.dtype); }
 

@@ -1,6 +1,7 @@
 #include "backends/cpu/cpu_grad_ops.h"
 
 #include "backends/cpu/rows.h"
+#include "base/math.h"
 
 namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -9,7 +10,6 @@ constexpr std::int64_t kDepth = 256;   // of a panel
 constexpr std::int64_t kColumns = 64;  // of the result in one task
 constexpr std::int64_t kRows = 512;    // of the result in one task
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
 /// dx [T, k] += dout [T, n] · weight [n, k].

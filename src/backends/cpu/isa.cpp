@@ -27,7 +27,7 @@ std::string available_names(hardware::IsaSet executable) {
   std::vector<std::string> names;
   for (const Implementation& each : kImplementations)
     if (missing_for(each, executable).empty()) names.emplace_back(each.name);
-  return join(names);
+  return fathom::join(names);
 }
 }  // namespace
 
@@ -38,7 +38,7 @@ std::string missing_for(const Implementation& implementation, hardware::IsaSet e
   for (const Isa isa : implementation.needs)
     if (!executable.has(isa)) missing.emplace_back(hardware::isa_name(isa));
   if (missing.empty() && implementation.kernels() == nullptr) missing.emplace_back(implementation.name);
-  return join(missing);
+  return fathom::join(missing);
 }
 
 Result<const Implementation*> choose_implementation(std::string_view wanted) {

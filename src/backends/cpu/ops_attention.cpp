@@ -2,6 +2,7 @@
 #include "backends/cpu/attention_tile.h"
 #include "backends/cpu/cpu_ops.h"
 #include "backends/cpu/rows.h"
+#include "base/math.h"
 
 namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -16,8 +17,6 @@ struct Cut {
   std::int64_t head_tiles = 1, tiles = 0;
   std::int64_t parts = 1;  // the keys of every tile are split so often
 };
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 void check_shapes(const AttentionArgs& args) {
   FATHOM_CHECK(args.batch != nullptr && args.q.shape.rank == 3 && args.out.shape.rank == 3 &&

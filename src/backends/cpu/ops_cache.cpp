@@ -12,7 +12,7 @@ namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr std::int64_t kBlockKeys = 64;
+constexpr std::int64_t kScoredKeys = 64;
 
 /// Copies row `from` of src to row `to` of cache, converting; all dimensions behind the first are one row.
 void write_row(const Kernels& kernels, const Tensor& src, std::int64_t from, const Tensor& cache, std::int64_t to) {
@@ -40,7 +40,7 @@ bool better(const Candidate& a, const Candidate& b) {
 class Best {
  public:
   Best(Candidate* room, std::int64_t wanted) : all_(room), wanted_(wanted) {}
-  static std::int64_t room_for(std::int64_t wanted) { return 2 * wanted + kBlockKeys; }
+  static std::int64_t room_for(std::int64_t wanted) { return 2 * wanted + kScoredKeys; }
   void offer(float score, std::int64_t name) {
     if (std::isnan(score)) score = std::numeric_limits<float>::infinity();
     if (full_ && score <= least_) return;  // a tie goes to the lower name, which came before
@@ -71,10 +71,10 @@ class Indexer {
   Indexer(const Kernels& kernels, const IndexSelectArgs& args, Scratch& scratch)
       : kernels_(kernels), args_(args), heads_(args.q.dim(1)), d_(args.q.dim(2)) {
     q_ = scratch.take<const float*>(heads_);
-    rows_ = scratch.take<Row>(kBlockKeys);
-    panels_ = scratch.take<float>(d_ * kBlockKeys);
-    matches_ = scratch.take<float>(heads_ * kBlockKeys);
-    scores_ = scratch.take<float>(kBlockKeys);
+    rows_ = scratch.take<Row>(kScoredKeys);
+    panels_ = scratch.take<float>(d_ * kScoredKeys);
+    matches_ = scratch.take<float>(heads_ * kScoredKeys);
+    scores_ = scratch.take<float>(kScoredKeys);
   }
   const float* score(const SegmentOfSequence& seen, std::int64_t token, std::int64_t first, std::int64_t count) {
     const Tensor& k = seen.segment().k;
@@ -97,11 +97,11 @@ class Indexer {
                             .depth = d_,
                             .columns = count,
                             .c = matches_,
-                            .c_stride = kBlockKeys});
+                            .c_stride = kScoredKeys});
     std::fill_n(scores_, count, 0.0f);
     const float* weights = args_.weights.as<float>() + token * args_.weights.strides[0];
     for (std::int64_t h = 0; h < heads_; ++h)
-      kernels_.add_scaled_relu(weights[h], matches_ + h * kBlockKeys, scores_, count);
+      kernels_.add_scaled_relu(weights[h], matches_ + h * kScoredKeys, scores_, count);
     kernels_.scale(static_cast<float>(args_.scale), scores_, count);
     return scores_;
   }
@@ -159,8 +159,8 @@ void CpuOps::select_like_torch(const IndexSelectArgs& args) {
     const Names names = seen.visible(seen.sequence().past + token - seen.sequence().first_token);
     for (std::size_t i = 0; i < all.size(); ++i) all[i] = {.name = static_cast<std::int32_t>(i)};
     Indexer indexer(context_.kernels, args, fresh(0));
-    for (std::int64_t at = names.first; at < names.end; at += kBlockKeys) {
-      const std::int64_t block = std::min(kBlockKeys, names.end - at);
+    for (std::int64_t at = names.first; at < names.end; at += kScoredKeys) {
+      const std::int64_t block = std::min(kScoredKeys, names.end - at);
       const float* scores = indexer.score(seen, token, at, block);
       for (std::int64_t i = 0; i < block; ++i) all[static_cast<std::size_t>(at + i)].score = scores[i];
     }
@@ -207,8 +207,8 @@ void CpuOps::index_select(const IndexSelectArgs& args) {
     Candidate* own = room_of(token, part, thread);
     Best best(own, wanted);
     Indexer indexer(context_.kernels, args, fresh(thread));
-    for (std::int64_t at = first; at < last; at += kBlockKeys) {
-      const std::int64_t block = std::min(kBlockKeys, last - at);
+    for (std::int64_t at = first; at < last; at += kScoredKeys) {
+      const std::int64_t block = std::min(kScoredKeys, last - at);
       const float* scores = indexer.score(seen, token, at, block);
       for (std::int64_t i = 0; i < block; ++i) best.offer(scores[i], at + i);
     }

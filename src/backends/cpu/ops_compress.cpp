@@ -6,7 +6,7 @@ namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr std::int64_t kColumns = 64;  // pooled at a time
+constexpr std::int64_t kCompressColumns = 64;  // pooled at a time
 
 /// One entry that closes in this batch, and the row of `out` that it goes to.
 struct Entry {
@@ -27,14 +27,14 @@ void load_token(const Kernels& kernels, const CompressArgs& args, const Sequence
   widen(from_kv, row, kv);
   widen(from_gate, row, gate);
   if (!args.ape.defined()) return;
-  float ape[kColumns];
+  float ape[kCompressColumns];
   widen(args.ape, position % args.ratio, ape);
   kernels.add(gate, ape, gate, width);
 }
 
 void pool_entry(const Kernels& kernels, const CompressArgs& args, const Entry& entry, std::int64_t column, float* out,
                 Scratch& scratch) {
-  const std::int64_t d = args.out.dim(1), width = std::min(kColumns, d - column);
+  const std::int64_t d = args.out.dim(1), width = std::min(kCompressColumns, d - column);
   float* kv = scratch.take<float>(2 * args.ratio * width);
   float* gate = scratch.take<float>(2 * args.ratio * width);
   std::int64_t parts = 0;
@@ -54,7 +54,7 @@ void CpuOps::compress(const CompressArgs& args) {
   FATHOM_CHECK(args.out.dim(0) == max_entries(*args.batch, args.ratio) && args.positions.dim(0) == args.out.dim(0) &&
                is_f32(args.out));
   FATHOM_CHECK(args.positions.dtype == DType::i32);
-  const std::int64_t rows = args.out.dim(0), blocks = (d + kColumns - 1) / kColumns;
+  const std::int64_t rows = args.out.dim(0), blocks = (d + kCompressColumns - 1) / kCompressColumns;
   auto* entries = fresh_shared().take<Entry>(rows);
   std::int64_t next = 0;
   for (const Sequence& sequence : args.batch->sequences) {
@@ -66,14 +66,14 @@ void CpuOps::compress(const CompressArgs& args) {
   for (std::int64_t row = 0; row < rows; ++row)
     positions[row * args.positions.strides[0]] =
         entries[row].sequence != nullptr ? static_cast<std::int32_t>(entries[row].number * args.ratio) : -1;
-  for_ranges(context_.pool, rows * blocks, 8 * args.ratio * kColumns,
+  for_ranges(context_.pool, rows * blocks, 8 * args.ratio * kCompressColumns,
              [&](std::int64_t first, std::int64_t last, int thread) {
                for (std::int64_t task = first; task < last; ++task) {
                  const Entry& entry = entries[task / blocks];
-                 const std::int64_t column = task % blocks * kColumns;
+                 const std::int64_t column = task % blocks * kCompressColumns;
                  float* out = args.out.as<float>() + task / blocks * args.out.strides[0] + column;
                  if (entry.sequence == nullptr)
-                   std::fill_n(out, std::min(kColumns, d - column), 0.0f);
+                   std::fill_n(out, std::min(kCompressColumns, d - column), 0.0f);
                  else
                    pool_entry(context_.kernels, args, entry, column, out, fresh(thread));
                }

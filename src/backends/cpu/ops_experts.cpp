@@ -4,6 +4,7 @@
 #include "backends/cpu/cpu_ops.h"
 #include "backends/cpu/rounded.h"
 #include "backends/cpu/rows.h"
+#include "base/math.h"
 
 namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -11,8 +12,6 @@ namespace {
 
 constexpr std::int64_t kRunRows = 256;      // tokens of one expert taken together
 constexpr std::int64_t kMostColumns = 512;  // of a block when few tokens let it be large
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 /// (token, expert) pairs sorted by expert, tokens ascending.
 struct Hits {

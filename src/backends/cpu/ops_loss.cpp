@@ -8,7 +8,7 @@ namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 constexpr std::int64_t kNotCounted = -100;
-constexpr std::int64_t kColumns = 4096;  // of a row of logits whose exponentials are looked at together
+constexpr std::int64_t kLossColumns = 4096;  // of a row of logits whose exponentials are looked at together
 }  // namespace
 
 void CpuOps::cross_entropy(const CrossEntropyArgs& args) {
@@ -25,11 +25,11 @@ void CpuOps::cross_entropy(const CrossEntropyArgs& args) {
       if (target == kNotCounted) continue;
       FATHOM_CHECK(target >= 0 && target < vocabulary, "a target outside the vocabulary");
       const float* row = logits.floats(t);
-      float* ignored = fresh(thread).take<float>(kColumns);
+      float* ignored = fresh(thread).take<float>(kLossColumns);
       const float largest = context_.kernels.largest(row, vocabulary);
       double sum = 0;
-      for (std::int64_t i = 0; i < vocabulary; i += kColumns)
-        sum += context_.kernels.exponentials(row + i, 1.0f, largest, ignored, std::min(kColumns, vocabulary - i));
+      for (std::int64_t i = 0; i < vocabulary; i += kLossColumns)
+        sum += context_.kernels.exponentials(row + i, 1.0f, largest, ignored, std::min(kLossColumns, vocabulary - i));
       loss = static_cast<float>(largest + std::log(sum) - row[target]);
     }
   });

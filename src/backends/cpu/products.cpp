@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/math.h"
+
 namespace fathom::cpu {
 namespace {
 
@@ -11,8 +13,6 @@ constexpr std::int64_t kPanelTokens = 256;      // rows of x that one block's su
 constexpr std::int64_t kWidenedColumns = 4096;  // of a quantized row at a time
 constexpr std::int64_t kRowRun = 16;            // rows of the weight handed to one kernel call
 constexpr std::int64_t kBlockBytes = 1 << 20;   // of weight in one task when it is read straight through
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 void add_bias(const Kernels& kernels, const Product& product, const Block& block) {
   if (product.bias == nullptr) return;

@@ -14,7 +14,7 @@ using tensor::SamplingRow;
 constexpr int kThreads = 1024, kWarps = kThreads / 32, kDigits = 256;
 constexpr int kPartThreads = 256, kPart = 8 * kPartThreads;  // logits that a block looks for the best in
 constexpr unsigned kAll = 0xffffffffu;
-constexpr std::int64_t kMostTogether = 65535;  // rows of a grid
+constexpr std::int64_t kMostTogether = 64;  // rows of a launch, which go with it: kernels would wait for the host's memory
 
 /// What stays: keys above, and of those that are equal ids up to `id`.
 struct Cut {
@@ -141,9 +141,9 @@ __device__ unsigned long long block_best(Shared& s, unsigned long long best) {
 }
 
 struct View {
+  SamplingRow rows[kMostTogether];
   const float* logits;          // [rows, n]
-  std::int64_t n, first_row;
-  const SamplingRow* rows;
+  std::int64_t n, first_row;    // of these rows, among all
   std::uint32_t* seen;          // [.., words]
   std::int64_t words;
   std::int32_t* ids;
@@ -155,10 +155,10 @@ struct View {
 };
 
 /// Keys of a part of a row, and the best of them.
-__global__ void __launch_bounds__(kPartThreads) rank(const View view) {
+__global__ void __launch_bounds__(kPartThreads) rank(const __grid_constant__ View view) {
   __shared__ Shared s;
   const std::int64_t r = view.first_row + blockIdx.y, n = view.n, first = static_cast<std::int64_t>(blockIdx.x) * kPart;
-  const SamplingRow& row = view.rows[r];
+  const SamplingRow& row = view.rows[blockIdx.y];
   const float penalty = row.penalty;
   const bool draws = row.per_octave != 0;
   const float* logits = view.logits + r * n;
@@ -222,10 +222,10 @@ __device__ void leave_next(const tensor::NextPass& next, std::int64_t r, std::in
   next.wanted[r] = static_cast<std::int32_t>(r);
 }
 
-__global__ void __launch_bounds__(kThreads) choose(const View view) {
+__global__ void __launch_bounds__(kThreads) choose(const __grid_constant__ View view) {
   __shared__ Shared s;
   const std::int64_t r = view.first_row + blockIdx.x, n = view.n;
-  const SamplingRow row = view.rows[r];
+  const SamplingRow& row = view.rows[blockIdx.x];
   unsigned long long best = 0;
   for (int i = threadIdx.x; i < view.parts; i += kThreads) {
     const unsigned long long here = view.best[static_cast<std::int64_t>(blockIdx.x) * view.parts + i];
@@ -259,7 +259,7 @@ void launch_sample(Context& context, const tensor::SampleArgs& args) {
   const auto most = static_cast<std::int64_t>(context.workspace.left() / sample_bytes(args.vocabulary));
   FATHOM_CHECK(most > 0, "a vocabulary beyond the workspace");
   const std::int64_t together = std::min(std::min(args.rows, most), kMostTogether);
-  View view{.logits = args.logits, .n = args.vocabulary, .rows = args.asked, .seen = args.seen, .words = (args.vocabulary + 31) / 32, .ids = args.ids, .next = args.next};
+  View view{.logits = args.logits, .n = args.vocabulary, .seen = args.seen, .words = (args.vocabulary + 31) / 32, .ids = args.ids, .next = args.next};
   view.parts = static_cast<int>((args.vocabulary + kPart - 1) / kPart);
   view.keys = context.workspace.take<std::uint32_t>(together * args.vocabulary);
   view.weights = context.workspace.take<unsigned long long>(together * args.vocabulary);
@@ -267,6 +267,7 @@ void launch_sample(Context& context, const tensor::SampleArgs& args) {
   for (std::int64_t first = 0; first < args.rows; first += together) {
     view.first_row = first;
     const auto rows = static_cast<unsigned>(std::min(args.rows - first, together));
+    std::copy_n(args.asked + first, rows, view.rows);
     rank<<<dim3(static_cast<unsigned>(view.parts), rows), kPartThreads, 0, context.stream>>>(view);
     context.launched();
     choose<<<rows, kThreads, 0, context.stream>>>(view);
