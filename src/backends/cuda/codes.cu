@@ -10,7 +10,7 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr int kRoundThreads = 256;
+constexpr int kPlaceThreads = 256;
 
 struct PlaceCodes {
   const RunOfExpert* runs = nullptr;
@@ -25,18 +25,18 @@ struct PlaceCodes {
 constexpr int kPlaceDepths = 4, kPlaceHits = 4;  // a thread's, read together
 
 /// Grid: stretches in fours, runs.
-__global__ void __launch_bounds__(kRoundThreads) place_codes(const __grid_constant__ PlaceCodes args) {
+__global__ void __launch_bounds__(kPlaceThreads) place_codes(const __grid_constant__ PlaceCodes args) {
   after_previous();
   const RunOfExpert run = args.runs[blockIdx.y];
   const std::int64_t slot = slot_of(run.first, blockIdx.y) - args.first_slot, padded = padded_hits(run.count);
   if (run.expert < 0 || slot < 0 || slot >= args.slots) return;
   const int chunk = static_cast<int>(threadIdx.x) % 8, first_depth = static_cast<int>(blockIdx.x) * kPlaceDepths, depths = min(kPlaceDepths, args.depths - first_depth);
-  for (int base = static_cast<int>(threadIdx.x) / 8; base < run.count; base += kPlaceHits * kRoundThreads / 8) {
+  for (int base = static_cast<int>(threadIdx.x) / 8; base < run.count; base += kPlaceHits * kPlaceThreads / 8) {
     std::int64_t stretch[kPlaceHits];  // of x: where the hit's first one is
     uint4 codes[kPlaceHits][kPlaceDepths];
 #pragma unroll
     for (int j = 0; j < kPlaceHits; ++j) {
-      const int hit = base + j * (kRoundThreads / 8);
+      const int hit = base + j * (kPlaceThreads / 8);
       stretch[j] = hit < run.count ? static_cast<std::int64_t>(args.token[run.first + hit]) * args.depths + first_depth : -1;
     }
 #pragma unroll
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kRoundThreads) place_codes(const __grid_consta
 #pragma unroll
     for (int j = 0; j < kPlaceHits; ++j) {
       if (stretch[j] < 0) break;
-      const int hit = base + j * (kRoundThreads / 8);
+      const int hit = base + j * (kPlaceThreads / 8);
 #pragma unroll
       for (int i = 0; i < kPlaceDepths; ++i) {
         if (i >= depths) break;
@@ -101,7 +101,7 @@ bool has_units([[maybe_unused]] const Context& context) {
 
 namespace {
 
-constexpr std::int64_t kSumBytes = 2 * kCodeRows * 2;  // of a hit: bf16, the rows of one pair of tiles
+constexpr std::int64_t kHitSumBytes = 2 * kCodeRows * 2;  // of a hit: bf16, the rows of one pair of tiles
 
 /// What a chunk of tokens needs of the workspace.
 struct ExpertRoom {
@@ -120,7 +120,7 @@ struct ExpertRoom {
   /// Beside the workspace, after another: x, and some columns of the sums.
   std::int64_t plain_bytes(std::int64_t tokens) const { return bytes_of(tokens, x_depths) + 256; }
   bool fits(Bytes left, std::int64_t tokens) const {
-    return kept() + passing() <= static_cast<std::int64_t>(left) && plain_bytes(tokens) <= static_cast<std::int64_t>(kRoundedBytes) && pairs * kSumBytes <= static_cast<std::int64_t>(kRoundedBytes) &&
+    return kept() + passing() <= static_cast<std::int64_t>(left) && plain_bytes(tokens) <= static_cast<std::int64_t>(kRoundedBytes) && pairs * kHitSumBytes <= static_cast<std::int64_t>(kRoundedBytes) &&
            pairs < std::int64_t{1} << 21;
   }
 };
@@ -174,7 +174,7 @@ void multiply_in(Context& context, const ExpertsArgs& args, const Matrices& matr
   for (std::int64_t first = 0; first < room.slots; first += most) {
     const PlaceCodes place{.runs = gather.runs, .depths = static_cast<int>(room.x_depths), .first_slot = first, .slots = most, .token = gather.token, .from = round.codes,
                            .from_scales = round.scales, .to = tiles, .to_scales = scales};
-    launch_early(context, &place_codes, dim3(static_cast<unsigned>(divide_up(room.x_depths, kPlaceDepths)), static_cast<unsigned>(room.runs)), dim3(kRoundThreads), 0, place);
+    launch_early(context, &place_codes, dim3(static_cast<unsigned>(divide_up(room.x_depths, kPlaceDepths)), static_cast<unsigned>(room.runs)), dim3(kPlaceThreads), 0, place);
     view.first_slot = first;
     launch_gated(context, view);
   }
@@ -194,7 +194,7 @@ void multiply_out(Context& context, const ExpertsArgs& args, const Matrices& mat
   view.scales_step = matrices.down.scales_step / 4;
   view.rows = static_cast<int>(h);
   view.depths = static_cast<int>(room.inner_depths);
-  const std::int64_t pairs_of_tiles = divide_up(h, 2 * kCodeRows), most = std::min(pairs_of_tiles, static_cast<std::int64_t>(kRoundedBytes) / (room.pairs * kSumBytes));
+  const std::int64_t pairs_of_tiles = divide_up(h, 2 * kCodeRows), most = std::min(pairs_of_tiles, static_cast<std::int64_t>(kRoundedBytes) / (room.pairs * kHitSumBytes));
   view.y = reinterpret_cast<__nv_bfloat16*>(context.rounded_data);
   CombineView combine;
   combine.indices = gather.indices;

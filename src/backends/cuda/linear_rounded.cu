@@ -19,40 +19,40 @@ constexpr Bytes kValueBytes = 24 * kMiB;  // of x in f32, beside what multiply_m
 constexpr std::int64_t kMostTokens = 65535, kRowsTogether = 256;  // at a time; multiples of these
 static_assert(Blas::kWorkspaceBytes + kSumBytes + kMostTokens * kRowsTogether * 4 + kMiB <= kOpBytes && Blas::kWorkspaceBytes + kWidenedBytes + kValueBytes + kMiB <= kOpBytes);
 static_assert(kTokensOfBlocks <= kFewTokens);
-constexpr int kTile = 32, kThreads = 256, kStretch = static_cast<int>(kRoundedColumns);
+constexpr int kTile = 32, kCodesThreads = 256, kRoundedStretch = static_cast<int>(kRoundedColumns);
 
 /// A block rounds a row, in place where `to` is x.
 template <bool kFp8>
-__global__ void __launch_bounds__(kThreads) round_values_kernel(const float* x, std::int64_t stride, int n, float* to, std::int64_t to_stride) {
+__global__ void __launch_bounds__(kCodesThreads) round_values_kernel(const float* x, std::int64_t stride, int n, float* to, std::int64_t to_stride) {
   __shared__ BlockRoom room;
   after_previous();
   const std::int64_t token = blockIdx.x;
   const RoundedRow row = rounded_row<kFp8>(x + token * stride, n, room);
-  for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) to[token * to_stride + i] = rounded_value<kFp8>(x[token * stride + i], row);
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kCodesThreads) to[token * to_stride + i] = rounded_value<kFp8>(x[token * stride + i], row);
 }
 /// The same in stretches of 128, each a warp's.
-__global__ void __launch_bounds__(kThreads) round_stretches_kernel(const float* x, std::int64_t stride, int n, float* to, std::int64_t to_stride, bool powers) {
+__global__ void __launch_bounds__(kCodesThreads) round_stretches_kernel(const float* x, std::int64_t stride, int n, float* to, std::int64_t to_stride, bool powers) {
   after_previous();
   const std::int64_t token = blockIdx.x;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int first = static_cast<int>(threadIdx.x) / kWarp * kStretch; first < n; first += kThreads / kWarp * kStretch) {
-    float values[kStretch / kWarp], most = 0.0f;
+  for (int first = static_cast<int>(threadIdx.x) / kWarp * kRoundedStretch; first < n; first += kCodesThreads / kWarp * kRoundedStretch) {
+    float values[kRoundedStretch / kWarp], most = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kStretch / kWarp; ++i) {
+    for (int i = 0; i < kRoundedStretch / kWarp; ++i) {
       const int at = first + i * kWarp + lane;
       values[i] = at < n ? x[token * stride + at] : 0.0f;
       most = larger(most, fabsf(values[i]));
     }
     const RoundedRow row = rounded_of<true>(warp_max(most), powers);
 #pragma unroll
-    for (int i = 0; i < kStretch / kWarp; ++i)
+    for (int i = 0; i < kRoundedStretch / kWarp; ++i)
       if (const int at = first + i * kWarp + lane; at < n) to[token * to_stride + at] = rounded_value<true>(values[i], row);
   }
 }
 
 /// sums[t, i] = codes of token t · codes of weight row i; rows of sums lie `stride` apart.
 template <bool kFp8>
-__global__ void __launch_bounds__(kThreads) tiled_codes_kernel(const std::uint8_t* x, int width, const std::byte* w, std::int64_t tokens, std::int64_t rows, int cols, void* sums,
+__global__ void __launch_bounds__(kCodesThreads) tiled_codes_kernel(const std::uint8_t* x, int width, const std::byte* w, std::int64_t tokens, std::int64_t rows, int cols, void* sums,
                                                                std::int64_t stride) {
   using Sum = std::conditional_t<kFp8, float, std::int32_t>;
   __shared__ Sum xs[kTile][kTile + 1], ws[kTile][kTile + 1];
@@ -91,19 +91,19 @@ struct Sums {
 
 /// Outputs from sums, which may lie in their places.
 template <bool kFp8>
-__global__ void __launch_bounds__(kThreads) scale_kernel(Product p, Sums sums, const float* token_scales) {
+__global__ void __launch_bounds__(kCodesThreads) scale_kernel(Product p, Sums sums, const float* token_scales) {
   using Sum = std::conditional_t<kFp8, float, std::int32_t>;
   using Four = std::conditional_t<kFp8, float4, int4>;
   after_previous();
   const auto* row_scales = reinterpret_cast<const float*>(p.weight.scales) + p.first_row + sums.first;
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kCodesThreads;
   const bool fours = sums.rows % 4 == 0 && sums.stride % 4 == 0 && p.out_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(p.out) % 16 == 0;
   for (std::int64_t t = blockIdx.y; t < p.tokens; t += gridDim.y) {
     const float scale = token_scales[t];
     const auto* from = static_cast<const Sum*>(sums.data) + t * sums.stride;
     float* to = p.out + t * p.out_stride + sums.first;
     const auto made = [&](std::int64_t i, Sum sum) { return finished(p, t, 0, sums.first + i, static_cast<float>(sum) * (scale * row_scales[i])); };
-    std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kCodesThreads + threadIdx.x;
     if (!fours) {
       for (; i < sums.rows; i += step) to[i] = made(i, from[i]);
       continue;
@@ -131,17 +131,17 @@ void multiply_then_scale(Context& context, const Product& p, const RoundCodes& c
                               .w_stride = k, .out_stride = sums.stride};
     if (!suits || !context.blas->multiply(context, product, room)) {
       const dim3 grid(static_cast<unsigned>(divide_up(rows, kTile)), static_cast<unsigned>(divide_up(p.tokens, kTile)));
-      launch_early(context, &tiled_codes_kernel<kFp8>, grid, dim3(kThreads), 0, codes.codes, codes.width, w, p.tokens, rows, static_cast<int>(k), sums.data, sums.stride);
+      launch_early(context, &tiled_codes_kernel<kFp8>, grid, dim3(kCodesThreads), 0, codes.codes, codes.width, w, p.tokens, rows, static_cast<int>(k), sums.data, sums.stride);
     }
-    const dim3 grid(static_cast<unsigned>(std::min<std::int64_t>(divide_up(rows, 4 * kThreads), 64)), static_cast<unsigned>(p.tokens));
-    launch_early(context, &scale_kernel<kFp8>, grid, dim3(kThreads), 0, p, sums, codes.scales);
+    const dim3 grid(static_cast<unsigned>(std::min<std::int64_t>(divide_up(rows, 4 * kCodesThreads), 64)), static_cast<unsigned>(p.tokens));
+    launch_early(context, &scale_kernel<kFp8>, grid, dim3(kCodesThreads), 0, p, sums, codes.scales);
   }
 }
 
 // ---------------------------------------------------------------- scales by cuBLASLt
 
 /// padded[i, j] of `stride` columns = scales[i, j] of `depths`, zeros behind them.
-__global__ void __launch_bounds__(kThreads) pad_scales(const float* scales, std::int64_t rows, std::int64_t depths, std::int64_t stride, float* padded) {
+__global__ void __launch_bounds__(kCodesThreads) pad_scales(const float* scales, std::int64_t rows, std::int64_t depths, std::int64_t stride, float* padded) {
   after_previous();
   for_items(rows * stride, [&](std::int64_t i) { padded[i] = i % stride < depths ? scales[i / stride * depths + i % stride] : 0.0f; });
 }
@@ -154,7 +154,7 @@ BlasProduct scaled_product(const Product& p, const RoundCodes& codes) {
                       .w_stride = k, .out_stride = p.out_stride, .accumulate = p.accumulate, .added = p.added};
   product.scales = codes.kind.stretches ? BlasScales::blocks : BlasScales::rows;
   product.x_scales = codes.scales;
-  product.w_scales = codes.kind.stretches ? scales + p.first_row / kStretch * divide_up(k, kStretch) : scales + p.first_row;
+  product.w_scales = codes.kind.stretches ? scales + p.first_row / kRoundedStretch * divide_up(k, kRoundedStretch) : scales + p.first_row;
   return product;
 }
 /// Few tokens do better without scales, where cuBLASLt can split columns among multiprocessors.
@@ -162,16 +162,16 @@ bool wants_parts(const Product& p) { return p.weight.format == WeightFormat::fp8
 bool at_sixteen(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; }
 bool can_scale(const Context& context, const Product& p, const BlasProduct& product) {
   const bool shapes = p.weight.format != WeightFormat::int8_row && p.weight.cols % 16 == 0 && p.rows % 16 == 0 && p.out_stride % 4 == 0;
-  const bool whole = p.weight.format != WeightFormat::fp8_block128 || p.first_row % kStretch == 0;
+  const bool whole = p.weight.format != WeightFormat::fp8_block128 || p.first_row % kRoundedStretch == 0;
   return shapes && whole && at_sixteen(product.w) && at_sixteen(product.w_scales) && at_sixteen(p.out) && !wants_parts(p) && context.compute_capability == 90 && context.blas->knows(product);
 }
 /// False: cuBLASLt would not after all; a bias is in the output already.
 bool multiply_scaled(Context& context, Product& p, BlasProduct product) {
   std::byte* room = context.workspace.take<std::byte>(static_cast<std::int64_t>(Blas::kWorkspaceBytes));
-  const std::int64_t depths = divide_up(p.weight.cols, kStretch), padded = divide_up(depths, 4) * 4, lines = divide_up(p.rows, kStretch);
+  const std::int64_t depths = divide_up(p.weight.cols, kRoundedStretch), padded = divide_up(depths, 4) * 4, lines = divide_up(p.rows, kRoundedStretch);
   if (product.scales == BlasScales::blocks && padded != depths) {
     float* scales = context.workspace.take<float>(lines * padded);
-    launch_early(context, &pad_scales, dim3(grid_for(context, lines * padded, kThreads)), dim3(kThreads), 0, product.w_scales, lines, depths, padded, scales);
+    launch_early(context, &pad_scales, dim3(grid_for(context, lines * padded, kCodesThreads)), dim3(kCodesThreads), 0, product.w_scales, lines, depths, padded, scales);
     product.w_scales = scales;
   }
   if (p.bias != nullptr) {
@@ -230,11 +230,11 @@ void round_values(Context& context, const Weight& weight, const float* x, std::i
   if (rows == 0) return;
   const dim3 grid(static_cast<unsigned>(rows));
   if (rounds_in_groups(weight)) {
-    launch_early(context, &round_stretches_kernel, grid, dim3(kThreads), 0, x, x_stride, static_cast<int>(n), out, out_stride, weight.activations == Activations::kPerGroupOfPowers);
+    launch_early(context, &round_stretches_kernel, grid, dim3(kCodesThreads), 0, x, x_stride, static_cast<int>(n), out, out_stride, weight.activations == Activations::kPerGroupOfPowers);
     return;
   }
   auto* kernel = weight.format == WeightFormat::fp8_row ? &round_values_kernel<true> : &round_values_kernel<false>;
-  launch_early(context, kernel, grid, dim3(kThreads), 0, x, x_stride, static_cast<int>(n), out, out_stride);
+  launch_early(context, kernel, grid, dim3(kCodesThreads), 0, x, x_stride, static_cast<int>(n), out, out_stride);
 }
 
 void multiply_rounded(Context& context, const Product& all) {

@@ -4,6 +4,7 @@
 // fill the device, keys are cut into parts, which a last kernel joins in their order.
 #include "backends/cuda/attention.cuh"
 
+#include "backends/cuda/attention_join.cuh"
 #include "backends/cuda/attention_streams.cuh"
 #include "backends/cuda/attention_tiles.cuh"
 #include "backends/cuda/attention_ways.h"

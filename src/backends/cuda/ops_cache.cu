@@ -9,7 +9,7 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kCacheThreads = 256;
 
 __global__ void rotary_kernel(const std::int32_t* positions, const float* frequency, float scale, View<float> cosines, View<float> sines) {
   after_previous();
@@ -29,7 +29,7 @@ struct RopeView {
   bool interleaved, inverse;
 };
 
-__global__ void __launch_bounds__(kThreads) rope_kernel(RopeView args) {
+__global__ void __launch_bounds__(kCacheThreads) rope_kernel(RopeView args) {
   after_previous();
   const int pairs = static_cast<int>(args.x.dims[1]) * args.half;
   for (std::int64_t t = blockIdx.y; t < args.x.dims[0]; t += gridDim.y)
@@ -76,7 +76,7 @@ __device__ void write_rows(const CacheRows& args, std::int64_t from, std::int64_
   }
 }
 
-__global__ void __launch_bounds__(kThreads) cache_write_kernel(CacheRows args, std::int64_t count) {
+__global__ void __launch_bounds__(kCacheThreads) cache_write_kernel(CacheRows args, std::int64_t count) {
   __shared__ std::int64_t place;
   after_previous();
   for (std::int64_t i = blockIdx.x; i < count; i += gridDim.x) {
@@ -121,7 +121,7 @@ void CudaOps::rotary(const RotaryArgs& args) {
   FATHOM_CHECK(args.cos.shape == (Shape{n, half}) && args.sin.shape == args.cos.shape);
   FATHOM_CHECK(args.positions.dtype == DType::i32 && args.inverse_frequency.dtype == DType::f32);
   if (n == 0 || half == 0) return;
-  launch_early(context_, &rotary_kernel, grid_for(context_, n * half, kThreads), kThreads, 0, args.positions.as<std::int32_t>(), args.inverse_frequency.as<float>(),
+  launch_early(context_, &rotary_kernel, grid_for(context_, n * half, kCacheThreads), kCacheThreads, 0, args.positions.as<std::int32_t>(), args.inverse_frequency.as<float>(),
                static_cast<float>(args.scale), view_of<float>(args.cos), view_of<float>(args.sin));
 }
 
@@ -142,8 +142,8 @@ void CudaOps::rope(const RopeArgs& args) {
   if (rotate_many(context_, args)) return;
   const RopeView view{view_of<float>(args.x), view_of<const float>(args.cos), view_of<const float>(args.sin),
                       static_cast<int>(half), static_cast<int>(args.first_dim), args.interleaved, args.inverse};
-  const dim3 grid(static_cast<unsigned>(divide_up(heads * half, kThreads)), static_cast<unsigned>(std::min<std::int64_t>(n, 32768)));
-  launch_early(context_, &rope_kernel, grid, kThreads, 0, view);
+  const dim3 grid(static_cast<unsigned>(divide_up(heads * half, kCacheThreads)), static_cast<unsigned>(std::min<std::int64_t>(n, 32768)));
+  launch_early(context_, &rope_kernel, grid, kCacheThreads, 0, view);
 }
 
 void CudaOps::cache_write(const CacheWriteArgs& args) {
@@ -175,8 +175,8 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
                        .rows = args.rows};
   FATHOM_CHECK(rows.inner == inner_rows(args.cache) && rows.src.n == rows.cache.n && rows.inner * rows.src.n < (std::int64_t{1} << 31));
   const std::int64_t items = rows.inner * rows.src.n;
-  const dim3 grid(grid_for(context_, count, 1), static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(items, kThreads), 1, 64)));
-  launch_early(context_, &cache_write_kernel, grid, kThreads, 0, rows, count);
+  const dim3 grid(grid_for(context_, count, 1), static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(items, kCacheThreads), 1, 64)));
+  launch_early(context_, &cache_write_kernel, grid, kCacheThreads, 0, rows, count);
 }
 
 }  // namespace fathom::cuda

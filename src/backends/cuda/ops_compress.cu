@@ -7,7 +7,7 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kCompressThreads = 128;
 
 struct CompressView {
   View<const float> kv, gate;              // [tokens, width]
@@ -57,8 +57,8 @@ __device__ float pool_column(const CompressView& view, const SequenceRow& sequen
 }
 
 /// Grid: entry rows, blocks of columns.
-__global__ void __launch_bounds__(kThreads) compress_entries(const __grid_constant__ CompressView view) {
-  const std::int64_t row = blockIdx.x, column = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+__global__ void __launch_bounds__(kCompressThreads) compress_entries(const __grid_constant__ CompressView view) {
+  const std::int64_t row = blockIdx.x, column = static_cast<std::int64_t>(blockIdx.y) * kCompressThreads + threadIdx.x;
   // Entry rows of a sequence are as many as pieces of `ratio` of its tokens.
   const Piece piece = find_piece(view.table, view.sequences, view.ratio, static_cast<std::int32_t>(row));
   if (piece.sequence < 0) return;
@@ -100,7 +100,7 @@ void CudaOps::compress(const CompressArgs& args) {
   view.d = d;
   view.width = width;
   view.overlap = args.overlap;
-  compress_entries<<<dim3(static_cast<unsigned>(rows), static_cast<unsigned>(divide_up(d, kThreads))), kThreads, 0, context_.stream>>>(view);
+  compress_entries<<<dim3(static_cast<unsigned>(rows), static_cast<unsigned>(divide_up(d, kCompressThreads))), kCompressThreads, 0, context_.stream>>>(view);
   context_.launched();
 }
 

@@ -4,6 +4,7 @@
 #include "backends/cuda/codes.h"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/experts_few.h"
+#include "backends/cuda/experts_gather.cuh"
 #include "backends/cuda/experts_mma.h"
 #include "backends/cuda/experts_stream.h"
 #include "backends/cuda/product.cuh"

@@ -6,7 +6,7 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kHyperThreads = 256;
 constexpr int kTokens = 4;          // of one block of the mixing product
 constexpr int kMostStreams = 16;
 constexpr std::int64_t kColumns = 2048;  // of a block that collapses
@@ -14,11 +14,11 @@ constexpr std::int64_t kColumns = 2048;  // of a block that collapses
 // ---------------------------------------------------------------- z
 
 /// z[t, r] = fn[r, :] · flatten(streams[t]) / rms(flatten(streams[t])). Grid: rows of fn, groups of kTokens tokens.
-__global__ void __launch_bounds__(kThreads) mix_logits(View<const float> streams, WeightView fn, float norm_eps, float* z) {
+__global__ void __launch_bounds__(kHyperThreads) mix_logits(View<const float> streams, WeightView fn, float norm_eps, float* z) {
   __shared__ BlockRoom room;
   const std::int64_t row = blockIdx.x, first = static_cast<std::int64_t>(blockIdx.y) * kTokens, h = streams.dims[2], width = fn.cols;
   float dots[kTokens] = {}, squares[kTokens] = {};
-  for (std::int64_t i = threadIdx.x; i < width; i += kThreads) {
+  for (std::int64_t i = threadIdx.x; i < width; i += kHyperThreads) {
     const float weight = load_weight(fn, row, i);
     const std::int64_t stream = i / h, column = i % h;
 #pragma unroll
@@ -42,7 +42,7 @@ float* launch_mix_logits(Context& context, const Tensor& streams, const Weight& 
   FATHOM_CHECK(fn.cols == streams.dim(1) * streams.dim(2));
   float* z = context.workspace.take<float>(tokens * fn.rows);
   const dim3 grid(static_cast<unsigned>(fn.rows), static_cast<unsigned>(divide_up(tokens, kTokens)));
-  mix_logits<<<grid, kThreads, 0, context.stream>>>(view_of<const float>(streams), view_of(fn), static_cast<float>(norm_eps), z);
+  mix_logits<<<grid, kHyperThreads, 0, context.stream>>>(view_of<const float>(streams), view_of(fn), static_cast<float>(norm_eps), z);
   context.launched();
   return z;
 }
@@ -112,14 +112,14 @@ __device__ void store_post_and_comb(const CollapseView& view, std::int64_t token
 }
 
 /// Grid: tokens, blocks of columns.
-__global__ void __launch_bounds__(kThreads) collapse(const __grid_constant__ CollapseView view) {
+__global__ void __launch_bounds__(kHyperThreads) collapse(const __grid_constant__ CollapseView view) {
   __shared__ float pre[kMostStreams], matrix[kMostStreams * kMostStreams];
   const std::int64_t token = blockIdx.x;
   const int c = view.c;
   if (threadIdx.x < c) pre[threadIdx.x] = sigmoid(view.z[token * view.z_rows + threadIdx.x] * view.scale[0] + view.base[threadIdx.x]) + view.eps;
   __syncthreads();
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kColumns, last = min(first + kColumns, view.streams.dims[2]);
-  for (std::int64_t column = first + threadIdx.x; column < last; column += kThreads) {
+  for (std::int64_t column = first + threadIdx.x; column < last; column += kHyperThreads) {
     float sum = 0.0f;
     for (int j = 0; j < c; ++j) sum += pre[j] * view.streams.at(token, j)[column];
     view.collapsed.at(token)[column] = sum;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) collapse(const __grid_constant__ Col
 
 void launch_collapse(Context& context, const CollapseView& view) {
   const dim3 grid(static_cast<unsigned>(view.streams.dims[0]), static_cast<unsigned>(divide_up(view.streams.dims[2], kColumns)));
-  collapse<<<grid, kThreads, 0, context.stream>>>(view);
+  collapse<<<grid, kHyperThreads, 0, context.stream>>>(view);
   context.launched();
 }
 
@@ -142,9 +142,9 @@ struct MergeView {
 };
 
 /// Grid: tokens, blocks of columns.
-__global__ void __launch_bounds__(kThreads) merge_streams(const __grid_constant__ MergeView view) {
+__global__ void __launch_bounds__(kHyperThreads) merge_streams(const __grid_constant__ MergeView view) {
   __shared__ float post[kMostStreams], comb[kMostStreams * kMostStreams];
-  const std::int64_t token = blockIdx.x, column = static_cast<std::int64_t>(blockIdx.y) * kThreads + threadIdx.x;
+  const std::int64_t token = blockIdx.x, column = static_cast<std::int64_t>(blockIdx.y) * kHyperThreads + threadIdx.x;
   const int c = view.c;
   if (threadIdx.x < c) post[threadIdx.x] = view.post.at(token)[threadIdx.x];
   if (threadIdx.x < c * c) comb[threadIdx.x] = view.comb.at(token, threadIdx.x / c)[threadIdx.x % c];
@@ -199,7 +199,7 @@ void CudaOps::hyper_merge(const HyperMergeArgs& args) {
   view.comb = view_of<const float>(args.comb);
   view.out = view_of<float>(args.out);
   view.c = static_cast<int>(c);
-  merge_streams<<<dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(h, kThreads))), kThreads, 0, context_.stream>>>(view);
+  merge_streams<<<dim3(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(h, kHyperThreads))), kHyperThreads, 0, context_.stream>>>(view);
   context_.launched();
 }
 

@@ -8,11 +8,11 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kMapThreads = 256;
 
 /// map(row, column) for every column that is a multiple of `step`; a block covers threadIdx.y rows at a time.
 template <class Map>
-__global__ void __launch_bounds__(kThreads) over_rows(Map map, std::int64_t rows, std::int64_t n, int step) {
+__global__ void __launch_bounds__(kMapThreads) over_rows(Map map, std::int64_t rows, std::int64_t n, int step) {
   after_previous();
   const std::int64_t row_step = static_cast<std::int64_t>(gridDim.y) * blockDim.y, column_step = static_cast<std::int64_t>(gridDim.x) * blockDim.x * step;
   for (std::int64_t row = static_cast<std::int64_t>(blockIdx.y) * blockDim.y + threadIdx.y; row < rows; row += row_step) {
@@ -26,8 +26,8 @@ void launch(Context& context, const Map& map, std::int64_t rows, std::int64_t n,
   if (rows <= 0 || n <= 0) return;
   const std::int64_t items = divide_up(n, step);
   unsigned wide = kWarp;
-  while (wide < kThreads && wide < items) wide *= 2;
-  const dim3 block(wide, kThreads / wide);
+  while (wide < kMapThreads && wide < items) wide *= 2;
+  const dim3 block(wide, kMapThreads / wide);
   const auto across = static_cast<unsigned>(std::min<std::int64_t>(divide_up(items, wide), 1024));
   const auto down = static_cast<unsigned>(std::min<std::int64_t>(divide_up(rows, block.y), 32768));
   launch_early(context, &over_rows<Map>, dim3(across, down), block, 0, map, rows, n, step);

@@ -8,8 +8,8 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
+constexpr int kSelectThreads = 256;
+constexpr int kSelectWarps = kSelectThreads / kWarp;
 constexpr int kKeys = 64;    // of a tile
 constexpr int kDepth = 32;   // of the keys' dimensions at a time
 constexpr int kBins = 256;
@@ -55,8 +55,8 @@ template <class T>
 __device__ void load_keys(const SelectView& view, int d, ScoreRoom& room) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
 #pragma unroll
-  for (int i = 0; i < kKeys / kWarps; ++i) {
-    const int key = warp + kWarps * i;
+  for (int i = 0; i < kKeys / kSelectWarps; ++i) {
+    const int key = warp + kSelectWarps * i;
     const std::int64_t row = room.row[key];
     room.k[key][lane] = row >= 0 && d < view.width ? to_float(reinterpret_cast<const T*>(view.keys.k)[row * view.keys.k_row + d]) : 0.0f;
   }
@@ -71,8 +71,8 @@ __device__ void add_heads(const SelectView& view, const SelectToken& own, int fi
     const int d = d0 + lane;
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < 16 * kRows / kWarps; ++i) {
-      const int head = warp + kWarps * i;
+    for (int i = 0; i < 16 * kRows / kSelectWarps; ++i) {
+      const int head = warp + kSelectWarps * i;
       room.q[head][lane] = first + head < view.heads && d < view.width ? view.q.at(own.token, first + head)[d] : 0.0f;
     }
     if (view.keys.dtype == DType::f32) load_keys<float>(view, d, room);
@@ -104,7 +104,7 @@ __device__ void add_heads(const SelectView& view, const SelectToken& own, int fi
 
 /// Grid: tiles of keys (strided over), tokens of this launch. kRows · 16 heads at a time.
 template <int kRows>
-__global__ void __launch_bounds__(kThreads) score_keys(const __grid_constant__ SelectView view) {
+__global__ void __launch_bounds__(kSelectThreads) score_keys(const __grid_constant__ SelectView view) {
   __shared__ __align__(16) ScoreRoom room;
   const SelectToken own = token_of(view, blockIdx.y);
   if (own.token < 0) return;
@@ -139,14 +139,14 @@ __device__ unsigned rank_bits(float score) {
 
 /// How many threads before this one have the flag set, and how many of the block.
 struct Counted { int before = 0, all = 0; };
-__device__ Counted count_flags(bool flag, int (&room)[kWarps]) {
+__device__ Counted count_flags(bool flag, int (&room)[kSelectWarps]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const unsigned lanes = __ballot_sync(kAllLanes, flag);
   __syncthreads();  // an earlier use has been read
   if (lane == 0) room[warp] = __popc(lanes);
   __syncthreads();
   Counted counted{.before = __popc(lanes & ((1u << lane) - 1u))};
-  for (int i = 0; i < kWarps; ++i) {
+  for (int i = 0; i < kSelectWarps; ++i) {
     if (i < warp) counted.before += room[i];
     counted.all += room[i];
   }
@@ -162,7 +162,7 @@ __device__ Threshold find_threshold(const float* scores, int count, int wanted) 
     const unsigned known = shift == 24 ? 0u : ~0u << (shift + 8);
     bins[threadIdx.x] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < count; i += kThreads) {
+    for (int i = threadIdx.x; i < count; i += kSelectThreads) {
       const unsigned bits = rank_bits(scores[i]);
       if ((bits & known) == threshold.bits) atomicAdd(&bins[bits >> shift & 255u], 1);
     }
@@ -179,23 +179,23 @@ __device__ Threshold find_threshold(const float* scores, int count, int wanted) 
   }
   return threshold;
 }
-static_assert(kBins == kThreads);
+static_assert(kBins == kSelectThreads);
 
 /// Grid: tokens of this launch.
-__global__ void __launch_bounds__(kThreads) select_largest(const __grid_constant__ SelectView view) {
-  __shared__ int room[kWarps];
+__global__ void __launch_bounds__(kSelectThreads) select_largest(const __grid_constant__ SelectView view) {
+  __shared__ int room[kSelectWarps];
   const SelectToken own = token_of(view, blockIdx.x);
   if (own.token < 0) return;
   const float* scores = view.scores + blockIdx.x * view.stride;
   const int count = max(own.names.end - own.names.first, 0);
   std::int32_t* out = view.selected.at(own.token);
   if (count <= view.wanted) {
-    for (int i = threadIdx.x; i < view.wanted; i += kThreads) out[i] = i < count ? own.names.first + i : -1;
+    for (int i = threadIdx.x; i < view.wanted; i += kSelectThreads) out[i] = i < count ? own.names.first + i : -1;
     return;
   }
   const Threshold threshold = find_threshold(scores, count, view.wanted);
   int equals_before = 0, chosen_before = 0;
-  for (int base = 0; base < count; base += kThreads) {
+  for (int base = 0; base < count; base += kSelectThreads) {
     const int at = base + static_cast<int>(threadIdx.x);
     const unsigned bits = at < count ? rank_bits(scores[at]) : 0u;
     const bool equal = at < count && bits == threshold.bits;
@@ -209,12 +209,12 @@ __global__ void __launch_bounds__(kThreads) select_largest(const __grid_constant
 }
 
 /// As transformers settles ties: see tensor/topk_horizon.h. Of verify alone, so that one thread a token may do it.
-__global__ void __launch_bounds__(kThreads) select_like_torch(const __grid_constant__ SelectView view) {
+__global__ void __launch_bounds__(kSelectThreads) select_like_torch(const __grid_constant__ SelectView view) {
   const SelectToken own = token_of(view, blockIdx.x);
   if (own.token < 0) return;
   const float* scores = view.scores + blockIdx.x * view.stride;
   Choice* choices = view.choices + blockIdx.x * view.horizon;
-  for (std::int64_t name = threadIdx.x; name < view.horizon; name += kThreads)
+  for (std::int64_t name = threadIdx.x; name < view.horizon; name += kSelectThreads)
     choices[name] = {name >= own.names.first && name < own.names.end ? scores[name - own.names.first] : -INFINITY, static_cast<std::int32_t>(name)};
   __syncthreads();
   if (threadIdx.x == 0) TorchChooser(choices).choose(view.horizon, view.wanted);
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads) select_like_torch(const __grid_const
   const auto chosen = static_cast<int>(min(view.horizon, static_cast<std::int64_t>(view.wanted)));
   std::int32_t* out = view.selected.at(own.token);
   const auto seen = [&](int i) { return choices[i].score != -INFINITY; };
-  for (int i = threadIdx.x; i < chosen; i += kThreads) {
+  for (int i = threadIdx.x; i < chosen; i += kSelectThreads) {
     if (!seen(i)) continue;
     int rank = 0;
     for (int j = 0; j < chosen; ++j) rank += seen(j) && choices[j].name < choices[i].name ? 1 : 0;
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kThreads) select_like_torch(const __grid_const
   }
   int count = 0;
   for (int j = 0; j < chosen; ++j) count += seen(j) ? 1 : 0;
-  for (int i = count + static_cast<int>(threadIdx.x); i < view.wanted; i += kThreads) out[i] = -1;
+  for (int i = count + static_cast<int>(threadIdx.x); i < view.wanted; i += kSelectThreads) out[i] = -1;
 }
 
 /// Names that a token of the batch sees at most. Of single tokens: that one could see, since a recorded step of decoding is launched again when
@@ -285,11 +285,11 @@ void CudaOps::index_select(const IndexSelectArgs& args) {
     const auto count = static_cast<unsigned>(std::min(chunk, tokens - first));
     view.first_token = static_cast<int>(first);
     const dim3 grid(static_cast<unsigned>(tiles), count);
-    if (heads <= 16) score_keys<1><<<grid, kThreads, 0, context_.stream>>>(view);
-    else score_keys<4><<<grid, kThreads, 0, context_.stream>>>(view);
+    if (heads <= 16) score_keys<1><<<grid, kSelectThreads, 0, context_.stream>>>(view);
+    else score_keys<4><<<grid, kSelectThreads, 0, context_.stream>>>(view);
     context_.launched();
-    if (args.batch->topk_horizon > 0) select_like_torch<<<count, kThreads, 0, context_.stream>>>(view);
-    else select_largest<<<count, kThreads, 0, context_.stream>>>(view);
+    if (args.batch->topk_horizon > 0) select_like_torch<<<count, kSelectThreads, 0, context_.stream>>>(view);
+    else select_largest<<<count, kSelectThreads, 0, context_.stream>>>(view);
     context_.launched();
   }
 }

@@ -6,7 +6,7 @@
 namespace fathom::cuda {
 namespace {
 
-constexpr int kThreads = 512, kMostBlocks = 128;
+constexpr int kPeerThreads = 512, kMostBlocks = 128;
 constexpr Bytes kOneTrip = 2 * kMiB;    // that a GPU sends in one trip, flags not counted
 constexpr Bytes kTwoTrips = 2 * kMiB;   // of a tensor that goes in two
 
@@ -103,7 +103,7 @@ __device__ __forceinline__ Line* at(std::byte* inbox, std::int64_t line) { retur
 
 // x [quads] of four numbers each.
 template <int kRanks>
-__global__ void __launch_bounds__(kThreads) reduce_in_one_trip(PeerTable table, float4* x, std::int64_t quads) {
+__global__ void __launch_bounds__(kPeerThreads) reduce_in_one_trip(PeerTable table, float4* x, std::int64_t quads) {
   after_previous();
   const std::uint32_t call = begin_call(table);
   const std::int64_t slot = one_trip_lines(kRanks), parity = call & 1, mine = (parity * kRanks + table.rank) * slot;
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) reduce_in_one_trip(PeerTable table, 
 
 // Part p of x, quads [p · each, …), is summed by rank p and sent to all.
 template <int kRanks>
-__global__ void __launch_bounds__(kThreads) reduce_in_two_trips(PeerTable table, float4* x, std::int64_t quads) {
+__global__ void __launch_bounds__(kPeerThreads) reduce_in_two_trips(PeerTable table, float4* x, std::int64_t quads) {
   after_previous();
   const std::uint32_t call = begin_call(table);
   const std::int64_t each = (quads + kRanks - 1) / kRanks, parity = call & 1;
@@ -168,7 +168,7 @@ void launch(Context& context, const PeerTable& table, float* x, std::int64_t cou
   const std::int64_t quads = count / 4, lines = count / 2;
   const bool one_trip = lines <= one_trip_lines(kRanks) && (kRanks == 2 || static_cast<Bytes>(count) * 4 <= 256 * kKiB);
   const std::int64_t work = one_trip ? quads : (quads + kRanks - 1) / kRanks;
-  const int threads = work > 128 * kMostBlocks ? kThreads : 128;  // on many multiprocessors
+  const int threads = work > 128 * kMostBlocks ? kPeerThreads : 128;  // on many multiprocessors
   const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>((work + threads - 1) / threads, 1, kMostBlocks));
   auto* quad = reinterpret_cast<float4*>(x);
   launch_early(context, one_trip ? &reduce_in_one_trip<kRanks> : &reduce_in_two_trips<kRanks>, blocks, threads, 0, table, quad, quads);

@@ -7,14 +7,14 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kProgramThreads = 1024;
 
 template <class T>
 __device__ T* row_of(const TokenRows& rows, std::int64_t token, int row) { return reinterpret_cast<T*>(rows.data) + token * rows.token + row * rows.row; }
 
 __device__ void rotate(const TokenAction& action, std::int64_t token) {
   const float *cosines = action.cosines + token * action.angle_stride, *sines = action.sines + token * action.angle_stride;
-  for (int item = static_cast<int>(threadIdx.x); item < action.x.inner * action.half; item += kThreads) {
+  for (int item = static_cast<int>(threadIdx.x); item < action.x.inner * action.half; item += kProgramThreads) {
     const int head = item / action.half, i = item % action.half;
     float* row = row_of<float>(action.x, token, head) + action.first_dim;
     float& first = row[action.interleaved ? 2 * i : i];
@@ -28,8 +28,8 @@ __device__ void rotate(const TokenAction& action, std::int64_t token) {
 /// One row by the whole block, several by a warp each.
 __device__ void norm(const TokenAction& action, std::int64_t token, BlockRoom& room) {
   const bool one = action.x.inner == 1;
-  const int n = action.x.n, lane = one ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x % kWarp), lanes = one ? kThreads : kWarp;
-  for (int r = one ? 0 : static_cast<int>(threadIdx.x / kWarp); r < action.x.inner; r += kThreads / kWarp) {
+  const int n = action.x.n, lane = one ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x % kWarp), lanes = one ? kProgramThreads : kWarp;
+  for (int r = one ? 0 : static_cast<int>(threadIdx.x / kWarp); r < action.x.inner; r += kProgramThreads / kWarp) {
     const float* x = row_of<const float>(action.x, token, r);
     float* out = row_of<float>(action.out, token, r);
     float squares = 0.0f;
@@ -42,13 +42,13 @@ __device__ void norm(const TokenAction& action, std::int64_t token, BlockRoom& r
 
 template <class To>
 __device__ void copy_as(const TokenAction& action, std::int64_t token, std::int64_t to) {
-  for (int e = static_cast<int>(threadIdx.x); e < action.x.inner * action.x.n; e += kThreads) {
+  for (int e = static_cast<int>(threadIdx.x); e < action.x.inner * action.x.n; e += kProgramThreads) {
     const int j = e / action.x.n, i = e % action.x.n;
     row_of<To>(action.out, to, j)[i] = from_float<To>(row_of<const float>(action.x, token, j)[i]);
   }
 }
 
-__global__ void __launch_bounds__(kThreads) run_program(const __grid_constant__ TokenProgram program) {
+__global__ void __launch_bounds__(kProgramThreads) run_program(const __grid_constant__ TokenProgram program) {
   __shared__ BlockRoom room;
   __shared__ int4 own;  // slot, position, end of the token's sequence; slot -1: none
   after_previous();
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads) run_program(const __grid_constant__ 
   if (program.sequences != nullptr) {
     if (threadIdx.x == 0) own = make_int4(-1, 0, 0, 0);
     __syncthreads();
-    for (int s = static_cast<int>(threadIdx.x); s < program.sequence_count; s += kThreads) {
+    for (int s = static_cast<int>(threadIdx.x); s < program.sequence_count; s += kProgramThreads) {
       const int4 sequence = program.sequences[s];
       const auto within = static_cast<int>(token) - sequence.y;
       if (within >= 0 && within < sequence.z) own = make_int4(sequence.x, sequence.w + within, sequence.w + sequence.z, 0);
@@ -145,7 +145,7 @@ void launch_program(Context& context, const TokenProgram& program) {
       if (chain[i] == c) sorted.actions[to++] = program.actions[i];
   }
   sorted.first[chains] = to;
-  launch_early(context, &run_program, dim3(static_cast<unsigned>(program.tokens), static_cast<unsigned>(chains)), kThreads, 0, sorted);
+  launch_early(context, &run_program, dim3(static_cast<unsigned>(program.tokens), static_cast<unsigned>(chains)), kProgramThreads, 0, sorted);
 }
 
 }  // namespace fathom::cuda
