@@ -46,8 +46,7 @@ endif()
 
 # Files that nvcc reads as one: the headers of CUDA and of the standard library cost it about four seconds a time, most files' own kernels one or
 # two. A group is a subject, and takes no longer than the longest of the files that are compiled alone (those that are not named here). Files of a
-# group share their unnamed namespaces, so constants in them are named for what they count. FATHOM_CUDA_GROUPS=OFF compiles each file alone.
-option(FATHOM_CUDA_GROUPS "Compile small files of device code together" ON)
+# group share their unnamed namespaces, so constants in them are named for what they count. FATHOM_TOGETHER=OFF compiles each file alone.
 set(FATHOM_CUDA_GROUP_rows ops_rows ops_norm ops_cache ops_loss many_rows token_program waiting)
 set(FATHOM_CUDA_GROUP_choices ops_route ops_select ops_compress ops_hyper)
 set(FATHOM_CUDA_GROUP_codes codes codes_down codes_gated codes_rounding linear_rounded)
@@ -84,7 +83,7 @@ function(fathom_cuda_kernels)
     return()
   endif()
   file(GLOB kernels CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/src/backends/cuda/*.cu)
-  if(FATHOM_CUDA_GROUPS)
+  if(FATHOM_TOGETHER)
     fathom_cuda_units(kernels ${kernels})
   endif()
   add_library(fathom_cuda_kernels STATIC ${kernels})

@@ -52,7 +52,7 @@ static __global__ void __launch_bounds__(kHalfRowThreads) halve_rows(const __gri
 
 // ---------------------------------------------------------------- products
 
-struct StreamView {
+struct HitStreamView {
   MatrixOfExperts first, second;       // second: of the gated product
   tensor::WeightFormat format = tensor::WeightFormat::fp8_block128;
   std::int64_t rows = 0, cols = 0;     // cols: a multiple of 16
@@ -96,7 +96,7 @@ __device__ inline float block_scale(tensor::WeightFormat format, const std::byte
 /// quarter of the columns. A lane's 16 bytes are 16 consecutive columns, for x as well, so that both agree on which column is which. Runs
 /// have at most 8·kTiles hits. Grid: blocks of rows, runs (a block takes every gridDim.y-th).
 template <bool kGated, int kTiles>
-__global__ void __launch_bounds__(kCodeThreads, 3) stream_code_hits(const __grid_constant__ StreamView view) {
+__global__ void __launch_bounds__(kCodeThreads, 3) stream_code_hits(const __grid_constant__ HitStreamView view) {
   after_previous();
   constexpr int kSteps = kTiles == 1 ? 4 : 2;  // that are in flight
   __shared__ float room[kCodeWarps][2][kTiles][4][kWarp];

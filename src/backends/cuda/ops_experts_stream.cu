@@ -18,7 +18,7 @@ HalfRows halved(Context& context, const View<const float>& from, const std::int3
 }
 
 template <bool kGated>
-void launch_stream(Context& context, const StreamView& view, const ExpertsArgs& args, int run) {
+void launch_stream(Context& context, const HitStreamView& view, const ExpertsArgs& args, int run) {
   // Experts are hit unevenly: most runs are there for hits of experts that other ranks have.
   const auto here = static_cast<int>(std::ssize(args.gate)), runs = std::min(view.most_runs, here + here / 4 + 4);
   const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kGated ? 16 : 32)), static_cast<unsigned>(runs));
@@ -50,7 +50,7 @@ float* multiply_stream(Context& context, const ExpertsArgs& args, const Matrices
   const std::int64_t inner = args.gate[0].rows, h = x.dim(1), pairs = gather.pairs;
   float* hidden = context.workspace.take<float>(pairs * inner);
   float* y = context.workspace.take<float>(pairs * h);
-  StreamView in;
+  HitStreamView in;
   in.first = matrices.gate;
   in.second = matrices.up;
   in.format = args.gate[0].format;
@@ -67,7 +67,7 @@ float* multiply_stream(Context& context, const ExpertsArgs& args, const Matrices
   hits.data = hidden;
   hits.dims[0] = pairs, hits.dims[1] = inner;
   hits.strides[0] = inner, hits.strides[1] = 1;
-  StreamView out = in;
+  HitStreamView out = in;
   out.first = matrices.down;
   out.format = args.down[0].format;
   out.rows = h;
