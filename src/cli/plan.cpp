@@ -56,7 +56,7 @@ struct PlanFlags {
   int threads = 0;
 } plan_flags;
 
-Status print(std::string_view text) {
+Status print_answers(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
     return fail_environment("cli.plan.cannot_write");
   return {};
@@ -75,7 +75,7 @@ Result<int> run_one(const Common& common) {
   else
     text = plan::report_text(request, answer);
   if (common.json) text += '\n';
-  FATHOM_TRY_VOID(print(text));
+  FATHOM_TRY_VOID(print_answers(text));
   return answer.best.memory.fits || (answer.offload && request.engine->own_kernels) ? kExitOk : kExitNo;
 }
 
@@ -98,7 +98,7 @@ void setup_plan(FlagSet& verb) {
 
 Result<int> run_plan(const Common& common) {
   if (plan_flags.batch.empty()) return run_one(common);
-  FATHOM_TRY_VOID(plan::run_batch(plan_flags.batch, plan_flags.threads, print));
+  FATHOM_TRY_VOID(plan::run_batch(plan_flags.batch, plan_flags.threads, print_answers));
   return kExitOk;
 }
 

@@ -43,11 +43,6 @@ inline constexpr Layout kLayouts[] = {Layout::kDense, Layout::kStrided, Layout::
 inline const char* name_of(Layout layout) {
   return layout == Layout::kDense ? "dense" : layout == Layout::kStrided ? "strided" : "misaligned";
 }
-std::vector<std::int64_t> picks(Random& random, std::int64_t count, std::int64_t below) {
-  std::vector<std::int64_t> out;
-  for (std::int64_t i = 0; i < count; ++i) out.push_back(random.below(below));
-  return out;
-}
 
 class CaseRun {
  public:

@@ -9,6 +9,12 @@
 namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
+
+std::vector<std::int64_t> picks(Random& random, std::int64_t count, std::int64_t below) {
+  std::vector<std::int64_t> out;
+  for (std::int64_t i = 0; i < count; ++i) out.push_back(random.below(below));
+  return out;
+}
 constexpr WeightFormat kPlain[] = {WeightFormat::f32, WeightFormat::f16, WeightFormat::bf16, WeightFormat::f64};
 void add_embed(std::vector<OpCase>& cases) {
   for (int f = 0; f < kWeightFormatCount; ++f) {
