@@ -17,6 +17,8 @@ using tensor::Tensor;
 
 Engine::~Engine() {
   if (!seat_.alone() && seat_.rank == 0 && seat_.transport != nullptr) let_go(*seat_.transport);
+  // First of all: memory cannot be given back while passes wait for ranks that failed, and this ends their waiting.
+  comm_.reset();
 }
 
 Result<std::unique_ptr<Engine>> Engine::create(std::unique_ptr<model::Architecture> architecture,
@@ -234,6 +236,7 @@ void Engine::count(std::span<const SlotTokens> tokens) {
 Result<std::span<const float>> Engine::pass(std::span<const SlotTokens> tokens, Logits logits) {
   const Share share = take_share(tokens, logits);
   feed(tokens, logits);
+  begun_slots_.clear();  // nothing can go on with what an earlier pass left
   FATHOM_TRY(const std::byte* const out, told(launch(share, true)));
   FATHOM_TRY(const auto answer, told(read_logits(out, share)));
   count(tokens);

@@ -7,7 +7,6 @@
 #include <map>
 #include <mutex>
 #include <optional>
-#include <thread>
 #include <vector>
 
 #include "backends/cuda/blas.h"
@@ -458,7 +457,7 @@ class CudaBackend final : public tensor::Backend {
       }
       looked = now;
       if (collectives_->hopeful(std::chrono::duration<double>(now - begun).count())) continue;
-      find_lost();
+      find_lost(context_.device, context_.stream);
       return collectives_->status();
     }
   }
@@ -467,15 +466,6 @@ class CudaBackend final : public tensor::Backend {
     if (collectives_ != nullptr)
       if (auto told = collectives_->first_to_fail()) return tl::unexpected<Error>(std::move(*told));
     return device_failed(context_.error);
-  }
-  /// After what waits for others has been cut off: whether this device comes to its end by itself.
-  void find_lost() {
-    using Clock = std::chrono::steady_clock;
-    const auto until = Clock::now() + std::chrono::seconds(2);
-    while (cudaStreamQuery(context_.stream) == cudaErrorNotReady) {
-      if (Clock::now() > until) return mark_lost(context_.device);
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-    }
   }
   /// Which way is told by the addresses: unified addressing knows where each lies.
   Status transfer(void* to, const void* from, std::size_t bytes) {

@@ -182,8 +182,12 @@ class Both final : public CudaCollectives {
   Both& operator=(const Both&) = delete;
   ~Both() override {
     cudaSetDevice(context_.device);
-    // What failed is not ended in order: that would wait for a device that failed, or for others that are gone.
-    if (!cut_ && (context_.error != cudaSuccess || failure_ || hearsay_)) cut_off();
+    // What failed is not ended in order: that would wait for a device that failed, or for others that are gone. A rank
+    // whose host failed may have passes under way that the others will not finish.
+    if (!cut_ && (context_.error != cudaSuccess || failure_ || hearsay_ || transport_->failure())) {
+      cut_off();
+      find_lost(context_.device, context_.stream);
+    }
     if (!cut_) cudaStreamSynchronize(context_.stream);
     if (before_end) before_end();
     for (const auto& circle : circles_)
