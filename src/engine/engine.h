@@ -114,8 +114,8 @@ class Engine {
   /// The same after a text of any length, appended in chunks.
   Status begin_text(std::int64_t slot, std::span<const std::int32_t> ids, const tensor::SamplingRow& asked);
   /// Begins another pass with what the one begun last chooses, one token a slot, whether or not that one has been
-  /// taken: the device need not wait for the host to know. At most kMostBegun are under way. Only where continues(), and
-  /// with no step() between. Errors: engine.context_full.
+  /// taken: the device need not wait for the host to know. At most kMostBegun are under way. Only where continues(),
+  /// and with no step() between. Errors: engine.context_full.
   Status begin_next(std::span<const tensor::SamplingRow> asked);
   /// Waits for the oldest pass that was begun, and answers a token for each of its slots: valid until the next call, -1
   /// where logits are not finite. What was begun and is never taken ends before the next step() or begin() starts, and
