@@ -7,6 +7,7 @@
 #include "base/units.h"
 #include "plan/answer.h"
 #include "plan/answer_text.h"
+#include "plan/engine_profile.h"
 #include "plan/json_line.h"
 
 namespace fathom::plan {
@@ -170,6 +171,7 @@ void append_report_json(const PlanRequest& request, const PlanAnswer& answer, st
   w.text("hardware", request.cluster.device.id);
   w.count("gpus", request.cluster.devices);
   w.text("task", task_name(request.task));
+  w.text("engine", request.engine->name);
   write_answer(w, request, answer);
   w.flag("searched", answer.searched);
   w.count("layouts_seen", static_cast<std::int64_t>(answer.layouts_seen));

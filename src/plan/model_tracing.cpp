@@ -13,9 +13,10 @@ using meta::MetaOps;
 using tensor::Shape;
 using tensor::Tensor;
 
-/// Memory of the caller that is never followed.
-Tensor fake(DType dtype, Shape shape) {
-  return tensor::make_tensor(reinterpret_cast<void*>(std::uintptr_t{1} << 16), dtype, shape);
+/// Memory of the caller that is never followed. Blocks of another number lie elsewhere, so that views of one cache can
+/// be told from those of two.
+Tensor fake(DType dtype, Shape shape, std::size_t number = 0) {
+  return tensor::make_tensor(reinterpret_cast<void*>(std::uintptr_t{1} << 16 | number << 48), dtype, shape);
 }
 
 constexpr std::int64_t kTraceContext = std::int64_t{1}
@@ -67,7 +68,8 @@ struct FakeCaches {
     for (const model::CacheTensor& tensor : spec.tensors) {
       const std::int64_t rows = tensor.rows_for(kTraceContext);
       set.rows_per_slot.push_back(rows);
-      set.tensors.push_back(fake(tensor.state ? DType::f32 : DType::bf16, {slots * rows, tensor.width}));
+      set.tensors.push_back(
+          fake(tensor.state ? DType::f32 : DType::bf16, {slots * rows, tensor.width}, set.tensors.size() + 1));
     }
   }
 };

@@ -1,6 +1,8 @@
 // The shortcut (one layer a kind, rates per token) against the whole thing.
 #include <map>
 
+#include "plan/cost_program.h"
+#include "plan/formats.h"
 #include "plan/model_tracing.h"
 #include "support.h"
 
@@ -99,6 +101,29 @@ TEST(ModelTrace, RatesGiveWhatATraceOfThatSizeGives) {
       expect_near(rates.read.at(kTokens, outputs), exact.read.fixed, where + " read");
       expect_near(rates.written.at(kTokens, outputs), exact.written.fixed, where + " written");
       expect_near(rates.rows.at(kTokens, outputs), exact.rows.fixed, where + " rows");
+    }
+  }
+}
+
+// What attention is priced by: a token's keys and values are as many bytes as the cache has for it.
+TEST(ModelTrace, AttentionReadsTheWholeCache) {
+  for (const char* name : {"deepseek-llm-7b-chat", "r1-distill-qwen-1.5b", "r1-distill-llama-70b",
+                           "deepseek-moe-16b-base", "v2-lite", "r1", "generic/dense-175b"}) {
+    const auto model = named_model(name);
+    ASSERT_NE(model, nullptr) << name;
+    const auto share = model->share({});
+    const auto bf16 = find_kv_format("bf16");
+    ASSERT_TRUE(share.has_value() && bf16.has_value());
+    const auto cache = model->share_cache({}, **bf16);
+    ASSERT_TRUE(cache.has_value());
+    double held = 0;
+    for (const ShareCache::Growth& growth : (*cache)->growing) held += growth.row_bytes_before.back();
+    for (const Phase phase : {Phase::kDecode, Phase::kContinue}) {
+      double read = 0;
+      for (const meta::OpRecord& op : trace_whole(**share, phase, DType::bf16, 0).ops)
+        if (op.kind == OpKind::kAttention && op.segment == tensor::KvSegment::Kind::kCache)
+          read += cache_row_bytes(op, nullptr);
+      EXPECT_DOUBLE_EQ(read, held) << name << " phase " << static_cast<int>(phase);
     }
   }
 }
