@@ -35,9 +35,10 @@ TEST(CudaFill, DrawsWhatTheHostDraws) {
         const Bytes scales = weights::scale_bytes(x.format, x.rows, x.cols),
                     data = tensor::weight_bytes(x.format, x.rows, x.cols) - scales;
         EXPECT_EQ(std::memcmp(x.data, got.data() + (y.data - b->arena->data()), data), 0) << name << ", tensor " << i;
-        if (scales > 0)
+        if (scales > 0) {
           EXPECT_EQ(std::memcmp(x.scales, got.data() + (y.scales - b->arena->data()), scales), 0)
               << name << ", scales " << i;
+        }
       }
     }
   }
