@@ -28,6 +28,7 @@ void append(std::vector<std::byte>& out, const T* values, std::size_t count) {
 template <class T>
 void take(std::span<const std::byte>& in, T* values, std::size_t count) {
   FATHOM_CHECK(in.size() >= count * sizeof(T), "a command that is cut off");
+  if (count == 0) return;  // nothing may have no address
   std::memcpy(static_cast<void*>(values), in.data(), count * sizeof(T));
   in = in.subspan(count * sizeof(T));
 }

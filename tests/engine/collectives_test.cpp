@@ -53,7 +53,8 @@ TEST_P(Collectives, SumsAreInTheOrderOfRanks) {
     on_ranks(ranks, [&](int rank, tensor::Collectives& comm) {
       std::vector<float> x = values(rank, n);
       comm.all_reduce(Group::kTensor, make_tensor(x.data(), DType::f32, {n}));
-      EXPECT_EQ(std::memcmp(x.data(), want.data(), x.size() * sizeof(float)), 0) << n << " numbers on rank " << rank;
+      EXPECT_TRUE(n == 0 || std::memcmp(x.data(), want.data(), x.size() * sizeof(float)) == 0)
+          << n << " numbers on rank " << rank;
     });
   }
 }
