@@ -111,12 +111,6 @@ struct Inventory {
   std::vector<TensorSpec> tensors;
 };
 
-std::string weight_stem(std::string_view name) {
-  for (const std::string_view ending : {".weight_packed", ".weight"})
-    if (name.ends_with(ending)) return std::string(name.substr(0, name.size() - ending.size()));
-  return std::string(name);
-}
-
 void add_tensors(const Item& item, std::vector<TensorSpec>& out) {
   const FileTensor& tensor = *item.source.data.tensor;
   const std::vector<std::int64_t> shape(tensor.dims().begin(), tensor.dims().end());
@@ -125,7 +119,7 @@ void add_tensors(const Item& item, std::vector<TensorSpec>& out) {
     return;
   }
   const WeightEntry& entry = *item.entry;
-  const std::string stem = weight_stem(tensor.name);
+  const std::string stem = stem_of(tensor.name);
   if (item.kind == Kind::kWiden) {
     out.push_back({stem + ".weight", tensor::weight_dtype(entry.native), {entry.rows, entry.cols}});
     return;

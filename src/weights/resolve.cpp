@@ -12,6 +12,12 @@ using model::WeightEntry;
 using model::WeightTable;
 using tensor::WeightFormat;
 
+std::string stem_of(std::string_view name) {
+  for (const std::string_view ending : {".weight_packed", ".weight"})
+    if (name.ends_with(ending)) return std::string(name.substr(0, name.size() - ending.size()));
+  return std::string(name);
+}
+
 namespace {
 
 constexpr std::array<std::string_view, 3> kScaleEndings = {".weight_scale_inv", ".scale", ".weight_scale"};
@@ -36,12 +42,6 @@ bool keeps_scales(DType from, DType to) {
   if (from == DType::u8) from = DType::e8m0;
   return from == to || (to == DType::f32);
 }
-std::string stem_of(std::string_view name) {
-  for (const std::string_view ending : {".weight_packed", ".weight"})
-    if (name.ends_with(ending)) return std::string(name.substr(0, name.size() - ending.size()));
-  return std::string(name);
-}
-
 std::string file_of(const TensorPlace& place) { return place.file->path().string(); }
 
 // Finds what the table names, in the namings that the checkpoint uses.

@@ -1,6 +1,7 @@
 // Which tensor of a checkpoint each weight comes from, and whether all of it is what the table expects.
 #pragma once
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "model/weight_table.h"
@@ -8,6 +9,9 @@
 #include "weights/storage.h"
 
 namespace fathom::weights {
+
+/// What the names of a weight's tensors (".weight", ".weight_packed", ".weight_scale" …) begin with.
+std::string stem_of(std::string_view name);
 
 /// How a tensor lies in its file.
 enum class Encoding : std::uint8_t { kPlain, kFp8, kFp4, kInt8, kInt4 };
