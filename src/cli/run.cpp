@@ -30,14 +30,6 @@ struct RunFlags {
 };
 RunFlags run_flags;
 
-std::string read_standard_input() {
-  std::string text;
-  char buffer[65536];
-  for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, stdin)) > 0;) text.append(buffer, n);
-  while (!text.empty() && text.back() == '\n') text.pop_back();
-  return text;
-}
-
 struct Prepared {
   std::vector<std::int32_t> ids;
   std::optional<text::Tokenizer> tokenizer;
@@ -131,7 +123,10 @@ Result<int> run_run(const Common& common) {
   FATHOM_TRY(const measure::Launch launch, measure::find_launch(run_flags.session.ranks, run_flags.session.device));
   std::string prompt = run_flags.prompt;
   if (launch.follows()) prompt = "-";  // rank 0 has the prompt
-  if (prompt.empty() && ::isatty(STDIN_FILENO) == 0) prompt = read_standard_input();
+  if (prompt.empty() && ::isatty(STDIN_FILENO) == 0) {
+    prompt = read_standard_input();
+    while (!prompt.empty() && prompt.back() == '\n') prompt.pop_back();
+  }
   if (launch.process != nullptr) {
     FATHOM_TRY_VOID(tensor::agree(*launch.process, prompt.empty() ? Status(fail("engine.empty_prompt")) : Status()));
   }

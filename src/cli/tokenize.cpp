@@ -24,13 +24,6 @@ struct TokenizeFlags {
 };
 TokenizeFlags tokenize_flags;
 
-std::string read_all_input() {
-  std::string text;
-  char buffer[65536];
-  for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, stdin)) > 0;) text.append(buffer, n);
-  return text;
-}
-
 Result<int> answer_lines() {
   if (tokenize_flags.text || tokenize_flags.count) return fail("cli.tokenize.text_with_jsonl");
   FATHOM_TRY(const text::JsonLines lines, text::JsonLines::open(tokenize_flags.tokenizer));
@@ -87,7 +80,7 @@ void setup_tokenize(FlagSet& verb) {
 Result<int> run_tokenize(const Common& common) {
   if (tokenize_flags.jsonl) return answer_lines();
   FATHOM_TRY(const text::Tokenizer tokenizer, text::Tokenizer::load(tokenize_flags.tokenizer));
-  const std::string text = tokenize_flags.text ? *tokenize_flags.text : read_all_input();
+  const std::string text = tokenize_flags.text ? *tokenize_flags.text : read_standard_input();
   FATHOM_TRY(const std::vector<std::int32_t> ids, tokenizer.encode(text, tokenize_flags.special));
   if (common.json)
     print_json(tokenizer, ids);

@@ -64,6 +64,13 @@ std::string usage_sentence(const std::string& problem, int argc, char** argv) {
 
 }  // namespace
 
+std::string read_standard_input() {
+  std::string text;
+  char buffer[65536];
+  for (std::size_t n; (n = std::fread(buffer, 1, sizeof buffer, stdin)) > 0;) text.append(buffer, n);
+  return text;
+}
+
 int run(int argc, char** argv) {
   if (auto chosen = choose_language(argc, argv); !chosen) {
     say_error(error_text(chosen.error()));

@@ -1,6 +1,7 @@
 // The verbs of the command line: one file each, listed in verbs.cpp.
 #pragma once
 #include <span>
+#include <string>
 #include <string_view>
 
 #include "base/result.h"
@@ -26,6 +27,9 @@ struct Verb {
 };
 
 std::span<const Verb> verbs();
+
+/// All that standard input has, to its end.
+std::string read_standard_input();
 
 /// Parses and runs. Texts for `--help` come from the catalog: cli.<verb>.about, cli.<verb>.examples, cli.<verb>.<flag>.
 int run(int argc, char** argv);
