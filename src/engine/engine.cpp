@@ -127,7 +127,7 @@ EngineMemory Engine::allocated() const {
   return memory;
 }
 
-Result<std::int64_t> Engine::check_tokens(std::span<const SlotTokens> tokens) const {
+Status Engine::check_tokens(std::span<const SlotTokens> tokens) const {
   std::int64_t total = 0;
   for (const SlotTokens& part : tokens) {
     FATHOM_CHECK(part.slot >= 0 && part.slot < options_.slots && !part.ids.empty());
@@ -143,12 +143,11 @@ Result<std::int64_t> Engine::check_tokens(std::span<const SlotTokens> tokens) co
     total += n;
   }
   FATHOM_CHECK(total >= 1 && total <= options_.prefill_chunk);
-  return total;
+  return {};
 }
 
 Result<std::span<const float>> Engine::step(std::span<const SlotTokens> tokens, Logits logits) {
-  FATHOM_TRY(const std::int64_t total, check_tokens(tokens));
-  static_cast<void>(total);
+  FATHOM_TRY_VOID(check_tokens(tokens));
   FATHOM_TRY_VOID(finish_begun());
   if (!seat_.alone()) FATHOM_TRY_VOID(command(Order::kStep, tokens, logits));
   return pass(tokens, logits);

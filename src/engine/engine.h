@@ -142,13 +142,14 @@ class Engine {
   Status set_up_choosing();
   Status join_ranks(Status mine);
   Status check_room(std::int64_t slot, std::size_t tokens) const;
-  Result<std::int64_t> check_tokens(std::span<const SlotTokens> tokens) const;
+  Status check_tokens(std::span<const SlotTokens> tokens) const;
   /// What rank 0 has the others do.
   enum class Order : std::uint32_t { kLetGo, kStep, kBegin, kBeginNext, kTake, kHistory };
   friend void let_go(tensor::Transport& transport);
   Status command(Order order, std::span<const SlotTokens> tokens, Logits logits,
                  std::span<const tensor::SamplingRow> asked = {}, std::span<const std::uint32_t> seen = {});
-  Status obey(std::span<const std::byte> in);
+  /// False when there is nothing more to do.
+  Result<bool> obey(std::span<const std::byte> in);
   /// An error of this rank's that the others shall know of is what all of them say.
   template <class T>
   T told(T result);

@@ -1,5 +1,5 @@
 // The engine where tokens are chosen on the device: passes begin one ahead of those that the host has heard of.
-#include <algorithm>
+#include <array>
 
 #include "engine/engine.h"
 #include "engine/engine_parts.h"
@@ -31,8 +31,7 @@ Status Engine::set_up_choosing() {
 
 Status Engine::begin(std::span<const SlotTokens> tokens, std::span<const SamplingRow> asked) {
   FATHOM_CHECK(chooses() && asked.size() == tokens.size() && !tokens.empty());
-  FATHOM_TRY(const std::int64_t total, check_tokens(tokens));
-  static_cast<void>(total);
+  FATHOM_TRY_VOID(check_tokens(tokens));
   FATHOM_TRY_VOID(finish_begun());
   if (!seat_.alone()) FATHOM_TRY_VOID(command(Order::kBegin, tokens, Logits::kLast, asked));
   return begin_pass(tokens, asked, true);

@@ -84,17 +84,12 @@ Status Engine::follow() {
   std::vector<std::byte> bytes;
   for (;;) {
     FATHOM_TRY_VOID(tensor::broadcast(*seat_.transport, bytes));
-    if (bytes.size() == sizeof(Header)) {
-      std::span<const std::byte> in = bytes;
-      Header header;
-      take(in, &header, 1);
-      if (header.order == static_cast<std::uint32_t>(Order::kLetGo)) return {};
-    }
-    FATHOM_TRY_VOID(obey(bytes));
+    FATHOM_TRY(const bool more, obey(bytes));
+    if (!more) return {};
   }
 }
 
-Status Engine::obey(std::span<const std::byte> in) {
+Result<bool> Engine::obey(std::span<const std::byte> in) {
   Header header;
   take(in, &header, 1);
   topk_horizon_ = header.topk_horizon;
@@ -116,20 +111,24 @@ Status Engine::obey(std::span<const std::byte> in) {
   }
   switch (static_cast<Order>(header.order)) {
     case Order::kLetGo:
-      return {};
+      return false;
     case Order::kStep:
       FATHOM_TRY_VOID(pass(tokens, logits));
-      return {};
+      break;
     case Order::kBegin:
-      return begin_pass(tokens, asked, true);
+      FATHOM_TRY_VOID(begin_pass(tokens, asked, true));
+      break;
     case Order::kBeginNext:
-      return begin_next_pass(asked);
+      FATHOM_TRY_VOID(begin_next_pass(asked));
+      break;
     case Order::kTake:
-      return take_pass();
+      FATHOM_TRY_VOID(take_pass());
+      break;
     case Order::kHistory:
-      return write_history(parts[0].slot, seen);
+      FATHOM_TRY_VOID(write_history(parts[0].slot, seen));
+      break;
   }
-  return {};
+  return true;
 }
 
 std::span<const float> Engine::in_order(std::span<const float> logits, const std::vector<std::int64_t>& order) {

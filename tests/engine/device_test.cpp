@@ -1,7 +1,6 @@
 // What an engine does with a device that chooses tokens by itself and may fail, without one: the cpu backend stands for
 // it.
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
 
 #include "backends/threads/threads_transport.h"
@@ -223,12 +222,6 @@ TEST(RunningAhead, SeveralSequencesGoOnTogether) {
     }
   }
 }
-
-class Fault {
- public:
-  explicit Fault(const char* what) { ::setenv("FATHOM_FAULT", what, 1); }
-  ~Fault() { ::unsetenv("FATHOM_FAULT"); }
-};
 
 TEST(Broken, DeviceEndsTheStepWithWhatItSays) {
   const Fault fault("device:0:1");

@@ -157,15 +157,9 @@ TEST(Shares, WhatCannotBeIsOneSentence) {
 
 // ---------------------------------------------------------------- faults
 
-class RankFault {
- public:
-  RankFault(const char* what) { ::setenv("FATHOM_FAULT", what, 1); }
-  ~RankFault() { ::unsetenv("FATHOM_FAULT"); }
-};
-
 TEST(Faults, ARankThatFailsEndsTheStepOfAll) {
   for (const char* what : {"error:1:2", "error:0:2"}) {
-    const RankFault fault(what);
+    const Fault fault(what);
     auto engine = spread_engine("llama-mha", {.tp = 2});
     ASSERT_TRUE(engine) << error_text(engine.error());
     const auto run = run_some(**engine);
@@ -180,7 +174,7 @@ TEST(Faults, ARankThatFailsEndsTheStepOfAll) {
 }
 
 TEST(Faults, ARankWithoutMemoryEndsTheStart) {
-  const RankFault fault("memory:1");
+  const Fault fault("memory:1");
   const auto engine = spread_engine("llama-mha", {.tp = 2});
   ASSERT_FALSE(engine);
   EXPECT_EQ(engine.error().key, "ranks.injected");
@@ -188,7 +182,7 @@ TEST(Faults, ARankWithoutMemoryEndsTheStart) {
 
 TEST(Faults, ARankThatHangsIsNamed) {
   ::setenv("FATHOM_RANK_TIMEOUT", "1", 1);
-  const RankFault fault("hang:1:1");
+  const Fault fault("hang:1:1");
   auto engine = spread_engine("llama-mha", {.tp = 2, .pp = 2});
   ASSERT_TRUE(engine) << error_text(engine.error());
   const auto run = run_some(**engine);

@@ -2,6 +2,7 @@
 #pragma once
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,13 @@ inline std::vector<std::int32_t> some_ids(std::int64_t n, std::int64_t vocabular
     ids.push_back(static_cast<std::int32_t>(2 + (i * 7919 + salt * 104729 + i * i * 31) % (vocabulary - 2)));
   return ids;
 }
+
+/// FATHOM_FAULT while it lives (engine/fault.h).
+class Fault {
+ public:
+  explicit Fault(const char* what) { ::setenv("FATHOM_FAULT", what, 1); }
+  ~Fault() { ::unsetenv("FATHOM_FAULT"); }
+};
 
 inline void expect_close(std::span<const float> got, std::span<const float> want, double tolerance,
                          const std::string& what) {
