@@ -1,6 +1,5 @@
 // What a sum over several GPUs costs, by size: by the kernels of peer access where they take it, and by NCCL. Sums are
 // recorded twenty at a time, as a step of decoding has them. usage: bench_cuda_sums GPUS
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -10,6 +9,7 @@
 
 #include "backends/cuda/cuda_backend.h"
 #include "backends/threads/threads_transport.h"
+#include "base/clock.h"
 
 namespace {
 
@@ -30,8 +30,6 @@ void need(const Status& status) {
   std::_Exit(2);
 }
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
 /// Microseconds a sum of n numbers.
 double time_sums(Backend& backend, Collectives& comm, Transport& transport, std::int64_t n) {
   const auto buffer = need(backend.allocate_buffer(static_cast<Bytes>(n) * 4));
@@ -40,14 +38,14 @@ double time_sums(Backend& backend, Collectives& comm, Transport& transport, std:
   for (int run = 0; run < kRuns + 3; ++run) {
     if (run == 3) {  // played from now on
       need(agree(transport, {}));
-      begun = now();
+      begun = now_seconds();
     }
     need(backend.run_pass(static_cast<std::uint64_t>(n), [&] {
       for (int i = 0; i < kSums; ++i) comm.all_reduce(Group::kTensor, x);
     }));
     need(backend.synchronize());
   }
-  return (now() - begun) * 1e6 / (kSums * kRuns);
+  return (now_seconds() - begun) * 1e6 / (kSums * kRuns);
 }
 
 void run_rank(int rank, int ranks, std::shared_ptr<Transport> transport) {

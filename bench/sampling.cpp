@@ -1,19 +1,17 @@
 // What choosing tokens on the device brings: microseconds a step, against bringing the logits to the host and choosing
 // there.
 //   bench_sampling [VOCABULARY]
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
 
 #include "backends/backends.h"
+#include "base/clock.h"
 #include "engine/sampler.h"
 
 namespace {
 
 using namespace fathom;  // NOLINT
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 Status measure(std::int64_t vocabulary) {
   FATHOM_TRY(const auto backend, backends::make_backend("cuda"));
@@ -49,7 +47,7 @@ Status measure(std::int64_t vocabulary) {
       double device = 0, copy = 0, choose = 0;
       const int rounds = rows == 1 ? 20 : 5;
       for (int i = -1; i < rounds; ++i) {
-        double started = now();
+        double started = now_seconds();
         for (std::size_t r = 0; r < samplers.size(); ++r)
           asked[r] = samplers[r].next_row(), asked[r].seen = static_cast<std::int64_t>(r);
         backend->sample({.logits = reinterpret_cast<const float*>(logits->data()),
@@ -59,16 +57,16 @@ Status measure(std::int64_t vocabulary) {
                          .seen = reinterpret_cast<std::uint32_t*>(seen->data()),
                          .ids = reinterpret_cast<std::int32_t*>(shared->data() + asked_bytes)});
         FATHOM_TRY_VOID(backend->synchronize());
-        if (i >= 0) device += now() - started;
-        started = now();
+        if (i >= 0) device += now_seconds() - started;
+        started = now_seconds();
         FATHOM_TRY_VOID(backend->download({host->data(), bytes}, logits->data()));
-        if (i >= 0) copy += now() - started;
-        started = now();
+        if (i >= 0) copy += now_seconds() - started;
+        started = now_seconds();
         for (std::size_t r = 0; r < samplers.size(); ++r)
           FATHOM_TRY_VOID(samplers[r].sample(
               {reinterpret_cast<const float*>(host->data()) + r * static_cast<std::size_t>(vocabulary),
                static_cast<std::size_t>(vocabulary)}));
-        if (i >= 0) choose += now() - started;
+        if (i >= 0) choose += now_seconds() - started;
       }
       std::printf("%-34s %6lld %10.1f %10.1f %10.1f\n", name, static_cast<long long>(rows), 1e6 * device / rounds,
                   1e6 * copy / rounds, 1e6 * choose / rounds);

@@ -1,8 +1,8 @@
 #include "tensor/backend.h"
 
-#include <chrono>
 #include <utility>
 
+#include "base/clock.h"
 #include "tensor/host_collectives.h"
 
 namespace fathom::tensor {
@@ -14,9 +14,7 @@ Result<std::unique_ptr<Collectives>> Backend::make_collectives(std::shared_ptr<T
 }
 
 // A host has done what it was told when the call returns.
-void Backend::mark(const char*) {
-  marks_.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count());
-}
+void Backend::mark(const char*) { marks_.push_back(now_seconds()); }
 
 Result<std::vector<double>> Backend::take_marks() { return std::exchange(marks_, {}); }
 

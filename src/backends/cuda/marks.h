@@ -9,11 +9,11 @@
 #define FATHOM_NVTX 0
 #endif
 
-#include <chrono>
 #include <cstddef>
 #include <vector>
 
 #include "backends/cuda/context.h"
+#include "base/clock.h"
 
 namespace fathom::cuda {
 
@@ -47,7 +47,7 @@ class Marks {
       // Events know how far they are apart; where the first one lies is known by waiting for it.
       next(context);
       context.note(cudaEventSynchronize(events_.front()));
-      zero_ = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+      zero_ = now_seconds();
     }
     next(context);
     if (opens != nullptr)
