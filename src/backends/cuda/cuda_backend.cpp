@@ -11,12 +11,14 @@
 
 #include "backends/cuda/blas.h"
 #include "backends/cuda/context.h"
+#include "backends/cuda/copy_stream.h"
 #include "backends/cuda/cuda_collectives.h"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/fault.h"
 #include "backends/cuda/fill.h"
 #include "backends/cuda/lost.h"
 #include "backends/cuda/marks.h"
+#include "backends/cuda/recordings.h"
 #include "backends/cuda/sample.h"
 
 namespace fathom::cuda {
@@ -150,97 +152,6 @@ class SharedBlocks {
   std::map<Bytes, std::vector<std::unique_ptr<CudaBuffer>>> free_;
   std::map<void*, std::unique_ptr<CudaBuffer>> used_;
   Bytes kept_ = 0;
-};
-
-/// What passes launched, by key, to be launched again at the price of one call. A key's first pass runs as it is
-/// (libraries prepare themselves then), the second is recorded, and later ones are that record.
-class Recordings {
- public:
-  Recordings() = default;
-  Recordings(const Recordings&) = delete;
-  Recordings& operator=(const Recordings&) = delete;
-  ~Recordings() { clear(); }
-  void clear() {
-    for (auto& [key, graph] : graphs_)
-      if (graph != nullptr) cudaGraphExecDestroy(graph);
-    graphs_.clear();
-  }
-
-  /// Whether this pass was launched from its record.
-  bool replay(Context& context, std::uint64_t key) {
-    const auto found = graphs_.find(key);
-    if (found == graphs_.end() || found->second == nullptr) return false;
-    context.note(cudaGraphLaunch(found->second, context.stream));
-    return true;
-  }
-  /// Whether the next pass of this key is to be recorded; the first is not.
-  bool seen(std::uint64_t key) {
-    if (graphs_.size() >= kMost) clear();
-    return !graphs_.emplace(key, nullptr).second;
-  }
-  /// Records what `pass` launches, and launches it. False: the device failed; half of it is done.
-  bool record(Context& context, std::uint64_t key, const std::function<void()>& pass) {
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t ready = nullptr;
-    context.note(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeRelaxed));
-    pass();
-    context.note(cudaStreamEndCapture(context.stream, &graph));
-    if (graph != nullptr) context.note(cudaGraphInstantiate(&ready, graph, 0));
-    if (graph != nullptr) cudaGraphDestroy(graph);
-    graphs_[key] = ready;
-    return replay(context, key) && context.error == cudaSuccess;
-  }
-
- private:
-  static constexpr std::size_t kMost = 256;
-  std::map<std::uint64_t, cudaGraphExec_t> graphs_;
-};
-
-/// Copies from pinned memory on a stream of their own, in turns with the ops that read what they brought.
-class CopyStream {
- public:
-  CopyStream() = default;
-  CopyStream(const CopyStream&) = delete;
-  CopyStream& operator=(const CopyStream&) = delete;
-  ~CopyStream() {
-    int device = 0;
-    if (stream_ == nullptr || (cudaGetDevice(&device) == cudaSuccess && is_lost(device))) return;
-    cudaStreamSynchronize(stream_);
-    for (const Place& place : places_)
-      for (const cudaEvent_t event : {place.here, place.left})
-        if (event != nullptr) cudaEventDestroy(event);
-    cudaStreamDestroy(stream_);
-  }
-
-  void fetch(Context& context, int place, std::byte* to, const std::byte* from, Bytes bytes) {
-    if (stream_ == nullptr) context.note(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    Place& at = of(context, place);
-    if (at.was_left) context.note(cudaStreamWaitEvent(stream_, at.left, 0));
-    context.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
-    context.note(cudaEventRecord(at.here, stream_));
-  }
-  void await(Context& context, int place) {
-    context.note(cudaStreamWaitEvent(context.stream, of(context, place).here, 0));
-  }
-  void leave(Context& context, int place) {
-    Place& at = of(context, place);
-    context.note(cudaEventRecord(at.left, context.stream));
-    at.was_left = true;
-  }
-
- private:
-  struct Place {
-    cudaEvent_t here = nullptr, left = nullptr;
-    bool was_left = false;
-  };
-  Place& of(Context& context, int place) {
-    Place& at = places_[static_cast<std::size_t>(place)];
-    for (cudaEvent_t* event : {&at.here, &at.left})
-      if (*event == nullptr) context.note(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
-    return at;
-  }
-  cudaStream_t stream_ = nullptr;
-  std::array<Place, tensor::kMostPlaces> places_{};
 };
 
 class CudaBackend final : public tensor::Backend {
