@@ -3,69 +3,10 @@
 #pragma once
 #include "backends/cuda/attention_streams.cuh"
 #include "backends/cuda/cluster.cuh"
-#include "backends/cuda/fetch.cuh"
 
 namespace fathom::cuda {
 
 inline constexpr int kClusterThreads = 256, kClusterWarps = kClusterThreads / kWarp;
-
-/// Rotates a row whose dimensions 8 · lane … this lane has. All lanes of a warp.
-template <int kWidth>
-__device__ inline void rotate_eight(const FreshRows& fresh, std::int64_t token, float (&x)[8]) {
-  constexpr int kLanes = kWidth / 8;
-  const int lane = threadIdx.x % kLanes;
-  const std::int64_t at = token * fresh.angle;
-  if (fresh.interleaved) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float c = fresh.cosines[at + 4 * lane + i], s = fresh.sines[at + 4 * lane + i], a = x[2 * i], b = x[2 * i + 1];
-      x[2 * i] = rotated_first(a, b, c, s);
-      x[2 * i + 1] = rotated_second(a, b, c, s);
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int angle = lane % (kLanes / 2) * 8 + i;
-    const float c = fresh.cosines[at + angle], s = fresh.sines[at + angle], other = __shfl_xor_sync(kAllLanes, x[i], kLanes / 2);
-    x[i] = lane < kLanes / 2 ? rotated_first(x[i], other, c, s) : rotated_second(other, x[i], c, s);
-  }
-}
-
-template <class T>
-__device__ inline Eight<T> round_eight(const float (&x)[8]) {
-  return {pack_eight<T>(make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7]))};
-}
-__device__ inline void write_eight_floats(float* to, const float (&x)[8]) {
-  reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
-  reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
-}
-
-/// One key more for the stream `own`; the others look on.
-template <class T, int kWidth, int kHeads>
-__device__ inline void add_key(const Eight<T>& k, const Eight<T>& v, bool own, StreamState<kHeads>& state) {
-  float wide[8], s[kHeads];
-  widen_eight(k, wide);
-#pragma unroll
-  for (int g = 0; g < kHeads; ++g) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum += state.q[g][i] * wide[i];
-#pragma unroll
-    for (int step = kWidth / 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-    s[g] = sum;
-  }
-  if (!own) return;
-  widen_eight(v, wide);
-#pragma unroll
-  for (int g = 0; g < kHeads; ++g) {
-    const float largest = fmaxf(state.largest[g], s[g]), shrink = relative(state.largest[g], largest), weight = relative(s[g], largest);
-    state.largest[g] = largest;
-    state.total[g] = state.total[g] * shrink + weight;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) state.acc[g][i] = state.acc[g][i] * shrink + weight * wide[i];
-  }
-}
 
 /// The streams of a warp become one.
 template <int kWidth, int kHeads>

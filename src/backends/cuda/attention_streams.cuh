@@ -1,6 +1,9 @@
-// Attention of single tokens whose few heads of a key head share each cache row as it streams by.
+// Attention of single tokens whose few heads of a key head share each cache row as it streams by. Rotations of q and k and the writing of k and v to the
+// cache, where they have just been asked for, are done on the way.
 #pragma once
 #include "backends/cuda/attention.cuh"
+#include "backends/cuda/fetch.cuh"
+#include "backends/cuda/mma.cuh"
 
 namespace fathom::cuda {
 
@@ -105,18 +108,99 @@ __device__ inline void stream_keys(const SegmentView& segment, int head, std::in
   }
 }
 
-/// Grid: sequences (of one token each), key heads, parts.
+/// Rotates a row whose dimensions 8 · lane … this lane has. All lanes of a warp.
+template <int kWidth>
+__device__ inline void rotate_eight(const FreshRows& fresh, std::int64_t token, float (&x)[8]) {
+  constexpr int kLanes = kWidth / 8;
+  const int lane = threadIdx.x % kLanes;
+  const std::int64_t at = token * fresh.angle;
+  if (fresh.interleaved) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float c = fresh.cosines[at + 4 * lane + i], s = fresh.sines[at + 4 * lane + i], a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = rotated_first(a, b, c, s);
+      x[2 * i + 1] = rotated_second(a, b, c, s);
+    }
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int angle = lane % (kLanes / 2) * 8 + i;
+    const float c = fresh.cosines[at + angle], s = fresh.sines[at + angle], other = __shfl_xor_sync(kAllLanes, x[i], kLanes / 2);
+    x[i] = lane < kLanes / 2 ? rotated_first(x[i], other, c, s) : rotated_second(other, x[i], c, s);
+  }
+}
+
+template <class T>
+__device__ inline Eight<T> round_eight(const float (&x)[8]) {
+  return {pack_eight<T>(make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7]))};
+}
+__device__ inline void write_eight_floats(float* to, const float (&x)[8]) {
+  reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
+  reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
+}
+
+/// One key more for the stream `own`; the others look on.
+template <class T, int kWidth, int kHeads>
+__device__ inline void add_key(const Eight<T>& k, const Eight<T>& v, bool own, StreamState<kHeads>& state) {
+  float wide[8], s[kHeads];
+  widen_eight(k, wide);
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum += state.q[g][i] * wide[i];
+#pragma unroll
+    for (int step = kWidth / 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    s[g] = sum;
+  }
+  if (!own) return;
+  widen_eight(v, wide);
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    const float largest = fmaxf(state.largest[g], s[g]), shrink = relative(state.largest[g], largest), weight = relative(s[g], largest);
+    state.largest[g] = largest;
+    state.total[g] = state.total[g] * shrink + weight;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) state.acc[g][i] = state.acc[g][i] * shrink + weight * wide[i];
+  }
+}
+
+/// The token's own key and value, in T, of key head `kv_head`: written to the cache, and seen by the block's first stream. All lanes of a warp.
+template <class T, int kWidth, int kHeads>
+__device__ inline void add_fresh(const SegmentView& segment, const FreshRows& fresh, std::int64_t token, int kv_head, std::int64_t row, StreamState<kHeads>& state) {
+  const int lane = threadIdx.x % (kWidth / 8);
+  const bool own = threadIdx.x < kWidth / 8;
+  float* const from = fresh.k + token * fresh.k_token + kv_head * fresh.k_head + 8 * lane;
+  float k[8], v[8];
+  read_eight_floats(from, k);
+  read_eight_floats(fresh.v + token * fresh.v_token + kv_head * fresh.v_head + 8 * lane, v);
+  __syncwarp();  // everybody has read what the first stream writes
+  rotate_eight<kWidth>(fresh, token, k);
+  const Eight<T> rounded_k = round_eight<T>(k), rounded_v = round_eight<T>(v);
+  add_key<T, kWidth, kHeads>(rounded_k, rounded_v, own, state);
+  if (!own) return;
+  write_eight_floats(from, k);
+  *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.k)) + row * segment.k_row + kv_head * segment.k_head + 8 * lane) = rounded_k.bits;
+  *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.v)) + row * segment.v_row + kv_head * segment.v_head + 8 * lane) = rounded_v.bits;
+}
+
+inline constexpr int kMostFreshHeads = 2;  // of a key head
+
+/// Grid: sequences (of one token each), key heads, parts. Fresh rows: one part, one segment of kind kCache and 16 bits, kMostFreshHeads.
 template <int kWidth, int kHeads>
-__global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_constant__ AttentionView view) {
+__global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_constant__ AttentionView view, const __grid_constant__ FreshRows fresh) {
   after_previous();
   constexpr int kLanes = kWidth / 8, kStreams = kStreamThreads / kLanes;
   __shared__ float sums[kStreams][kHeads][kWidth];
   __shared__ float largest[kStreams][kHeads], total[kStreams][kHeads], shares[kStreams][kHeads];
+  [[maybe_unused]] __shared__ float rotated[kHeads <= kMostFreshHeads ? kHeads : 1][kWidth];
   const SequenceRow sequence = sequence_row(view.table, blockIdx.x);
   if (sequence.tokens == 0) return;
   const int kv_head = blockIdx.y, first_head = kv_head * view.group, part = blockIdx.z;
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes;
   const std::int64_t token = sequence.first_token;
+  const bool makes = kHeads <= kMostFreshHeads && fresh.cosines != nullptr;
   StreamState<kHeads> state;
 #pragma unroll
   for (int g = 0; g < kHeads; ++g) {
@@ -124,8 +208,21 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
     state.total[g] = 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      state.q[g][i] = g < view.group ? view.q.at(token, first_head + g)[8 * lane + i] * view.scale : 0.0f;
+      state.q[g][i] = g < view.group ? view.q.at(token, first_head + g)[8 * lane + i] : 0.0f;
       state.acc[g][i] = 0.0f;
+    }
+    if constexpr (kHeads <= kMostFreshHeads) {
+      if (makes) rotate_eight<kWidth>(fresh, token, state.q[g]);
+      if (makes && stream == 0) write_eight_floats(&rotated[g][8 * lane], state.q[g]);
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) state.q[g][i] *= view.scale;
+  }
+  if constexpr (kHeads <= kMostFreshHeads) {
+    if (makes && threadIdx.x < kWarp) {
+      const std::int64_t row = static_cast<std::int64_t>(sequence.slot) * view.segments[0].rows_per_slot + sequence.past;
+      if (view.segments[0].dtype == DType::bf16) add_fresh<__nv_bfloat16, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
+      else add_fresh<__half, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
     }
   }
   std::int32_t all = 0;
@@ -133,6 +230,7 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
     const NameRange names = visible_names(view.segments[s], sequence.past, sequence.past);
     all += max(names.end - names.first, 0);
   }
+  if (makes) --all;
   const int from = static_cast<int>(static_cast<std::int64_t>(all) * part / view.parts), to = static_cast<int>(static_cast<std::int64_t>(all) * (part + 1) / view.parts);
   int before = 0;
 #pragma unroll 1
@@ -164,6 +262,8 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
   __syncthreads();
   for (int item = threadIdx.x; item < view.group * kWidth; item += kStreamThreads) {
     const int g = item / kWidth, d = item % kWidth, head = first_head + g;
+    if constexpr (kHeads <= kMostFreshHeads)
+      if (makes) fresh.q[token * fresh.q_token + head * fresh.q_head + d] = rotated[g][d];  // everybody has read what was there
     float most = -INFINITY, sum = 0.0f, value = 0.0f;
     for (int i = 0; i < kStreams; ++i) {
       most = fmaxf(most, largest[i][g]);

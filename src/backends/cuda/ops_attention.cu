@@ -17,6 +17,7 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr std::int64_t kMostStreamedHeads = 8;
+constexpr std::int64_t kBlocksOfStreams = 8;  // a multiprocessor
 constexpr std::int64_t kLeastStreamed = 32, kLeastShared = 16;  // keys of a part, where one or several heads share them
 
 void check_shapes(const AttentionArgs& args) {
@@ -100,16 +101,25 @@ void launch_tiles(Context& context, const AttentionArgs& args, AttentionView& vi
   context.launched();
 }
 
-void launch_streams(Context& context, const AttentionArgs& args, AttentionView& view) {
+/// Whether streams can rotate and write on their way: each key head of a sequence is one block's.
+bool can_make_rows(const Context& context, const AttentionArgs& args, const AttentionView& view) {
   const std::int64_t blocks = static_cast<std::int64_t>(view.sequences) * view.kv_heads;
-  cut_keys(context, args, view, blocks, 8 * static_cast<std::int64_t>(context.multiprocessors), view.group > 1 ? kLeastShared : kLeastStreamed);
+  const KvSegment& segment = args.segments[0];
+  return view.group <= kMostFreshHeads && blocks > kBlocksOfStreams / 2 * context.multiprocessors && args.segments.size() == 1 && segment.kind == KvSegment::Kind::kCache &&
+         segment.k.dtype != DType::f32 && rows_aligned(args.q, 16);
+}
+
+void launch_streams(Context& context, const AttentionArgs& args, AttentionView& view, const FreshRows& fresh) {
+  const std::int64_t blocks = static_cast<std::int64_t>(view.sequences) * view.kv_heads;
+  cut_keys(context, args, view, blocks, kBlocksOfStreams * context.multiprocessors, view.group > 1 ? kLeastShared : kLeastStreamed);
+  FATHOM_CHECK(fresh.cosines == nullptr || view.parts == 1, "rows that several blocks would make");
   const dim3 grid(static_cast<unsigned>(view.sequences), static_cast<unsigned>(view.kv_heads), static_cast<unsigned>(view.parts));
   const auto launch = [&](auto width) {
     constexpr int kWidth = decltype(width)::value;
-    if (view.group == 1) launch_early(context, &attend_streams<kWidth, 1>, grid, kStreamThreads, 0, view);
-    else if (view.group == 2) launch_early(context, &attend_streams<kWidth, 2>, grid, kStreamThreads, 0, view);
-    else if (view.group <= 4) launch_early(context, &attend_streams<kWidth, 4>, grid, kStreamThreads, 0, view);
-    else launch_early(context, &attend_streams<kWidth, 8>, grid, kStreamThreads, 0, view);
+    if (view.group == 1) launch_early(context, &attend_streams<kWidth, 1>, grid, kStreamThreads, 0, view, fresh);
+    else if (view.group == 2) launch_early(context, &attend_streams<kWidth, 2>, grid, kStreamThreads, 0, view, fresh);
+    else if (view.group <= 4) launch_early(context, &attend_streams<kWidth, 4>, grid, kStreamThreads, 0, view, fresh);
+    else launch_early(context, &attend_streams<kWidth, 8>, grid, kStreamThreads, 0, view, fresh);
   };
   if (view.dv == 64) launch(std::integral_constant<int, 64>{});
   else launch(std::integral_constant<int, 128>{});
@@ -168,7 +178,8 @@ void CudaOps::attention(const AttentionArgs& args) {
   AttentionView view = view_of_args(args);
   const bool streams = can_stream(args, view) && !better_on_units(context_, args, view);
   const int clustered = streams ? cluster_parts(context_, args, view) : 0;
-  const FreshRows fresh = clustered > 0 ? waiting_->take_rotations(args) : FreshRows{};
+  const bool makes = clustered > 0 || (streams && can_make_rows(context_, args, view));
+  const FreshRows fresh = makes ? waiting_->take_rotations(args) : FreshRows{};
   const bool units = on_hopper(context_, view) && !can_stream(args, view) && !can_share_latents(context_, args, view) && can_flash(context_, args, view);
   std::optional<QkvRows> rows;
   if (units) rows = waiting_->rows_of(args);
@@ -177,7 +188,7 @@ void CudaOps::attention(const AttentionArgs& args) {
   if (rows) view.rounded_q = store_rows(context_, *rows, args);
   view.rounded_out = room_to_round(context_, args.out), view.rounded_type = context_.product_type;
   if (clustered > 0) view.parts = clustered, view.clustered = true, launch_attention_clusters(context_, view, fresh);
-  else if (streams) launch_streams(context_, args, view);
+  else if (streams) launch_streams(context_, args, view, fresh);
   else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);
   else if (can_flash(context_, args, view)) launch_flash(context_, args, view);
   else launch_tiles(context_, args, view);
