@@ -82,6 +82,7 @@ class CudaDecoding : public testing::Test {
 struct HeadShape {
   std::int64_t heads, kv_heads, width;
   bool interleaved;
+  std::int32_t sequences = 2;
 };
 
 TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
@@ -90,10 +91,16 @@ TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
                              {32, 32, 128, false},
                              {4, 2, 64, true},
                              {3, 1, 64, false},
-                             {8, 1, 128, true}}) {
-    constexpr std::int64_t kRows = 600, kSlots = 3, kTokens = 2;
-    const std::vector<Sequence> sequences = {{.slot = 2, .first_token = 0, .tokens = 1, .past = 555},
-                                             {.slot = 0, .first_token = 1, .tokens = 1, .past = 77}};
+                             {8, 1, 128, true},
+                             {32, 32, 128, false, 20},
+                             {32, 16, 64, true, 36}}) {
+    const std::int64_t kTokens = s.sequences, kSlots = s.sequences + 1, kRows = s.sequences > 2 ? 150 : 600;
+    std::vector<Sequence> sequences;
+    for (std::int32_t i = 0; i < s.sequences; ++i)
+      sequences.push_back({.slot = s.sequences - i,
+                           .first_token = i,
+                           .tokens = 1,
+                           .past = i == 0 ? 0 : static_cast<std::int32_t>(kRows) - 4 * i});
     const Tensor table = make(DType::i32, {kTokens, 4}), cosines = make(DType::f32, {kTokens, s.width / 2}),
                  sines = make(DType::f32, {kTokens, s.width / 2});
     for (std::size_t i = 0; i < sequences.size(); ++i) {
@@ -135,6 +142,52 @@ TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
     expect_near(out[0], out[1], 1e-5);
     for (int i = 0; i < 5; ++i)
       EXPECT_TRUE(same_bits(all[0][i], all[1][i])) << "tensor " << i << " of " << s.heads << " heads of " << s.width;
+  }
+}
+
+TEST_F(CudaDecoding, ProductsOfSomeTokensGoTogether) {
+  for (const std::int64_t tokens : {9, 17, 32, 33}) {
+    constexpr std::int64_t kHidden = 328, kInner = 1040, kFew = 48;
+    const Weight q = weight(kHidden, kHidden), k = weight(kFew, kHidden), gate = weight(kInner, kHidden),
+                 up = weight(kInner, kHidden), down = weight(kHidden, kInner);
+    const Tensor x = random(DType::f32, {tokens, kHidden}), norm = random(DType::f32, {kHidden}),
+                 bias = random(DType::f32, {kFew});
+    Tensor made[2][6];
+    for (int apart = 0; apart < 2; ++apart) {
+      Ops& ops = backend_->ops();
+      const auto pause = [&] {
+        if (apart == 1) wait();
+      };
+      auto& [normed, of_q, of_k, gated, ups, out] = made[apart];
+      normed = make(DType::f32, {tokens, kHidden}), of_q = make(DType::f32, {tokens, kHidden});
+      of_k = make(DType::f32, {tokens, kFew}), gated = make(DType::f32, {tokens, kInner});
+      ups = make(DType::f32, {tokens, kInner}), out = make(DType::f32, {tokens, kHidden});
+      for (int again = 0; again < 2; ++again) {
+        ops.rms_norm({.x = x, .weight = norm, .eps = 1e-6, .out = normed});
+        pause();
+        ops.linear({.x = normed, .weight = q, .out = of_q});
+        pause();
+        ops.linear({.x = normed, .weight = k, .bias = bias, .out = of_k});
+        pause();
+        ops.linear({.x = normed, .weight = gate, .out = gated});
+        pause();
+        ops.linear({.x = normed, .weight = up, .out = ups});
+        pause();
+        ops.swiglu({.gate = gated, .up = ups, .out = gated});
+        pause();
+        ops.linear({.x = gated, .weight = down, .out = out});
+        pause();
+        ops.add({.a = out, .b = of_q, .out = out});
+        pause();
+        ops.add({.a = normed, .b = x, .out = normed});  // what was known of it is no longer true
+        pause();
+        ops.linear({.x = normed, .weight = gate, .out = gated});
+        ops.linear({.x = normed, .weight = up, .out = ups});
+        ops.swiglu({.gate = gated, .up = ups, .out = gated});
+        wait();
+      }
+    }
+    for (int i = 0; i < 6; ++i) expect_near(made[0][i], made[1][i], i == 5 ? 1e-3 : 1e-5);  // bf16 may round otherwise
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "backends/cuda/codes_rounding.cuh"
 #include "backends/cuda/codes_view.cuh"
+#include "backends/cuda/copy_maps.h"
 #include "backends/cuda/launch.cuh"
 
 namespace fathom::cuda {
@@ -59,10 +60,8 @@ __global__ void __launch_bounds__(kPlaceThreads) place_codes(const __grid_consta
   }
 }
 
-// ---------------------------------------------------------------- how the weights lie
+}  // namespace
 
-using EncodeTiled = decltype(&::cuTensorMapEncodeTiled);
-/// The driver's; null where it has none.
 EncodeTiled encode_tiled() {
   static const EncodeTiled found = [] {
     void* function = nullptr;
@@ -72,6 +71,10 @@ EncodeTiled encode_tiled() {
   }();
   return found;
 }
+
+namespace {
+
+// ---------------------------------------------------------------- how the weights lie
 
 /// Matrices [rows, cols] of codes, `experts` of them `step` bytes apart, as boxes of 64 pairs of rows: of neighbours, or (mate above 0) each
 /// with the row that lies `mate` bytes behind it.

@@ -51,6 +51,7 @@ struct RoundedActivations {
   std::int64_t tokens = 0, groups = 0, width = 0, stride = 0, step = 0;
   DType type = DType::f32;  // f8e4m3: as tiles (codes_wide.cuh), with scales
   CodesKind kind;
+  bool beside = false;  // they lie half of kRoundedBytes further on
   bool operator==(const RoundedActivations&) const = default;
 };
 
@@ -69,6 +70,8 @@ struct Context {
   Blas* blas = nullptr;
   /// The first error that a launch or the runtime reported; later calls keep it. Backend::synchronize tells it.
   cudaError_t error = cudaSuccess;
+  /// While `rounded` lies beside: what it was made from, which may lie in the first place yet.
+  RoundedActivations rounded_before;
   void note(cudaError_t result) {
     if (error == cudaSuccess) error = result;
   }

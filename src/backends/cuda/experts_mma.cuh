@@ -22,13 +22,6 @@ struct MmaView {
 
 inline constexpr int kStreamWarps = 4, kMmaStreamThreads = kStreamWarps * kWarp, kStreamSteps = 4;  // steps of 32 columns that are in flight
 
-/// Eight consecutive elements of x as operands.
-template <class T>
-__device__ inline uint4 operands_of(const T* x) { return __ldg(reinterpret_cast<const uint4*>(x)); }
-template <class T>
-__device__ inline uint4 operands_of(const float* x) {
-  return pack_eight<T>(__ldg(reinterpret_cast<const float4*>(x)), __ldg(reinterpret_cast<const float4*>(x) + 1));
-}
 __device__ inline uint4 stream_16(const void* from) {
   uint4 out;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n" : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w) : "l"(from));
@@ -38,7 +31,7 @@ __device__ inline uint4 stream_16(const void* from) {
 /// A block has two tiles of 16 rows of the weights: 16 rows of both matrices of a gated product, or 32 of the one; each of its warps a
 /// quarter of the columns. The weights are operand A straight from memory: a lane's 16 bytes are eight consecutive columns, for x as well, so
 /// that both agree on which column is which. Runs have at most 8·kTiles hits. Grid: blocks of rows, runs.
-template <class T, class X, bool kGated, int kTiles>
+template <class T, bool kGated, int kTiles>
 __global__ void __launch_bounds__(kMmaStreamThreads) stream_hits(const __grid_constant__ MmaView view) {
   after_previous();
   __shared__ float room[kStreamWarps][2][kTiles][4][kWarp];
@@ -55,13 +48,13 @@ __global__ void __launch_bounds__(kMmaStreamThreads) stream_hits(const __grid_co
       const std::byte* data = kGated && tile == 1 ? view.second.data_of(run.expert) : view.first.data_of(run.expert);
       w[tile][half] = reinterpret_cast<const T*>(data) + row * view.cols + 8 * quad;
     }
-  const X* x[kTiles];
+  const T* x[kTiles];
   bool has[kTiles];
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
     const int hit = 8 * n + group, at = run.first + min(hit, run.count - 1);
     has[n] = hit < run.count;
-    x[n] = reinterpret_cast<const X*>(view.x) + (view.token != nullptr ? view.token[at] : at) * view.x_stride + 8 * quad;
+    x[n] = reinterpret_cast<const T*>(view.x) + (view.token != nullptr ? view.token[at] : at) * view.x_stride + 8 * quad;
   }
   const int cols = static_cast<int>(view.cols), steps = (cols + 31) / 32, from = steps * warp / kStreamWarps, to = steps * (warp + 1) / kStreamWarps;
   float sums[2][kTiles][4] = {};
@@ -77,7 +70,7 @@ __global__ void __launch_bounds__(kMmaStreamThreads) stream_hits(const __grid_co
 #pragma unroll
         for (int half = 0; half < 2; ++half) a[u][tile][half] = here ? stream_16(w[tile][half] + col) : make_uint4(0, 0, 0, 0);
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) b[u][n] = here && has[n] ? operands_of<T>(x[n] + col) : make_uint4(0, 0, 0, 0);
+      for (int n = 0; n < kTiles; ++n) b[u][n] = here && has[n] ? __ldg(reinterpret_cast<const uint4*>(x[n] + col)) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (int u = 0; u < kStreamSteps; ++u)

@@ -18,8 +18,9 @@ bool reads_vectors(std::span<const tensor::Weight> weights);
 bool can_mma(const tensor::ExpertsArgs& args);
 /// Hits of a run at most, for `pairs` of tokens and experts.
 int mma_run(const tensor::ExpertsArgs& args, std::int64_t pairs);
-/// Both products; the second's results [hits, h], in the workspace. gather.run is mma_run's.
+/// Both products; the second's results [hits, h], in the workspace. gather.run is mma_run's. `kept`: x in the weights'
+/// type, dense, or null.
 float* multiply_mma(Context& context, const tensor::ExpertsArgs& args, const Matrices& matrices,
-                    const tensor::Tensor& x, const GatherView& gather);
+                    const tensor::Tensor& x, const std::byte* kept, const GatherView& gather);
 
 }  // namespace fathom::cuda

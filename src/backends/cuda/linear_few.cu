@@ -52,6 +52,7 @@ bool can_route_beside(const Together& all) {
 }
 
 void launch_together(Context& context, const Together& all, const RouteView* route) {
+  if (all.products[0].tokens > kFewTokens) return launch_some(context, all, route);
   if (can_stream(context, all)) return launch_stream(context, all);
   // One token's products wait for memory alone, unless their warps also norm x and gate.
   const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr);

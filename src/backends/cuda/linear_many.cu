@@ -165,10 +165,14 @@ void multiply_part(Context& context, const Product& p, const Part& part, const v
   if (!context.blas->multiply(context, product, room)) launch_tiled(context, rest, out_type);
 }
 
+RoundedActivations rounded_of(const Product& p, std::int64_t first, std::int64_t tokens, BlasType type) {
+  return {.x = p.x + first * p.x_stride, .tokens = tokens, .groups = p.groups, .width = p.inputs(), .stride = p.x_stride, .step = p.x_step,
+          .type = type == BlasType::bf16 ? DType::bf16 : DType::f16};
+}
+
 /// Tokens [first, first + tokens) of x, rounded, at context.rounded_data: those that are there already stay.
 void round_once(Context& context, const Product& p, std::int64_t first, std::int64_t tokens, BlasType type) {
-  const RoundedActivations wanted{.x = p.x + first * p.x_stride, .tokens = tokens, .groups = p.groups, .width = p.inputs(), .stride = p.x_stride, .step = p.x_step,
-                                  .type = type == BlasType::bf16 ? DType::bf16 : DType::f16};
+  const RoundedActivations wanted = rounded_of(p, first, tokens, type);
   context.product_type = wanted.type;
   if (context.rounded == wanted) return;
   context.rounded = wanted;
@@ -210,6 +214,36 @@ void multiply_many(Context& context, const Product& p) { multiply_many(context, 
 void multiply_many_rounded(Context& context, const Product& p) {
   context.workspace.reset();
   multiply_many(context, p, p.weight.format == WeightFormat::bf16 ? DType::bf16 : DType::f16);
+}
+
+bool multiply_together(Context& context, const Product* products, int count) {
+  const Product& p = products[0];
+  const bool half = p.weight.format == WeightFormat::bf16 || p.weight.format == WeightFormat::f16;
+  const auto weights_of = [](const Product& of) { return of.weight.data + 2 * of.first_row * of.weight.cols; };
+  const std::int64_t w_step = weights_of(products[1]) - weights_of(p), out_step = products[1].out - p.out;
+  if (!half || p.tokens * p.weight.cols * 2 > static_cast<std::int64_t>(kRoundedBytes) || w_step <= 0 || w_step % 16 != 0 || out_step <= 0 || out_step % 4 != 0) return false;
+  for (int i = 0; i < count; ++i) {
+    const Product& own = products[i];
+    if (own.groups != 1 || own.by_column || own.bias != nullptr || own.added != nullptr || own.accumulate || own.activations != Activations::kAsTheyAre) return false;
+    if (weights_of(own) - weights_of(p) != i * w_step || own.out - p.out != i * out_step) return false;
+  }
+  const BlasType type = p.weight.format == WeightFormat::bf16 ? BlasType::bf16 : BlasType::f16;
+  context.workspace.reset();
+  std::byte* room = context.workspace.take<std::byte>(static_cast<std::int64_t>(Blas::kWorkspaceBytes));
+  const BlasProduct product{.tokens = p.tokens, .n = p.rows, .k = p.weight.cols, .batch = count, .type = type, .x = context.rounded_data, .w = weights_of(p), .out = p.out,
+                            .x_stride = p.weight.cols, .w_stride = p.weight.cols, .out_stride = p.out_stride, .x_step = 0, .w_step = w_step / 2, .out_step = out_step};
+  if (!context.blas->knows(product)) return false;
+  round_once(context, p, 0, p.tokens, type);
+  return context.blas->multiply(context, product, room);
+}
+
+const std::byte* rounded_rows(Context& context, const Product& p) {
+  const BlasType type = p.weight.format == WeightFormat::bf16 ? BlasType::bf16 : BlasType::f16;
+  RoundedActivations beside = rounded_of(p, 0, p.tokens, type);
+  beside.beside = true;
+  if (context.rounded == beside) return context.rounded_data + kRoundedBytes / 2;
+  round_once(context, p, 0, p.tokens, type);
+  return context.rounded_data;
 }
 
 void launch_bias(Context& context, const Product& p) {

@@ -252,6 +252,14 @@ std::byte* room_to_round(const Context& context, const Tensor& x) {
   return half && rounded_fits(x) ? context.rounded_data : nullptr;
 }
 
+const std::byte* kept_rounded(const Context& context, const Tensor& x, DType type) {
+  const auto is = [&](const RoundedActivations& kept) {
+    return kept == RoundedActivations{.x = x.as<float>(), .tokens = x.dim(0), .groups = 1, .width = x.dim(1), .stride = x.strides[0], .step = 0, .type = type, .beside = kept.beside};
+  };
+  if (is(context.rounded)) return context.rounded_data + (context.rounded.beside ? kRoundedBytes / 2 : 0);
+  return context.rounded.beside && !context.rounded_before.beside && is(context.rounded_before) ? context.rounded_data : nullptr;
+}
+
 bool can_only_round(const RmsNormArgs& args) {
   return args.only_products && norm_fits(args) && rounded_fits(args.out) && args.out.dim(0) > TokenProgram::kMostTokens;
 }

@@ -10,6 +10,11 @@ struct Product;
 /// A product with 16-bit weights whose out is rounded to their type, in the place of the f32 rows: rows of as many
 /// elements.
 void multiply_many_rounded(Context& context, const Product& p);
+/// x of a product with 16-bit weights, in their type, dense: what was kept or, else, rounded now.
+const std::byte* rounded_rows(Context& context, const Product& p);
+
+/// Rows x [tokens, width], f32, in `type` where they are kept so; null: they are not.
+const std::byte* kept_rounded(const Context& context, const tensor::Tensor& x, DType type);
 
 /// Where rows x [tokens, width] (dense, f32) are to be rounded to, if they are many and a product has rounded before;
 /// null: nowhere. Whoever asks writes both and then tells with keep_rounded.

@@ -132,8 +132,8 @@ float* multiply_plain(Context& context, const ExpertsArgs& args, const Matrices&
   return y;
 }
 
-/// Some tokens, all of whose hits fit the workspace.
-void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matrices, std::int64_t first, std::int64_t count) {
+/// Some tokens, all of whose hits fit the workspace. `kept`: their x in the weights' 16-bit type, or null.
+void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matrices, const std::byte* kept, std::int64_t first, std::int64_t count) {
   Workspace& workspace = context.workspace;
   const std::int64_t top_k = args.indices.dim(1), h = args.x.dim(1), pairs = count * top_k, here = std::ssize(args.gate);
   const Tensor x = args.x.rows(first, count), indices = args.indices.rows(first, count);
@@ -152,7 +152,7 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   gather.hits = workspace.take<std::int32_t>(1);
   launch_gather(context, gather);
   float* y = nullptr;
-  if (mma) y = multiply_mma(context, args, matrices, x, gather);
+  if (mma) y = multiply_mma(context, args, matrices, x, kept, gather);
   else if (stream) y = multiply_stream(context, args, matrices, x, gather);
   else if (here > 0) y = multiply_plain(context, args, matrices, x, gather);
   CombineView combine;
@@ -212,21 +212,25 @@ void CudaOps::experts(const ExpertsArgs& args) {
   const std::int64_t inner = args.gate.empty() ? 0 : args.gate[0].rows, here = std::ssize(args.gate);
   const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
   const bool few = tokens <= kFewExpertTokens && vectors;
-  flush();
+  launch_waiting();
+  waiting_->settle(context_);
+  const bool mma = here > 0 && can_mma(args);
+  const std::byte* const kept = mma ? kept_rounded(context_, args.x, args.gate[0].format == WeightFormat::bf16 ? DType::bf16 : DType::f16) : nullptr;
+  context_.rounded = {};
   context_.workspace.reset();
   Matrices matrices;
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
   if (few) return waiting_->take(begin_few(context_, args, matrices), tokens);
   if (here > 0 && can_multiply_codes(context_, args, matrices)) return multiply_codes(context_, args, matrices);
   const Workspace start = context_.workspace;  // chunks follow one another on the stream: each may overwrite the one before
-  const std::int64_t inner_bytes = inner * (here > 0 && can_mma(args) ? 2 : here > 0 && can_stream(args) ? 6 : 4) + 4;
+  const std::int64_t inner_bytes = inner * (mma ? 2 : here > 0 && can_stream(args) ? 6 : 4) + 4;
   const auto token_bytes = static_cast<Bytes>(top_k * (inner_bytes + (h + 2) * 4 + static_cast<std::int64_t>(sizeof(RunOfExpert))) + (here > 0 && rounds_activations(args.gate[0], tokens) ? 4 : 2) * h);
   const auto fixed = static_cast<Bytes>(here) * sizeof(RunOfExpert) + 12 * 256;
   FATHOM_CHECK(start.left() >= fixed + token_bytes, "an expert is too large for the workspace");
   const std::int64_t chunk = std::min<std::int64_t>({tokens, static_cast<std::int64_t>((start.left() - fixed) / token_bytes), (std::int64_t{1} << 21) / top_k});  // runs are a grid.y
   for (std::int64_t first = 0; first < tokens; first += chunk) {
     context_.workspace = start;
-    run_tokens(context_, args, matrices, first, std::min(chunk, tokens - first));
+    run_tokens(context_, args, matrices, kept == nullptr ? nullptr : kept + 2 * first * h, first, std::min(chunk, tokens - first));
   }
 }
 

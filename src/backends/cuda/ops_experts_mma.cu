@@ -8,10 +8,10 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-template <class T, class X, bool kGated, int kTiles>
+template <class T, bool kGated, int kTiles>
 void launch_stream(Context& context, const MmaView& view, std::int64_t runs) {
   const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kGated ? 16 : 32)), static_cast<unsigned>(runs));
-  launch_early(context, &stream_hits<T, X, kGated, kTiles>, grid, kMmaStreamThreads, 0, view);
+  launch_early(context, &stream_hits<T, kGated, kTiles>, grid, kMmaStreamThreads, 0, view);
   context.launched();
 }
 template <class T, bool kGated>
@@ -34,7 +34,7 @@ void launch_group(Context& context, const MmaView& view, std::int64_t runs) {
 }
 
 template <class T>
-float* multiply(Context& context, const ExpertsArgs& args, const Matrices& matrices, const Tensor& x, const GatherView& gather) {
+float* multiply(Context& context, const ExpertsArgs& args, const Matrices& matrices, const Tensor& x, const std::byte* kept, const GatherView& gather) {
   const std::int64_t inner = args.gate[0].rows, h = x.dim(1), runs = gather.most_runs;
   T* hidden = context.workspace.take<T>(gather.pairs * inner);
   float* y = context.workspace.take<float>(gather.pairs * h);
@@ -44,8 +44,8 @@ float* multiply(Context& context, const ExpertsArgs& args, const Matrices& matri
   in.second = matrices.up;
   in.rows = inner;
   in.cols = h;
-  in.x = group ? static_cast<const void*>(rounded<T>(context, x)) : x.data;
-  in.x_stride = group ? h : x.strides[0];
+  in.x = kept != nullptr ? static_cast<const void*>(kept) : rounded<T>(context, x);
+  in.x_stride = h;
   in.token = gather.token;
   in.y = hidden;
   in.limit = static_cast<float>(args.limit);
@@ -62,11 +62,11 @@ float* multiply(Context& context, const ExpertsArgs& args, const Matrices& matri
     launch_group<T, true>(context, in, runs);
     launch_group<T, false>(context, out, runs);
   } else if (gather.run == 8) {
-    launch_stream<T, float, true, 1>(context, in, runs);
-    launch_stream<T, T, false, 1>(context, out, runs);
+    launch_stream<T, true, 1>(context, in, runs);
+    launch_stream<T, false, 1>(context, out, runs);
   } else {
-    launch_stream<T, float, true, 2>(context, in, runs);
-    launch_stream<T, T, false, 2>(context, out, runs);
+    launch_stream<T, true, 2>(context, in, runs);
+    launch_stream<T, false, 2>(context, out, runs);
   }
   return y;
 }
@@ -90,9 +90,9 @@ int mma_run(const ExpertsArgs& args, std::int64_t pairs) {
   return pairs <= 4 * total ? 8 : pairs <= 12 * total ? 16 : kGroupHits;
 }
 
-float* multiply_mma(Context& context, const ExpertsArgs& args, const Matrices& matrices, const Tensor& x, const GatherView& gather) {
-  if (args.gate[0].format == WeightFormat::bf16) return multiply<__nv_bfloat16>(context, args, matrices, x, gather);
-  return multiply<__half>(context, args, matrices, x, gather);
+float* multiply_mma(Context& context, const ExpertsArgs& args, const Matrices& matrices, const Tensor& x, const std::byte* kept, const GatherView& gather) {
+  if (args.gate[0].format == WeightFormat::bf16) return multiply<__nv_bfloat16>(context, args, matrices, x, kept, gather);
+  return multiply<__half>(context, args, matrices, x, kept, gather);
 }
 
 }  // namespace fathom::cuda

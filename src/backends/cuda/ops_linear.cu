@@ -24,9 +24,10 @@ bool aligned_for_blas(const Product& p) {
   return weights && p.inputs() % 8 == 0 && aligned_16(p.x, p.x_stride, p.x_step) && aligned_16(p.out, p.out_stride, p.out_step);
 }
 
-/// Whether a product goes to launch_together: few tokens, an output a row, in one group.
-bool may_wait(const Product& p) {
-  return p.tokens > 0 && p.tokens <= kFewTokens && p.rows > 0 && p.groups == 1 && !p.by_column && weight_in_eights(p.weight) && aligned_16(p.x, p.x_stride, p.x_step);
+/// Whether a product goes to launch_together: few tokens or some on matrix units, an output a row, in one group.
+bool may_wait(const Context& context, const Product& p) {
+  const bool few = p.tokens > 0 && p.tokens <= kFewTokens;
+  return (few || can_use_some(context, p)) && p.rows > 0 && p.groups == 1 && !p.by_column && weight_in_eights(p.weight) && aligned_16(p.x, p.x_stride, p.x_step);
 }
 /// Whether one of many tokens goes to cuBLASLt, which can add something to it.
 bool may_wait_many(const Product& p) {
@@ -77,13 +78,13 @@ void CudaOps::linear(const LinearArgs& args) {
                         .bias_type = args.bias.dtype,
                         .accumulate = args.accumulate,
                         .activations = rounds_activations(args.weight, tokens) ? args.weight.activations : Activations::kAsTheyAre};
-  const bool rounds = product.activations != Activations::kAsTheyAre, many = !rounds && may_wait_many(product);
-  waiting_->keep(context_, product, many ? product_type_of(product.weight.format) : DType::f32);
+  const bool rounds = product.activations != Activations::kAsTheyAre, waits = !rounds && may_wait(context_, product), many = !rounds && !waits && may_wait_many(product);
+  waiting_->keep(context_, product, many || (waits && tokens > kFewTokens) ? product_type_of(product.weight.format) : DType::f32);
   if (rounds) {
     launch_waiting();
     if (product.bias == nullptr && !product.accumulate) waiting_->take_many(context_, product);
     else multiply_any(context_, product);
-  } else if (may_wait(product)) {
+  } else if (waits) {
     waiting_->take(context_, product);
   } else if (many) {
     waiting_->take_many(context_, product);

@@ -1,4 +1,4 @@
-// Family experts, routing: see route.cuh. Of one or two tokens it waits for products that do not need it, beside which it runs (waiting.cuh).
+// Family experts, routing: see route.cuh. Of a few tokens it waits for products that do not need it, beside which it runs (waiting.cuh).
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/experts_few.h"
 #include "backends/cuda/waiting.cuh"
@@ -6,6 +6,8 @@
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
+
+constexpr std::int64_t kMostTokensBeside = 32;  // with more, products do not take it along
 
 /// A block a token. Shared: route_bytes.
 __global__ void __launch_bounds__(kWarp) route_tokens(const __grid_constant__ RouteView view) {
@@ -28,8 +30,16 @@ void CudaOps::route(const RouteArgs& args) {
   FATHOM_CHECK(!args.table.defined() || (args.table.cols == top_k && args.table.format == WeightFormat::i64));
   FATHOM_CHECK(routing.groups <= 1 || (experts % routing.groups == 0 && routing.top_groups <= routing.groups &&
                                        top_k <= routing.top_groups * (experts / routing.groups)));
+  launch_waiting();
+  waiting_->settle(context_);
+  const RoundedActivations kept = context_.rounded;
   flush();
   if (tokens == 0) return;
+  const auto apart = [&](const Tensor& x) {
+    const auto *begin = reinterpret_cast<const float*>(x.data), *end = begin + (tokens - 1) * x.strides[0] + top_k, *last = kept.x + (kept.tokens - 1) * kept.stride + kept.width;
+    return end <= kept.x || last <= begin;
+  };
+  if (kept.x != nullptr && kept.groups == 1 && apart(args.indices) && apart(args.weights)) context_.rounded = kept;  // the same x goes on to others
   RouteView view;
   view.logits = view_of<const float>(args.logits);
   view.bias = vector_of(args.bias);
@@ -48,7 +58,8 @@ void CudaOps::route(const RouteArgs& args) {
   view.normalize = routing.normalize;
   view.scaling = routing.scaling;
   FATHOM_CHECK(route_bytes(view) <= 48 * 1024, "more experts than a router's shared memory holds");
-  if (tokens <= kFewExpertTokens && view.top_k <= kMostChoices) return waiting_->take(context_, view, tokens);
+  const bool some = tokens > kFewTokens && tokens <= kMostTokensBeside;
+  if (some || (tokens <= kFewExpertTokens && view.top_k <= kMostChoices)) return waiting_->take(context_, view, tokens);
   launch_route(context_, view, tokens);
 }
 

@@ -67,11 +67,14 @@ inline bool is_plain(tensor::WeightFormat format) {
   return format == WeightFormat::f32 || format == WeightFormat::f16 || format == WeightFormat::bf16;
 }
 
-/// At most kFewTokens tokens, an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can be read in eights.
+/// At most kFewTokens tokens, or can_use_some; an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can be read in eights.
 /// `route`: of one token, done beside them where can_route_beside says so; they neither write its logits nor read what it chooses.
+bool can_use_some(const Context& context, const Product& p);  // up to 32 tokens on Hopper's matrix units (linear_some.cu)
 struct RouteView;
 bool can_route_beside(const Together& all);
 void launch_together(Context& context, const Together& all, const RouteView* route = nullptr);
+void launch_some(Context& context, const Together& all, const RouteView* route = nullptr);
+bool can_route_beside_some(const Context& context, const RouteView& route);
 /// At most kFewTokens tokens, any number of groups, an output a row or a column.
 void launch_few(Context& context, const Product& p);
 /// Any shape, format and address.
@@ -80,6 +83,9 @@ void launch_tiled(Context& context, Product p);
 bool widens_whole(const Product& p);
 /// By cuBLASLt where it knows a way; operands at multiples of 16 bytes, no bias. Several groups of 8- and 4-bit weights: widens_whole.
 void multiply_many(Context& context, const Product& p);
+/// Products of one x, alike in all but their weights and outs, whose addresses are evenly apart: as one. False: they are not, or are better apart.
+inline constexpr int kMostTogetherMany = 3;
+bool multiply_together(Context& context, const Product* products, int count);
 /// Whichever of these fits.
 void multiply_any(Context& context, const Product& p);
 /// With eight-bit activations (tensor::rounds_activations): any shape and address of x and out, one group, an output a row.

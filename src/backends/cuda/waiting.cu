@@ -6,6 +6,8 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
+constexpr std::int64_t kMostTokensTogether = 64;  // more fill the device by themselves
+
 struct Span { const float *begin, *end; };
 bool overlap(const Span& a, const Span& b) { return a.begin < b.end && b.begin < a.end; }
 Span out_of(const Product& p) { return {p.out, p.out + (p.tokens - 1) * p.out_stride + p.rows}; }
@@ -86,11 +88,12 @@ bool CudaOps::Waiting::add_to_experts(Context& context, const AddArgs& args) {
 
 void CudaOps::Waiting::take_many(Context& context, const Product& product) {
   const Product& first = many_[0];
-  const bool pair = many_count_ == 1 && product.x == first.x && product.x_stride == first.x_stride && product.tokens == first.tokens && product.rows == first.rows &&
-                    product.weight.format == first.weight.format && product.weight.cols == first.weight.cols && product.out_stride == first.out_stride;
-  if (few_tokens_ > 0 || route_tokens_ > 0 || program_.count > 0 || all_.count > 0 || norm_.from != nullptr || rows_.any() || !pair || overlap(out_of(product), x_of(product)) || overlap(out_of(product), out_of(first)) ||
-      overlap(out_of(first), x_of(product)))
-    launch(context);
+  const int most = product.tokens <= kMostTokensTogether ? kMostTogetherMany : 2;
+  bool joins = many_count_ > 0 && many_count_ < most && product.x == first.x && product.x_stride == first.x_stride && product.tokens == first.tokens && product.rows == first.rows &&
+               product.weight.format == first.weight.format && product.weight.cols == first.weight.cols && product.out_stride == first.out_stride &&
+               !overlap(out_of(product), x_of(product));
+  for (int i = 0; i < many_count_; ++i) joins = joins && !overlap(out_of(product), out_of(many_[i])) && !overlap(out_of(many_[i]), x_of(product));
+  if (few_tokens_ > 0 || route_tokens_ > 0 || program_.count > 0 || all_.count > 0 || norm_.from != nullptr || rows_.any() || !joins) launch(context);
   many_[many_count_++] = product;
 }
 
@@ -159,7 +162,6 @@ bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
   const Span added{other.as<float>(), other.as<float>() + (p.tokens - 1) * other.strides[0] + p.rows};
   if (overlap(added, out_of(p)) || (norm_.from != nullptr && overlap(added, {norm_.x, norm_.x + norm_.n}))) return false;
   if (many && (other.strides[0] != p.out_stride || !rows_aligned(other, 16))) return false;
-  if (!many) context.rounded = {};
   p.added = added.begin;
   p.added_stride = other.strides[0];
   launch(context);
@@ -172,10 +174,10 @@ bool CudaOps::Waiting::swiglu(Context& context, const SwigluArgs& args) {
   const Product &gate = all_.products[0], &up = all_.products[1];
   if (gate.rows != up.rows || gate.accumulate || up.accumulate) return false;
   if (!is_out(args.gate, gate) || !is_out(args.up, up) || !is_out(args.out, gate)) return false;
-  context.rounded = {};
   all_.gated = true;
   all_.limit = static_cast<float>(args.limit);
   launch_products(context);
+  if (context.rounded.x != args.out.as<float>()) context.rounded = {};
   return true;
 }
 
@@ -261,11 +263,13 @@ void CudaOps::Waiting::launch_products(Context& context) {
     program_.count = 0;
     program_.sequences = nullptr;
   }
-  for (int i = 0; i < many_count_; ++i) multiply_any(context, many_[i]);
+  if (many_count_ < 2 || many_[0].tokens > kMostTokensTogether || !multiply_together(context, many_, many_count_))
+    for (int i = 0; i < many_count_; ++i) multiply_any(context, many_[i]);
   many_count_ = 0;
   if (all_.count > 0) {
     all_.norm = norm_;
-    const bool beside = route_tokens_ == 1 && can_route_beside(all_) && !touches_route();
+    const bool wide = route_tokens_ > kFewTokens && route_tokens_ == all_.products[0].tokens && can_route_beside_some(context, route_);
+    const bool beside = (wide || (route_tokens_ == 1 && can_route_beside(all_))) && !touches_route();
     launch_together(context, all_, beside ? &route_ : nullptr);
     if (beside) route_tokens_ = 0;
   } else if (norm_.from != nullptr) {

@@ -21,7 +21,7 @@ class CudaOps::Waiting {
   void take(const NormedX& norm) { norm_ = norm; }
   /// A product of few tokens, one group, an output a row. What does not go with it is launched first.
   void take(Context& context, const Product& product);
-  /// A product of many tokens that a sum or, if two of one x wait, a gate may follow. Nothing else waits.
+  /// A product of many tokens that a sum, others of one x or, if two of those wait, a gate may follow. Nothing else waits.
   void take_many(Context& context, const Product& product);
   /// Whether the two products that wait are a gate and an up whose rounded outputs make `args.out`.
   bool has_gate(const tensor::SwigluArgs& args) const;
@@ -74,7 +74,7 @@ class CudaOps::Waiting {
   FewExperts few_;
   std::int64_t few_tokens_ = 0;
   QkvRows rows_;
-  Product many_[2];
+  Product many_[kMostTogetherMany];
   int many_count_ = 0;
   enum class Promise : std::uint8_t { kNone, kNorm, kGate };
   Promise promise_ = Promise::kNone;
