@@ -52,7 +52,7 @@ set(FATHOM_CUDA_GROUP_choices ops_route ops_select ops_compress ops_hyper)
 set(FATHOM_CUDA_GROUP_codes codes codes_down codes_gated codes_rounding linear_rounded)
 set(FATHOM_CUDA_GROUP_linear ops_linear linear_many linear_mma linear_stream)
 set(FATHOM_CUDA_GROUP_experts ops_experts_mma ops_experts_stream experts_few)
-set(FATHOM_CUDA_GROUP_attention attention_clusters attention_latents)
+set(FATHOM_CUDA_GROUP_attention attention_clusters attention_groups attention_latents)
 set(FATHOM_CUDA_GROUP_device fill fault peer_reduce)
 set(FATHOM_CUDA_GROUP_NAMES rows choices codes linear experts attention device)
 

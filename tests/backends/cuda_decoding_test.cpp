@@ -92,6 +92,10 @@ TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
                              {4, 2, 64, true},
                              {3, 1, 64, false},
                              {8, 1, 128, true},
+                             {12, 2, 128, false},
+                             {28, 4, 128, false},
+                             {15, 5, 64, true},
+                             {64, 8, 64, false, 6},
                              {32, 32, 128, false, 20},
                              {32, 16, 64, true, 36}}) {
     const std::int64_t kTokens = s.sequences, kSlots = s.sequences + 1, kRows = s.sequences > 2 ? 150 : 600;

@@ -1,6 +1,6 @@
 // Attention of single tokens by clusters: see attention_ways.h.
 #include "backends/cuda/attention_clusters.cuh"
-
+#include "backends/cuda/attention_groups.cuh"
 #include "backends/cuda/attention_ways.h"
 
 namespace fathom::cuda {
@@ -8,8 +8,7 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr std::int64_t kLeastKeys16 = 16, kManyKeys = 256;  // of a part
-// Heads of a key head. With six the few blocks of a cluster have too much to do, in 254 registers a thread: 15 µs where streams, their joining
-// and a launch for rotations and cache rows take 14 (two key heads, 512 keys). With one it is 9 instead of 19.
+// Heads of a key head. With one, 3 µs less than attend_groups (32 key heads, 512 keys); with six, 254 registers a thread and more than attend_groups takes.
 constexpr int kMostHeads = 2;
 
 template <class T, int kWidth, int kHeads>
@@ -33,7 +32,7 @@ void launch(Context& context, const AttentionView& view, const FreshRows& fresh)
 }  // namespace
 
 int cluster_parts(const Context& context, const AttentionArgs& args, const AttentionView& view) {
-  if (context.compute_capability < 90 || view.group > kMostHeads || args.segments.size() != 1 || args.segments[0].kind != KvSegment::Kind::kCache) return 0;
+  if (context.compute_capability < 90 || view.group > kGroupHeads || args.segments.size() != 1 || args.segments[0].kind != KvSegment::Kind::kCache) return 0;
   const KvSegment& segment = args.segments[0];
   if (segment.k.dtype == DType::f32 || !rows_aligned(args.q, 16)) return 0;
   const std::int64_t blocks = static_cast<std::int64_t>(view.sequences) * view.kv_heads, keys = most_keys(args);
@@ -44,7 +43,8 @@ int cluster_parts(const Context& context, const AttentionArgs& args, const Atten
   return parts;
 }
 
-void launch_attention_clusters(Context& context, AttentionView& view, const FreshRows& fresh) {
+void launch_attention_clusters(Context& context, const AttentionArgs& args, const AttentionView& view, const FreshRows& fresh) {
+  if (view.group > kMostHeads) return launch_attention_groups(context, args, view, fresh);
   view.segments[0].dtype == DType::bf16 ? launch<__nv_bfloat16>(context, view, fresh) : launch<__half>(context, view, fresh);
 }
 

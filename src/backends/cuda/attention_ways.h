@@ -21,7 +21,11 @@ void cut_keys(Context& context, const tensor::AttentionArgs& args, AttentionView
 /// by the blocks of a cluster. Answers how many parts; 0: better otherwise.
 struct FreshRows;
 int cluster_parts(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);
-void launch_attention_clusters(Context& context, AttentionView& view, const FreshRows& fresh);
+void launch_attention_clusters(Context& context, const tensor::AttentionArgs& args, const AttentionView& view,
+                               const FreshRows& fresh);
+/// attention_groups.cu: the same, where several heads share a key head.
+void launch_attention_groups(Context& context, const tensor::AttentionArgs& args, const AttentionView& view,
+                             const FreshRows& fresh);
 
 /// attention_flash.cu: many tokens on tensor cores; heads up to 192 wide with values up to 128.
 bool can_flash(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);

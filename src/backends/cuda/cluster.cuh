@@ -39,6 +39,15 @@ __device__ inline float float_of_block(const float* at, int rank) {
 #endif
 }
 
+/// Two floats to where `at` is in the shared memory of block `rank` of the cluster.
+__device__ inline void store_in_block(unsigned at, int rank, float first, float second) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  unsigned there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(first), "f"(second) : "memory");
+#endif
+}
+
 /// A launch with clusters of `cluster` blocks, early as launch_early's. Attributes of the kernel (shared memory) are set.
 struct ClusterLaunch {
   cudaLaunchConfig_t config{};

@@ -20,6 +20,12 @@ __device__ inline void copy_16(unsigned to, const void* from, bool here) {
 __device__ inline void copy_4(unsigned to, const void* from, bool here) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(from), "r"(here ? 4 : 0) : "memory");
 }
+/// 16 bytes within shared memory.
+__device__ inline void move_16(unsigned to, unsigned from) {
+  uint4 bits;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "r"(from) : "memory");
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w) : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 /// Waits until at most kLeft of the groups that this thread committed are under way.
 template <int kLeft>

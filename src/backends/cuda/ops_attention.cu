@@ -187,7 +187,7 @@ void CudaOps::attention(const AttentionArgs& args) {
   context_.workspace.reset();
   if (rows) view.rounded_q = store_rows(context_, *rows, args);
   view.rounded_out = room_to_round(context_, args.out), view.rounded_type = context_.product_type;
-  if (clustered > 0) view.parts = clustered, view.clustered = true, launch_attention_clusters(context_, view, fresh);
+  if (clustered > 0) view.parts = clustered, view.clustered = true, launch_attention_clusters(context_, args, view, fresh);
   else if (streams) launch_streams(context_, args, view, fresh);
   else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);
   else if (can_flash(context_, args, view)) launch_flash(context_, args, view);

@@ -21,8 +21,9 @@ __global__ void __launch_bounds__(kMapThreads) over_rows(Map map, std::int64_t r
   }
 }
 
+/// `ordered`: not before all launches before have finished.
 template <class Map>
-void launch(Context& context, const Map& map, std::int64_t rows, std::int64_t n, int step) {
+void launch(Context& context, const Map& map, std::int64_t rows, std::int64_t n, int step, bool ordered = false) {
   if (rows <= 0 || n <= 0) return;
   const std::int64_t items = divide_up(n, step);
   unsigned wide = kWarp;
@@ -30,6 +31,10 @@ void launch(Context& context, const Map& map, std::int64_t rows, std::int64_t n,
   const dim3 block(wide, kMapThreads / wide);
   const auto across = static_cast<unsigned>(std::min<std::int64_t>(divide_up(items, wide), 1024));
   const auto down = static_cast<unsigned>(std::min<std::int64_t>(divide_up(rows, block.y), 32768));
+  if (ordered) {
+    over_rows<Map><<<dim3(across, down), block, 0, context.stream>>>(map, rows, n, step);
+    return context.note(cudaGetLastError());
+  }
   launch_early(context, &over_rows<Map>, dim3(across, down), block, 0, map, rows, n, step);
 }
 
@@ -143,12 +148,13 @@ void map_pairs(Context& context, const Tensor& a, const Tensor& b, const Tensor&
 
 }  // namespace
 
+/// A pass begins with this, and what it launches waits for the passes before: kernels may read their cache rows before their own turn.
 void CudaOps::embed(const EmbedArgs& args) {
   flush();
   FATHOM_CHECK(args.out.dim(0) == args.ids.dim(0) && args.out.dim(1) == args.table.cols && args.ids.dtype == DType::i32);
   FATHOM_CHECK(args.table.format != WeightFormat::i64 && args.table.format != WeightFormat::f64, "a table that the cuda backend cannot read");
   check_float(args.out);
-  launch(context_, EmbedMap{args.ids.as<std::int32_t>(), view_of(args.table), rows_of(args.out), args.first_id}, args.out.dim(0), args.out.dim(1), 1);
+  launch(context_, EmbedMap{args.ids.as<std::int32_t>(), view_of(args.table), rows_of(args.out), args.first_id}, args.out.dim(0), args.out.dim(1), 1, true);
 }
 
 void CudaOps::gather_rows(const GatherRowsArgs& args) {
