@@ -24,7 +24,7 @@ full_tsan() {
   if setarch "$(uname -m)" -R true 2>/dev/null; then fixed=(setarch "$(uname -m)" -R); fi
   local room passed=0
   for room in engine backends measure; do
-    TSAN_OPTIONS=halt_on_error=1 "${fixed[@]}" "$root/build-tsan/tests/test_$room" ${FATHOM_TSAN_FILTER:+"--gtest_filter=$FATHOM_TSAN_FILTER"} \
+    TSAN_OPTIONS="halt_on_error=1 suppressions=$root/tools/tsan.txt" "${fixed[@]}" "$root/build-tsan/tests/test_$room" ${FATHOM_TSAN_FILTER:+"--gtest_filter=$FATHOM_TSAN_FILTER"} \
       >"$root/build-tsan/test_$room.log" 2>&1 || { tail -n 40 "$root/build-tsan/test_$room.log" >&2; passed=1; }
   done
   return "$passed"
