@@ -135,14 +135,14 @@ Result<plan::Calibration> calibrate(const CalibrateOptions& options) {
                          .here = true,
                          .tables = {}};
   const std::vector<int> ranks = numbers_of_ranks(options.gpus);
-  const std::size_t all = count_points(grid) + ranks.size() * grid.reduce_bytes.size();
-  std::size_t done = 0;
+  std::size_t all = ranks.size() * grid.reduce_bytes.size(), done = 0;
   const std::function<void()> point = [&] {
     if (options.progress) options.progress(++done, all);
   };
   {
     FATHOM_TRY(const auto rig, Rig::make(options.device, {.threads = options.threads, .isa = options.isa}, grid));
     made.source = "fathom calibrate, " + rig->backend().description();
+    all += count_points(grid, rig->backend());
     FATHOM_TRY(made.tables, time_families(*rig, grid, point));
   }
   for (const int n : ranks) {

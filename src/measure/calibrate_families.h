@@ -10,7 +10,9 @@ namespace fathom::measure {
 /// All tables of one device by itself. `point` is called after each point.
 Result<std::vector<plan::MeasuredTable>> time_families(Rig& rig, const Grid& grid, const std::function<void()>& point);
 /// How many points that will be.
-std::size_t count_points(const Grid& grid);
+std::size_t count_points(const Grid& grid, tensor::Backend& backend);
+/// The ways in which engines step on this backend: formats of Family::kStep.
+std::vector<std::string_view> step_ways(tensor::Backend& backend);
 
 /// A table with its axes and no points yet.
 plan::MeasuredTable make_table(plan::Family family, std::string format, std::vector<std::vector<double>> axes);

@@ -124,8 +124,13 @@ Grid quick_grid() {
 }
 
 Result<std::unique_ptr<Rig>> Rig::make(const std::string& device, const BackendOptions& options, const Grid& grid) {
+  FATHOM_TRY(auto backend, backends::make_backend(device, options));
+  return make(std::move(backend), grid);
+}
+
+Result<std::unique_ptr<Rig>> Rig::make(std::unique_ptr<Backend> backend, const Grid& grid) {
   std::unique_ptr<Rig> rig(new Rig(grid));
-  FATHOM_TRY(rig->backend_, backends::make_backend(device, options));
+  rig->backend_ = std::move(backend);
   FATHOM_TRY_VOID(rig->fill());
   return rig;
 }

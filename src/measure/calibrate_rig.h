@@ -38,6 +38,7 @@ class Rig {
  public:
   static Result<std::unique_ptr<Rig>> make(const std::string& device, const tensor::BackendOptions& options,
                                            const Grid& grid);
+  static Result<std::unique_ptr<Rig>> make(std::unique_ptr<tensor::Backend> backend, const Grid& grid);
 
   tensor::Backend& backend() { return *backend_; }
   tensor::Ops& ops() { return backend_->ops(); }

@@ -39,19 +39,23 @@ enum class Family : std::uint8_t {
   kRoute,         // tokens, experts
   kElementwise,   // bytes: an op that only reads and writes
   kAllReduce,     // bytes of the tensor; the format is the number of ranks
-  kStep,          // bytes of logits: a pass that computes next to nothing, from call to answer
+  kStep,          // bytes of logits: what a pass takes beside its ops; the format is the way to step, see below
   kCopy,          // bytes, read and written: device memory
   kHostCopy,      // bytes: host to device
   kLaunch,        // ops: as many short ops, one after the other, launched singly
 };
 inline constexpr int kFamilyCount = 23;
+// Ways to step, as engines do: logits come to the host, from call to answer; the device chooses and ids come, the same;
+// it chooses, and the next pass is under way by then: from one pass to the next. Older calibrations have the first
+// alone.
+inline constexpr std::string_view kStepToHost = "", kStepChosen = "chosen", kStepAhead = "ahead";
 std::string_view family_name(Family family);
 /// Names of a family's axes, in their order.
 std::span<const std::string_view> family_axes(Family family);
 
 struct MeasuredTable {
   Family family = Family::kPlain;
-  std::string format;                         // of the weights; ranks of an all-reduce; "" else
+  std::string format;                         // of the weights; ranks of an all-reduce; the way to step; "" else
   std::vector<std::vector<double>> axes;      // ascending, positive
   std::vector<double> seconds, bytes, flops;  // one a point, the last axis fastest
 

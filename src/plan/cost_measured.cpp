@@ -63,8 +63,23 @@ double measured_seconds(const StepModel& m, const StepShape& s, Parts* parts) {
   return seconds;
 }
 
+namespace {
+
+/// Decoding goes the best way that there is: ahead where no other rank needs to be told what was chosen
+/// (Engine::continues). A prompt's logits are waited for.
+const MeasuredTable* step_table(const Calibration& calibration, const Layout& layout, bool prompt) {
+  const bool continues = layout.pp == 1 && layout.dp_attention == 1;
+  for (const std::string_view way : {kStepAhead, kStepChosen}) {
+    if (prompt || (way == kStepAhead && !continues)) continue;
+    if (const MeasuredTable* table = calibration.find(Family::kStep, way)) return table;
+  }
+  return calibration.find(Family::kStep, kStepToHost);
+}
+
+}  // namespace
+
 double measured_step(const StepModel& m, const StepShape& s, Parts* parts) {
-  const MeasuredTable* table = m.measured->calibration->find(Family::kStep);
+  const MeasuredTable* table = step_table(*m.measured->calibration, m.layout, s.prompt_tokens > 0);
   if (table == nullptr) return 0;
   const double bytes = std::max((s.decodes * s.decode_tokens + s.prompt_outputs) * m.measured->logit_bytes, 1.0);
   const double seconds = table->at(std::array{bytes}, bytes, 0);

@@ -13,7 +13,7 @@ struct MeasuredPasses {
 
 /// As device_seconds: what the device takes, or the host to launch it.
 double measured_seconds(const StepModel& model, const StepShape& shape, Parts* parts);
-/// What a pass takes beside: from the call until logits are there.
+/// What a pass takes beside: until its logits or tokens are there, or until the next one can begin.
 double measured_step(const StepModel& model, const StepShape& shape, Parts* parts);
 /// A prompt from nothing, pass after pass, with the steps.
 double measured_prompt(const StepModel& model, double tokens, Parts* parts);

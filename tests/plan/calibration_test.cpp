@@ -225,6 +225,44 @@ TEST(Calibration, PlansAreMadeOfIt) {
   EXPECT_TRUE(other->best.time.calibrated.empty());
 }
 
+/// A table of steps that all take so long.
+MeasuredTable steps_of(std::string_view way, double seconds) {
+  MeasuredTable table;
+  table.family = Family::kStep, table.format = way;
+  table.axes = {{4, 1 << 24}};
+  table.seconds = {seconds, seconds}, table.bytes = {4, 1 << 24}, table.flops = {0, 0};
+  EXPECT_TRUE(table.prepare().has_value());
+  return table;
+}
+
+TEST(Calibration, StepsArePricedAsEnginesStep) {
+  const auto price = [](std::vector<MeasuredTable> ways, const std::string& layout) {
+    PlanRequest request = request_of(
+        R"({"model": "deepseek-ai/deepseek-llm-7b-base", "hardware": "h200-sxm-141gb", "gpus": 4, "engine": "fathom", "task": "chat", "weights": "bf16", "batch": 4, "input": 512, "output": 2, )" +
+        layout + "}");
+    auto calibration = whole("h200-sxm-141gb");
+    std::erase_if(calibration->tables, [](const MeasuredTable& t) { return t.family == Family::kStep; });
+    for (MeasuredTable& table : ways) calibration->tables.push_back(std::move(table));
+    request.cluster.device.calibration = calibration;
+    auto plan = make_plan(request);
+    EXPECT_TRUE(plan.has_value()) << error_text(plan.error());
+    return plan ? plan->best.time : TimeEstimate{};
+  };
+  const std::string split = R"("tp": 4)", staged = R"("pp": 4)";
+  // An older file has what a host waits for, and that is what decoding is given too.
+  const std::vector<MeasuredTable> old = {steps_of(kStepToHost, 1e-3)};
+  std::vector<MeasuredTable> waits = old, goes_on = old;
+  waits.push_back(steps_of(kStepChosen, 4e-4));
+  goes_on.push_back(steps_of(kStepChosen, 4e-4)), goes_on.push_back(steps_of(kStepAhead, 1e-4));
+  for (const std::string& layout : {split, staged}) {
+    const double none = price({}, layout).tpot_ms->value, waited = price(old, layout).tpot_ms->value - none;
+    EXPECT_GT(waited, 0.3) << layout;
+    EXPECT_NEAR((price(waits, layout).tpot_ms->value - none) / waited, 0.4, 1e-6) << layout;
+    EXPECT_NEAR((price(goes_on, layout).tpot_ms->value - none) / waited, layout == split ? 0.1 : 0.4, 1e-6) << layout;
+  }
+  EXPECT_EQ(price(goes_on, split).ttft_ms->value, price(old, split).ttft_ms->value) << "prompts are waited for";
+}
+
 TEST(Calibration, LongPromptsGoInPasses) {
   PlanRequest request = request_of(
       R"({"model": "deepseek-ai/deepseek-v2-lite", "hardware": "h200-sxm-141gb", "engine": "fathom", "task": "chat", "weights": "bf16", "batch": 1, "input": 4096, "output": 8})");

@@ -1,0 +1,134 @@
+#include <algorithm>
+
+#include "measure/calibrate_tables.h"
+
+namespace fathom::measure {
+namespace {
+
+using namespace tensor;  // NOLINT: the vocabulary
+using plan::Family;
+
+class AttentionTables : Tables {
+ public:
+  explicit AttentionTables(const Tables& tables) : Tables(tables) {}
+
+  Status run() {
+    FATHOM_TRY_VOID(attention());
+    return latents();
+  }
+
+ private:
+  Status attention() {
+    FATHOM_TRY_VOID(table(Family::kDecode, "", {grid_.streams, grid_.keys, grid_.groups}, [&](const Place& at) {
+      const std::int64_t kv_heads = std::min<std::int64_t>(whole(at[0]), 8);
+      return attend({.sequences = whole(at[0]) / kv_heads,
+                     .tokens = 1,
+                     .past = whole(at[1]) - 1,
+                     .heads = kv_heads * whole(at[2]),
+                     .kv_heads = kv_heads});
+    }));
+    FATHOM_TRY_VOID(table(Family::kChunk, "",
+                          {grid_.chunk_tokens, grid_.reaches, grid_.chunk_heads, grid_.chunk_groups},
+                          [&](const Place& at) {
+                            const std::int64_t tokens = whole(at[0]), heads = whole(at[2]);
+                            return attend({.sequences = 1,
+                                           .tokens = tokens,
+                                           .past = tokens * (whole(at[1]) - 1),
+                                           .heads = heads,
+                                           .kv_heads = heads / std::min(whole(at[3]), heads)});
+                          }));
+    return table(Family::kExpanded, "", {grid_.expanded_tokens, grid_.latent_heads},
+                 [&](const Place& at) { return expanded(whole(at[0]), whole(at[1])); });
+  }
+
+  struct Shape4 {
+    std::int64_t sequences = 1, tokens = 1, past = 0, heads = 1, kv_heads = 1;
+    bool latent = false;
+  };
+
+  Result<Point> attend(const Shape4& s) {
+    const std::int64_t rows = s.sequences * s.tokens, keys = s.past + s.tokens, d = s.latent ? kLatent : kHeadDim,
+                       extra = s.latent ? kRope : 0;
+    const auto tokens = rig_.tokens(s.sequences, s.tokens, s.past);
+    const Tensor q = rig_.tensor(DType::f32, {rows, s.heads, d + extra}),
+                 out = rig_.tensor(DType::f32, {rows, s.heads, d});
+    const double row = 2.0 * num(s.latent ? d + extra : s.kv_heads * 2 * d),
+                 cached = num(s.sequences) * num(keys) * row;
+    const double visible = num(s.past) + 0.5 * (num(s.tokens) + 1);
+    Point point{.bytes = cached + 4.0 * num(rows) * num(s.heads) * num(2 * d + extra),
+                .flops = 2.0 * num(rows) * num(s.heads) * num(2 * d + extra) * visible};
+    FATHOM_TRY(point.seconds, rig_.time(s.tokens == 1 && recorded(num(rows)), cached, [&](int) {
+      KvSegment segment{
+          .kind = KvSegment::Kind::kCache, .k = {}, .k_shared = {}, .v = {}, .rows_per_slot = keys, .selected = {}};
+      if (s.latent) {
+        const Tensor all = rig_.cache({s.sequences * keys, d + extra});
+        segment.k = segment.v = all.columns(0, d).split_last(d);
+        segment.k_shared = all.columns(d, extra);
+      } else {
+        segment.k = rig_.cache({s.sequences * keys, s.kv_heads, d});
+        segment.v = rig_.cache({s.sequences * keys, s.kv_heads, d});
+      }
+      ops_.attention({.q = q,
+                      .segments = {&segment, 1},
+                      .scale = 0.0884,
+                      .sink = {},
+                      .out = out,
+                      .lse = {},
+                      .batch = &tokens->batch});
+    }));
+    return point;
+  }
+
+  /// Latent attention over its own tokens: keys and values of every head, f32, as products made them.
+  Result<Point> expanded(std::int64_t t, std::int64_t heads) {
+    const auto tokens = rig_.tokens(1, t, 0);
+    const Tensor q = rig_.tensor(DType::f32, {t, heads, kHeadDim + kRope}),
+                 kv = rig_.tensor(DType::f32, {t, heads, 2 * kHeadDim}), rope = rig_.tensor(DType::f32, {t, kRope}),
+                 out = rig_.tensor(DType::f32, {t, heads, kHeadDim});
+    const KvSegment segment{.kind = KvSegment::Kind::kFresh,
+                            .k = kv.columns(0, kHeadDim),
+                            .k_shared = rope,
+                            .v = kv.columns(kHeadDim, kHeadDim),
+                            .selected = {}};
+    const WeightFormat format = *parse_weight_format(grid_.formats.front());
+    const DType rounds = format == WeightFormat::bf16 ? DType::bf16 : DType::f32;
+    Point point{.bytes = 4.0 * num(t) * (num(heads) * num(4 * kHeadDim + kRope) + num(kRope)),
+                .flops = num(t) * num(t + 1) * num(heads) * num(2 * kHeadDim + kRope)};
+    FATHOM_TRY(point.seconds, rig_.time(recorded(num(t)), 0, [&](int) {
+      ops_.attention({.q = q,
+                      .segments = {&segment, 1},
+                      .scale = 0.0722,
+                      .sink = {},
+                      .out = out,
+                      .lse = {},
+                      .batch = &tokens->batch,
+                      .rounds_to = rounds});
+    }));
+    return point;
+  }
+
+  Status latents() {
+    FATHOM_TRY_VOID(table(Family::kLatentDecode, "", {grid_.sequences, grid_.latent_keys, grid_.latent_heads},
+                          [&](const Place& at) {
+                            return attend({.sequences = whole(at[0]),
+                                           .tokens = 1,
+                                           .past = whole(at[1]) - 1,
+                                           .heads = whole(at[2]),
+                                           .latent = true});
+                          }));
+    return table(Family::kLatentChunk, "", {grid_.latent_tokens, grid_.latent_reaches, grid_.latent_chunk_heads},
+                 [&](const Place& at) {
+                   return attend({.sequences = 1,
+                                  .tokens = whole(at[0]),
+                                  .past = whole(at[0]) * (whole(at[1]) - 1),
+                                  .heads = whole(at[2]),
+                                  .latent = true});
+                 });
+  }
+};
+
+}  // namespace
+
+Status time_attention(const Tables& tables) { return AttentionTables(tables).run(); }
+
+}  // namespace fathom::measure
