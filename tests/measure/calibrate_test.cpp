@@ -47,12 +47,12 @@ Grid grid_of_steps(std::vector<double> bytes) {
   return grid;
 }
 
-struct Made {
+struct TimedSteps {
   std::vector<MeasuredTable> tables;
   std::vector<Watched::Choice> choices;
 };
-Made steps_of(const Grid& grid, bool chooses, bool ahead) {
-  Made made;
+TimedSteps steps_of(const Grid& grid, bool chooses, bool ahead) {
+  TimedSteps made;
   auto backend = backends::make_backend("cpu", {.threads = 1});
   EXPECT_TRUE(backend);
   if (chooses) *backend = std::make_unique<Watched>(std::move(*backend), ahead, made.choices);
@@ -67,14 +67,14 @@ Made steps_of(const Grid& grid, bool chooses, bool ahead) {
 }
 
 TEST(CalibrateSteps, AHostWaitsForLogits) {
-  const Made made = steps_of(grid_of_steps({4, 4096}), false, false);
+  const TimedSteps made = steps_of(grid_of_steps({4, 4096}), false, false);
   ASSERT_EQ(made.tables.size(), 1u);
   EXPECT_EQ(made.tables[0].family, Family::kStep);
   EXPECT_EQ(made.tables[0].format, plan::kStepToHost);
 }
 
 TEST(CalibrateSteps, ADeviceThatChoosesIsWaitedForAPassAtATime) {
-  const Made made = steps_of(grid_of_steps({4, 4096}), true, false);
+  const TimedSteps made = steps_of(grid_of_steps({4, 4096}), true, false);
   ASSERT_EQ(made.tables.size(), 2u);
   EXPECT_EQ(made.tables[1].format, plan::kStepChosen);
   ASSERT_FALSE(made.choices.empty());
@@ -83,7 +83,7 @@ TEST(CalibrateSteps, ADeviceThatChoosesIsWaitedForAPassAtATime) {
 }
 
 TEST(CalibrateSteps, ADeviceThatRunsAheadHasTheNextPassByThen) {
-  const Made made = steps_of(grid_of_steps({4, 1 << 20}), true, true);
+  const TimedSteps made = steps_of(grid_of_steps({4, 1 << 20}), true, true);
   ASSERT_EQ(made.tables.size(), 3u);
   const MeasuredTable& ahead = made.tables[2];
   EXPECT_EQ(ahead.format, plan::kStepAhead);
