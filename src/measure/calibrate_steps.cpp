@@ -12,7 +12,10 @@ using namespace tensor;  // NOLINT: the vocabulary
 using plan::Family;
 
 constexpr std::int64_t kVocabulary = 1 << 17;  // logits of a row; fewer bytes than that are one row of fewer
-constexpr int kOps = 128;                      // short ops, which take a device longer than a host needs to launch them
+// Ops of passes ahead: together longer than a host needs to launch them, each longer than a device needs to begin the
+// next of a record (of shorter ones 256 take more than twice as long as 128).
+constexpr int kOps = 64;
+constexpr std::int64_t kOpBytes = 1 << 20;
 constexpr std::uint64_t kKeys = std::uint64_t{1} << 62;
 
 class StepTables : Tables {
@@ -38,6 +41,8 @@ class StepTables : Tables {
     vocabulary_ = floats / rows_;
     logits_ = rig_.tensor(DType::f32, {floats});
     a_ = rig_.tensor(DType::f32, {1, 64}), b_ = rig_.tensor(DType::f32, {1, 64});
+    const std::int64_t wide = std::max<std::int64_t>(std::min(kOpBytes, whole(grid_.bytes.back())) / 12 / 64, 1);
+    for (Tensor& x : work_) x = rig_.tensor(DType::f32, {64, wide});
     tokens_ = rig_.tokens(rows_, 1, 0);
     wanted_ = rig_.tensor(DType::i32, {rows_});
     FATHOM_TRY(host_, rig_.backend().allocate_buffer(std::max<Bytes>(bytes, 256), Placement::kShared));
@@ -59,7 +64,7 @@ class StepTables : Tables {
     });
   }
 
-  /// Tables to the device, short ops from a record, the choice of a token a row, and the ids back.
+  /// Tables to the device, one short op from a record, the choice of a token a row, and the ids back.
   Result<double> chosen() {
     return rig_.time_calls(15, [&]() -> Status {
       rig_.backend().copy_in(a_.data, host_->data(), 256);
@@ -69,7 +74,7 @@ class StepTables : Tables {
   }
 
   /// The same with the next pass under way before the host hears of the last one: what passes of few ops take from one
-  /// to the next, less those ops. The host has to be done before the device is, as with passes of a model.
+  /// to the next, less those ops. The host is done before the device is, as with passes of a model.
   Result<double> ahead() {
     FATHOM_TRY(const double once, period(kOps));
     FATHOM_TRY(const double twice, period(2 * kOps));
@@ -95,7 +100,8 @@ class StepTables : Tables {
   Status begin(int ops, std::uint64_t pass, bool goes_on) {
     Backend& backend = rig_.backend();
     FATHOM_TRY(const bool called, backend.run_pass(kKeys + (static_cast<std::uint64_t>(ops) << 48) + bytes_, [&] {
-      for (int i = 0; i < ops; ++i) ops_.gelu({.x = a_, .out = b_});
+      if (!goes_on) return ops_.copy({.x = a_, .out = b_});
+      for (int i = 0; i < ops; ++i) ops_.add({.a = work_[0], .b = work_[1], .out = work_[2]});
     }));
     static_cast<void>(called);
     const std::vector<SamplingRow> greedy(static_cast<std::size_t>(rows_));
@@ -119,6 +125,7 @@ class StepTables : Tables {
   Bytes bytes_ = 0;
   std::int64_t rows_ = 0, vocabulary_ = 0;
   Tensor logits_, a_, b_, wanted_;
+  std::array<Tensor, 3> work_;
   std::unique_ptr<Rig::Tokens> tokens_;
   std::unique_ptr<Buffer> host_, ids_;
 };
