@@ -88,5 +88,41 @@ TEST(SampleOnDevice, ChoosesWhatTheHostDoes) {
   }
 }
 
+// More rows than go together, those that draw beside greedy ones: blocks of a row wait for each other, not for others.
+TEST(SampleOnDevice, ManyRowsOfEveryKind) {
+  if (!backends::make_backend("cuda")) GTEST_SKIP() << "no GPU";
+  const SamplingOptions every[] = {{.temperature = 1},
+                                   {},
+                                   {.temperature = 0.7, .top_k = 400},
+                                   {.temperature = 1.3, .top_k = 30, .top_p = 0.9},
+                                   {.repetition_penalty = 1.5},
+                                   {.temperature = 1.5, .top_p = 0.99, .min_p = 0.01, .repetition_penalty = 1.2}};
+  for (const std::int64_t rows : {std::int64_t{2}, std::int64_t{32}, std::int64_t{100}}) {
+    constexpr std::int64_t kVocabulary = 32003;
+    Device device;
+    ASSERT_TRUE(device.start(rows, kVocabulary));
+    std::vector<Sampler> here, there;
+    for (std::int64_t r = 0; r < rows; ++r) {
+      SamplingOptions options = every[static_cast<std::size_t>(r) % std::size(every)];
+      options.seed = static_cast<std::uint64_t>(r) + 1;
+      here.emplace_back(options, kVocabulary), there.emplace_back(options, kVocabulary);
+    }
+    std::mt19937 random(static_cast<unsigned>(rows));
+    std::normal_distribution<float> normal(0, 3);
+    for (int step = 0; step < 3; ++step) {
+      std::vector<float> logits(static_cast<std::size_t>(rows * kVocabulary));
+      for (float& x : logits) x = step == 1 ? std::round(normal(random)) : normal(random);  // with many equals
+      const auto got = device.choose(logits, there);
+      ASSERT_TRUE(got) << error_text(got.error());
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const auto want = here[static_cast<std::size_t>(r)].sample(std::span(logits).subspan(
+            static_cast<std::size_t>(r * kVocabulary), static_cast<std::size_t>(kVocabulary)));
+        ASSERT_EQ((*got)[static_cast<std::size_t>(r)], want ? *want : -1)
+            << rows << " rows, row " << r << ", step " << step;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fathom::engine
