@@ -47,12 +47,12 @@ endif()
 # Files that nvcc reads as one: the headers of CUDA and of the standard library cost it about four seconds a time, most files' own kernels one or
 # two. A group is a subject, and takes no longer than the longest of the files that are compiled alone (those that are not named here). Files of a
 # group share their unnamed namespaces, so constants in them are named for what they count. FATHOM_TOGETHER=OFF compiles each file alone.
-set(FATHOM_CUDA_GROUP_rows ops_rows ops_norm ops_cache ops_loss many_rows token_program waiting)
+set(FATHOM_CUDA_GROUP_rows ops_rows ops_norm ops_cache ops_loss many_rows token_program waiting waiting_latents)
 set(FATHOM_CUDA_GROUP_choices ops_route ops_select ops_compress ops_hyper)
 set(FATHOM_CUDA_GROUP_codes codes codes_down codes_gated codes_rounding linear_rounded)
 set(FATHOM_CUDA_GROUP_linear ops_linear linear_many linear_mma linear_stream)
 set(FATHOM_CUDA_GROUP_experts ops_experts_mma ops_experts_stream experts_few)
-set(FATHOM_CUDA_GROUP_attention attention_clusters attention_groups attention_latents)
+set(FATHOM_CUDA_GROUP_attention attention_absorbed attention_clusters attention_groups attention_latents)
 set(FATHOM_CUDA_GROUP_device fill fault peer_reduce)
 set(FATHOM_CUDA_GROUP_NAMES rows choices codes linear experts attention device)
 

@@ -149,6 +149,107 @@ TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
   }
 }
 
+/// Softmax attention of one token, of whose keys the first columns are the values, in double.
+Tensor attended(const Tensor& out, const Tensor& q, const Tensor& cache, std::int64_t first_row, std::int64_t keys,
+                double scale) {
+  const std::int64_t width = q.dim(2), dv = out.dim(2);
+  std::vector<double> rows(static_cast<std::size_t>(keys * width)), weights(static_cast<std::size_t>(keys));
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    std::uint16_t half = 0;
+    std::memcpy(&half, cache.data + 2 * (first_row * width + static_cast<std::int64_t>(i)), 2);
+    rows[i] = bf16_to_f32(half);
+  }
+  for (std::int64_t h = 0; h < q.dim(1); ++h) {
+    double largest = -INFINITY, total = 0;
+    for (std::int64_t k = 0; k < keys; ++k) {
+      double sum = 0;
+      for (std::int64_t d = 0; d < width; ++d)
+        sum += q.as<float>()[h * width + d] * rows[static_cast<std::size_t>(k * width + d)];
+      weights[static_cast<std::size_t>(k)] = sum * scale;
+      largest = std::max(largest, sum * scale);
+    }
+    for (double& weight : weights) total += weight = std::exp(weight - largest);
+    for (std::int64_t d = 0; d < dv; ++d) {
+      double sum = 0;
+      for (std::int64_t k = 0; k < keys; ++k)
+        sum += weights[static_cast<std::size_t>(k)] * rows[static_cast<std::size_t>(k * width + d)];
+      out.as<float>()[h * dv + d] = static_cast<float>(sum / total);
+    }
+  }
+  return out;
+}
+
+TEST_F(CudaDecoding, LatentsAndQueriesAreMadeByTheirAttention) {
+  constexpr std::int64_t kRank = 512, kRope = 64, kNope = 128, kValues = 128, kWidth = kRank + kRope, kRows = 1400;
+  struct Case {
+    std::int64_t heads;
+    std::int32_t past;
+    bool interleaved;
+  };
+  for (const Case& c : {Case{16, 0, true}, {16, 5, true}, {16, 511, true}, {16, 1399, false}, {8, 300, true}, {4, 64, false}}) {
+    const Sequence sequence{.slot = 1, .first_token = 0, .tokens = 1, .past = c.past};
+    const std::int32_t row[4] = {1, 0, 1, c.past};
+    const Tensor table = make(DType::i32, {1, 4}), cosines = make(DType::f32, {1, kRope / 2}),
+                 sines = make(DType::f32, {1, kRope / 2});
+    std::memcpy(table.data, row, sizeof row);
+    for (std::int64_t i = 0; i < kRope / 2; ++i)
+      cosines.as<float>()[i] = std::cos(static_cast<float>(i)), sines.as<float>()[i] = std::sin(static_cast<float>(i));
+    Batch batch;
+    batch.tokens = 1;
+    batch.sequences = {&sequence, 1};
+    batch.sequence_table = table;
+    const Weight kv_b = weight(c.heads * (kNope + kValues), kRank);
+    const Tensor norm = random(DType::bf16, {kRank});
+    const Tensor first[3] = {random(DType::f32, {1, c.heads * (kNope + kRope)}), random(DType::f32, {1, kWidth}),
+                             random(DType::bf16, {2 * kRows, kWidth})};
+    Tensor all[3][6];
+    for (int way = 0; way < 3; ++way) {  // as one, apart, as one again
+      for (int i = 0; i < 3; ++i) all[way][i] = copy_of(first[i]);
+      all[way][3] = make(DType::f32, {1, kRank}), all[way][4] = make(DType::f32, {1, c.heads, kWidth});
+      all[way][5] = make(DType::f32, {1, c.heads, kRank});
+      const auto& [q, kv, cache, latent, carried, out] = all[way];
+      const Tensor heads = q.split_last(kNope + kRope), k_rope = kv.columns(kRank, kRope);
+      Ops& ops = backend_->ops();
+      ops.rope({.x = heads, .cos = cosines, .sin = sines, .first_dim = kNope, .interleaved = c.interleaved});
+      ops.rope({.x = k_rope.split_last(kRope), .cos = cosines, .sin = sines, .interleaved = c.interleaved});
+      ops.rms_norm({.x = kv.columns(0, kRank), .weight = norm, .eps = 1e-6, .out = latent});
+      ops.cache_write({.src = latent, .cache = cache.columns(0, kRank), .rows_per_slot = kRows, .batch = &batch});
+      ops.cache_write({.src = k_rope, .cache = cache.columns(kRank, kRope), .rows_per_slot = kRows, .batch = &batch});
+      ops.copy({.x = heads.columns(kNope, kRope), .out = carried.columns(kRank, kRope)});
+      ops.grouped_linear({.x = heads.columns(0, kNope),
+                          .weight = kv_b,
+                          .group_rows = kNope + kValues,
+                          .row_offset = 0,
+                          .rows = kNope,
+                          .transposed = true,
+                          .out = carried.columns(0, kRank)});
+      if (way == 1) wait();
+      const Tensor keys = cache.columns(0, kRank).split_last(kRank);
+      const KvSegment segment{.kind = KvSegment::Kind::kCache,
+                              .k = keys,
+                              .k_shared = cache.columns(kRank, kRope),
+                              .v = keys,
+                              .rows_per_slot = kRows};
+      ops.attention({.q = carried, .segments = {&segment, 1}, .scale = 0.1, .out = out, .batch = &batch});
+      wait();
+    }
+    const auto& [q, kv, cache, latent, carried, out] = all[0];
+    for (const int i : {0, 1}) EXPECT_TRUE(same_bits(all[0][i], all[1][i])) << i;
+    for (const int i : {3, 4}) expect_near(all[0][i], all[1][i], 1e-5);
+    for (int i = 0; i < 6; ++i) EXPECT_TRUE(same_bits(all[0][i], all[2][i])) << i;
+    const std::int64_t at = 2 * (kRows + c.past) * kWidth;  // the new token's row
+    EXPECT_EQ(std::memcmp(cache.data, all[1][2].data, static_cast<std::size_t>(at)), 0);
+    for (std::int64_t i = 0; i < kWidth; ++i) {
+      std::uint16_t half = 0;
+      std::memcpy(&half, cache.data + at + 2 * i, 2);
+      const float want = i < kRank ? latent.as<float>()[i] : kv.as<float>()[i];
+      EXPECT_EQ(half, f32_to_bf16(want)) << i;
+    }
+    expect_near(out, attended(make(DType::f32, out.shape), carried, cache, kRows, c.past + 1, 0.1), 1e-4);
+    expect_near(all[1][5], out, 1e-2);  // rounds its queries
+  }
+}
+
 TEST_F(CudaDecoding, ProductsOfSomeTokensGoTogether) {
   for (const std::int64_t tokens : {9, 17, 32, 33}) {
     constexpr std::int64_t kHidden = 328, kInner = 1040, kFew = 48;

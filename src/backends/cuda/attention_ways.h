@@ -37,4 +37,9 @@ bool on_hopper(const Context& context, const AttentionView& view);
 bool can_share_latents(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);
 void launch_latents(Context& context, const tensor::AttentionArgs& args, AttentionView& view);
 
+/// attention_absorbed.cu: that of one token, with what waiting.cuh has of it.
+struct FreshLatents;
+bool can_absorb(Context& context, const tensor::AttentionArgs& args, const AttentionView& view);
+void launch_absorbed(Context& context, const AttentionView& view, const FreshLatents& fresh);
+
 }  // namespace fathom::cuda

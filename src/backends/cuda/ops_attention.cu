@@ -180,6 +180,7 @@ void CudaOps::attention(const AttentionArgs& args) {
   const int clustered = streams ? cluster_parts(context_, args, view) : 0;
   const bool makes = clustered > 0 || (streams && can_make_rows(context_, args, view));
   const FreshRows fresh = makes ? waiting_->take_rotations(args) : FreshRows{};
+  const FreshLatents latents = can_absorb(context_, args, view) ? waiting_->take_latents(args) : FreshLatents{};
   const bool units = on_hopper(context_, view) && !can_stream(args, view) && !can_share_latents(context_, args, view) && can_flash(context_, args, view);
   std::optional<QkvRows> rows;
   if (units) rows = waiting_->rows_of(args);
@@ -187,7 +188,8 @@ void CudaOps::attention(const AttentionArgs& args) {
   context_.workspace.reset();
   if (rows) view.rounded_q = store_rows(context_, *rows, args);
   view.rounded_out = room_to_round(context_, args.out), view.rounded_type = context_.product_type;
-  if (clustered > 0) view.parts = clustered, view.clustered = true, launch_attention_clusters(context_, args, view, fresh);
+  if (latents.q != nullptr) view.rounded_out = nullptr, launch_absorbed(context_, view, latents);
+  else if (clustered > 0) view.parts = clustered, view.clustered = true, launch_attention_clusters(context_, args, view, fresh);
   else if (streams) launch_streams(context_, args, view, fresh);
   else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);
   else if (can_flash(context_, args, view)) launch_flash(context_, args, view);

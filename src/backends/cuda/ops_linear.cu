@@ -97,25 +97,27 @@ void CudaOps::linear(const LinearArgs& args) {
 }
 
 void CudaOps::grouped_linear(const GroupedLinearArgs& args) {
-  flush();
   const std::int64_t tokens = args.x.dim(0), groups = args.x.dim(1), k = args.weight.cols;
   FATHOM_CHECK(args.weight.rows == groups * args.group_rows && args.row_offset >= 0 && args.row_offset + args.rows <= args.group_rows);
   FATHOM_CHECK(args.x.dim(2) == (args.transposed ? args.rows : k) && args.out.dim(0) == tokens && args.out.dim(1) == groups);
   FATHOM_CHECK(args.out.dim(2) == (args.transposed ? k : args.rows));
   FATHOM_CHECK(args.x.dtype == DType::f32 && args.out.dtype == DType::f32, "activations are f32");
-  multiply_any(context_, {.weight = view_of(args.weight),
-                          .tokens = tokens,
-                          .groups = groups,
-                          .rows = args.rows,
-                          .first_row = args.row_offset,
-                          .row_step = args.group_rows,
-                          .by_column = args.transposed,
-                          .x = args.x.as<float>(),
-                          .out = args.out.as<float>(),
-                          .x_stride = args.x.strides[0],
-                          .x_step = args.x.strides[1],
-                          .out_stride = args.out.strides[0],
-                          .out_step = args.out.strides[1]});
+  const Product product{.weight = view_of(args.weight),
+                        .tokens = tokens,
+                        .groups = groups,
+                        .rows = args.rows,
+                        .first_row = args.row_offset,
+                        .row_step = args.group_rows,
+                        .by_column = args.transposed,
+                        .x = args.x.as<float>(),
+                        .out = args.out.as<float>(),
+                        .x_stride = args.x.strides[0],
+                        .x_step = args.x.strides[1],
+                        .out_stride = args.out.strides[0],
+                        .out_step = args.out.strides[1]};
+  if (waiting_->carry(context_, product)) return;
+  flush();
+  multiply_any(context_, product);
 }
 
 }  // namespace fathom::cuda

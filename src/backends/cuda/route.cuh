@@ -64,21 +64,25 @@ __device__ inline bool ranks_before(double a, int i, double b, int j) {
   return a > b || (a == b && i < j);
 }
 
+/// Whole numbers in the order of ranks_before but for ties; none is 0.
+__device__ inline std::uint64_t rank_key(double value) {
+  if (isnan(value)) return ~std::uint64_t{0};
+  const auto bits = static_cast<std::uint64_t>(__double_as_longlong(value + 0.0));  // one zero
+  return bits >> 63 != 0 ? ~bits : bits | std::uint64_t{1} << 63;
+}
+
 /// The index of the first in rank among values [0, n) that are not taken, which it takes; -1: none is left. By the whole warp.
 __device__ inline int take_largest(const double* values, int n, bool* taken) {
   const int lane = threadIdx.x % kWarp;
-  double best = 0;
+  std::uint64_t best = 0;
   int at = -1;
   for (int i = lane; i < n; i += kWarp)
-    if (!taken[i] && (at < 0 || ranks_before(values[i], i, best, at))) best = values[i], at = i;
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const double other = __shfl_xor_sync(kAllLanes, best, step);
-    const int other_at = __shfl_xor_sync(kAllLanes, at, step);
-    if (other_at >= 0 && (at < 0 || ranks_before(other, other_at, best, at))) best = other, at = other_at;
-  }
-  if (at >= 0 && lane == 0) taken[at] = true;
-  __syncwarp();
+    if (const std::uint64_t key = taken[i] ? 0 : rank_key(values[i]); key > best) best = key, at = i;
+  const auto high = static_cast<unsigned>(best >> 32), low = static_cast<unsigned>(best);
+  const unsigned most = __reduce_max_sync(kAllLanes, high), least = __reduce_max_sync(kAllLanes, high == most ? low : 0u);
+  const bool first = at >= 0 && high == most && low == least;
+  at = static_cast<int>(__reduce_min_sync(kAllLanes, first ? static_cast<unsigned>(at) : ~0u));  // ~0: -1
+  if (at >= 0 && lane == at % kWarp) taken[at] = true;  // nobody else looks at it
   return at;
 }
 
@@ -102,6 +106,7 @@ __device__ inline void keep_best_groups(const RouteView& view, double* choice, d
   }
   __syncwarp();
   for (int i = 0; i < view.top_groups; ++i) take_largest(ranks, view.groups, taken);
+  __syncwarp();
   const double fill = view.group_rank == tensor::GroupRank::kMax ? 0.0 : -INFINITY;
   for (int e = lane; e < view.experts; e += kWarp)
     if (!taken[e / size]) choice[e] = fill;
@@ -125,14 +130,15 @@ __device__ inline void route_token(const RouteView& view, std::int64_t token, do
     __syncwarp();
   }
   double sum = 0;
+  int own = 0;  // the expert of choice lane, of the first kWarp
   for (int j = 0; j < view.top_k; ++j) {
     const int expert = row != nullptr ? static_cast<int>(row[j]) : take_largest(choice, view.experts, taken);
     sum += scores[expert];
-    if (lane == 0) indices[j] = expert;
+    if (lane == j) own = expert;
+    if (lane == j % kWarp) indices[j] = expert;
   }
-  const double factor = view.scaling / (view.normalize ? sum + 1e-20 : 1.0);
-  __syncwarp();
-  for (int j = lane; j < view.top_k; j += kWarp) weights[j] = static_cast<float>(scores[indices[j]] * factor);
+  const double factor = view.normalize ? view.scaling / (sum + 1e-20) : view.scaling;
+  for (int j = lane; j < view.top_k; j += kWarp) weights[j] = static_cast<float>(scores[j < kWarp ? own : indices[j]] * factor);
 }
 /// Bytes of `room`.
 inline std::size_t route_bytes(const RouteView& view) {

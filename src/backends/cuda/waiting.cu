@@ -262,6 +262,7 @@ void CudaOps::Waiting::launch_products(Context& context) {
     launch_program(context, program_);
     program_.count = 0;
     program_.sequences = nullptr;
+    if (std::exchange(carries_, false)) multiply_any(context, carried_);
   }
   if (many_count_ < 2 || many_[0].tokens > kMostTokensTogether || !multiply_together(context, many_, many_count_))
     for (int i = 0; i < many_count_; ++i) multiply_any(context, many_[i]);

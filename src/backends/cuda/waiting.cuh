@@ -6,6 +6,7 @@
 #include "backends/cuda/attention.cuh"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/experts_few.h"
+#include "backends/cuda/fresh_latents.h"
 #include "backends/cuda/many_rows.h"
 #include "backends/cuda/product.cuh"
 #include "backends/cuda/route.cuh"
@@ -40,10 +41,15 @@ class CudaOps::Waiting {
   /// A short op on the rows of each of `tokens` tokens; what else waits is launched first. `batch`: where rows are written to caches.
   void take(Context& context, const TokenAction& action, std::int64_t tokens, const tensor::Batch* batch = nullptr);
   /// Whether short ops on as many tokens wait.
-  bool has_program(std::int64_t tokens) const { return program_.count > 0 && program_.tokens == tokens; }
+  bool has_program(std::int64_t tokens) const { return program_.count > 0 && program_.tokens == tokens && !carries_; }
   /// The rotations of q and k of single tokens and the writing of k and v to the cache, where they are all that waits: attention does them on its
   /// way, and they wait no more. Otherwise rows without cosines.
   FreshRows take_rotations(const tensor::AttentionArgs& args);
+  /// The product that carries the query of one token into latent space, where what waits is all that latent attention wants before it (one shape,
+  /// fresh_latents.h): it waits too. False: it has to be done apart.
+  bool carry(const Context& context, const Product& product);
+  /// That and what waited before it, if they are this attention's, which does them on its way: they wait no more. Otherwise without q.
+  FreshLatents take_latents(const tensor::AttentionArgs& args);
   /// The choice of experts of a few tokens, which products that do not need it may go before or beside. What else waits is launched first.
   void take(Context& context, const RouteView& route, std::int64_t tokens);
   /// The second kernel of the experts of a few tokens, which a sum may follow. Nothing else waits.
@@ -69,6 +75,8 @@ class CudaOps::Waiting {
   NormedX norm_;
   Together all_;
   TokenProgram program_;
+  Product carried_;       // after the program
+  bool carries_ = false;
   RouteView route_;
   std::int64_t route_tokens_ = 0;  // 0: none waits
   FewExperts few_;
