@@ -230,23 +230,28 @@ TEST_F(CudaDecoding, LatentsAndQueriesAreMadeByTheirAttention) {
                               .k_shared = cache.columns(kRank, kRope),
                               .v = keys,
                               .rows_per_slot = kRows};
-      ops.attention({.q = carried, .segments = {&segment, 1}, .scale = 0.1, .out = out, .batch = &batch});
+      ops.attention({.q = carried,
+                     .segments = {&segment, 1},
+                     .scale = 0.1,
+                     .out = out,
+                     .batch = &batch,
+                     .only_products = way != 1});
       wait();
     }
-    const auto& [q, kv, cache, latent, carried, out] = all[0];
-    for (const int i : {0, 1}) EXPECT_TRUE(same_bits(all[0][i], all[1][i])) << i;
-    for (const int i : {3, 4}) expect_near(all[0][i], all[1][i], 1e-5);
-    for (int i = 0; i < 6; ++i) EXPECT_TRUE(same_bits(all[0][i], all[2][i])) << i;
-    const std::int64_t at = 2 * (kRows + c.past) * kWidth;  // the new token's row
-    EXPECT_EQ(std::memcmp(cache.data, all[1][2].data, static_cast<std::size_t>(at)), 0);
-    for (std::int64_t i = 0; i < kWidth; ++i) {
-      std::uint16_t half = 0;
-      std::memcpy(&half, cache.data + at + 2 * i, 2);
-      const float want = i < kRank ? latent.as<float>()[i] : kv.as<float>()[i];
-      EXPECT_EQ(half, f32_to_bf16(want)) << i;
+    const Tensor &cache = all[0][2], &out = all[0][5], &carried = all[1][4];
+    for (const int i : {0, 2, 5}) EXPECT_TRUE(same_bits(all[0][i], all[2][i])) << i;
+    EXPECT_TRUE(same_bits(all[0][0], all[1][0]));
+    const std::int64_t at = (kRows + c.past) * kWidth;  // the new token's row
+    for (std::int64_t i = 0; i < cache.elements(); ++i) {
+      std::uint16_t got = 0, want = 0;
+      std::memcpy(&got, cache.data + 2 * i, 2), std::memcpy(&want, all[1][2].data + 2 * i, 2);
+      if (i >= at && i < at + kRank)
+        ASSERT_LE(std::abs(bf16_to_f32(got) - bf16_to_f32(want)), 0.008f * std::abs(bf16_to_f32(want))) << i - at;
+      else
+        ASSERT_EQ(got, want) << i - at;
     }
     expect_near(out, attended(make(DType::f32, out.shape), carried, cache, kRows, c.past + 1, 0.1), 1e-4);
-    expect_near(all[1][5], out, 1e-2);  // rounds its queries
+    expect_near(all[1][5], out, 2e-2);  // rounds its queries
   }
 }
 

@@ -14,14 +14,10 @@ inline constexpr int kAbsorbedRank = 512, kAbsorbedRope = 64, kAbsorbedNope = 12
 struct FreshLatents {
   float* q = nullptr;  // [heads, nope + rope] as the product left it; its last columns are rotated in place. Null: nothing is done on the way
   std::int64_t q_head = 0;
-  float* carried = nullptr;  // [heads, rank + rope]: q in latent space, and its rotated columns
-  std::int64_t carried_head = 0;
   const std::byte* weight = nullptr;  // of head h: nope rows of `rank` bf16, h · weight_head bytes further on
   std::int64_t weight_head = 0;
-  const float* kv = nullptr;   // [rank], to be normed
-  float* latent = nullptr;     // [rank], normed
-  float* k_rope = nullptr;     // [rope], rotated in place
-  const std::byte* norm = nullptr;  // [rank]
+  const float *kv = nullptr, *k_rope = nullptr;  // [rank] and [rope], as the product left them: to be normed, to be rotated
+  const std::byte* norm = nullptr;               // [rank]
   DType norm_type = DType::f32;
   float eps = 0;
   const float *cosines = nullptr, *sines = nullptr;  // [rope / 2]

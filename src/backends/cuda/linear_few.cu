@@ -17,15 +17,18 @@ void launch_rows(Context& context, Together all, const RouteView* route) {
   const Product& p = all.products[0];
   const std::int64_t wanted = static_cast<std::int64_t>(context.multiprocessors) * 16;
   const int own = all.gated ? kRowsAWarp / 2 : kRowsAWarp, parts = all.gated ? 1 : all.count;
-  std::int64_t row_groups = 0;
+  const bool third = all.gated && all.count == 3;
+  std::int64_t row_groups = third ? divide_up(all.products[2].rows, kRowsAWarp) : 0;
   for (int i = 0; i < parts; ++i) row_groups += divide_up(all.products[i].rows, own);
   int splits = 1;
   while (splits < kWarpsABlock && row_groups * p.groups * splits < wanted && p.weight.cols > splits * kWarp * 8) splits *= 2;
-  unsigned blocks = 0;
-  for (int i = 0; i < parts; ++i) {
+  unsigned blocks = route != nullptr ? 1 : 0;  // the first chooses
+  const auto place = [&](int i, int rows) {
     all.first_block[i] = blocks;
-    blocks += static_cast<unsigned>(divide_up(divide_up(all.products[i].rows, own), kWarpsABlock / splits));
-  }
+    blocks += static_cast<unsigned>(divide_up(divide_up(all.products[i].rows, rows), kWarpsABlock / splits));
+  };
+  if (third) place(2, kRowsAWarp);
+  for (int i = 0; i < parts; ++i) place(i, own);
   const dim3 grid(blocks, static_cast<unsigned>(p.groups));
   const auto launch = [&](auto tokens, auto normed, auto gate) {
     launch_early(context, &few_kernel<F, tokens(), normed(), gate()>, grid, kThreads, 0, all, splits, RouteView{});
@@ -39,7 +42,7 @@ void launch_rows(Context& context, Together all, const RouteView* route) {
     else launch(std::integral_constant<int, 8>{}, kThere, gate);
   };
   if constexpr (F == WeightFormat::bf16)
-    if (route != nullptr) return launch_early(context, &few_kernel<F, 1, false, false, true>, dim3(blocks + 1), kThreads, route_bytes(*route), all, splits, *route);
+    if (route != nullptr) return launch_early(context, &few_kernel<F, 1, false, false, true>, dim3(blocks), kThreads, route_bytes(*route), all, splits, *route);
   if (all.gated) by_tokens(std::true_type{});
   else by_tokens(std::false_type{});
 }
@@ -55,7 +58,7 @@ void launch_together(Context& context, const Together& all, const RouteView* rou
   if (all.products[0].tokens > kFewTokens) return launch_some(context, all, route);
   if (can_stream(context, all)) return launch_stream(context, all);
   // One token's products wait for memory alone, unless their warps also norm x and gate.
-  const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr);
+  const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr && all.count == 2);
   if (busy && can_use_mma(context, all)) return launch_few_mma(context, all);
   with_format(all.products[0].weight.format, [&](auto format) { launch_rows<format()>(context, all, route); });
 }

@@ -107,7 +107,9 @@ __device__ void multiply_eight(const EightOf<F> (&eight)[kRowsAWarp], const Warp
 
 /// A warp has kRowsAWarp rows and every `splits`-th stretch of 256 columns of them; the warps that share rows are in one block and
 /// add up in a fixed order.
-/// With kRoutes the last block chooses the experts of a token instead, which nothing here needs (dynamic shared memory: route_bytes).
+/// With kRoutes the first block chooses the experts of a token instead, which nothing here needs (dynamic shared memory: route_bytes). It begins
+/// with whatever lies there, so that its instructions have come when its turn does.
+/// A third product of normed gated ones is plain: the first blocks'.
 template <tensor::WeightFormat F, int kTokens, bool kNormed, bool kGated, bool kRoutes = false>
 __global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) few_kernel(const __grid_constant__ Together all, int splits, const __grid_constant__ RouteView route) {
   static_assert(kRowsAWarp * kTokens <= kWarp && (!kNormed || kTokens == 1));
@@ -117,25 +119,32 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) fe
   let_next_start();
   if constexpr (kRoutes) {
     extern __shared__ double route_room[];
-    if (blockIdx.x == gridDim.x - 1) {
-      wait_for_previous();
-      if (threadIdx.x < kWarp) route_token(route, 0, route_room);
+    if (blockIdx.x == 0) {
+#pragma unroll 1
+      for (int turn = route.table == nullptr ? 0 : 1; turn < 2; ++turn) {
+        if (turn == 1) wait_for_previous();
+        if (threadIdx.x < kWarp) route_token(route, 0, route_room, turn == 1);
+      }
       return;
     }
   }
   int which = 0;
+  bool pairs = kGated;
   if constexpr (!kGated)
     while (which + 1 < all.count && blockIdx.x >= all.first_block[which + 1]) ++which;
+  else if constexpr (kNormed)
+    if (blockIdx.x < all.first_block[0]) which = 2, pairs = false;
   const Product& p = all.products[which];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, split = warp % splits;
-  const std::int64_t g = blockIdx.y, first = (static_cast<std::int64_t>(blockIdx.x - all.first_block[which]) * (kWarpsABlock / splits) + warp / splits) * kOwn;
+  const int own_rows = pairs ? kOwn : kRowsAWarp;
+  const std::int64_t g = blockIdx.y, first = (static_cast<std::int64_t>(blockIdx.x - all.first_block[which]) * (kWarpsABlock / splits) + warp / splits) * own_rows;
   const std::int64_t cols = p.weight.cols, step = static_cast<std::int64_t>(splits) * kWarp * 8;
   WarpRows rows;
 #pragma unroll
   for (int r = 0; r < kRowsAWarp; ++r) {
-    const Product& own = kGated && r >= kOwn ? all.products[1] : p;
+    const Product& own = pairs && r >= kOwn ? all.products[1] : p;
     rows.weight[r] = &own.weight;
-    rows.row[r] = own.first_row + g * own.row_step + min(first + r % kOwn, own.rows - 1);
+    rows.row[r] = own.first_row + g * own.row_step + min(first + r % own_rows, own.rows - 1);
   }
   std::int64_t col = split * kWarp * 8 + lane * 8;
   OnTheWay<F> next;
@@ -180,9 +189,9 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) fe
     for (int s = 1; s < splits; ++s) mine += room[warp + s][lane];
   mine *= factor;
   const int t = lane / kRowsAWarp;
-  const std::int64_t row = first + lane % kOwn;
+  const std::int64_t row = first + lane % own_rows;
   const bool here = t < min(static_cast<std::int64_t>(kTokens), p.tokens) && row < p.rows;
-  if constexpr (kGated) {
+  if (pairs) {
     const bool up = lane % kRowsAWarp >= kOwn;
     const float value = here ? finished(all.products[up ? 1 : 0], t, g, row, mine) : 0.0f, other = __shfl_down_sync(kAllLanes, value, kOwn);
     if (here && up) all.products[1].out[t * all.products[1].out_stride + row] = value;

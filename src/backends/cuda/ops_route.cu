@@ -30,10 +30,10 @@ void CudaOps::route(const RouteArgs& args) {
   FATHOM_CHECK(!args.table.defined() || (args.table.cols == top_k && args.table.format == WeightFormat::i64));
   FATHOM_CHECK(routing.groups <= 1 || (experts % routing.groups == 0 && routing.top_groups <= routing.groups &&
                                        top_k <= routing.top_groups * (experts / routing.groups)));
-  launch_waiting();
-  waiting_->settle(context_);
+  const bool after = tokens == 1 && top_k <= kMostChoices && waiting_->makes(args.logits);
+  if (!after) launch_waiting(), waiting_->settle(context_);
   const RoundedActivations kept = context_.rounded;
-  flush();
+  context_.rounded = {};
   if (tokens == 0) return;
   const auto apart = [&](const Tensor& x) {
     const auto *begin = reinterpret_cast<const float*>(x.data), *end = begin + (tokens - 1) * x.strides[0] + top_k, *last = kept.x + (kept.tokens - 1) * kept.stride + kept.width;
@@ -58,6 +58,7 @@ void CudaOps::route(const RouteArgs& args) {
   view.normalize = routing.normalize;
   view.scaling = routing.scaling;
   FATHOM_CHECK(route_bytes(view) <= 48 * 1024, "more experts than a router's shared memory holds");
+  if (after) return waiting_->take_after(view);
   const bool some = tokens > kFewTokens && tokens <= kMostTokensBeside;
   if (some || (tokens <= kFewExpertTokens && view.top_k <= kMostChoices)) return waiting_->take(context_, view, tokens);
   launch_route(context_, view, tokens);

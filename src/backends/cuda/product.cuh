@@ -43,7 +43,7 @@ struct Together {
   unsigned first_block[kMost] = {};
   int count = 0;
   NormedX norm;
-  bool gated = false;  // two products, a gate and its up: the first's out becomes gated(gate, up); the second's is its own
+  bool gated = false;  // a gate and its up: the first's out becomes gated(gate, up); the second's is its own. A third, of a normed x, is plain
   float limit = 0;     // of the gate
 };
 

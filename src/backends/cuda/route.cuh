@@ -113,8 +113,8 @@ __device__ inline void keep_best_groups(const RouteView& view, double* choice, d
   __syncwarp();
 }
 
-/// The choice of one token by a warp. `room`: scores [experts], choice [experts], ranks [groups] f64, taken [max(experts, groups)].
-__device__ inline void route_token(const RouteView& view, std::int64_t token, double* room) {
+/// The choice of one token by a warp. Unless it `writes`, nobody hears of it. `room`: scores [experts], choice [experts], ranks [groups] f64, taken [max(experts, groups)].
+__device__ inline void route_token(const RouteView& view, std::int64_t token, double* room, bool writes = true) {
   std::int32_t* indices = view.indices.at(token);
   float* weights = view.weights.at(token);
   double *scores = room, *choice = scores + view.experts, *ranks = choice + view.experts;
@@ -135,9 +135,10 @@ __device__ inline void route_token(const RouteView& view, std::int64_t token, do
     const int expert = row != nullptr ? static_cast<int>(row[j]) : take_largest(choice, view.experts, taken);
     sum += scores[expert];
     if (lane == j) own = expert;
-    if (lane == j % kWarp) indices[j] = expert;
+    if (writes && lane == j % kWarp) indices[j] = expert;
   }
   const double factor = view.normalize ? view.scaling / (sum + 1e-20) : view.scaling;
+  if (!writes) return;
   for (int j = lane; j < view.top_k; j += kWarp) weights[j] = static_cast<float>(scores[j < kWarp ? own : indices[j]] * factor);
 }
 /// Bytes of `room`.

@@ -1,5 +1,7 @@
 #include "backends/cuda/waiting.cuh"
 
+#include <algorithm>
+
 #include "backends/cuda/many_rows.h"
 
 namespace fathom::cuda {
@@ -68,6 +70,12 @@ void CudaOps::Waiting::take(Context& context, const Product& product) {
 void CudaOps::Waiting::take(Context& context, const RouteView& route, std::int64_t tokens) {
   launch(context);
   route_ = route, route_tokens_ = tokens;
+}
+
+bool CudaOps::Waiting::makes(const Tensor& logits) const {
+  if (all_.count != 1 || norm_.from == nullptr || program_.count > 0 || many_count_ > 0 || rows_.any() || route_tokens_ > 0 || few_tokens_ > 0) return false;
+  const Product& p = all_.products[0];
+  return p.tokens == 1 && p.weight.format == WeightFormat::bf16 && is_out(logits, p);
 }
 
 bool CudaOps::Waiting::add_to_experts(Context& context, const AddArgs& args) {
@@ -170,10 +178,12 @@ bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
 }
 
 bool CudaOps::Waiting::swiglu(Context& context, const SwigluArgs& args) {
-  if (all_.count != 2) return false;
-  const Product &gate = all_.products[0], &up = all_.products[1];
+  const bool third = all_.count == 3 && route_tokens_ == 1 && norm_.from != nullptr;  // the first makes a router's logits
+  if (all_.count != 2 && !third) return false;
+  const Product &gate = all_.products[third ? 1 : 0], &up = all_.products[third ? 2 : 1];
   if (gate.rows != up.rows || gate.accumulate || up.accumulate) return false;
   if (!is_out(args.gate, gate) || !is_out(args.up, up) || !is_out(args.out, gate)) return false;
+  if (third) std::rotate(all_.products, all_.products + 1, all_.products + 3);
   all_.gated = true;
   all_.limit = static_cast<float>(args.limit);
   launch_products(context);

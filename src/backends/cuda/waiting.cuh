@@ -52,6 +52,10 @@ class CudaOps::Waiting {
   FreshLatents take_latents(const tensor::AttentionArgs& args);
   /// The choice of experts of a few tokens, which products that do not need it may go before or beside. What else waits is launched first.
   void take(Context& context, const RouteView& route, std::int64_t tokens);
+  /// Whether all that waits is the product of one token that makes these logits, of a normed x. Then a choice may wait behind it, and a gate and
+  /// its up go with the product.
+  bool makes(const tensor::Tensor& logits) const;
+  void take_after(const RouteView& route) { route_ = route, route_tokens_ = 1; }
   /// The second kernel of the experts of a few tokens, which a sum may follow. Nothing else waits.
   void take(const FewExperts& few, std::int64_t tokens) { few_ = few, few_tokens_ = tokens; }
   /// Rotations and cache rows of many tokens, that attention may follow. Nothing else waits.

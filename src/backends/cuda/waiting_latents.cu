@@ -46,7 +46,7 @@ bool CudaOps::Waiting::carry(const Context& context, const Product& p) {
 }
 
 FreshLatents CudaOps::Waiting::take_latents(const AttentionArgs& args) {
-  if (!carries_) return {};
+  if (!carries_ || !args.only_products) return {};  // q, the latent and the rotated keys would have to be written
   const TokenAction* a = program_.actions;
   const KvSegment& segment = args.segments[0];
   const auto is_written = [&](const TokenAction& action, const Tensor& rows) { return action.out.data == rows.data && action.out.token == rows.strides[0] && action.rows_per_slot == segment.rows_per_slot; };
@@ -56,13 +56,10 @@ FreshLatents CudaOps::Waiting::take_latents(const AttentionArgs& args) {
   FreshLatents fresh;
   fresh.q = reinterpret_cast<float*>(a[kRotatesQ].x.data);
   fresh.q_head = a[kRotatesQ].x.row;
-  fresh.carried = carried_.out;
-  fresh.carried_head = carried_.out_step;
   fresh.weight = carried_.weight.data + carried_.first_row * kAbsorbedRank * 2;
   fresh.weight_head = carried_.row_step * kAbsorbedRank * 2;
   fresh.kv = reinterpret_cast<const float*>(a[kNorms].x.data);
-  fresh.latent = reinterpret_cast<float*>(a[kNorms].out.data);
-  fresh.k_rope = reinterpret_cast<float*>(a[kRotatesK].x.data);
+  fresh.k_rope = reinterpret_cast<const float*>(a[kRotatesK].x.data);
   fresh.norm = a[kNorms].weight;
   fresh.norm_type = a[kNorms].weight_type;
   fresh.eps = a[kNorms].eps;

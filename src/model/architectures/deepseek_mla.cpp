@@ -294,7 +294,8 @@ class DeepseekMla final : public Architecture {
                             .v = keys,
                             .rows_per_slot = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.cache)],
                             .selected = selected.tensor()};
-    Value latent = attention(ops, qa, std::span(&segment, 1), r, attention_scale(spec_), {}, pass.batch);  // [T, H, r]
+    Value latent = attention(ops, qa, std::span(&segment, 1), r, attention_scale(spec_), {}, pass.batch, DType::f32,
+                             true);  // [T, H, r]
     Value out = allocate(ops, {q.dim(0), q.dim(1), v});
     ops.grouped_linear({.x = latent,
                         .weight = kv_b,
