@@ -13,9 +13,10 @@ __device__ void multiply_rows(const WarpRows& rows, int cols, const float* x, On
   float acc[kRowsAWarp][1] = {};
   for (int col = threadIdx.x % kWarp * 8; col < cols; col += kAhead<F> * kWarp * 8) {
 #pragma unroll
-    for (int a = 0; a < kAhead<F>; ++a)
+    for (int a = 0; a < kAhead<F>; ++a) {
       if (col + a * kWarp * 8 < cols) multiply_eight<F, 1, false>(next.eight[a], rows, cols, col + a * kWarp * 8, from, acc);
-    next.read(rows, cols, col + kAhead<F> * kWarp * 8, kWarp * 8);
+      next.read_place(a, rows, cols, col + (a + kAhead<F>) * kWarp * 8);
+    }
   }
 #pragma unroll
   for (int r = 0; r < kRowsAWarp; ++r) sums[r] = warp_sum(acc[r][0]);
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp) few_experts_in(const __g
 /// out[token] (+)= the sum over j of weights[token, j] · down_e hidden[token, j]. The warps of a block share out a token's experts, four rows of
 /// each, and add up by j. Grid: rows in fours, tokens.
 template <tensor::WeightFormat F>
-__global__ void __launch_bounds__(kWarpsABlock * kWarp, 4) few_experts_out(const __grid_constant__ FewExperts view) {
+__global__ void __launch_bounds__(kWarpsABlock * kWarp, 3) few_experts_out(const __grid_constant__ FewExperts view) {
   __shared__ float products[kMostChoices][kRowsAWarp], shares[kMostChoices];
   let_next_start();
   const std::int64_t token = blockIdx.y, first = static_cast<std::int64_t>(blockIdx.x) * kRowsAWarp;
@@ -64,28 +65,31 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, 4) few_experts_out(const
   for (int j = static_cast<int>(threadIdx.x); j < view.top_k; j += static_cast<int>(blockDim.x)) shares[j] = expert_of(j) >= 0 ? view.weights.at(token)[j] : 0.0f;
   WeightView down;
   WarpRows rows;
-  OnTheWay<F> next;
-  const auto begin = [&](int j) {
-    if (j >= view.top_k || expert_of(j) < 0) return;
-    down = matrix_view(view.down, expert_of(j), view.h, view.inner, view.down_format);
 #pragma unroll
-    for (int r = 0; r < kRowsAWarp; ++r) rows.weight[r] = &down, rows.row[r] = min(first + r, view.h - 1);
-    next.read(rows, static_cast<int>(view.inner), lane * 8, kWarp * 8);
+  for (int r = 0; r < kRowsAWarp; ++r) rows.weight[r] = &down, rows.row[r] = min(first + r, view.h - 1);
+  OnTheWay<F> next;
+  int expert = warp < view.top_k ? expert_of(warp) : -1;
+  const auto begin = [&] {
+    down = matrix_view(view.down, max(expert, 0), view.h, view.inner, view.down_format);
+    if (expert >= 0) next.read(rows, static_cast<int>(view.inner), lane * 8, kWarp * 8);
   };
-  begin(warp);
+  begin();
   wait_for_previous();
   const std::int64_t row = first + threadIdx.x;
   const bool own = threadIdx.x < kRowsAWarp && row < view.h;
   float* out = view.out.at(token) + row;
   float sum = own && view.accumulate ? *out : 0.0f;
   const float added = own && view.added != nullptr ? view.added[token * view.added_stride + row] : 0.0f;
+#pragma unroll 1
   for (int j = warp; j < view.top_k; j += warps) {
-    if (j != warp) begin(j);
     float sums[kRowsAWarp] = {};
-    if (expert_of(j) >= 0) multiply_rows<F>(rows, static_cast<int>(view.inner), view.hidden + (token * view.top_k + j) * view.inner, next, sums);
+    if (expert >= 0) multiply_rows<F>(rows, static_cast<int>(view.inner), view.hidden + (token * view.top_k + j) * view.inner, next, sums);
 #pragma unroll
     for (int r = 0; r < kRowsAWarp; ++r)
       if (lane == r) products[j][r] = sums[r];
+    if (j + warps >= view.top_k) break;
+    expert = expert_of(j + warps);
+    begin();
   }
   __syncthreads();
   if (!own) return;

@@ -63,43 +63,60 @@ __device__ inline void copy_absorbed(const SegmentView& segment, std::int64_t ba
   if (turn < kAbsorbedRope / 8) copy_16(to + swizzled<kAbsorbedChunks>(key, kAbsorbedRank / 8 + turn), rest + 8 * turn, here);
 }
 
-/// A lane's pair of `row` (kAbsorbedRope of them), rotated.
-__device__ inline void rotate_pair(const FreshLatents& fresh, const float* row, float* to) {
-  const int i = static_cast<int>(threadIdx.x) % kWarp, first = fresh.interleaved ? 2 * i : i, second = fresh.interleaved ? 2 * i + 1 : i + kAbsorbedRope / 2;
-  const float a = row[first], b = row[second], c = fresh.cosines[i], s = fresh.sines[i];
-  to[first] = rotated_first(a, b, c, s);
-  to[second] = rotated_second(a, b, c, s);
-}
-
-/// The new token's row of keys, by one warp; `writes`: to the cache as well.
-__device__ inline void make_key(const FreshLatents& fresh, const SegmentView& segment, std::int64_t row, bool writes, uint4* key, float* rotated) {
-  constexpr int kOwn = kAbsorbedRank / kWarp / 8;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  float x[kOwn][8], squares = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) read_eight_floats(fresh.kv + 8 * (kWarp * i + lane), x[i]);
-  rotate_pair(fresh, fresh.k_rope, rotated);
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i)
-#pragma unroll
-    for (int j = 0; j < 8; ++j) squares += x[i][j] * x[i][j];
-  const float scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(kAbsorbedRank) + fresh.eps);
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int chunk = kWarp * i + lane;
-    float weight[8];
-    read_eight_of(fresh.norm, fresh.norm_type, 8 * chunk, weight);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) x[i][j] = x[i][j] * scale * weight[j];
-    key[chunk] = pack_eight<__nv_bfloat16>(make_float4(x[i][0], x[i][1], x[i][2], x[i][3]), make_float4(x[i][4], x[i][5], x[i][6], x[i][7]));
-    if (writes) *reinterpret_cast<uint4*>(const_cast<std::byte*>(segment.k) + 2 * (row * segment.k_row + 8 * chunk)) = key[chunk];
+/// A lane's pair of `row` (kAbsorbedRope of them), to be rotated.
+struct RotatedPair {
+  float a, b, cosine, sine;
+  int first, second;
+  __device__ void read(const FreshLatents& fresh, const float* row) {
+    const int i = static_cast<int>(threadIdx.x) % kWarp;
+    first = fresh.interleaved ? 2 * i : i, second = fresh.interleaved ? 2 * i + 1 : i + kAbsorbedRope / 2;
+    a = row[first], b = row[second], cosine = fresh.cosines[i], sine = fresh.sines[i];
   }
-  __syncwarp();
-  if (lane >= kAbsorbedRope / 8) return;
-  const auto* pairs = reinterpret_cast<const float4*>(rotated) + 2 * lane;
-  key[kAbsorbedRank / 8 + lane] = pack_eight<__nv_bfloat16>(pairs[0], pairs[1]);
-  if (writes) *reinterpret_cast<uint4*>(const_cast<std::byte*>(segment.k_shared) + 2 * (row * segment.shared_row + 8 * lane)) = key[kAbsorbedRank / 8 + lane];
-}
+  __device__ void write(float* to) const {
+    to[first] = rotated_first(a, b, cosine, sine);
+    to[second] = rotated_second(a, b, cosine, sine);
+  }
+};
+
+/// The new token's row of keys, by one warp, which reads what it is made from before others need its time.
+struct FreshKey {
+  static constexpr int kOwn = kAbsorbedRank / kWarp / 8;
+  float x[kOwn][8], weight[kOwn][8];
+  RotatedPair pair;
+  __device__ void read_norm(const FreshLatents& fresh) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) read_eight_of(fresh.norm, fresh.norm_type, 8 * (kWarp * i + static_cast<int>(threadIdx.x) % kWarp), weight[i]);
+  }
+  __device__ void read(const FreshLatents& fresh) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) read_eight_floats(fresh.kv + 8 * (kWarp * i + static_cast<int>(threadIdx.x) % kWarp), x[i]);
+    pair.read(fresh, fresh.k_rope);
+  }
+  /// `writes`: to the cache as well.
+  __device__ void make(float eps, const SegmentView& segment, std::int64_t row, bool writes, uint4* key, float* rotated) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    pair.write(rotated);
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) squares += x[i][j] * x[i][j];
+    const float scale = 1.0f / sqrtf(warp_sum(squares) / static_cast<float>(kAbsorbedRank) + eps);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int chunk = kWarp * i + lane;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) x[i][j] = x[i][j] * scale * weight[i][j];
+      key[chunk] = pack_eight<__nv_bfloat16>(make_float4(x[i][0], x[i][1], x[i][2], x[i][3]), make_float4(x[i][4], x[i][5], x[i][6], x[i][7]));
+      if (writes) *reinterpret_cast<uint4*>(const_cast<std::byte*>(segment.k) + 2 * (row * segment.k_row + 8 * chunk)) = key[chunk];
+    }
+    __syncwarp();
+    if (lane >= kAbsorbedRope / 8) return;
+    const auto* pairs = reinterpret_cast<const float4*>(rotated) + 2 * lane;
+    key[kAbsorbedRank / 8 + lane] = pack_eight<__nv_bfloat16>(pairs[0], pairs[1]);
+    if (writes) *reinterpret_cast<uint4*>(const_cast<std::byte*>(segment.k_shared) + 2 * (row * segment.shared_row + 8 * lane)) = key[kAbsorbedRank / 8 + lane];
+  }
+};
 
 /// A thread's share of the way into latent space: four rows of the weight, eight of the block's columns.
 struct CarryingWeights {
@@ -263,7 +280,6 @@ __device__ inline void join_absorbed(const AttentionView& view, int head, int st
 static __global__ void __launch_bounds__(kAbsorbedThreads, 1) attend_absorbed(const __grid_constant__ AttentionView view, const __grid_constant__ FreshLatents fresh) {
   extern __shared__ __align__(128) unsigned char absorbed_room[];
   AbsorbedRoom& room = *reinterpret_cast<AbsorbedRoom*>(absorbed_room);
-  let_next_start();
   cluster_arrive();  // so that nobody writes where a block has not begun
   const auto* row_of_table = reinterpret_cast<const int4*>(view.table);
   const int4 before = __ldcg(row_of_table);
@@ -291,7 +307,10 @@ static __global__ void __launch_bounds__(kAbsorbedThreads, 1) attend_absorbed(co
   // Keys of earlier passes begin to come. The table may still be the last pass's: then others come once more.
   const bool early = before.x >= 0 && before.w >= 0 && before.w < segment.rows_per_slot && (static_cast<std::int64_t>(before.x) + 1) * segment.rows_per_slot <= fresh.cache_rows;
   if (early) copy(before);
-  if (last && threadIdx.x < kAbsorbedRank * 2 / 128) fetch_to_l2(fresh.norm + threadIdx.x * 128);
+  FreshKey key;
+  RotatedPair pair;
+  const bool makes_key = last && warp == kAbsorbedWarps - 1, rotates = stretch == 0 && warp == kAbsorbedWarps - 2;
+  if (makes_key) key.read_norm(fresh);
   wait_for_previous();
   const int4 sequence = __ldcg(row_of_table);  // slot, first_token, tokens, past
   if (sequence.z == 0) {                       // so for all blocks
@@ -299,10 +318,12 @@ static __global__ void __launch_bounds__(kAbsorbedThreads, 1) attend_absorbed(co
     cluster_wait();
     return;
   }
-  if (last && warp == kAbsorbedWarps - 1) make_key(fresh, segment, static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot + sequence.w, blockIdx.x < kAbsorbedBlocks, room.own_key, &room.scores[0][0][0]);
   float* q = fresh.q + head * fresh.q_head;
+  if (rotates) pair.read(fresh, q + kAbsorbedNope);
   weights.multiply(q, room.sums);
-  if (stretch == 0 && warp == kAbsorbedWarps - 2) rotate_pair(fresh, q + kAbsorbedNope, room.rotated);
+  if (rotates) pair.write(room.rotated);
+  if (makes_key) key.read(fresh);
+  let_next_start();  // not before: the weights of what comes next would stand in the way
   if (!early || sequence.x != before.x || sequence.w != before.w) {
     wait_copies<0>();
     copy(sequence);
@@ -317,7 +338,9 @@ static __global__ void __launch_bounds__(kAbsorbedThreads, 1) attend_absorbed(co
   cluster_wait();
   give_query(own_head, stretch, room);
   cluster_arrive();
+  if (makes_key) key.make(fresh.eps, segment, base + sequence.w, blockIdx.x < kAbsorbedBlocks, room.own_key, &room.scores[0][0][0]);
   cluster_wait();
+  __syncthreads();  // the new key is there
 
   AbsorbedState state;
   float acc[4][4] = {};

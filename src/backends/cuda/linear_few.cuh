@@ -31,10 +31,13 @@ struct OnTheWay {
   EightOf<F> eight[kAhead<F>][kRowsAWarp];
   __device__ void read(const WarpRows& rows, std::int64_t cols, std::int64_t col, std::int64_t step) {
 #pragma unroll
-    for (int a = 0; a < kAhead<F>; ++a)
+    for (int a = 0; a < kAhead<F>; ++a) read_place(a, rows, cols, col + a * step);
+  }
+  /// One of kAhead places.
+  __device__ void read_place(int a, const WarpRows& rows, std::int64_t cols, std::int64_t col) {
 #pragma unroll
-      for (int r = 0; r < kRowsAWarp; ++r)
-        if (col + a * step < cols) eight[a][r].read(rows.weight[r]->data, rows.row[r] * cols + col + a * step);
+    for (int r = 0; r < kRowsAWarp; ++r)
+      if (col < cols) eight[a][r].read(rows.weight[r]->data, rows.row[r] * cols + col);
   }
   /// Asks the L2 cache for the same: a lane in every 128 bytes.
   static __device__ void ask(const WarpRows& rows, std::int64_t cols, std::int64_t col, std::int64_t step) {

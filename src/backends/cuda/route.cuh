@@ -28,11 +28,23 @@ __device__ inline double warp_sum(double value) {
   for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
   return value;
 }
+/// Whole numbers in the order of the values, NaN above everything; none is 0.
+__device__ inline std::uint64_t rank_key(double value) {
+  if (isnan(value)) return ~std::uint64_t{0};
+  const auto bits = static_cast<std::uint64_t>(__double_as_longlong(value + 0.0));  // one zero
+  return bits >> 63 != 0 ? ~bits : bits | std::uint64_t{1} << 63;
+}
+
+/// The largest of all lanes' keys.
+__device__ inline std::uint64_t warp_largest(std::uint64_t key) {
+  const auto high = static_cast<unsigned>(key >> 32), low = static_cast<unsigned>(key);
+  const unsigned most = __reduce_max_sync(kAllLanes, high), rest = __reduce_max_sync(kAllLanes, high == most ? low : 0u);
+  return std::uint64_t{most} << 32 | rest;
+}
 /// NaN is passed over, as by the reference.
 __device__ inline double warp_largest(double value) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) value = fmax(value, __shfl_xor_sync(kAllLanes, value, step));
-  return value;
+  const std::uint64_t key = warp_largest(rank_key(isnan(value) ? -INFINITY : value));
+  return __longlong_as_double(static_cast<long long>(key >> 63 != 0 ? key ^ std::uint64_t{1} << 63 : ~key));
 }
 
 __device__ inline void score_experts(const RouteView& view, const float* logits, double* scores) {
@@ -64,13 +76,6 @@ __device__ inline bool ranks_before(double a, int i, double b, int j) {
   return a > b || (a == b && i < j);
 }
 
-/// Whole numbers in the order of ranks_before but for ties; none is 0.
-__device__ inline std::uint64_t rank_key(double value) {
-  if (isnan(value)) return ~std::uint64_t{0};
-  const auto bits = static_cast<std::uint64_t>(__double_as_longlong(value + 0.0));  // one zero
-  return bits >> 63 != 0 ? ~bits : bits | std::uint64_t{1} << 63;
-}
-
 /// The index of the first in rank among values [0, n) that are not taken, which it takes; -1: none is left. By the whole warp.
 __device__ inline int take_largest(const double* values, int n, bool* taken) {
   const int lane = threadIdx.x % kWarp;
@@ -78,12 +83,34 @@ __device__ inline int take_largest(const double* values, int n, bool* taken) {
   int at = -1;
   for (int i = lane; i < n; i += kWarp)
     if (const std::uint64_t key = taken[i] ? 0 : rank_key(values[i]); key > best) best = key, at = i;
-  const auto high = static_cast<unsigned>(best >> 32), low = static_cast<unsigned>(best);
-  const unsigned most = __reduce_max_sync(kAllLanes, high), least = __reduce_max_sync(kAllLanes, high == most ? low : 0u);
-  const bool first = at >= 0 && high == most && low == least;
+  const std::uint64_t most = warp_largest(best);
+  const bool first = at >= 0 && best == most;
   at = static_cast<int>(__reduce_min_sync(kAllLanes, first ? static_cast<unsigned>(at) : ~0u));  // ~0: -1
   if (at >= 0 && lane == at % kWarp) taken[at] = true;  // nobody else looks at it
   return at;
+}
+
+/// The first `count` in rank among values [0, n), n at most kOwn · kWarp: take(j, index). By the whole warp.
+template <int kOwn, class Take>
+__device__ inline void take_first(const double* values, int n, int count, Take take) {
+  const int lane = threadIdx.x % kWarp;
+  std::uint64_t keys[kOwn];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) keys[i] = i * kWarp + lane < n ? rank_key(values[i * kWarp + lane]) : 0;
+#pragma unroll 1
+  for (int j = 0; j < count; ++j) {
+    std::uint64_t best = keys[0];
+    int at = lane;
+#pragma unroll
+    for (int i = 1; i < kOwn; ++i)
+      if (keys[i] > best) best = keys[i], at = i * kWarp + lane;
+    const std::uint64_t most = warp_largest(best);
+    at = static_cast<int>(__reduce_min_sync(kAllLanes, best == most ? static_cast<unsigned>(at) : ~0u));
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i)
+      if (at == i * kWarp + lane) keys[i] = 0;
+    take(j, at);
+  }
 }
 
 /// The value of a group: its best, or the sum of its two best, the better first.
@@ -126,16 +153,24 @@ __device__ inline void route_token(const RouteView& view, std::int64_t token, do
     for (int e = lane; e < view.experts; e += kWarp) choice[e] = scores[e] + (view.bias.data != nullptr ? static_cast<double>(view.bias[e]) : 0.0);
     __syncwarp();
     if (view.groups > 1) keep_best_groups(view, choice, ranks, taken);
-    for (int e = lane; e < view.experts; e += kWarp) taken[e] = false;
-    __syncwarp();
   }
   double sum = 0;
   int own = 0;  // the expert of choice lane, of the first kWarp
-  for (int j = 0; j < view.top_k; ++j) {
-    const int expert = row != nullptr ? static_cast<int>(row[j]) : take_largest(choice, view.experts, taken);
+  const auto take = [&](int j, int expert) {
     sum += scores[expert];
     if (lane == j) own = expert;
     if (writes && lane == j % kWarp) indices[j] = expert;
+  };
+  if (row != nullptr) {
+    for (int j = 0; j < view.top_k; ++j) take(j, static_cast<int>(row[j]));
+  } else if (view.experts <= 2 * kWarp) {
+    take_first<2>(choice, view.experts, view.top_k, take);
+  } else if (view.experts <= 8 * kWarp) {
+    take_first<8>(choice, view.experts, view.top_k, take);
+  } else {
+    for (int e = lane; e < view.experts; e += kWarp) taken[e] = false;
+    __syncwarp();
+    for (int j = 0; j < view.top_k; ++j) take(j, take_largest(choice, view.experts, taken));
   }
   const double factor = view.normalize ? view.scaling / (sum + 1e-20) : view.scaling;
   if (!writes) return;
