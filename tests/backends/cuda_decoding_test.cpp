@@ -186,7 +186,8 @@ TEST_F(CudaDecoding, LatentsAndQueriesAreMadeByTheirAttention) {
     std::int32_t past;
     bool interleaved;
   };
-  for (const Case& c : {Case{16, 0, true}, {16, 5, true}, {16, 511, true}, {16, 1399, false}, {8, 300, true}, {4, 64, false}}) {
+  for (const Case& c :
+       {Case{16, 0, true}, {16, 5, true}, {16, 511, true}, {16, 1399, false}, {8, 300, true}, {4, 64, false}}) {
     const Sequence sequence{.slot = 1, .first_token = 0, .tokens = 1, .past = c.past};
     const std::int32_t row[4] = {1, 0, 1, c.past};
     const Tensor table = make(DType::i32, {1, 4}), cosines = make(DType::f32, {1, kRope / 2}),

@@ -6,7 +6,7 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 constexpr int kMostHeads = 16;
-constexpr std::int64_t kMostKeys = 8192;  // of more, more blocks than a cluster has find more in the same time
+constexpr std::int64_t kMostKeys = 16384;  // of more, more blocks than clusters have find more in the same time
 }  // namespace
 
 bool can_absorb(Context& context, const AttentionArgs& args, const AttentionView& view) {
