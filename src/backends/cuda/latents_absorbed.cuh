@@ -1,8 +1,7 @@
 // Latent attention of one token in one launch, from what the products of x left to what the up-projection takes: norm and rotation of the new
 // latent and its row of the cache, rotation of q and its way into latent space, and attention. A cluster of blocks has four heads: a block carries
 // 128 columns of one head's q into latent space and gives them to all blocks of the cluster, looks with the four heads at its share of the keys, and
-// joins what all found of those columns. Nothing is read from another block's memory: what another needs is put there, and a barrier of the
-// cluster says that it is. More heads a cluster: a group of multiprocessors that are a cluster gets some 700 GB/s, and weights and keys take longer.
+// joins what all found of those columns. Nothing is read from another block's memory: what another needs is put there, and counted as it arrives. More heads a cluster: a group of multiprocessors that are a cluster gets some 700 GB/s, and weights and keys take longer.
 #pragma once
 #include "backends/cuda/attention.cuh"
 #include "backends/cuda/cluster.cuh"
@@ -30,7 +29,9 @@ struct AbsorbedRoom {
   uint4 own_key[kAbsorbedChunks];                                // the new token's
   float2 states[kAbsorbedBlocks];                                // by block: the largest score of this block's head, the sum of exponentials
   float rotated[kAbsorbedRope], keep[kAbsorbedHeads];
+  std::uint64_t queries_here, parts_here;                        // mbarriers of what other blocks put into `queries`; into `parts` and `states`
 };
+inline constexpr unsigned kBytesOfQueries = kAbsorbedHeads * 2 * kAbsorbedWidth * 2, kBytesOfParts = kAbsorbedBlocks * (kAbsorbedColumns * 4 + 8);
 
 /// The address, in the shared memory of block `rank` of the cluster, of what lies at `at` in this block's.
 __device__ inline unsigned address_in_block(unsigned at, int rank) {
@@ -40,14 +41,31 @@ __device__ inline unsigned address_in_block(unsigned at, int rank) {
 #endif
   return there;
 }
-__device__ inline void put_16(unsigned there, const uint4& value) {
+/// Puts 16 or eight bytes there, whose arrival `arrival` in the same block counts.
+__device__ inline void put_16(unsigned there, const uint4& value, unsigned arrival) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(there), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(there), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(arrival) : "memory");
 #endif
 }
-__device__ inline void put_8(unsigned there, float x, float y) {
+__device__ inline void put_8(unsigned there, float x, float y, unsigned arrival) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(x), "f"(y) : "memory");
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(there), "r"(__float_as_uint(x)), "r"(__float_as_uint(y)), "r"(arrival) : "memory");
+#endif
+}
+/// By one thread, before anybody puts something here: `bytes` will arrive, once.
+__device__ inline void expect_bytes(unsigned arrival, unsigned bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(arrival) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrival), "r"(bytes) : "memory");
+#endif
+}
+/// Until they have.
+__device__ inline void wait_bytes(unsigned arrival) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  unsigned done = 0;
+  while (done == 0)
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\nselp.u32 %0, 1, 0, p;\n}\n" : "=r"(done) : "r"(arrival) : "memory");
 #endif
 }
 
@@ -172,9 +190,9 @@ __device__ inline void finish_query(float factor, bool rotates, AbsorbedRoom& ro
 /// The same to all blocks of the cluster.
 __device__ inline void give_query(int head, int stretch, AbsorbedRoom& room) {
   constexpr int kOwn = kAbsorbedColumns / 8, kRotated = kAbsorbedRope / 8;
-  const unsigned queries = shared_address(room.queries);
+  const unsigned queries = shared_address(room.queries), arrival = shared_address(&room.queries_here);
   const auto give = [&](int block, int half, int from, int chunk) {
-    put_16(address_in_block(queries + swizzled<kAbsorbedChunks>(8 * half + head, chunk), block), room.own_query[half][from]);
+    put_16(address_in_block(queries + swizzled<kAbsorbedChunks>(8 * half + head, chunk), block), room.own_query[half][from], address_in_block(arrival, block));
   };
   const int item = static_cast<int>(threadIdx.x), chunk = item % kOwn, half = item / kOwn % 2;
   static_assert(2 * kOwn * kAbsorbedBlocks == kAbsorbedThreads && 2 * kRotated * kAbsorbedBlocks <= kAbsorbedThreads);
@@ -255,11 +273,14 @@ __device__ inline void mix_absorbed(const AbsorbedRoom& room, unsigned stage, fl
 __device__ inline void give_parts(const AbsorbedState& state, const float (&acc)[4][4], int rank, AbsorbedRoom& room) {
   constexpr int kWarpsAStretch = kAbsorbedColumns / kWarp;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  if (warp < kAbsorbedHeads && lane < kBlocksAHead) put_8(address_in_block(shared_address(&room.states[rank]), kBlocksAHead * warp + lane), state.largest, state.total);
+  const unsigned arrival = shared_address(&room.parts_here);
+  if (warp < kAbsorbedHeads && lane < kBlocksAHead)
+    put_8(address_in_block(shared_address(&room.states[rank]), kBlocksAHead * warp + lane), state.largest, state.total, address_in_block(arrival, kBlocksAHead * warp + lane));
   if (lane / 4 >= kAbsorbedHeads) return;
-  const unsigned own = shared_address(&room.parts[rank][kWarp * (warp % kWarpsAStretch) + 2 * (lane % 4)]), there = address_in_block(own, kBlocksAHead * (lane / 4) + warp / kWarpsAStretch);
+  const int block = kBlocksAHead * (lane / 4) + warp / kWarpsAStretch;
+  const unsigned own = shared_address(&room.parts[rank][kWarp * (warp % kWarpsAStretch) + 2 * (lane % 4)]), there = address_in_block(own, block), counts = address_in_block(arrival, block);
 #pragma unroll
-  for (int n = 0; n < 4; ++n) put_8(there + 32 * n, acc[n][0] + acc[n][2], acc[n][1] + acc[n][3]);
+  for (int n = 0; n < 4; ++n) put_8(there + 32 * n, acc[n][0] + acc[n][2], acc[n][1] + acc[n][3], counts);
 }
 
 /// The block's columns of its head. Each warp looks at all blocks' states, one a lane.
@@ -280,6 +301,7 @@ __device__ inline void join_absorbed(const AttentionView& view, int head, int st
 static __global__ void __launch_bounds__(kAbsorbedThreads, 1) attend_absorbed(const __grid_constant__ AttentionView view, const __grid_constant__ FreshLatents fresh) {
   extern __shared__ __align__(128) unsigned char absorbed_room[];
   AbsorbedRoom& room = *reinterpret_cast<AbsorbedRoom*>(absorbed_room);
+  if (threadIdx.x == 0) expect_bytes(shared_address(&room.queries_here), kBytesOfQueries), expect_bytes(shared_address(&room.parts_here), kBytesOfParts);
   cluster_arrive();  // so that nobody writes where a block has not begun
   const auto* row_of_table = reinterpret_cast<const int4*>(view.table);
   const int4 before = __ldcg(row_of_table);
@@ -337,9 +359,8 @@ static __global__ void __launch_bounds__(kAbsorbedThreads, 1) attend_absorbed(co
   __syncthreads();
   cluster_wait();
   give_query(own_head, stretch, room);
-  cluster_arrive();
   if (makes_key) key.make(fresh.eps, segment, base + sequence.w, blockIdx.x < kAbsorbedBlocks, room.own_key, &room.scores[0][0][0]);
-  cluster_wait();
+  wait_bytes(shared_address(&room.queries_here));
   __syncthreads();  // the new key is there
 
   AbsorbedState state;
@@ -367,8 +388,7 @@ static __global__ void __launch_bounds__(kAbsorbedThreads, 1) attend_absorbed(co
   }
   wait_copies<0>();
   give_parts(state, acc, rank, room);
-  cluster_arrive();
-  cluster_wait();
+  wait_bytes(shared_address(&room.parts_here));
   join_absorbed(view, head, stretch, room);
 }
 

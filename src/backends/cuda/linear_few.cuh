@@ -114,7 +114,7 @@ __device__ void multiply_eight(const EightOf<F> (&eight)[kRowsAWarp], const Warp
 /// with whatever lies there, so that its instructions have come when its turn does.
 /// A third product of normed gated ones is plain: the first blocks'.
 template <tensor::WeightFormat F, int kTokens, bool kNormed, bool kGated, bool kRoutes = false>
-__global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens == 1 ? 4 : 1) few_kernel(const __grid_constant__ Together all, int splits, const __grid_constant__ RouteView route) {
+__global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens != 1 ? 1 : kNormed && kGated ? 3 : 4) few_kernel(const __grid_constant__ Together all, int splits, const __grid_constant__ RouteView route) {
   static_assert(kRowsAWarp * kTokens <= kWarp && (!kNormed || kTokens == 1));
   constexpr int kOwn = kGated ? kRowsAWarp / 2 : kRowsAWarp;  // outputs of a warp
   constexpr int kSums = kRowsAWarp * kTokens;
