@@ -303,60 +303,62 @@ TEST_F(CudaDecoding, ProductsOfSomeTokensGoTogether) {
 }
 
 TEST_F(CudaDecoding, ExpertsAreChosenAndSummedOnTheWay) {
-  constexpr std::int64_t kHidden = 256, kInner = 96, kShared = 160, kExperts = 16, kTopK = 6;
-  std::vector<Weight> gate, up, down;
-  for (std::int64_t e = 0; e < kExperts; ++e)
-    gate.push_back(weight(kInner, kHidden)), up.push_back(weight(kInner, kHidden)),
-        down.push_back(weight(kHidden, kInner));
-  const Weight router = weight(kExperts, kHidden), shared_gate = weight(kShared, kHidden),
-               shared_up = weight(kShared, kHidden), shared_down = weight(kHidden, kShared);
-  for (const std::int64_t tokens : {1, 2}) {
-    const Tensor from = random(DType::f32, {tokens, kHidden}), norm = random(DType::f32, {kHidden});
-    Tensor out[2], indices[2], weights[2], normed[2];
-    for (int apart = 0; apart < 2; ++apart) {
-      Ops& ops = backend_->ops();
-      const auto pause = [&] {
-        if (apart == 1) wait();
-      };
-      const Tensor logits = make(DType::f32, {tokens, kExperts}), g = make(DType::f32, {tokens, kShared}),
-                   u = make(DType::f32, {tokens, kShared});
-      out[apart] = make(DType::f32, {tokens, kHidden}), normed[apart] = make(DType::f32, {tokens, kHidden});
-      indices[apart] = make(DType::i32, {tokens, kTopK}), weights[apart] = make(DType::f32, {tokens, kTopK});
-      const Tensor& x = normed[apart];
-      ops.rms_norm({.x = from, .weight = norm, .eps = 1e-6, .out = x});
-      pause();
-      ops.linear({.x = x, .weight = router, .out = logits});
-      pause();
-      ops.route({.logits = logits,
-                 .routing = {.experts = kExperts, .top_k = kTopK, .scaling = 2},
-                 .indices = indices[apart],
-                 .weights = weights[apart]});
-      pause();
-      ops.linear({.x = x, .weight = shared_gate, .out = g});
-      ops.linear({.x = x, .weight = shared_up, .out = u});
-      pause();
-      ops.swiglu({.gate = g, .up = u, .out = g});
-      pause();
-      ops.linear({.x = g, .weight = shared_down, .out = out[apart]});
-      pause();
-      ops.experts({.x = x,
+  constexpr std::int64_t kInner = 96, kExperts = 16, kTopK = 6;
+  for (const auto& [hidden, shared] : {std::pair<std::int64_t, std::int64_t>{256, 160}, {2048, 1416}}) {
+    std::vector<Weight> gate, up, down;
+    for (std::int64_t e = 0; e < kExperts; ++e)
+      gate.push_back(weight(kInner, hidden)), up.push_back(weight(kInner, hidden)),
+          down.push_back(weight(hidden, kInner));
+    const Weight router = weight(kExperts, hidden), shared_gate = weight(shared, hidden),
+                 shared_up = weight(shared, hidden), shared_down = weight(hidden, shared);
+    for (const std::int64_t tokens : {1, 2}) {
+      const Tensor from = random(DType::f32, {tokens, hidden}), norm = random(DType::f32, {hidden});
+      Tensor out[2], indices[2], weights[2], normed[2];
+      for (int apart = 0; apart < 2; ++apart) {
+        Ops& ops = backend_->ops();
+        const auto pause = [&] {
+          if (apart == 1) wait();
+        };
+        const Tensor logits = make(DType::f32, {tokens, kExperts}), g = make(DType::f32, {tokens, shared}),
+                     u = make(DType::f32, {tokens, shared});
+        out[apart] = make(DType::f32, {tokens, hidden}), normed[apart] = make(DType::f32, {tokens, hidden});
+        indices[apart] = make(DType::i32, {tokens, kTopK}), weights[apart] = make(DType::f32, {tokens, kTopK});
+        const Tensor& x = normed[apart];
+        ops.rms_norm({.x = from, .weight = norm, .eps = 1e-6, .out = x});
+        pause();
+        ops.linear({.x = x, .weight = router, .out = logits});
+        pause();
+        ops.route({.logits = logits,
+                   .routing = {.experts = kExperts, .top_k = kTopK, .scaling = 2},
                    .indices = indices[apart],
-                   .weights = weights[apart],
-                   .gate = gate,
-                   .up = up,
-                   .down = down,
-                   .first_expert = 0,
-                   .total_experts = kExperts,
-                   .out = out[apart],
-                   .accumulate = true});
-      pause();
-      ops.add({.a = out[apart], .b = from, .out = out[apart]});
-      wait();
+                   .weights = weights[apart]});
+        pause();
+        ops.linear({.x = x, .weight = shared_gate, .out = g});
+        ops.linear({.x = x, .weight = shared_up, .out = u});
+        pause();
+        ops.swiglu({.gate = g, .up = u, .out = g});
+        pause();
+        ops.linear({.x = g, .weight = shared_down, .out = out[apart]});
+        pause();
+        ops.experts({.x = x,
+                     .indices = indices[apart],
+                     .weights = weights[apart],
+                     .gate = gate,
+                     .up = up,
+                     .down = down,
+                     .first_expert = 0,
+                     .total_experts = kExperts,
+                     .out = out[apart],
+                     .accumulate = true});
+        pause();
+        ops.add({.a = out[apart], .b = from, .out = out[apart]});
+        wait();
+      }
+      expect_near(normed[0], normed[1], 1e-5);
+      EXPECT_TRUE(same_bits(indices[0], indices[1]));
+      expect_near(weights[0], weights[1], 1e-3);
+      expect_near(out[0], out[1], 1e-3);  // products of one token: two bf16 halves of x, or f32 itself
     }
-    expect_near(normed[0], normed[1], 1e-5);
-    EXPECT_TRUE(same_bits(indices[0], indices[1]));
-    expect_near(weights[0], weights[1], 1e-3);
-    expect_near(out[0], out[1], 1e-3);  // products of one token: two bf16 halves of x, or f32 itself
   }
 }
 
