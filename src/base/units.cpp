@@ -48,7 +48,7 @@ bool parse_bytes(const std::string& text, Bytes& out) {
     return false;
   const double bytes = number * scale;
   if (bytes >= 0x1p63) return false;
-  out = static_cast<Bytes>(bytes + 0.5);
+  out = static_cast<Bytes>(std::llround(bytes));
   return true;
 }
 

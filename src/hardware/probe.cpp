@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/strings.h"
 #include "hardware/cgroup.h"
@@ -135,7 +136,7 @@ void note_others(Machine& machine, double others, double seconds) {
   measured.others_share = std::clamp(others / std::max(capacity, 1e-9), 0.0, 1.0);
   if (measured.others_share > kWorthSaying)
     machine.notes.push_back(
-        {"hardware_probe.busy", {{"percent", std::to_string(static_cast<int>(measured.others_share * 100 + 0.5))}}});
+        {"hardware_probe.busy", {{"percent", std::to_string(std::lround(measured.others_share * 100))}}});
 }
 
 void measure(const SystemFiles& files, Effort effort, Machine& machine) {

@@ -6,6 +6,7 @@
 #include "backends/backends.h"
 #include "backends/cpu/cpu_backend.h"
 #include "base/i18n.h"
+#include "base/math.h"
 #include "base/strings.h"
 #include "hardware/probe.h"
 #include "measure/offload_rates.h"
@@ -134,9 +135,8 @@ plan::OffloadCase case_of(const OffloadInputs& in) {
   plan::OffloadCase problem;
   problem.prefill_tokens = std::clamp<std::int64_t>(in.work.prompt, 1, in.engine.prefill_chunk);
   problem.decode_tokens = std::max<std::int64_t>(in.engine.slots, 1);
-  problem.prefill_passes =
-      static_cast<double>(problem.decode_tokens) *
-      static_cast<double>((in.work.prompt + in.engine.prefill_chunk - 1) / in.engine.prefill_chunk);
+  const std::int64_t chunks = ceil_div(in.work.prompt, in.engine.prefill_chunk);
+  problem.prefill_passes = static_cast<double>(problem.decode_tokens) * static_cast<double>(chunks);
   problem.decode_passes = static_cast<double>(in.work.generate);
   return problem;
 }

@@ -1,6 +1,7 @@
 #include "model/architecture.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "base/json.h"
 #include "base/strings.h"
@@ -86,6 +87,7 @@ void Architecture::begin(Pass& pass) const {
   pass.rotary.clear();
   pass.shared.clear();
   const RopeSpec* const ropes[] = {&spec_.rope, &spec_.compress_rope};
+  FATHOM_CHECK(constant_tensors_.size() <= std::size(ropes), "a rotation that no spec describes");
   for (std::size_t i = 0; i < constant_tensors_.size(); ++i)
     pass.rotary.push_back(rotary(pass.ops, pass.batch.positions, constant_tensors_[i], rotary_scale(*ropes[i])));
 }

@@ -132,8 +132,7 @@ class TrainPricer {
         // Each token's row goes to its experts' ranks and comes back; rows for one domain travel once.
         const double stride = 1, inside = within_domain(r_, l_.ep, stride), outside = std::max(1.0, l_.ep / inside);
         const double copies = std::min(experts_per_token(), static_cast<double>(l_.ep));
-        seconds = 2 * all_to_all_seconds(r_.intra, static_cast<int>(inside),
-                                         bytes * std::max(1.0, copies * (outside > 1 ? 1 : 1)));
+        seconds = 2 * all_to_all_seconds(r_.intra, static_cast<int>(inside), bytes * std::max(1.0, copies));
         if (outside > 1) {
           network = true;
           const double crossing = std::min(copies, 4.0) * (outside - 1) / outside;

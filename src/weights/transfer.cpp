@@ -107,9 +107,11 @@ void dequantize_row(const TransferJob& job, std::span<const std::uint8_t> codes,
         row[i] = static_cast<float>(static_cast<std::int8_t>(codes[i])) * scales[i / block];
       return;
     case Encoding::kInt4:
-      for (std::size_t i = 0; i < row.size(); ++i)
-        row[i] = static_cast<float>(static_cast<int>(codes[i / 2] >> (i % 2 * 4) & 15u) - zeros[i / block]) *
-                 scales[i / block];
+      for (std::size_t i = 0; i < row.size(); ++i) {
+        const std::size_t group = i / block;
+        const int code = static_cast<int>(codes[i / 2] >> (i % 2 * 4) & 15u) - zeros[group];
+        row[i] = static_cast<float>(code) * scales[group];
+      }
       return;
     case Encoding::kPlain:
       break;

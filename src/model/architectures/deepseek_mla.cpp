@@ -277,6 +277,7 @@ class DeepseekMla final : public Architecture {
     tensor::Ops& ops = pass.ops;
     const std::int64_t nope = spec_.qk_nope_dim, rope = spec_.qk_rope_dim, r = spec_.kv_lora_rank, v = spec_.v_head_dim;
     const tensor::Weight& kv_b = pass.weights[ids.kv_b];
+    FATHOM_CHECK(pass.cache != nullptr, "latent space has its keys in a cache");
     Value qa = allocate(ops, {q.dim(0), q.dim(1), r + rope});
     ops.copy({.x = q.columns(nope, rope), .out = qa->columns(r, rope)});
     ops.grouped_linear({.x = q.columns(0, nope),

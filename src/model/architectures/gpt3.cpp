@@ -119,7 +119,7 @@ class Gpt3 final : public Architecture {
                        .rows_per_slot = rows,
                        .batch = &pass.batch});
       ops.cache_write({.src = v,
-                       .cache = pass.cache->tensors[static_cast<std::size_t>(layer.k_cache + 1)],
+                       .cache = pass.cache->tensors[static_cast<std::size_t>(layer.k_cache) + 1],
                        .rows_per_slot = rows,
                        .batch = &pass.batch});
       const std::int64_t heads = k->dim(1) / d;
