@@ -97,7 +97,7 @@ TEST(CalibrateSteps, ADeviceThatRunsAheadHasTheNextPassByThen) {
       << "the first pass of each run: two lengths of each point";
 }
 
-TEST(Calibrate, CountsItsPointsAndKeepsEveryTable) {
+TEST(CalibrateTables, CountsItsPointsAndKeepsEveryTable) {
   const Grid grid = quick_grid();
   for (const bool ahead : {false, true}) {
     std::vector<Watched::Choice> choices;
