@@ -1,7 +1,7 @@
 #include "model/architecture.h"
 
 #include <algorithm>
-#include <iterator>
+#include <array>
 
 #include "base/json.h"
 #include "base/strings.h"
@@ -86,9 +86,10 @@ void Architecture::begin(Pass& pass) const {
   FATHOM_CHECK(constant_tensors_.size() == constants_.size(), "bind_constants first");
   pass.rotary.clear();
   pass.shared.clear();
-  const RopeSpec* const ropes[] = {&spec_.rope, &spec_.compress_rope};
-  FATHOM_CHECK(constant_tensors_.size() <= std::size(ropes), "a rotation that no spec describes");
-  for (std::size_t i = 0; i < constant_tensors_.size(); ++i)
+  const std::array ropes = {&spec_.rope, &spec_.compress_rope};
+  const std::size_t count = std::min(constant_tensors_.size(), ropes.size());
+  FATHOM_CHECK(count == constant_tensors_.size(), "a rotation that no spec describes");
+  for (std::size_t i = 0; i < count; ++i)
     pass.rotary.push_back(rotary(pass.ops, pass.batch.positions, constant_tensors_[i], rotary_scale(*ropes[i])));
 }
 
