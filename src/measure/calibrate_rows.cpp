@@ -7,7 +7,7 @@ using namespace tensor;  // NOLINT: the vocabulary
 using plan::Family;
 
 /// Rotations, and rows written to caches. Those of single tokens are timed with the attention that follows them, less
-/// that attention alone: devices may do both at once.
+/// that attention alone: devices may do both at once. Where the columns are no heads that could share the keys: alone.
 class RowTables : Tables {
  public:
   explicit RowTables(const Tables& tables) : Tables(tables) {}

@@ -92,8 +92,7 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
     if (stream == 0) {
       const std::int64_t row = base + sequence.w;
       write_eight_floats(fresh.k + token * fresh.k_token + kv_head * fresh.k_head + 8 * lane, new_k);
-      *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.k)) + row * segment.k_row + kv_head * segment.k_head + 8 * lane) = k.bits;
-      *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.v)) + row * segment.v_row + kv_head * segment.v_head + 8 * lane) = v.bits;
+      write_eights<T>(segment, row, kv_head, 8 * lane, k, v);
     }
   }
   join_streams<kWidth, kHeads>(state);

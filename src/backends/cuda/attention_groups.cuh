@@ -3,7 +3,7 @@
 //
 // What counts here is how long one thing waits for another, not bytes. So keys and values of earlier passes are on their way to shared memory before
 // the launch's turn: a pass begins with a launch that waits for all before it (CudaOps::embed). Up to eight heads of a key head are rows 0 to 7 of
-// operand A, rounded to the cache's type, and rows 8 to 15 are what that rounding left; so with the weights of the values. Every warp computes the weights of
+// operand A, rounded to the cache's type, and rows 8 to 15 are what that rounding left, rounded in turn; so with the weights of the values. Every warp computes the weights of
 // all keys by itself, and has some columns of the values. Sums go to the block of the cluster whose columns they are, which joins them.
 #pragma once
 #include "backends/cuda/attention.cuh"

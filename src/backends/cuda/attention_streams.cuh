@@ -46,6 +46,17 @@ struct StreamState {
   float largest[kHeads], total[kHeads];
 };
 
+/// q · k of kLanes lanes that have eight dimensions each. All lanes of a warp.
+template <int kLanes>
+__device__ inline float score_eight(const float (&q)[8], const float (&k)[8]) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum += q[i] * k[i];
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+  return sum;
+}
+
 /// Keys first + [from, to) of a segment, dealt out to the streams of the block.
 template <class T, int kWidth, int kHeads, int kThreads = kStreamThreads>
 __device__ inline void stream_keys(const SegmentView& segment, int head, std::int64_t base, std::int32_t first, int from, int to, StreamState<kHeads>& state) {
@@ -70,14 +81,7 @@ __device__ inline void stream_keys(const SegmentView& segment, int head, std::in
       float wide[8];
       widen_eight(k[u], wide);
 #pragma unroll
-      for (int g = 0; g < kHeads; ++g) {
-        float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sum += state.q[g][i] * wide[i];
-#pragma unroll
-        for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-        s[u][g] = sum;
-      }
+      for (int g = 0; g < kHeads; ++g) s[u][g] = score_eight<kLanes>(state.q[g], wide);
     }
 #pragma unroll
     for (int g = 0; g < kHeads; ++g) {
@@ -140,20 +144,20 @@ __device__ inline void write_eight_floats(float* to, const float (&x)[8]) {
   reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
+/// Dimensions `dim` … of a row of the cache.
+template <class T>
+__device__ inline void write_eights(const SegmentView& segment, std::int64_t row, int kv_head, int dim, const Eight<T>& k, const Eight<T>& v) {
+  *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.k)) + row * segment.k_row + kv_head * segment.k_head + dim) = k.bits;
+  *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.v)) + row * segment.v_row + kv_head * segment.v_head + dim) = v.bits;
+}
+
 /// One key more for the stream `own`; the others look on.
 template <class T, int kWidth, int kHeads>
 __device__ inline void add_key(const Eight<T>& k, const Eight<T>& v, bool own, StreamState<kHeads>& state) {
   float wide[8], s[kHeads];
   widen_eight(k, wide);
 #pragma unroll
-  for (int g = 0; g < kHeads; ++g) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum += state.q[g][i] * wide[i];
-#pragma unroll
-    for (int step = kWidth / 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-    s[g] = sum;
-  }
+  for (int g = 0; g < kHeads; ++g) s[g] = score_eight<kWidth / 8>(state.q[g], wide);
   if (!own) return;
   widen_eight(v, wide);
 #pragma unroll
@@ -181,8 +185,7 @@ __device__ inline void add_fresh(const SegmentView& segment, const FreshRows& fr
   add_key<T, kWidth, kHeads>(rounded_k, rounded_v, own, state);
   if (!own) return;
   write_eight_floats(from, k);
-  *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.k)) + row * segment.k_row + kv_head * segment.k_head + 8 * lane) = rounded_k.bits;
-  *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.v)) + row * segment.v_row + kv_head * segment.v_head + 8 * lane) = rounded_v.bits;
+  write_eights<T>(segment, row, kv_head, 8 * lane, rounded_k, rounded_v);
 }
 
 inline constexpr int kMostFreshHeads = 2;  // of a key head

@@ -26,25 +26,28 @@ __device__ inline void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
+/// Where block `rank` of the cluster has, in its shared memory, what this block has at `at`.
+__device__ inline unsigned address_in(unsigned at, unsigned rank) {
+  unsigned there = at;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
+#endif
+  return there;
+}
 /// The float that lies where `at` does in this block's shared memory in that of block `rank` of the cluster.
 __device__ inline float float_of_block(const float* at, int rank) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  unsigned there;
   float value;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(at)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(there) : "memory");
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address_in(shared_address(at), static_cast<unsigned>(rank))) : "memory");
   return value;
 #else
   return rank == 0 ? *at : 0.0f;
 #endif
 }
-
 /// Two floats to where `at` is in the shared memory of block `rank` of the cluster.
 __device__ inline void store_in_block(unsigned at, int rank, float first, float second) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  unsigned there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(first), "f"(second) : "memory");
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address_in(at, static_cast<unsigned>(rank))), "f"(first), "f"(second) : "memory");
 #endif
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 #include <cuda.h>
 
+#include "backends/cuda/cluster.cuh"
 #include "backends/cuda/wgmma.cuh"
 
 namespace fathom::cuda {
@@ -11,20 +12,9 @@ namespace fathom::cuda {
 
 // ---------------------------------------------------------------- clusters
 
-__device__ inline unsigned rank_in_cluster() {
-  unsigned rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
-  return rank;
-}
 /// All threads of all blocks of the cluster.
 __device__ inline void sync_cluster() {
   asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;\n" ::: "memory");
-}
-/// Where block `rank` of the cluster has what this block has at `at`.
-__device__ inline unsigned address_in(unsigned at, unsigned rank) {
-  unsigned there;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(there) : "r"(at), "r"(rank));
-  return there;
 }
 /// Says that what this block has in shared memory may be overwritten: nothing that was written is published. (With .release.cluster the compiler
 /// puts a fence of the whole device before it: about a microsecond.)

@@ -68,7 +68,7 @@ struct CodesRing {
 
 /// One thread: all tiles of the cluster.
 __device__ inline void read_codes(const CodesView& view, CodesRuns runs, unsigned at) {
-  const unsigned rank = rank_in_cluster();
+  const auto rank = static_cast<unsigned>(cluster_rank());
   const int clusters = static_cast<int>(gridDim.x) / 2;
   CodesRing ring;
   CodesTile tile;
@@ -98,7 +98,7 @@ template <CodesMode kMode>
 struct ScalesOfTile {
   const float *first, *second;
   __device__ ScalesOfTile(const CodesView& view, const CodesTile& tile) {
-    const int block = kMode == CodesMode::kGated ? tile.pair : 2 * tile.pair + static_cast<int>(rank_in_cluster());
+    const int block = kMode == CodesMode::kGated ? tile.pair : 2 * tile.pair + cluster_rank();
     const std::int64_t line = static_cast<std::int64_t>(min(block, (view.rows - 1) / 128)) * view.depths;
     first = view.scales + tile.run.expert * view.scales_step + line;
     second = kMode == CodesMode::kGated ? view.up_scales + tile.run.expert * view.up_scales_step + line : first;
@@ -204,7 +204,7 @@ template <CodesMode kMode, bool kAny>
 __device__ inline void multiply_tile(const CodesView& view, const CodesTile& tile, unsigned char* shared, unsigned at, CodesRing& ring, int tiles, int block) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp % 4;
   const int hit = 64 * block + 16 * warp + lane / 4;  // the thread's first
-  const unsigned rank = rank_in_cluster();
+  const auto rank = static_cast<unsigned>(cluster_rank());
   float sums[64], fresh[64];
 #pragma unroll
   for (int i = 0; i < 64; ++i) sums[i] = fresh[i] = 0.0f;

@@ -33,14 +33,6 @@ struct AbsorbedRoom {
 };
 inline constexpr unsigned kBytesOfQueries = kAbsorbedHeads * 2 * kAbsorbedWidth * 2, kBytesOfParts = kAbsorbedBlocks * (kAbsorbedColumns * 4 + 8);
 
-/// The address, in the shared memory of block `rank` of the cluster, of what lies at `at` in this block's.
-__device__ inline unsigned address_in_block(unsigned at, int rank) {
-  unsigned there = at;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(rank));
-#endif
-  return there;
-}
 /// Puts 16 or eight bytes there, whose arrival `arrival` in the same block counts.
 __device__ inline void put_16(unsigned there, const uint4& value, unsigned arrival) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -192,7 +184,7 @@ __device__ inline void give_query(int head, int stretch, AbsorbedRoom& room) {
   constexpr int kOwn = kAbsorbedColumns / 8, kRotated = kAbsorbedRope / 8;
   const unsigned queries = shared_address(room.queries), arrival = shared_address(&room.queries_here);
   const auto give = [&](int block, int half, int from, int chunk) {
-    put_16(address_in_block(queries + swizzled<kAbsorbedChunks>(8 * half + head, chunk), block), room.own_query[half][from], address_in_block(arrival, block));
+    put_16(address_in(queries + swizzled<kAbsorbedChunks>(8 * half + head, chunk), block), room.own_query[half][from], address_in(arrival, block));
   };
   const int item = static_cast<int>(threadIdx.x), chunk = item % kOwn, half = item / kOwn % 2;
   static_assert(2 * kOwn * kAbsorbedBlocks == kAbsorbedThreads && 2 * kRotated * kAbsorbedBlocks <= kAbsorbedThreads);
@@ -275,10 +267,10 @@ __device__ inline void give_parts(const AbsorbedState& state, const float (&acc)
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const unsigned arrival = shared_address(&room.parts_here);
   if (warp < kAbsorbedHeads && lane < kBlocksAHead)
-    put_8(address_in_block(shared_address(&room.states[rank]), kBlocksAHead * warp + lane), state.largest, state.total, address_in_block(arrival, kBlocksAHead * warp + lane));
+    put_8(address_in(shared_address(&room.states[rank]), kBlocksAHead * warp + lane), state.largest, state.total, address_in(arrival, kBlocksAHead * warp + lane));
   if (lane / 4 >= kAbsorbedHeads) return;
   const int block = kBlocksAHead * (lane / 4) + warp / kWarpsAStretch;
-  const unsigned own = shared_address(&room.parts[rank][kWarp * (warp % kWarpsAStretch) + 2 * (lane % 4)]), there = address_in_block(own, block), counts = address_in_block(arrival, block);
+  const unsigned own = shared_address(&room.parts[rank][kWarp * (warp % kWarpsAStretch) + 2 * (lane % 4)]), there = address_in(own, block), counts = address_in(arrival, block);
 #pragma unroll
   for (int n = 0; n < 4; ++n) put_8(there + 32 * n, acc[n][0] + acc[n][2], acc[n][1] + acc[n][3], counts);
 }

@@ -73,7 +73,7 @@ struct SomeShare {
   int half, part;                    // of the pair; of the columns
   int cluster, clusters, from, each, steps;  // from: the first of `each` steps of a tile; steps: of all tiles
   __device__ explicit SomeShare(const SomeView& view) {
-    const int rank = static_cast<int>(rank_in_cluster());
+    const int rank = cluster_rank();
     half = rank % 2, part = rank / 2;
     cluster = static_cast<int>(blockIdx.x) / (2 * view.split), clusters = static_cast<int>(gridDim.x) / (2 * view.split);
     from = view.depths * part / view.split, each = view.depths * (part + 1) / view.split - from;

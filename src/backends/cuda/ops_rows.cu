@@ -148,7 +148,8 @@ void map_pairs(Context& context, const Tensor& a, const Tensor& b, const Tensor&
 
 }  // namespace
 
-/// A pass begins with this, and what it launches waits for the passes before: kernels may read their cache rows before their own turn.
+/// A pass begins with this, and what it launches waits for the passes before: kernels may read their cache rows before their own turn. (A later stage's
+/// begins with what NCCL brings, which waits as well.)
 void CudaOps::embed(const EmbedArgs& args) {
   flush();
   FATHOM_CHECK(args.out.dim(0) == args.ids.dim(0) && args.out.dim(1) == args.table.cols && args.ids.dtype == DType::i32);
