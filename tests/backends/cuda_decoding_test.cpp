@@ -83,6 +83,7 @@ struct HeadShape {
   std::int64_t heads, kv_heads, width;
   bool interleaved;
   std::int32_t sequences = 2;
+  std::int64_t rows = sequences > 2 ? 150 : 600;  // of the cache, a sequence
 };
 
 TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
@@ -96,9 +97,11 @@ TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
                              {28, 4, 128, false},
                              {15, 5, 64, true},
                              {64, 8, 64, false, 6},
+                             {48, 8, 128, false, 8, 600},
+                             {28, 4, 128, true, 8, 2400},
                              {32, 32, 128, false, 20},
                              {32, 16, 64, true, 36}}) {
-    const std::int64_t kTokens = s.sequences, kSlots = s.sequences + 1, kRows = s.sequences > 2 ? 150 : 600;
+    const std::int64_t kTokens = s.sequences, kSlots = s.sequences + 1, kRows = s.rows;
     std::vector<Sequence> sequences;
     for (std::int32_t i = 0; i < s.sequences; ++i)
       sequences.push_back({.slot = s.sequences - i,
@@ -257,8 +260,13 @@ TEST_F(CudaDecoding, LatentsAndQueriesAreMadeByTheirAttention) {
 }
 
 TEST_F(CudaDecoding, ProductsOfSomeTokensGoTogether) {
-  for (const std::int64_t tokens : {9, 17, 32, 33}) {
-    constexpr std::int64_t kHidden = 328, kInner = 1040, kFew = 48;
+  struct Shape {
+    std::int64_t tokens, hidden, inner;
+  };
+  // Few tokens of wide x go the way of many, but for the product with a bias and the narrow one.
+  for (const auto& [tokens, kHidden, kInner] :
+       {Shape{9, 328, 1040}, {17, 328, 1040}, {32, 328, 1040}, {33, 328, 1040}, {3, 3072, 1408}, {8, 3072, 1408}}) {
+    constexpr std::int64_t kFew = 48;
     const Weight q = weight(kHidden, kHidden), k = weight(kFew, kHidden), gate = weight(kInner, kHidden),
                  up = weight(kInner, kHidden), down = weight(kHidden, kInner);
     const Tensor x = random(DType::f32, {tokens, kHidden}), norm = random(DType::f32, {kHidden}),

@@ -7,7 +7,21 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr int kOneStageKeys = 128, kStageKeys = 64;
+constexpr int kLeastStageKeys = 64, kMostStageKeys = 128, kMostOneStageKeys = 256;
+constexpr std::size_t kBesideRooms = 1024;  // that a block takes beside what it asks for
+
+/// Room for all of a block's keys, if so many blocks then fit on the multiprocessors at once, or for as many as fit twice, in turn.
+template <int kWidth>
+GroupRoom<kWidth> room_for(const Context& context, std::int64_t blocks, int keys) {
+  const std::int64_t beside = std::min<std::int64_t>(divide_up(blocks, context.multiprocessors), 2);
+  const auto most = static_cast<unsigned>(context.shared_bytes / static_cast<std::size_t>(beside) - kBesideRooms);
+  GroupRoom<kWidth> room;
+  room.stages = 1, room.keys = static_cast<int>(divide_up(keys, 16)) * 16;
+  if (room.keys <= kMostOneStageKeys && room.end() <= most) return room;
+  room.stages = 2, room.keys = kMostStageKeys;
+  while (room.keys > kLeastStageKeys && room.end() > most) room.keys -= 16;
+  return room;
+}
 
 template <class T, int kWidth>
 void launch_groups(Context& context, const AttentionArgs& args, const AttentionView& view, const FreshRows& fresh) {
@@ -15,9 +29,8 @@ void launch_groups(Context& context, const AttentionArgs& args, const AttentionV
   AttentionView own = view;
   GroupRoom<kWidth> room;
   const auto make_room = [&] {
-    const auto keys = static_cast<int>(divide_up(most_keys(args), own.parts)) + 1;
-    room.stages = keys > kOneStageKeys ? 2 : 1;
-    room.keys = room.stages > 1 ? kStageKeys : (keys + 15) / 16 * 16;
+    const std::int64_t blocks = static_cast<std::int64_t>(own.sequences) * own.kv_heads * own.parts;
+    room = room_for<kWidth>(context, blocks, static_cast<int>(divide_up(most_keys(args), own.parts)) + 1);
     context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(room.end())));
   };
   make_room();

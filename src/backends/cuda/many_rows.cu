@@ -11,7 +11,7 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr std::int64_t kManyTokens = 16;  // from where on rounding beside pays
+constexpr std::int64_t kManyTokens = 16, kLeastRounded = 2;  // rotations and cache rows; rounding beside
 constexpr int kRowThreads = 256;
 
 /// Rows of any rank as [tokens, width] where they lie dense.
@@ -239,7 +239,7 @@ void launch_gate(Context& context, const SwigluArgs& args, std::byte* room) {
 
 bool dense_f32(const Tensor& x) { return x.dtype == DType::f32 && x.contiguous() && reinterpret_cast<std::uintptr_t>(x.data) % 16 == 0; }
 bool rounded_fits(const Tensor& x) {
-  return x.shape.rank >= 2 && x.dim(0) >= kManyTokens && width_of(x) % 8 == 0 && static_cast<Bytes>(x.elements()) * 2 <= kRoundedBytes && dense_f32(x);
+  return x.shape.rank >= 2 && x.dim(0) >= kLeastRounded && width_of(x) % 8 == 0 && static_cast<Bytes>(x.elements()) * 2 <= kRoundedBytes && dense_f32(x);
 }
 bool norm_fits(const RmsNormArgs& args) {
   return args.out.shape.rank == 2 && args.weight.defined() && args.out.dim(1) <= 32 * kRowThreads && dense_f32(args.x) && args.x.shape == args.out.shape;

@@ -24,15 +24,25 @@ bool aligned_for_blas(const Product& p) {
   return weights && p.inputs() % 8 == 0 && aligned_16(p.x, p.x_stride, p.x_step) && aligned_16(p.out, p.out_stride, p.out_step);
 }
 
+bool is_half(WeightFormat format) { return format == WeightFormat::bf16 || format == WeightFormat::f16; }
+
+/// Whether few tokens go the way of many: who takes few makes x anew in every block, which for wide x takes longer than the weights take to come.
+/// (Where, is what calibrating an H200 showed: docs/gpu-notes.md.)
+bool better_as_many(const Product& p) {
+  constexpr std::int64_t kLeastColumns = 3072, kLeastOfX = 8192, kLeastElements = std::int64_t{1} << 22;
+  const bool wide = p.weight.cols >= kLeastColumns && p.tokens > 1 && p.tokens * p.weight.cols >= kLeastOfX && p.rows * p.weight.cols >= kLeastElements;
+  return wide && is_half(p.weight.format) && p.groups == 1 && !p.by_column && p.bias == nullptr && !p.accumulate && aligned_for_blas(p);
+}
+bool is_few(const Product& p) { return p.tokens <= kFewTokens && !better_as_many(p); }
+
 /// Whether a product goes to launch_together: few tokens or some on matrix units, an output a row, in one group.
 bool may_wait(const Context& context, const Product& p) {
-  const bool few = p.tokens > 0 && p.tokens <= kFewTokens;
+  const bool few = p.tokens > 0 && is_few(p);
   return (few || can_use_some(context, p)) && p.rows > 0 && p.groups == 1 && !p.by_column && weight_in_eights(p.weight) && aligned_16(p.x, p.x_stride, p.x_step);
 }
 /// Whether one of many tokens goes to cuBLASLt, which can add something to it.
 bool may_wait_many(const Product& p) {
-  const bool half = p.weight.format == WeightFormat::bf16 || p.weight.format == WeightFormat::f16;
-  return p.tokens > kFewTokens && p.rows > 0 && half && p.bias == nullptr && !p.accumulate && aligned_for_blas(p);
+  return !is_few(p) && p.rows > 0 && is_half(p.weight.format) && p.bias == nullptr && !p.accumulate && aligned_for_blas(p);
 }
 DType product_type_of(WeightFormat format) { return format == WeightFormat::bf16 ? DType::bf16 : DType::f16; }
 }  // namespace
@@ -43,8 +53,9 @@ void multiply_any(Context& context, const Product& p) {
   context.workspace.reset();
   if (p.activations != Activations::kAsTheyAre) return multiply_rounded(context, p);
   const bool aligned_x = aligned_16(p.x, p.x_stride, p.x_step);
-  if (p.tokens <= kFewTokens && weight_in_eights(p.weight) && (p.by_column || aligned_x) && p.groups <= 65535) return launch_few(context, p);
-  if (p.tokens <= kFewTokens || !aligned_for_blas(p)) return launch_tiled(context, p);
+  const bool few = is_few(p);
+  if (few && weight_in_eights(p.weight) && (p.by_column || aligned_x) && p.groups <= 65535) return launch_few(context, p);
+  if (few || !aligned_for_blas(p)) return launch_tiled(context, p);
   Product left = p;
   if (p.bias != nullptr) {
     launch_bias(context, p);
