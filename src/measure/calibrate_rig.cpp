@@ -65,22 +65,23 @@ Grid full_grid(bool accelerator) {
   g.latent_keys = {128, 512, 2048, 8192};
   if (accelerator) {
     g.tokens = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048};
-    g.widths = {512, 1280, 3072, 7168, 16384};
+    g.widths = {512, 1536, 4096, 10240, 24576};
     g.formats = {"bf16", "fp8_row", "int8_row", "int4_group128", "fp8_block128", "f32"};
-    g.few_tokens = {1, 8, 32, 512, 2048}, g.few_widths = {1280, 5120, 16384};
+    g.few_tokens = {1, 8, 32, 512, 2048}, g.few_widths = {1536, 6144, 24576};
     g.streams = {1, 2, 8, 32, 128, 512};
     g.chunk_tokens = {128, 512, 2048}, g.reaches = {1, 2, 8}, g.chunk_heads = {8, 32}, g.chunk_groups = {1, 8};
     g.sequences = {1, 4, 16, 64}, g.latent_heads = {16, 128};
     g.latent_tokens = {128, 512, 1024}, g.latent_reaches = {2, 6}, g.latent_chunk_heads = {8, 32};
     g.expanded_tokens = {128, 512, 2048, 4096};
     g.row_tokens = {1, 4, 16, 64, 128, 512, 2048};
-    g.expert_tokens = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048}, g.expert_hidden = {1024, 4096},
-    g.expert_inner = {512, 2048}, g.expert_choices = {2, 8};
+    g.expert_tokens = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048}, g.expert_hidden = {1024, 2048, 7168},
+    g.expert_inner = {512, 1408, 2048}, g.expert_choices = {2, 8};
     g.route_tokens = {1, 8, 64, 512, 2048}, g.route_experts = {64, 256};
     g.bytes = {1 << 14, 1 << 17, 1 << 20, 1 << 23, 1 << 26, 1 << 29};
     g.reduce_bytes = {1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26, 1 << 28};
     g.step_bytes = {4, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25};
     g.weights = 3 * kGiB, g.activations = 4 * kGiB;
+    g.route_beside = true;
     return g;
   }
   g.tokens = {1, 4, 16, 64, 256};

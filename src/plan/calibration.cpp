@@ -15,6 +15,7 @@
 namespace fathom::plan {
 namespace {
 
+constexpr std::int64_t kVersion = 2;  // of what tables are of
 constexpr std::size_t kMostBytes = 16 << 20, kMostPoints = 1 << 16, kMostAxes = 4;
 
 struct FamilyInfo {
@@ -226,6 +227,9 @@ Result<Calibration> parse_calibration(std::string_view json, std::string_view wh
   }
   FATHOM_TRY(const auto threads, json_integer(document, "threads", what));
   out.threads = static_cast<int>(std::clamp<std::int64_t>(threads.value_or(0), 0, 1 << 20));
+  // What a table is of has changed: an older file's are of other calls.
+  FATHOM_TRY(const auto version, json_integer(document, "version", what));
+  if (version.value_or(1) != kVersion) return fail("calibration.old", {{"file", std::string(what)}});
   const Json tables = document.value("tables", Json());
   if (!tables.is_array()) return fail("calibration.bad_field", {{"file", std::string(what)}, {"field", "tables"}});
   for (const Json& item : tables) {
@@ -241,6 +245,7 @@ std::string calibration_json(const Calibration& calibration) {
   Json head = {{"about",
                 "What Fathom's own ops took on this device (docs/calibration.md). Seconds; bytes and FLOPs are those "
                 "of a point."},
+               {"version", kVersion},
                {"device", calibration.device},
                {"name", calibration.name},
                {"date", calibration.date},

@@ -27,16 +27,17 @@ enum class Family : std::uint8_t {
   kNormedGates,  // a norm, two products, their gate
   kGroupedIn,    // tokens, heads: a product a head from 128 columns to 512 (absorbed latent attention)
   kGroupedOut,   // and back
-  kDecode,       // streams, keys, group: one token a sequence; streams: sequences · key heads, group: heads a key head
-  kChunk,        // tokens, reach, heads, group: many tokens of one sequence; reach: keys / tokens
-  kLatentDecode,  // sequences, keys, heads
+  kDecode,  // streams, keys, group: one token a sequence, with the rotations and cache rows that go before it; streams:
+            // sequences · key heads, group: heads a key head
+  kChunk,   // tokens, reach, heads, group: many tokens of one sequence; reach: keys / tokens
+  kLatentDecode,  // sequences, keys, heads: the same, less kGroupedIn
   kLatentChunk,   // tokens, reach, heads
   kExpanded,      // tokens, heads: latent attention over its own tokens, expanded
   kRows,          // tokens, queries, keys: rotations of q and k, both caches written; queries, keys: columns
   kLatentRows,    // tokens, heads: the same of latent attention, absorbed
   kLatentFresh,   // tokens, heads: and expanded
-  kExperts,       // tokens, hidden, inner, choices
-  kRoute,         // tokens, experts
+  kExperts,       // tokens, hidden, inner, choices; with the sum that follows
+  kRoute,         // tokens, experts: beyond the products that it goes beside
   kElementwise,   // bytes: an op that only reads and writes
   kAllReduce,     // bytes of the tensor; the format is the number of ranks
   kStep,          // bytes of logits: what a pass takes beside its ops; the format is the way to step, see below

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace fathom::plan {
 namespace {
@@ -169,25 +170,35 @@ class Grouper {
     return i + 1;
   }
 
+  /// Whether attention over several segments begins at `i`.
+  bool has_segments(std::size_t i) const {
+    return i + 1 < ops_.size() && ops_[i + 1].kind == OpKind::kAttention && ops_[i + 1].output == 0;
+  }
+  /// The table of the attention at `i`; null where there is none of such.
+  const MeasuredTable* attention_table(std::size_t i) const {
+    const OpRecord& op = ops_[i];
+    const bool latent = op.shares_value && op.kv_heads == 1, fresh = op.segment == tensor::KvSegment::Kind::kFresh;
+    if (has_segments(i) || op.top_k > 0 || op.window > 0 || op.ratio > 1) return nullptr;
+    if (!fresh && op.segment != tensor::KvSegment::Kind::kCache) return nullptr;
+    const bool decode = in_.phase == Phase::kDecode;
+    return calibration_.find(latent   ? (decode ? Family::kLatentDecode : Family::kLatentChunk)
+                             : fresh  ? Family::kExpanded
+                             : decode ? Family::kDecode
+                                      : Family::kChunk);
+  }
+
   std::size_t attention(std::size_t i) {
     const OpRecord& op = ops_[i];
-    const bool several = i + 1 < ops_.size() && ops_[i + 1].kind == OpKind::kAttention && ops_[i + 1].output == 0;
-    const bool latent = op.shares_value && op.kv_heads == 1, fresh = op.segment == tensor::KvSegment::Kind::kFresh;
-    if (several || op.top_k > 0 || op.window > 0 || op.ratio > 1 ||
-        (!fresh && op.segment != tensor::KvSegment::Kind::kCache)) {
+    const MeasuredTable* table = attention_table(i);
+    if (table == nullptr) {
+      const bool several = has_segments(i);
       std::size_t end = i;
       do leave(end++);
       while (several && end < ops_.size() && ops_[end].kind == OpKind::kAttention && ops_[end].output == 0);
       return end;
     }
-    const bool decode = in_.phase == Phase::kDecode;
-    const Family family = latent   ? (decode ? Family::kLatentDecode : Family::kLatentChunk)
-                          : fresh  ? Family::kExpanded
-                          : decode ? Family::kDecode
-                                   : Family::kChunk;
-    const MeasuredTable* table = calibration_.find(family);
-    if (table == nullptr) return leave(i);
-    Unit& unit = add(family, table, 1);
+    const bool decode = in_.phase == Phase::kDecode, fresh = op.segment == tensor::KvSegment::Kind::kFresh;
+    Unit& unit = add(table->family, table, 1 + std::exchange(rows_before_, 0));
     unit.phase_bound = true;
     unit.rows = op.rows;
     unit.heads = static_cast<double>(op.heads);
@@ -227,6 +238,10 @@ class Grouper {
       for (std::size_t k = i; k < end; ++k) elementwise(k);
       return end;
     }
+    if (in_.phase == Phase::kDecode && goes_with_attention(end)) {
+      rows_before_ += end - i;
+      return end;
+    }
     const Family family = !norms ? Family::kRows : copies ? Family::kLatentRows : Family::kLatentFresh;
     const MeasuredTable* table = calibration_.find(family);
     if (table == nullptr) {
@@ -242,11 +257,18 @@ class Grouper {
     return end;
   }
 
+  /// Whether rows that end at `i` are those of an attention of single tokens whose table has them.
+  bool goes_with_attention(std::size_t i) const {
+    while (i < ops_.size() && ops_[i].kind == OpKind::kGroupedLinear) ++i;
+    return i < ops_.size() && ops_[i].kind == OpKind::kAttention && attention_table(i) != nullptr;
+  }
+
   std::size_t experts(std::size_t i) {
     const OpRecord& op = ops_[i];
     const MeasuredTable* table = weights_table(Family::kExperts, op);
     if (table == nullptr) return leave(i);
-    Unit& unit = add(Family::kExperts, table, 1);
+    const bool sum = i + 1 < ops_.size() && ops_[i + 1].kind == OpKind::kAdd && reads(ops_[i + 1], op.output);
+    Unit& unit = add(Family::kExperts, table, sum ? 2 : 1);
     unit.rows = op.rows;
     unit.outputs = static_cast<double>(op.n), unit.inputs = static_cast<double>(op.expert_intermediate);
     unit.choices = op.experts_per_token;
@@ -255,7 +277,7 @@ class Grouper {
     unit.weight_bytes = element_bytes(op) * static_cast<double>(op.weight_elements);
     unit.bytes = op.rows * (2 * kF32 * unit.outputs);
     unit.bound = BoundBy::kWeights;
-    return i + 1;
+    return sum ? i + 2 : i + 1;
   }
 
   std::size_t route(std::size_t i) {
@@ -304,6 +326,7 @@ class Grouper {
   bool head_;
   UnitProgram& program_;
   meta::Trace rest_;
+  std::size_t rows_before_ = 0;  // ops that the next attention's table has
 };
 
 /// Of what a rank's experts are hit by, and how much they do.

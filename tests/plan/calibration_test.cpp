@@ -107,7 +107,7 @@ TEST(Calibration, IsKeptAsText) {
 
 TEST(Calibration, WhatDoesNotHoldTogetherIsAnError) {
   const std::string good =
-      R"({"device": "cpu", "name": "n", "date": "d", "source": "s", "tables": [{"family": "step", "axes": {"bytes": [1, 2]}, "seconds": [1, 2], "bytes": [1, 2], "flops": [0, 0]}]})";
+      R"({"version": 2, "device": "cpu", "name": "n", "date": "d", "source": "s", "tables": [{"family": "step", "axes": {"bytes": [1, 2]}, "seconds": [1, 2], "bytes": [1, 2], "flops": [0, 0]}]})";
   ASSERT_TRUE(parse_calibration(good, "f").has_value());
   const auto broken = [&](const std::string& from, const std::string& to) {
     std::string text = good;
@@ -123,6 +123,8 @@ TEST(Calibration, WhatDoesNotHoldTogetherIsAnError) {
   EXPECT_TRUE(broken("\"seconds\": [1, 2]", "\"seconds\": 1"));
   EXPECT_TRUE(broken("\"axes\": {\"bytes\": [1, 2]}", "\"axes\": {}"));
   EXPECT_TRUE(broken("\"name\": \"n\", ", ""));
+  EXPECT_TRUE(broken("\"version\": 2, ", "")) << "of the first version, whose tables were of other calls";
+  EXPECT_TRUE(broken("\"version\": 2", "\"version\": 3"));
   EXPECT_FALSE(parse_calibration("[", "f").has_value());
 }
 
@@ -181,6 +183,8 @@ TEST(Calibration, EveryOpIsCountedOnce) {
         EXPECT_EQ(ops + program.rest.kernels.size(), layer.forward.ops.size()) << kind;
         EXPECT_TRUE(program.rest.kernels.empty()) << kind << ": all of these are in tables";
         for (const Unit& unit : program.units) {
+          EXPECT_FALSE(phase == Phase::kDecode && (unit.family == Family::kRows || unit.family == Family::kLatentRows))
+              << "attention's table has them";
           const Load load{.tokens = 7,
                           .outputs = 7,
                           .sequences = 7,
