@@ -147,6 +147,7 @@ __device__ inline void route_token(const RouteView& view, std::int64_t token, do
   double *scores = room, *choice = scores + view.experts, *ranks = choice + view.experts;
   bool* taken = reinterpret_cast<bool*>(ranks + view.groups);
   const int lane = threadIdx.x % kWarp;
+  __syncwarp();  // what the choice before this one left has been read
   score_experts(view, view.logits.at(token), scores);
   const std::int64_t* row = view.table != nullptr ? view.table + static_cast<std::int64_t>(*view.ids.at(token)) * view.top_k : nullptr;
   if (row == nullptr) {
