@@ -39,15 +39,6 @@ struct OnTheWay {
     for (int r = 0; r < kRowsAWarp; ++r)
       if (col < cols) eight[a][r].read(rows.weight[r]->data, rows.row[r] * cols + col);
   }
-  /// Asks the L2 cache for the same: a lane in every 128 bytes.
-  static __device__ void ask(const WarpRows& rows, std::int64_t cols, std::int64_t col, std::int64_t step) {
-    if (static_cast<int>(threadIdx.x % kWarp) * kBytesOfEight<F> % 128 != 0) return;
-#pragma unroll
-    for (int a = 0; a < kAhead<F>; ++a)
-#pragma unroll
-      for (int r = 0; r < kRowsAWarp; ++r)
-        if (col + a * step < cols) fetch_to_l2(rows.weight[r]->data + (rows.row[r] * cols + col + a * step) / 8 * kBytesOfEight<F>);
-  }
 };
 
 /// Rows of x, eight columns at a time: as they lie in memory; or, where x is a norm that nobody has made yet, from · weight, with the squares of
@@ -152,7 +143,6 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens != 1 ? 1 : kNorm
   std::int64_t col = split * kWarp * 8 + lane * 8;
   OnTheWay<F> next;
   next.read(rows, cols, col, step);
-  OnTheWay<F>::ask(rows, cols, col + kAhead<F> * step, step);
   if constexpr (kNormed)
     if (all.norm.weight != nullptr && threadIdx.x * 128 < all.norm.n * 2) fetch_to_l2(all.norm.weight + threadIdx.x * 128);
   wait_for_previous();

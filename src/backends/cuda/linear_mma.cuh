@@ -29,11 +29,6 @@ struct SegmentOfRows {
         eight[step][1].read(rows[1], first + step * kStepColumns);
       }
   }
-  static __device__ void ask(const std::byte* const (&rows)[2], int cols, int segment) {  // a lane in every 128 bytes of a row
-    constexpr int kBytes = kSegment / 8 * kBytesOfEight<F>, kLines = kBytes > 128 ? kBytes / 128 : 1;
-    const int lane = threadIdx.x % 4, at = segment * kBytes + lane * 128;
-    if (lane < kLines && at < cols / 8 * kBytesOfEight<F>) fetch_to_l2(rows[0] + at), fetch_to_l2(rows[1] + at);
-  }
 };
 
 /// Eight weights as four registers of two bf16 each: exact for every format of 8 bits and fewer.
@@ -91,7 +86,6 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, 3) few_mma_kernel(const 
   const std::byte* const rows[2] = {p.weight.data + row[0] * row_bytes, other.weight.data + row[1] * row_bytes};
   SegmentOfRows<F> next;
   next.read(rows, cols, split);
-  SegmentOfRows<F>::ask(rows, cols, split + view.splits);
   if constexpr (kNormed)
     if (view.all.norm.weight != nullptr && threadIdx.x * 128 < view.all.norm.n * 2) fetch_to_l2(view.all.norm.weight + threadIdx.x * 128);
   wait_for_previous();
