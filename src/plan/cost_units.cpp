@@ -110,7 +110,8 @@ class Grouper {
     return static_cast<double>(op.weight_bytes) / static_cast<double>(op.weight_elements);
   }
   const MeasuredTable* weights_table(Family family, const OpRecord& op) const {
-    const std::string_view name = in_.weights != nullptr ? std::string_view(in_.weights->name) : std::string_view();
+    std::string_view name = in_.weights != nullptr ? std::string_view(in_.weights->name) : std::string_view();
+    if (in_.weights == nullptr || in_.weights->native) name = tensor::weight_format_name(op.weight_format);
     return calibration_.find_like(family, element_bytes(op), name.substr(0, name.find('_')));
   }
 

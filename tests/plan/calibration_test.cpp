@@ -199,6 +199,36 @@ TEST(Calibration, EveryOpIsCountedOnce) {
   }
 }
 
+// Formats of as many bytes an element have tables of their own: a checkpoint says which is its.
+TEST(Calibration, WeightsAsTheyAreAreOfTheirOwnFormat) {
+  std::string config = tiny_config("llama");
+  config.insert(config.size() - 1, R"(, "quantization_config": {"quant_method": "compressed-tensors",
+    "format": "int-quantized", "ignore": ["lm_head"], "config_groups": {"group_0": {"targets": ["Linear"],
+    "weights": {"num_bits": 8, "type": "int", "symmetric": true, "strategy": "channel", "dynamic": false},
+    "input_activations": null, "output_activations": null}}})");
+  const auto model = model_of(config);
+  ASSERT_NE(model, nullptr);
+  Calibration calibration;
+  for (const char* name : {"bf16", "fp8_row", "int8_row"}) {
+    MeasuredTable table = table_of(Family::kNormed, name);
+    for (std::size_t i = 0; i < table.bytes.size(); ++i)
+      if (name != std::string("bf16")) table.bytes[i] -= table.axes[1][i / 3 % 3] * table.axes[2][i % 3];
+    ASSERT_TRUE(table.prepare().has_value());
+    calibration.tables.push_back(table);
+  }
+  const auto trace = model->trace({}, Phase::kDecode, DType::f32);
+  ASSERT_TRUE(trace.has_value());
+  LowerInputs inputs;
+  inputs.phase = Phase::kDecode;
+  EngineProfile engine;
+  const Rates rates;
+  inputs.engine = &engine, inputs.rates = &rates;
+  UnitProgram program;
+  add_units((*trace)->kinds.front().forward, 1, inputs, {}, calibration, false, program);
+  ASSERT_FALSE(program.units.empty());
+  for (const Unit& unit : program.units) EXPECT_EQ(unit.table->format, "int8_row");
+}
+
 TEST(Calibration, PlansAreMadeOfIt) {
   PlanRequest request = request_of(
       R"({"model": "deepseek-ai/deepseek-llm-7b-base", "hardware": "h200-sxm-141gb", "engine": "fathom", "task": "chat", "weights": "bf16", "batch": 1, "input": 512, "output": 64})");

@@ -84,6 +84,7 @@ OpRecord& MetaOps::record(OpKind kind, std::initializer_list<const Tensor*> read
 void MetaOps::set_weight(OpRecord& op, const Weight& weight, std::uint64_t copies) const {
   op.weight_elements += static_cast<std::uint64_t>(weight.rows) * static_cast<std::uint64_t>(weight.cols) * copies;
   op.weight_bytes += tensor::weight_bytes(weight.format, weight.rows, weight.cols) * copies;
+  op.weight_format = weight.format;
   const auto parameter = static_cast<std::size_t>(weight.parameter);
   if (weight.parameter >= 0 && parameter < options_.weight_classes.size())
     op.weight_class = options_.weight_classes[parameter];
