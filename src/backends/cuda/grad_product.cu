@@ -12,39 +12,41 @@ constexpr int kGradEach = kGradTile * kGradDepth / kGradThreads;  // elements of
 using GradRows = float[kGradDepth][kGradTile + 4];
 
 /// What one thread reads of a side: elements whose neighbours in memory are read by neighbouring threads.
+template <bool kWeight>  // whether it may be one
 struct SideReader {
-  const float* base[kGradEach];  // of the index; null: beyond the end
-  std::int64_t index[kGradEach];
-  int local_index[kGradEach], local_depth[kGradEach];
-  const std::byte *data, *scales;
-  std::int64_t first_row;
+  const float* base[kGradEach];  // of the index; null: of a weight
+  const std::byte *data = nullptr, *scales = nullptr;
+  std::int64_t first_row = 0, first = 0, end = 0;
+  int own_index, own_depth, index_step, depth_step;
 
-  /// Indices from `first` on, below `end`.
-  __device__ void begin(const GradSide& side, std::int64_t first, std::int64_t end, std::int64_t group, int expert, bool hits_are_rows) {
-    const bool of_weight = side.data == nullptr, along = of_weight ? side.depth_is_row : side.index == 1;
-    data = side.of_expert ? side.experts.data_of(expert) : side.weight.data;
-    scales = side.of_expert ? side.experts.scales_of(expert) : side.weight.scales;
-    first_row = side.first_row + group * side.row_step;
-    const float* start = of_weight ? nullptr : side.data + group / side.share * side.group;
+  /// Indices from `from` on, below `to`.
+  __device__ void begin(const GradSide& side, std::int64_t from, std::int64_t to, std::int64_t group, int expert, bool hits_are_rows) {
+    const bool of_weight = kWeight && side.data == nullptr, along = of_weight ? side.depth_is_row : side.index == 1;
+    const int thread = static_cast<int>(threadIdx.x);
+    own_index = along ? thread % kGradTile : thread / kGradDepth, index_step = along ? 0 : kGradThreads / kGradDepth;
+    own_depth = along ? thread / kGradTile : thread % kGradDepth, depth_step = along ? kGradThreads / kGradTile : 0;
+    first = from, end = to;
+    if (of_weight) {
+      data = side.of_expert ? side.experts.data_of(expert) : side.weight.data;
+      scales = side.of_expert ? side.experts.scales_of(expert) : side.weight.scales;
+      first_row = side.first_row + group * side.row_step;
+      return;
+    }
+    const float* start = side.data + group / side.share * side.group;
 #pragma unroll
     for (int n = 0; n < kGradEach; ++n) {
-      const int at = static_cast<int>(threadIdx.x) + n * kGradThreads;
-      local_index[n] = along ? at % kGradTile : at / kGradDepth;
-      local_depth[n] = along ? at / kGradTile : at % kGradDepth;
-      const std::int64_t i = first + local_index[n];
-      index[n] = i < end ? i : -1;
-      base[n] = nullptr;
-      if (i < end && !of_weight) base[n] = start + (side.rows != nullptr && hits_are_rows ? side.rows[i] : i) * side.index;
+      const std::int64_t i = first + own_index + n * index_step;
+      base[n] = i >= end ? nullptr : start + (side.rows != nullptr && hits_are_rows ? side.rows[i] : i) * side.index;
     }
   }
-  __device__ void read(const GradSide& side, std::int64_t depth, std::int64_t end, bool hits_are_rows, float (&out)[kGradEach]) const {
+  __device__ void read(const GradSide& side, std::int64_t depth, std::int64_t last, bool hits_are_rows, float (&out)[kGradEach]) const {
 #pragma unroll
     for (int n = 0; n < kGradEach; ++n) {
-      const std::int64_t d = depth + local_depth[n];
+      const std::int64_t i = first + own_index + n * index_step, d = depth + own_depth + n * depth_step;
       out[n] = 0.0f;
-      if (index[n] < 0 || d >= end) continue;
-      if (side.data == nullptr) {
-        const std::int64_t row = first_row + (side.depth_is_row ? d : index[n]), col = side.depth_is_row ? index[n] : d;
+      if (i >= end || d >= last) continue;
+      if (kWeight && side.data == nullptr) {
+        const std::int64_t row = first_row + (side.depth_is_row ? d : i), col = side.depth_is_row ? i : d;
         out[n] = load_weight(side.weight.format, data, scales, row, col, side.weight.rows, side.weight.cols);
       } else if (side.inner > 0) {
         const auto whole = static_cast<std::uint32_t>(d), inner = static_cast<std::uint32_t>(side.inner);
@@ -56,7 +58,7 @@ struct SideReader {
   }
   __device__ void put(GradRows& tile, const float (&values)[kGradEach]) const {
 #pragma unroll
-    for (int n = 0; n < kGradEach; ++n) tile[local_depth[n]][local_index[n]] = values[n];
+    for (int n = 0; n < kGradEach; ++n) tile[own_depth + n * depth_step][own_index + n * index_step] = values[n];
   }
 };
 
@@ -101,7 +103,8 @@ __global__ void __launch_bounds__(kGradThreads) grad_product_kernel(const __grid
   if (part.row >= part.last_row) return;
   const bool hits_are_rows = p.hits != GradProduct::Hits::kDepth;
   const std::int64_t group = p.hits == GradProduct::Hits::kNone ? static_cast<std::int64_t>(blockIdx.z) : 0;
-  SideReader left, right;
+  SideReader<false> left;
+  SideReader<true> right;
   left.begin(p.left, part.row, part.last_row, group, part.expert, hits_are_rows);
   right.begin(p.right, part.column, p.columns, group, part.expert, hits_are_rows);
   const int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
@@ -175,6 +178,7 @@ bool fits_blas(const GradProduct& p) {
 }
 
 void launch_grad_product(Context& context, const GradProduct& p, std::byte* room) {
+  FATHOM_CHECK(p.left.data != nullptr, "a weight is a product's right side");
   if (p.rows <= 0 || p.columns <= 0 || p.groups <= 0 || (p.depth <= 0 && p.accumulate)) return;
   if (room != nullptr && fits_blas(p) && multiply_by_blas(context, p, room)) return;
   const bool rows = p.hits == GradProduct::Hits::kRows, depth = p.hits == GradProduct::Hits::kDepth;

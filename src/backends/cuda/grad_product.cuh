@@ -11,7 +11,7 @@ inline constexpr int kGradTile = 64;  // rows and columns of a block's part of a
 /// One operand of a product: element (index, depth), where index counts the product's rows (left) or columns (right). One of the two is
 /// contiguous.
 struct GradSide {
-  const float* data = nullptr;                              // null: of the weight
+  const float* data = nullptr;                              // null: of the weight (right only)
   std::int64_t index = 0, depth = 0, outer = 0, group = 0;  // strides in elements; outer: of every `inner` steps of depth
   std::int32_t inner = 0;                                   // 0: depth has one stride
   std::int32_t share = 1;                                   // so many groups in a row read the same
