@@ -138,10 +138,8 @@ __global__ void cross_entropy_backward_kernel(View<const float> logits, View<con
 
 void CudaGradOps::zero(const Tensor& x) {
   Context& context = begin();
-  if (x.elements() == 0) return;
-  if (x.contiguous()) return context.note(cudaMemsetAsync(x.data, 0, x.bytes(), context.stream));
   FATHOM_CHECK(x.dtype == DType::f32, "gradients are f32");
-  const RowsView rows = rows_of(x);
+  const RowsView rows = x.contiguous() ? dense_rows(x.as<float>(), 1, x.elements()) : rows_of(x);
   launch_change(context, SetZero{rows}, rows.count, rows.n);
 }
 
