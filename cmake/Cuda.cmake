@@ -54,7 +54,8 @@ set(FATHOM_CUDA_GROUP_linear ops_linear linear_many linear_mma linear_stream)
 set(FATHOM_CUDA_GROUP_experts ops_experts_mma ops_experts_stream experts_few)
 set(FATHOM_CUDA_GROUP_attention attention_absorbed attention_clusters attention_groups attention_latents)
 set(FATHOM_CUDA_GROUP_device fill fault peer_reduce)
-set(FATHOM_CUDA_GROUP_NAMES rows choices codes linear experts attention device)
+set(FATHOM_CUDA_GROUP_gradients grad_rows grad_norm grad_product grad_linear grad_attention grad_compress grad_experts grad_hyper)
+set(FATHOM_CUDA_GROUP_NAMES rows choices codes linear experts attention device gradients)
 
 # fathom_cuda_units(OUT file…): the same files, those of a group as one file of #includes in the build folder. A file that a group names and that
 # is not there stops the configuration.

@@ -99,6 +99,13 @@ TEST_F(CudaDevice, AgreesWithReference) {
   EXPECT_GT(check_against_reference(*backend_, options), 500);
 }
 
+TEST_F(CudaDevice, GradientsAgreeWithReference) {
+  CheckOptions options;
+  options.memory = memory_.get();
+  options.wanted = [](const OpCase& c) { return c.format != WeightFormat::f64; };
+  EXPECT_GT(check_gradients_against_reference(*backend_, options), 90);
+}
+
 TEST_F(CudaDevice, CopiesToTheDeviceAndBack) {
   auto buffer = backend_->allocate_buffer(4096, Placement::kDevice);
   ASSERT_TRUE(buffer.has_value()) << error_text(buffer.error());

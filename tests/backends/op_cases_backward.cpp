@@ -33,7 +33,8 @@ void add_linear(std::vector<OpCase>& cases) {
           BackwardSpec{"strided", 17, 48, 96, Layout::kStrided}, BackwardSpec{"deep", 300, 40, 34},
           BackwardSpec{"tall", 3, 530, 64, Layout::kDense, true, true, true}, BackwardSpec{"wide", 9, 20, 300},
           BackwardSpec{"frozen", 19, 24, 40, Layout::kDense, true, false},
-          BackwardSpec{"first", 19, 24, 40, Layout::kDense, false, true, true}, BackwardSpec{"zero_rows", 0, 4, 6}})
+          BackwardSpec{"first", 19, 24, 40, Layout::kDense, false, true, true}, BackwardSpec{"zero_rows", 0, 4, 6},
+          BackwardSpec{"many", 530, 12, 20, Layout::kDense, true, true, true}})
       cases.push_back({.op = "linear_backward",
                        .name = fmt::format("linear_backward/{}/{}", weight_format_name(format), spec.name),
                        .format = format,
@@ -55,9 +56,8 @@ void add_linear(std::vector<OpCase>& cases) {
 }
 
 void add_rows_and_norms(std::vector<OpCase>& cases) {
-  const auto add = [&](const char* name, std::function<void(CaseRun&)> body) {
-    cases.push_back(
-        {.op = std::string(name) + "_backward", .name = std::string(name) + "_backward", .body = std::move(body)});
+  const auto add = [&](const std::string& op, std::function<void(CaseRun&)> body, const char* which = "") {
+    cases.push_back({.op = op + "_backward", .name = op + "_backward" + which, .body = std::move(body)});
   };
   add("embed", [](CaseRun& run) {
     const Tensor ids = run.ints(DType::i32, {6}, {4, 1, 4, 9, 4, 2});
@@ -66,6 +66,18 @@ void add_rows_and_norms(std::vector<OpCase>& cases) {
          .dout = run.input({6, 33}, normal(), Layout::kStrided),
          .dtable = parameter_sum(run, "dtable", {5, 33})});
   });
+  add(
+      "embed",
+      [](CaseRun& run) {
+        std::vector<std::int64_t> ids;
+        for (std::int64_t i = 0; i < 600; ++i) ids.push_back(i * i % 11);
+        run.grad().embed_backward({.f = {.ids = run.ints(DType::i32, {600}, ids),
+                                         .table = run.weight(WeightFormat::f32, 11, 300, 1.0),
+                                         .out = {}},
+                                   .dout = run.input({600, 300}, normal()),
+                                   .dtable = parameter_sum(run, "dtable", {11, 300})});
+      },
+      "/many");
   add("gather_rows", [](CaseRun& run) {
     const Tensor rows = run.ints(DType::i32, {4}, {2, 0, 2, 2});
     run.grad().gather_rows_backward({.f = {.x = {}, .rows = rows, .out = {}},
@@ -90,6 +102,19 @@ void add_rows_and_norms(std::vector<OpCase>& cases) {
                      .dweight = parameter_sum(run, "dweight", {33})};
     run.grad().rms_norm_backward(grad);
   });
+  add(
+      "rms_norm",
+      [](CaseRun& run) {
+        RmsNormGrad grad{.f = {.x = run.input({350, 2, 40}, normal(), Layout::kStrided),
+                               .weight = run.input({40}, normal(0.3, 1.0)),
+                               .eps = 1e-6,
+                               .out = {}},
+                         .dout = run.input({350, 2, 40}, normal()),
+                         .dx = sum(run, "dx", {350, 2, 40}),
+                         .dweight = parameter_sum(run, "dweight", {40})};
+        run.grad().rms_norm_backward(grad);
+      },
+      "/many");
   add("layer_norm", [](CaseRun& run) {
     LayerNormGrad grad{.f = {.x = run.input({5, 33}, normal(1.0, 0.5), Layout::kStrided),
                              .weight = run.input({33}, normal(0.3, 1.0)),
@@ -121,6 +146,57 @@ void add_rows_and_norms(std::vector<OpCase>& cases) {
          .dlogits = sum(run, "dlogits", {4, 33}, Layout::kMisaligned)});
   });
   add("zero", [](CaseRun& run) { run.grad().zero(sum(run, "x", {3, 2, 17}, Layout::kStrided)); });
+}
+
+/// Sequences that are longer than what a kernel takes at a time: a window and some of the entries (chosen), or all
+/// keys.
+void add_long_attention(std::vector<OpCase>& cases) {
+  for (const bool chosen : {false, true})
+    cases.push_back(
+        {.op = "attention_backward",
+         .name = chosen ? "attention_backward/long_window_chosen_entries" : "attention_backward/long_grouped",
+         .body = [=](CaseRun& run) {
+           const Batch& batch = run.batch({{.slot = 0, .first_token = 0, .tokens = 141, .past = 0},
+                                           {.slot = 1, .first_token = 0, .tokens = 3, .past = 0},
+                                           {.slot = 2, .first_token = 0, .tokens = 89, .past = 0}});
+           const std::int64_t tokens = 233, heads = 4, kv_heads = chosen ? 1 : 2, d = 20, entries = 36 + 1 + 23;
+           std::vector<KvSegment> segments{{.kind = KvSegment::Kind::kFresh,
+                                            .k = run.input({tokens, kv_heads, d}, normal()),
+                                            .k_shared = {},
+                                            .v = run.input({tokens, kv_heads, d}, normal()),
+                                            .window = chosen ? 50 : 0}};
+           std::vector<KvSegmentGrad> grads{
+               {.dk = sum(run, "dk", segments[0].k.shape), .dk_shared = {}, .dv = sum(run, "dv", segments[0].v.shape)}};
+           if (chosen) {
+             std::vector<std::int64_t> names;
+             for (std::int64_t t = 0; t < tokens; ++t)
+               for (const std::int64_t name : {t % 3, 3 + t % 5, std::int64_t{9}, 10 + t % 25, std::int64_t{-1}})
+                 names.push_back(name);
+             segments.push_back({.kind = KvSegment::Kind::kFreshEntries,
+                                 .k = run.input({entries, 1, d}, normal()),
+                                 .k_shared = {},
+                                 .v = {},
+                                 .ratio = 4,
+                                 .selected = run.ints(DType::i32, {tokens, 5}, names)});
+             segments[1].v = segments[1].k;
+             grads.push_back({.dk = sum(run, "dentries", segments[1].k.shape), .dk_shared = {}, .dv = {}});
+             grads[1].dv = grads[1].dk;
+           }
+           AttentionGrad grad{.f = {.q = run.input({tokens, heads, d}, normal()),
+                                    .segments = segments,
+                                    .scale = 0.2,
+                                    .sink = chosen ? run.input(run.wide(), {heads}, normal()) : Tensor{},
+                                    .out = run.output("out", {tokens, heads, d}),
+                                    .lse = run.output("lse", run.wide(), {tokens, heads}),
+                                    .batch = &batch},
+                              .dout = run.input({tokens, heads, d}, normal()),
+                              .dq = sum(run, "dq", {tokens, heads, d}),
+                              .segments = grads,
+                              .dsink = {}};
+           if (chosen) grad.dsink = parameter_sum(run, "dsink", {heads});
+           run.ops.attention(grad.f);
+           run.grad().attention_backward(grad);
+         }});
 }
 
 void add_attention(std::vector<OpCase>& cases) {
@@ -172,6 +248,7 @@ void add_attention(std::vector<OpCase>& cases) {
            run.ops.attention(grad.f);  // backward reads what forward wrote
            run.grad().attention_backward(grad);
          }});
+  add_long_attention(cases);
   for (const bool overlap : {false, true})
     cases.push_back({.op = "compress_backward",
                      .name = fmt::format("compress_backward/{}", overlap ? "overlap" : "own"),
@@ -248,6 +325,42 @@ void add_experts(std::vector<OpCase>& cases) {
                run.grad().experts_backward(grad);
              }});
   }
+  cases.push_back({.op = "experts_backward",
+                   .name = "experts_backward/bf16/many",
+                   .format = WeightFormat::bf16,
+                   .body = [](CaseRun& run) {
+                     const std::int64_t tokens = 190, h = 40, inner = 24;
+                     std::vector<Weight> gate, up, down;
+                     std::vector<Tensor> dgate, dup, ddown;
+                     for (int e = 0; e < 3; ++e) {
+                       gate.push_back(run.weight(WeightFormat::bf16, inner, h, 0.2));
+                       up.push_back(run.weight(WeightFormat::bf16, inner, h, 0.2));
+                       down.push_back(run.weight(WeightFormat::bf16, h, inner, 0.2));
+                       // One matrix is frozen.
+                       dgate.push_back(e == 1 ? Tensor{} : parameter_sum(run, fmt::format("dgate{}", e), {inner, h}));
+                       dup.push_back(parameter_sum(run, fmt::format("dup{}", e), {inner, h}));
+                       ddown.push_back(parameter_sum(run, fmt::format("ddown{}", e), {h, inner}));
+                     }
+                     std::vector<std::int64_t> chosen;  // expert 2 by all, 3 by half, 4 by nobody
+                     for (std::int64_t t = 0; t < tokens; ++t)
+                       chosen.push_back(2), chosen.push_back(t % 2 == 0 ? 3 : 0);
+                     ExpertsGrad grad{.f = {.x = run.input({tokens, h}, normal()),
+                                            .indices = run.ints(DType::i32, {tokens, 2}, chosen),
+                                            .weights = run.input({tokens, 2}, normal()),
+                                            .gate = gate,
+                                            .up = up,
+                                            .down = down,
+                                            .first_expert = 2,
+                                            .total_experts = 8,
+                                            .out = {}},
+                                      .dout = run.input({tokens, h}, normal()),
+                                      .dx = sum(run, "dx", {tokens, h}),
+                                      .dweights = sum(run, "dweights", {tokens, 2}),
+                                      .dgate = dgate,
+                                      .dup = dup,
+                                      .ddown = ddown};
+                     run.grad().experts_backward(grad);
+                   }});
   cases.push_back({.op = "gelu_backward", .name = "gelu_backward", .body = [](CaseRun& run) {
                      run.grad().gelu_backward({.f = {.x = run.input({3, 33}, normal(2.0), Layout::kStrided), .out = {}},
                                                .dout = run.input({3, 33}, normal()),

@@ -64,7 +64,7 @@ Key key_of(const BlasProduct& p) {
           p.batch,
           static_cast<std::int64_t>(p.type),
           static_cast<std::int64_t>(p.scales),
-          p.transposed ? 1 : 0,
+          (p.transposed ? 1 : 0) + (p.x_transposed ? 2 : 0),
           p.x_stride,
           p.w_stride,
           p.out_stride,
@@ -158,15 +158,19 @@ class LtBlas final : public Blas {
     const bool whole = product.type == BlasType::i8;
     const cublasComputeType_t compute = whole ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F;
     const cudaDataType_t sums = whole ? CUDA_R_32I : CUDA_R_32F;
-    const cublasOperation_t a = product.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    const cublasOperation_t a = product.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                            b = product.x_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
     const std::int64_t w_rows = product.transposed ? product.k : product.n,
-                       w_columns = product.transposed ? product.n : product.k;
+                       w_columns = product.transposed ? product.n : product.k,
+                       x_rows = product.x_transposed ? product.tokens : product.k,
+                       x_columns = product.x_transposed ? product.k : product.tokens;
     p.possible =
         api_.description_create(&p.description, compute, sums) == CUBLAS_STATUS_SUCCESS &&
         api_.description_set(p.description, CUBLASLT_MATMUL_DESC_TRANSA, &a, sizeof a) == CUBLAS_STATUS_SUCCESS &&
+        api_.description_set(p.description, CUBLASLT_MATMUL_DESC_TRANSB, &b, sizeof b) == CUBLAS_STATUS_SUCCESS &&
         describe_scales(p.description, product) &&
         layout(p.w, type, w_rows, w_columns, product.w_stride, product.batch, product.w_step) &&
-        layout(p.x, type, product.k, product.tokens, product.x_stride, product.batch, product.x_step) &&
+        layout(p.x, type, x_rows, x_columns, product.x_stride, product.batch, product.x_step) &&
         layout(p.out, product.rounded ? type : sums, product.n, product.tokens, product.out_stride, product.batch,
                product.out_step);
     p.possible = p.possible && choose(p);

@@ -17,12 +17,14 @@ enum class BlasType : std::uint8_t { f32, f16, bf16, e4m3, i8 };
 enum class BlasScales : std::uint8_t { none, rows, blocks };
 
 /// out [T, n] (+)= x [T, k] · w, row-major, for `batch` independent products whose operands lie `…_step` elements
-/// apart. w is weight [n, k] used transposed, or [k, n] as it lies when `transposed` is false. Rows of x, w and out lie
-/// `…_stride` elements apart. Every pointer and row starts at a multiple of 16 bytes.
+/// apart. w is weight [n, k] used transposed, or [k, n] as it lies when `transposed` is false. x lies as [k, T] when
+/// `x_transposed` (f32 alone). Rows of x, w and out lie `…_stride` elements apart. Every pointer and row starts at a
+/// multiple of 16 bytes.
 struct BlasProduct {
   std::int64_t tokens = 0, n = 0, k = 0, batch = 1;
   BlasType type = BlasType::f32;  // of x and w
   bool transposed = true;
+  bool x_transposed = false;
   const void* x = nullptr;
   const void* w = nullptr;
   void* out = nullptr;

@@ -16,6 +16,7 @@
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/fault.h"
 #include "backends/cuda/fill.h"
+#include "backends/cuda/grad_ops.h"
 #include "backends/cuda/lost.h"
 #include "backends/cuda/marks.h"
 #include "backends/cuda/recordings.h"
@@ -210,7 +211,7 @@ class CudaBackend final : public tensor::Backend {
   std::string_view name() const override { return "cuda"; }
   std::string description() const override { return "cuda: " + name_; }
   tensor::Ops& ops() override { return ops_; }
-  tensor::GradOps* grad_ops() override { return nullptr; }
+  tensor::GradOps* grad_ops() override { return &grad_ops_; }
   tensor::ActivationMemory& activations() override { return activations_; }
   Result<std::unique_ptr<tensor::Buffer>> allocate_buffer(Bytes bytes, tensor::Placement placement) override {
     if (placement == tensor::Placement::kDevice && block_ != nullptr &&
@@ -402,6 +403,7 @@ class CudaBackend final : public tensor::Backend {
   CudaCollectives* collectives_ = nullptr;  // the engine's, gone before this backend
   Bytes collectives_bytes_ = 0;
   CudaOps ops_{context_, activations_};
+  CudaGradOps grad_ops_{context_, ops_};
 };
 
 /// What keeps every device from being used; nothing when one can be.

@@ -1,6 +1,8 @@
 // The kernels of mixtures of experts; ops_experts.cu chooses among them, gathers and joins (experts_gather.cuh). A hit is a (token, expert)
 // pair of an expert that is here; hits are sorted by expert, then token, then slot. A run is some hits of one expert, one after the other.
 #pragma once
+#include <span>
+
 #include "backends/cuda/device_math.cuh"
 #include "backends/cuda/launch.cuh"
 
@@ -35,6 +37,8 @@ struct MatrixOfExperts {
   __device__ const std::byte* data_of(int expert) const { return table != nullptr ? table[2 * expert] : data + expert * data_step; }
   __device__ const std::byte* scales_of(int expert) const { return table != nullptr ? table[2 * expert + 1] : scales + expert * scales_step; }
 };
+/// Of at least one expert; a table takes workspace.
+MatrixOfExperts matrix_of(Context& context, std::span<const tensor::Weight> weights);
 
 /// y[hit, :] = W x, or gated(W x, U x), for the rows x of every hit.
 struct ProductView {

@@ -25,34 +25,6 @@ __global__ void store_pointers(const __grid_constant__ PointerChunk chunk, int c
   if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = chunk.values[threadIdx.x];
 }
 
-MatrixOfExperts matrix_of(Context& context, std::span<const Weight> weights) {
-  MatrixOfExperts matrix{.data = weights[0].data, .scales = weights[0].scales};
-  const auto count = std::ssize(weights);
-  bool even = true;
-  if (count > 1) {
-    matrix.data_step = weights[1].data - weights[0].data;
-    matrix.scales_step = weights[0].scales != nullptr ? weights[1].scales - weights[0].scales : 0;
-  }
-  for (std::ptrdiff_t e = 0; e < count; ++e) {
-    const Weight& weight = weights[static_cast<std::size_t>(e)];
-    even = even && weight.data == matrix.data + e * matrix.data_step && (weight.scales == nullptr || weight.scales == matrix.scales + e * matrix.scales_step);
-  }
-  if (even) return matrix;
-  const std::byte** table = context.workspace.take<const std::byte*>(2 * count);
-  for (std::ptrdiff_t first = 0; first < 2 * count; first += kPointers) {
-    PointerChunk chunk{};
-    const auto here = static_cast<int>(std::min<std::ptrdiff_t>(kPointers, 2 * count - first));
-    for (int i = 0; i < here; ++i) {
-      const Weight& weight = weights[static_cast<std::size_t>((first + i) / 2)];
-      chunk.values[i] = (first + i) % 2 == 0 ? weight.data : weight.scales;
-    }
-    store_pointers<<<1, kPointers, 0, context.stream>>>(chunk, here, table + first);
-    context.launched();
-  }
-  matrix.table = table;
-  return matrix;
-}
-
 template <WeightFormat F, bool kVector, bool kGated>
 void launch_product(Context& context, const ProductView& view, std::int64_t runs) {
   const auto y = static_cast<unsigned>(runs);
@@ -194,6 +166,34 @@ FewExperts begin_few(Context& context, const ExpertsArgs& args, const Matrices& 
 }
 
 }  // namespace
+
+MatrixOfExperts matrix_of(Context& context, std::span<const Weight> weights) {
+  MatrixOfExperts matrix{.data = weights[0].data, .scales = weights[0].scales};
+  const auto count = std::ssize(weights);
+  bool even = true;
+  if (count > 1) {
+    matrix.data_step = weights[1].data - weights[0].data;
+    matrix.scales_step = weights[0].scales != nullptr ? weights[1].scales - weights[0].scales : 0;
+  }
+  for (std::ptrdiff_t e = 0; e < count; ++e) {
+    const Weight& weight = weights[static_cast<std::size_t>(e)];
+    even = even && weight.data == matrix.data + e * matrix.data_step && (weight.scales == nullptr || weight.scales == matrix.scales + e * matrix.scales_step);
+  }
+  if (even) return matrix;
+  const std::byte** table = context.workspace.take<const std::byte*>(2 * count);
+  for (std::ptrdiff_t first = 0; first < 2 * count; first += kPointers) {
+    PointerChunk chunk{};
+    const auto here = static_cast<int>(std::min<std::ptrdiff_t>(kPointers, 2 * count - first));
+    for (int i = 0; i < here; ++i) {
+      const Weight& weight = weights[static_cast<std::size_t>((first + i) / 2)];
+      chunk.values[i] = (first + i) % 2 == 0 ? weight.data : weight.scales;
+    }
+    store_pointers<<<1, kPointers, 0, context.stream>>>(chunk, here, table + first);
+    context.launched();
+  }
+  matrix.table = table;
+  return matrix;
+}
 
 void launch_gather(Context& context, const GatherView& view) {
   launch_early(context, &gather_hits, 1, kGatherThreads, 0, view);
