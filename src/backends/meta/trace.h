@@ -70,7 +70,7 @@ struct OpRecord {
   std::int64_t groups = 1;         // grouped linear: [rows, groups, k] x [groups, n, k]
   std::uint64_t weight_elements =
       0;  // read once a call (experts: of all experts here; embed: none, rows are in read_bytes)
-  std::uint64_t weight_bytes = 0;  // the same in the native format, scales included
+  std::uint64_t weight_bytes = 0;                                  // the same in the native format, scales included
   tensor::WeightFormat weight_format = tensor::WeightFormat::f32;  // the native one
   Rate flops;                      // without the part that depends on context: attention and indexer have none here
   Rate read_bytes, written_bytes;  // activations alone; caches are priced by what a query sees
