@@ -39,13 +39,9 @@ Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& 
     return wide ? DType::f32 : DType::bf16;
   }
   const auto parsed = options.kv == "fp8" ? DType::f8e4m3 : parse_dtype(options.kv);
-  if (parsed == DType::f8e4m3) {
-    if (options.device == "cuda")
-      return fail_unsupported("measure.kv_device", {{"name", options.kv}, {"device", options.device}});
-    return DType::f8e4m3;
-  }
-  if (!parsed || (*parsed != DType::f32 && *parsed != DType::f16 && *parsed != DType::bf16))
-    return fail("measure.kv_type", {{"name", printable(options.kv)}});
+  const bool known =
+      parsed && (*parsed == DType::f32 || *parsed == DType::f16 || *parsed == DType::bf16 || *parsed == DType::f8e4m3);
+  if (!known) return fail("measure.kv_type", {{"name", printable(options.kv)}});
   return *parsed;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backends/cuda/cuda_backend.h"
+#include "backends/held.h"
 
 namespace fathom::test {
 namespace {
@@ -39,11 +40,7 @@ class CudaDecoding : public testing::Test {
     std::uniform_real_distribution<float> values(-size, size);
     for (std::int64_t i = 0; i < x.elements(); ++i) {
       const float value = values(random_);
-      const std::uint16_t half = f32_to_bf16(value);
-      if (dtype == DType::f32)
-        x.as<float>()[i] = value;
-      else
-        std::memcpy(x.data + 2 * i, &half, 2);
+      put_element(x.data + i * dtype_bytes(dtype), dtype, value);
     }
     return x;
   }
@@ -86,7 +83,11 @@ struct HeadShape {
   std::int64_t rows = sequences > 2 ? 150 : 600;  // of the cache, a sequence
 };
 
-TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
+class CudaDecodingWithCache : public CudaDecoding, public testing::WithParamInterface<DType> {};
+INSTANTIATE_TEST_SUITE_P(Types, CudaDecodingWithCache, testing::Values(DType::bf16, DType::f8e4m3),
+                         [](const auto& type) { return std::string(dtype_name(type.param)); });
+
+TEST_P(CudaDecodingWithCache, RotationsAndCacheRowsGoWithAttention) {
   for (const HeadShape& s : {HeadShape{6, 1, 128, false},
                              {4, 4, 128, false},
                              {32, 32, 128, false},
@@ -121,11 +122,10 @@ TEST_F(CudaDecoding, RotationsAndCacheRowsGoWithAttention) {
     batch.tokens = kTokens;
     batch.sequences = sequences;
     batch.sequence_table = table;
-    const Tensor first[5] = {random(DType::f32, {kTokens, s.heads * s.width}),
-                             random(DType::f32, {kTokens, s.kv_heads * s.width}),
-                             random(DType::f32, {kTokens, s.kv_heads * s.width}),
-                             random(DType::bf16, {kSlots * kRows, s.kv_heads * s.width}),
-                             random(DType::bf16, {kSlots * kRows, s.kv_heads * s.width})};
+    const Tensor first[5] = {
+        random(DType::f32, {kTokens, s.heads * s.width}), random(DType::f32, {kTokens, s.kv_heads * s.width}),
+        random(DType::f32, {kTokens, s.kv_heads * s.width}), random(GetParam(), {kSlots * kRows, s.kv_heads * s.width}),
+        random(GetParam(), {kSlots * kRows, s.kv_heads * s.width})};
     Tensor all[2][5], out[2];
     for (int apart = 0; apart < 2; ++apart) {
       for (int i = 0; i < 5; ++i) all[apart][i] = copy_of(first[i]);

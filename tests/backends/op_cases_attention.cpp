@@ -172,8 +172,8 @@ std::vector<AttentionSpec> cached_specs() {
   };
 }
 
-// Shapes of real models, for what matrix units do with 16-bit keys: ragged tiles, several sequences at different
-// places.
+// Shapes of real models, for what matrix units do with keys of 16 and 8 bits: ragged tiles, several sequences at
+// different places.
 std::vector<AttentionSpec> wide_specs() {
   const Chunks ragged = chunks({{0, 130, 70}, {3, 1, 40}, {1, 64, 0}, {2, 33, 191}}),
                one = chunks({{2, 1, 300}, {0, 1, 0}, {1, 1, 63}, {3, 1, 64}});
@@ -323,7 +323,7 @@ std::vector<OpCase> attention_cases() {
   std::vector<OpCase> cases;
   for (const DType dtype : kCacheTypes)
     for (const AttentionSpec& spec : cached_specs()) cases.push_back(attention_case(spec, dtype));
-  for (const DType dtype : {DType::f16, DType::bf16})
+  for (const DType dtype : {DType::f16, DType::bf16, DType::f8e4m3})
     for (const AttentionSpec& spec : wide_specs()) cases.push_back(attention_case(spec, dtype));
   for (const AttentionSpec& spec : fresh_rounded_specs()) cases.push_back(attention_case(spec, DType::f32));
   for (const AttentionSpec& spec : fresh_specs()) cases.push_back(attention_case(spec, DType::f32));

@@ -1,4 +1,4 @@
-// Attention of single tokens over 16-bit caches in one launch: the blocks of a cluster share the keys of a key head and join what they found over
+// Attention of single tokens over caches of 16 or 8 bits in one launch: the blocks of a cluster share the keys of a key head and join what they found over
 // their shared memory. Rotations of q and k and the writing of k and v to the cache, where they have just been asked for, are done on the way.
 #pragma once
 #include "backends/cuda/attention_streams.cuh"
@@ -49,9 +49,9 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
     range(sequence, from, to);
     const std::int64_t base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
     to = min(to, segment.rows_per_slot);
-    constexpr int kLines = kWidth * 2 / 128;
+    constexpr int kLineElements = 128 / static_cast<int>(sizeof(T)), kLines = kWidth > kLineElements ? kWidth / kLineElements : 1;
     for (int item = static_cast<int>(threadIdx.x); item < (to - from) * kLines; item += kClusterThreads) {
-      const std::int64_t row = base + from + item / kLines, line = item % kLines * 64;
+      const std::int64_t row = base + from + item / kLines, line = item % kLines * kLineElements;
       fetch_to_l2(reinterpret_cast<const T*>(segment.k) + row * segment.k_row + kv_head * segment.k_head + line);
       fetch_to_l2(reinterpret_cast<const T*>(segment.v) + row * segment.v_row + kv_head * segment.v_head + line);
     }

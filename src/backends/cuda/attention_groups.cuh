@@ -1,13 +1,14 @@
-// Attention of single tokens over 16-bit caches in one launch: the blocks of a cluster share the keys of a key head, on tensor cores, and send each
+// Attention of single tokens over caches of 16 or 8 bits in one launch: the blocks of a cluster share the keys of a key head, on tensor cores, and send each
 // other what they found. Rotations of q and k and the writing of k and v to the cache, where they have just been asked for, are done on the way.
 //
 // What counts here is how long one thing waits for another, not bytes. So keys and values of earlier passes are on their way to shared memory before
 // the launch's turn: a pass begins with a launch that waits for all before it (CudaOps::embed). Up to eight heads of a key head are rows 0 to 7 of
-// operand A, rounded to the cache's type, and rows 8 to 15 are what that rounding left, rounded in turn; so with the weights of the values. Every warp computes the weights of
+// operand A, rounded to the cache's type (bf16 where that has 8 bits), and rows 8 to 15 are what that rounding left, rounded in turn; so with the weights of the values. Every warp computes the weights of
 // all keys by itself, and has some columns of the values. Sums go to the block of the cluster whose columns they are, which joins them.
 #pragma once
 #include "backends/cuda/attention.cuh"
 #include "backends/cuda/cluster.cuh"
+#include "backends/cuda/e4m3.cuh"
 
 namespace fathom::cuda {
 
@@ -43,19 +44,61 @@ struct GroupKeys {
   }
 };
 
+/// What a cache's elements are multiplied as.
+template <class S>
+struct GroupType { using T = S; };
+template <>
+struct GroupType<E4m3> { using T = __nv_bfloat16; };
+
+__device__ inline void store_sixteen_bytes(unsigned at, const uint4& bits) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w) : "memory");
+}
+
+/// Eight elements of row `row` of the cache.
+template <class S>
+__device__ inline const S* key_of(const SegmentView& segment, std::int64_t row, int kv_head, int column) { return reinterpret_cast<const S*>(segment.k) + row * segment.k_row + kv_head * segment.k_head + 8 * column; }
+template <class S>
+__device__ inline const S* value_of(const SegmentView& segment, std::int64_t row, int kv_head, int column) { return reinterpret_cast<const S*>(segment.v) + row * segment.v_row + kv_head * segment.v_head + 8 * column; }
+
+/// The same on their way to shared memory, in the type that they are multiplied as: 16 bits as they lie, by themselves; 8 bits through registers.
+template <class S>
+struct EightOnTheWay {
+  __device__ void begin(unsigned to, const S* from, bool here) const { copy_16(to, from, here); }
+  __device__ void end(unsigned) const {}
+};
+template <>
+struct EightOnTheWay<E4m3> {
+  uint2 codes;
+  __device__ void begin(unsigned, const E4m3* from, bool here) { codes = here ? __ldcg(reinterpret_cast<const uint2*>(from)) : make_uint2(0, 0); }
+  __device__ void end(unsigned to) const {
+    float x[8];
+    widen_codes(codes, x);
+    store_sixteen_bytes(to, pack_eight<__nv_bfloat16>(make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7])));
+  }
+};
+
 /// Chunk `chunk` of the block's keys and values to its stage: keys below `have`; zeros behind the last one.
-template <class T, int kWidth>
+template <class S, int kWidth>
 __device__ inline void copy_keys(const SegmentView& segment, const GroupKeys& keys, const GroupRoom<kWidth>& room, int kv_head, int chunk, int have) {
-  constexpr int kChunks = kWidth / 8;
+  constexpr int kChunks = kWidth / 8, kAtOnce = sizeof(S) == 1 ? 4 : 1;
   const int first = chunk * room.keys, padded = min(room.keys, (keys.count - first + 15) / 16 * 16), stage = chunk % room.stages;
-  for (int item = static_cast<int>(threadIdx.x); item < padded * kChunks; item += kGroupThreads) {
-    const int row = item / kChunks, column = item % kChunks, key = first + row;
-    if (key >= have && key < keys.count) continue;
-    const bool here = key < have;
-    const std::int64_t from = keys.base + keys.from + (here ? key : 0);
-    const unsigned to = static_cast<unsigned>(row) * GroupRoom<kWidth>::kRow + static_cast<unsigned>(16 * column);
-    copy_16(room.k(stage) + to, reinterpret_cast<const T*>(segment.k) + from * segment.k_row + kv_head * segment.k_head + 8 * column, here);
-    copy_16(room.v(stage) + to, reinterpret_cast<const T*>(segment.v) + from * segment.v_row + kv_head * segment.v_head + 8 * column, here);
+  for (int base = static_cast<int>(threadIdx.x); base < padded * kChunks; base += kAtOnce * kGroupThreads) {
+    EightOnTheWay<S> k[kAtOnce], v[kAtOnce];
+    const auto each = [&](auto use) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int item = base + i * kGroupThreads, row = item / kChunks, column = item % kChunks, key = first + row;
+        if (item >= padded * kChunks || (key >= have && key < keys.count)) continue;
+        use(i, static_cast<unsigned>(row) * GroupRoom<kWidth>::kRow + static_cast<unsigned>(16 * column), key, column);
+      }
+    };
+    each([&](int i, unsigned to, int key, int column) {
+      const bool here = key < have;
+      const std::int64_t from = keys.base + keys.from + (here ? key : 0);
+      k[i].begin(room.k(stage) + to, key_of<S>(segment, from, kv_head, column), here);
+      v[i].begin(room.v(stage) + to, value_of<S>(segment, from, kv_head, column), here);
+    });
+    each([&](int i, unsigned to, int, int) { k[i].end(room.k(stage) + to), v[i].end(room.v(stage) + to); });
   }
 }
 
@@ -67,8 +110,9 @@ __device__ inline void store_in_room(unsigned at, T value) {
 }
 
 /// The pairs of q (and of the token's own key) that a thread rotates, rounds and keeps in f32.
-template <class T, int kWidth>
+template <class S, int kWidth>
 struct GroupPairs {
+  using T = typename GroupType<S>::T;
   static constexpr int kHalf = kWidth / 2, kTurns = ((kGroupHeads + 1) * kHalf + kGroupThreads - 1) / kGroupThreads;
   float first[kTurns], second[kTurns];
   static __device__ int row(int turn) { return (static_cast<int>(threadIdx.x) + turn * kGroupThreads) / kHalf; }
@@ -103,14 +147,17 @@ struct GroupPairs {
         first[turn] = rotated_first(a, b, c, s), second[turn] = rotated_second(a, b, c, s);
       }
       const unsigned dim = static_cast<unsigned>(2 * first_dim(turn, fresh.interleaved)), step = static_cast<unsigned>(2 * apart);
+      if (g == kGroupHeads) {
+        store_in_room(k + dim, as_cached(first[turn])), store_in_room(k + dim + step, as_cached(second[turn]));
+        continue;
+      }
       const T high = from_float<T>(first[turn]), other = from_float<T>(second[turn]);
-      const unsigned to = (g == kGroupHeads ? k : q + static_cast<unsigned>(g) * kRow) + dim;
+      const unsigned to = q + static_cast<unsigned>(g) * kRow + dim;
       store_in_room(to, high), store_in_room(to + step, other);
-      if (g == kGroupHeads) continue;
       store_in_room(to + kGroupHeads * kRow, from_float<T>(first[turn] - to_float(high)));
       store_in_room(to + kGroupHeads * kRow + step, from_float<T>(second[turn] - to_float(other)));
     }
-    if (adds && column >= 0) store_in_room(v + static_cast<unsigned>(2 * column), from_float<T>(value));
+    if (adds && column >= 0) store_in_room(v + static_cast<unsigned>(2 * column), as_cached(value));
   }
   /// What only this block reads: the token's own key, as its op's result.
   __device__ void write_key(const FreshRows& fresh, std::int64_t token, int kv_head) const {
@@ -120,6 +167,7 @@ struct GroupPairs {
   __device__ void write_q(const FreshRows& fresh, std::int64_t token, int first_head, int heads) const { write(fresh, fresh.q + token * fresh.q_token + first_head * fresh.q_head, fresh.q_head, 0, heads); }
 
  private:
+  static __device__ T as_cached(float x) { return from_float<T>(to_float(from_float<S>(x))); }
   __device__ void write(const FreshRows& fresh, float* to, std::int64_t step, int from, int end) const {
     const int apart = fresh.interleaved ? 1 : kHalf;
 #pragma unroll
@@ -131,8 +179,8 @@ struct GroupPairs {
   }
 };
 
-/// The token's own key and value, which lie in shared memory, to their row of the cache. 16 bytes a thread.
-template <class T, int kWidth>
+/// The token's own key and value, which lie in shared memory, to their row of the cache. Eight elements a thread.
+template <class S, int kWidth>
 __device__ inline void write_cache_rows(const SegmentView& segment, std::int64_t row, int kv_head, unsigned k, unsigned v) {
   constexpr int kChunks = kWidth / 8;
   const int item = static_cast<int>(threadIdx.x);
@@ -140,9 +188,14 @@ __device__ inline void write_cache_rows(const SegmentView& segment, std::int64_t
   const int column = item % kChunks;
   uint4 bits;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w) : "r"((item < kChunks ? k : v) + static_cast<unsigned>(16 * column)) : "memory");
-  const std::byte* data = item < kChunks ? segment.k : segment.v;
-  const std::int64_t at = item < kChunks ? row * segment.k_row + kv_head * segment.k_head : row * segment.v_row + kv_head * segment.v_head;
-  *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(data)) + at + 8 * column) = bits;
+  S* const to = const_cast<S*>(item < kChunks ? key_of<S>(segment, row, kv_head, column) : value_of<S>(segment, row, kv_head, column));
+  if constexpr (sizeof(S) == 2) {
+    *reinterpret_cast<uint4*>(to) = bits;
+  } else {  // they have been rounded
+    float x[8];
+    EightOf<tensor::WeightFormat::bf16>{bits}.widen(x);
+    *reinterpret_cast<uint2*>(to) = pack_eight_codes(make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7]));
+  }
 }
 
 /// Scores of `count` keys, relative to nothing yet: eight keys a warp.
@@ -266,8 +319,9 @@ __device__ inline void join_sums(const AttentionView& view, const float* sums, c
 }
 
 /// One segment of kind kCache. Grid: sequences (of one token each), key heads, parts: a cluster.
-template <class T, int kWidth>
+template <class S, int kWidth>
 __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_constant__ AttentionView view, const __grid_constant__ FreshRows fresh, int room_keys, int stages) {
+  using T = typename GroupType<S>::T;
   extern __shared__ __align__(16) unsigned char group_room[];
   let_next_start();
   cluster_arrive();  // nothing is sent to a block that has not begun
@@ -277,7 +331,7 @@ __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_cons
   const bool makes = fresh.cosines != nullptr;
   const int4 sequence = __ldcg(reinterpret_cast<const int4*>(view.table) + blockIdx.x);  // older than this pass, as the rows of the cache
   const GroupKeys keys(view, sequence, part);
-  for (int chunk = 0; chunk < stages; ++chunk) copy_keys<T, kWidth>(segment, keys, room, kv_head, chunk, keys.count - keys.fresh), commit_copies();
+  for (int chunk = 0; chunk < stages; ++chunk) copy_keys<S, kWidth>(segment, keys, room, kv_head, chunk, keys.count - keys.fresh), commit_copies();
   wait_for_previous();
   const int chunks = max((keys.count + room.keys - 1) / room.keys, 1), last = chunks - 1;
   const bool adds = makes && keys.fresh > 0 && sequence.z > 0, at_once = last < stages;
@@ -286,11 +340,13 @@ __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_cons
   if (!makes && keys.fresh > 0 && at_once && threadIdx.x < kWidth / 8) {  // the launch before may have written it
     const std::int64_t row = keys.base + keys.past;
     const int column = static_cast<int>(threadIdx.x);
-    copy_16(own_k + static_cast<unsigned>(16 * column), reinterpret_cast<const T*>(segment.k) + row * segment.k_row + kv_head * segment.k_head + 8 * column, true);
-    copy_16(own_v + static_cast<unsigned>(16 * column), reinterpret_cast<const T*>(segment.v) + row * segment.v_row + kv_head * segment.v_head + 8 * column, true);
+    const unsigned to_k = own_k + static_cast<unsigned>(16 * column), to_v = own_v + static_cast<unsigned>(16 * column);
+    EightOnTheWay<S> k, v;
+    k.begin(to_k, key_of<S>(segment, row, kv_head, column), true), v.begin(to_v, value_of<S>(segment, row, kv_head, column), true);
+    k.end(to_k), v.end(to_v);
   }
   if (!makes) commit_copies();
-  GroupPairs<T, kWidth> pairs;
+  GroupPairs<S, kWidth> pairs;
   pairs.make(view, fresh, keys.token, kv_head, adds, room.q(), own_k, own_v);
   GroupState state;
   for (int chunk = 0; chunk < chunks; ++chunk) {
@@ -311,7 +367,7 @@ __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_cons
     mix_values<T, kWidth>(room, stage, count, state);
     if (chunk + stages < chunks) {
       __syncthreads();
-      copy_keys<T, kWidth>(segment, keys, room, kv_head, chunk + stages, makes ? keys.count - keys.fresh : keys.count);
+      copy_keys<S, kWidth>(segment, keys, room, kv_head, chunk + stages, makes ? keys.count - keys.fresh : keys.count);
     }
     commit_copies();
   }
@@ -320,7 +376,7 @@ __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_cons
   __syncwarp();
   cluster_arrive();
   if (adds) {
-    write_cache_rows<T, kWidth>(segment, keys.base + keys.past, kv_head, own_k, own_v);
+    write_cache_rows<S, kWidth>(segment, keys.base + keys.past, kv_head, own_k, own_v);
     pairs.write_key(fresh, keys.token, kv_head);
   }
   __syncwarp();

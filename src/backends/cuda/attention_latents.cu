@@ -65,6 +65,7 @@ void launch_wide(Context& context, const AttentionArgs& args, AttentionView& vie
 bool can_share_latents(const Context& context, const AttentionArgs& args, const AttentionView& view) {
   if (view.selects || view.segment_count != 1 || view.kv_heads != 1 || view.group < 2) return false;
   const KvSegment& segment = args.segments[0];
+  if (dtype_bytes(segment.k.dtype) == 1) return false;
   const bool aligned = rows_aligned(segment.k, 16) && segment.k.dim(2) % 8 == 0 && view.width % 8 == 0 && (!segment.k_shared.defined() || rows_aligned(segment.k_shared, 16));
   if (!aligned || segment.v.data != segment.k.data || segment.v.strides[0] != segment.k.strides[0] || view.dv > segment.k.dim(2)) return false;
   if (can_go_wide(context, args, view)) return true;

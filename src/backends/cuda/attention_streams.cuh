@@ -2,6 +2,7 @@
 // cache, where they have just been asked for, are done on the way.
 #pragma once
 #include "backends/cuda/attention.cuh"
+#include "backends/cuda/e4m3.cuh"
 #include "backends/cuda/fetch.cuh"
 #include "backends/cuda/mma.cuh"
 
@@ -14,6 +15,8 @@ template <class T>
 struct Eight { uint4 bits; };
 template <>
 struct Eight<float> { float4 low, high; };
+template <>
+struct Eight<E4m3> { uint2 bits; };
 
 template <class T>
 __device__ inline void read_eight(const std::byte* data, std::int64_t at, Eight<T>& out) { out.bits = __ldg(reinterpret_cast<const uint4*>(reinterpret_cast<const T*>(data) + at)); }
@@ -21,6 +24,8 @@ __device__ inline void read_eight(const std::byte* data, std::int64_t at, Eight<
   const auto* from = reinterpret_cast<const float4*>(reinterpret_cast<const float*>(data) + at);
   out.low = __ldg(from), out.high = __ldg(from + 1);
 }
+__device__ inline void read_eight(const std::byte* data, std::int64_t at, Eight<E4m3>& out) { out.bits = __ldg(reinterpret_cast<const uint2*>(data + at)); }
+__device__ inline void widen_eight(const Eight<E4m3>& in, float (&out)[8]) { widen_codes(in.bits, out); }
 __device__ inline void widen_eight(const Eight<float>& in, float (&out)[8]) {
   out[0] = in.low.x, out[1] = in.low.y, out[2] = in.low.z, out[3] = in.low.w;
   out[4] = in.high.x, out[5] = in.high.y, out[6] = in.high.z, out[7] = in.high.w;
@@ -60,7 +65,7 @@ __device__ inline float score_eight(const float (&q)[8], const float (&k)[8]) {
 /// Keys first + [from, to) of a segment, dealt out to the streams of the block.
 template <class T, int kWidth, int kHeads, int kThreads = kStreamThreads>
 __device__ inline void stream_keys(const SegmentView& segment, int head, std::int64_t base, std::int32_t first, int from, int to, StreamState<kHeads>& state) {
-  constexpr int kLanes = kWidth / 8, kStreams = kThreads / kLanes, kAhead = kHeads > 4 ? 2 : 4;
+  constexpr int kLanes = kWidth / 8, kStreams = kThreads / kLanes, kAhead = kHeads > 4 ? 2 : sizeof(Eight<T>) < 16 && kHeads <= 2 ? 8 : 4;
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes;
   const std::int64_t k_offset = head * segment.k_head + 8 * lane, v_offset = head * segment.v_head + 8 * lane;
 #pragma unroll 1
@@ -137,7 +142,9 @@ __device__ inline void rotate_eight(const FreshRows& fresh, std::int64_t token, 
 
 template <class T>
 __device__ inline Eight<T> round_eight(const float (&x)[8]) {
-  return {pack_eight<T>(make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7]))};
+  const float4 low = make_float4(x[0], x[1], x[2], x[3]), high = make_float4(x[4], x[5], x[6], x[7]);
+  if constexpr (std::is_same_v<T, E4m3>) return {pack_eight_codes(low, high)};
+  else return {pack_eight<T>(low, high)};
 }
 __device__ inline void write_eight_floats(float* to, const float (&x)[8]) {
   reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
@@ -147,8 +154,9 @@ __device__ inline void write_eight_floats(float* to, const float (&x)[8]) {
 /// Dimensions `dim` … of a row of the cache.
 template <class T>
 __device__ inline void write_eights(const SegmentView& segment, std::int64_t row, int kv_head, int dim, const Eight<T>& k, const Eight<T>& v) {
-  *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.k)) + row * segment.k_row + kv_head * segment.k_head + dim) = k.bits;
-  *reinterpret_cast<uint4*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.v)) + row * segment.v_row + kv_head * segment.v_head + dim) = v.bits;
+  using Bits = decltype(k.bits);
+  *reinterpret_cast<Bits*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.k)) + row * segment.k_row + kv_head * segment.k_head + dim) = k.bits;
+  *reinterpret_cast<Bits*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.v)) + row * segment.v_row + kv_head * segment.v_head + dim) = v.bits;
 }
 
 /// One key more for the stream `own`; the others look on.
@@ -190,7 +198,7 @@ __device__ inline void add_fresh(const SegmentView& segment, const FreshRows& fr
 
 inline constexpr int kMostFreshHeads = 2;  // of a key head
 
-/// Grid: sequences (of one token each), key heads, parts. Fresh rows: one part, one segment of kind kCache and 16 bits, kMostFreshHeads.
+/// Grid: sequences (of one token each), key heads, parts. Fresh rows: one part, one segment of kind kCache and at most 16 bits, kMostFreshHeads.
 template <int kWidth, int kHeads>
 __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_constant__ AttentionView view, const __grid_constant__ FreshRows fresh) {
   after_previous();
@@ -225,6 +233,7 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
     if (makes && threadIdx.x < kWarp) {
       const std::int64_t row = static_cast<std::int64_t>(sequence.slot) * view.segments[0].rows_per_slot + sequence.past;
       if (view.segments[0].dtype == DType::bf16) add_fresh<__nv_bfloat16, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
+      else if (view.segments[0].dtype == DType::f8e4m3) add_fresh<E4m3, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
       else add_fresh<__half, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
     }
   }
@@ -246,6 +255,7 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
     if (own >= end) continue;
     if (segment.dtype == DType::f32) stream_keys<float, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
     else if (segment.dtype == DType::bf16) stream_keys<__nv_bfloat16, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
+    else if (segment.dtype == DType::f8e4m3) stream_keys<E4m3, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
     else stream_keys<__half, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
   }
   // The streams of the block are joined in their order.

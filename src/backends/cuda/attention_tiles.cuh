@@ -1,6 +1,7 @@
 // Attention of anything: tiles of query rows (tokens × heads of one key head) against blocks of keys, by f32 multiply-adds.
 #pragma once
 #include "backends/cuda/attention.cuh"
+#include "backends/cuda/e4m3.cuh"
 
 namespace fathom::cuda {
 
@@ -83,6 +84,7 @@ __device__ inline void score_block(const AttentionView& view, const SegmentView&
     }
     if (segment.dtype == DType::f32) load_keys<float>(segment, head, d, view.width, room);
     else if (segment.dtype == DType::bf16) load_keys<__nv_bfloat16>(segment, head, d, view.width, room);
+    else if (segment.dtype == DType::f8e4m3) load_keys<E4m3>(segment, head, d, view.width, room);
     else load_keys<__half>(segment, head, d, view.width, room);
     __syncthreads();
 #pragma unroll
@@ -170,6 +172,7 @@ __device__ inline void mix_block(const AttentionView& view, const SegmentView& s
     __syncthreads();  // weights are written, and what lay here has been read
     if (segment.dtype == DType::f32) load_values<float>(segment, head, column, view.dv, room);
     else if (segment.dtype == DType::bf16) load_values<__nv_bfloat16>(segment, head, column, view.dv, room);
+    else if (segment.dtype == DType::f8e4m3) load_values<E4m3>(segment, head, column, view.dv, room);
     else load_values<__half>(segment, head, column, view.dv, room);
     __syncthreads();
     float acc[kRows][4];

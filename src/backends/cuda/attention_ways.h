@@ -37,6 +37,28 @@ bool on_hopper(const Context& context, const AttentionView& view);
 bool can_share_latents(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);
 void launch_latents(Context& context, const tensor::AttentionArgs& args, AttentionView& view);
 
+/// attention_widened.cu: attention over a cache of 8 bits (one segment, kCache), whose rows that are there are widened
+/// to bf16 in the workspace for the ways that know 16 bits (FP8 is exact in it). It is cut, by sequences and then by
+/// key heads, into parts whose rows fit; where not even one key head of one sequence does there are none.
+class Widening {
+ public:
+  explicit Widening(const tensor::AttentionArgs& args);
+  int parts() const { return parts_; }
+  /// The part as an attention over bf16, its rows at the front of the workspace, which begins anew. Good until the next
+  /// call.
+  const tensor::AttentionArgs& part(Context& context, int i);
+  /// Widens the rows of the last part.
+  void launch(Context& context) const;
+
+ private:
+  tensor::AttentionArgs whole_, args_;
+  tensor::KvSegment segment_;
+  tensor::Batch batch_;
+  std::int64_t rows_ = 0, sequences_ = 0, kv_heads_ = 0, head_parts_ = 1;  // rows a sequence; of a part
+  std::int64_t first_sequence_ = 0, first_token_ = 0, first_head_ = 0;     // of the last part
+  int parts_ = 0;
+};
+
 /// attention_absorbed.cu: that of one token, with what waiting.cuh has of it.
 struct FreshLatents;
 bool can_absorb(Context& context, const tensor::AttentionArgs& args, const AttentionView& view);

@@ -3,6 +3,7 @@
 
 #include "backends/cuda/any_float.cuh"
 #include "backends/cuda/codes_rounding.cuh"
+#include "backends/cuda/e4m3.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/mma.cuh"
 #include "backends/cuda/token_program.cuh"
@@ -160,6 +161,7 @@ __global__ void __launch_bounds__(kRowThreads) write_rows(const __grid_constant_
   if (place < 0 || at >= args.eights) return;
   T* to = reinterpret_cast<T*>(args.cache) + place * args.cache_stride + 8 * at;
   if constexpr (std::is_same_v<T, float>) reinterpret_cast<float4*>(to)[0] = low, reinterpret_cast<float4*>(to)[1] = high;
+  else if constexpr (std::is_same_v<T, E4m3>) *reinterpret_cast<uint2*>(to) = pack_eight_codes(low, high);
   else *reinterpret_cast<uint4*>(to) = pack_eight<T>(low, high);
 }
 
@@ -323,6 +325,7 @@ bool write_many(Context& context, const CacheWriteArgs& args) {
   const dim3 grid(static_cast<unsigned>(tokens), static_cast<unsigned>(divide_up(width / 8, kRowThreads)));
   if (args.cache.dtype == DType::f32) write_rows<float><<<grid, kRowThreads, 0, context.stream>>>(view);
   else if (args.cache.dtype == DType::f16) write_rows<__half><<<grid, kRowThreads, 0, context.stream>>>(view);
+  else if (args.cache.dtype == DType::f8e4m3) write_rows<E4m3><<<grid, kRowThreads, 0, context.stream>>>(view);
   else write_rows<__nv_bfloat16><<<grid, kRowThreads, 0, context.stream>>>(view);
   context.launched();
   return true;

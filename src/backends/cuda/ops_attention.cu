@@ -1,6 +1,7 @@
 // Family attention: softmax attention over segments, one pass over the keys with a running maximum and sum (Dao 2022). The ways, the first
 // that can: single tokens whose few heads of a key head share each cache row as it streams by; latent attention of single tokens, all of
-// whose heads share the rows; tensor cores for many tokens with 16-bit keys; and tiles for anything. Where there are too few blocks to
+// whose heads share the rows; tensor cores for many tokens with 16-bit keys; and tiles for anything. The first and the tiles read caches of
+// 8 bits; for the others their rows are widened first. Where there are too few blocks to
 // fill the device, keys are cut into parts, which a last kernel joins in their order.
 #include "backends/cuda/attention.cuh"
 
@@ -126,6 +127,40 @@ void launch_streams(Context& context, const AttentionArgs& args, AttentionView& 
   context.launched();
 }
 
+/// The ways that need nothing of what waited: by latents, on tensor cores, by tiles.
+void attend(Context& context, const AttentionArgs& args, AttentionView& view) {
+  if (can_share_latents(context, args, view)) launch_latents(context, args, view);
+  else if (can_flash(context, args, view)) launch_flash(context, args, view);
+  else launch_tiles(context, args, view);
+}
+
+void join(Context& context, const AttentionView& view) {
+  if (view.parts == 1 || view.clustered) return;
+  launch_early(context, &join_parts, static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, view);
+  context.launched();
+}
+
+/// Whether the widened rows of a cache of 8 bits go a better way than the tiles', which read any.
+bool better_widened(Context& context, Widening& widening) {
+  if (widening.parts() == 0) return false;
+  const AttentionArgs& part = widening.part(context, 0);
+  const AttentionView view = view_of_args(part);
+  return can_share_latents(context, part, view) || can_flash(context, part, view);
+}
+
+void attend_widened(Context& context, const AttentionArgs& args, Widening& widening) {
+  for (int i = 0; i < widening.parts(); ++i) {
+    const AttentionArgs& part = widening.part(context, i);
+    if (part.batch->tokens == 0) continue;
+    AttentionView view = view_of_args(part);
+    if (widening.parts() == 1) view.rounded_out = room_to_round(context, args.out), view.rounded_type = context.product_type;
+    widening.launch(context);
+    attend(context, part, view);
+    join(context, view);
+    if (view.rounded_out != nullptr) keep_rounded(context, args.out);
+  }
+}
+
 }  // namespace
 
 /// The most keys that a token of the batch sees. Of single tokens: that one could see, since a recorded step of decoding is launched again
@@ -177,6 +212,12 @@ void CudaOps::attention(const AttentionArgs& args) {
   if (args.batch->tokens == 0 || args.q.dim(1) == 0) return flush();
   AttentionView view = view_of_args(args);
   const bool streams = can_stream(args, view) && !better_on_units(context_, args, view);
+  if (!streams && view.segments[0].dtype == DType::f8e4m3) {
+    if (Widening widening(args); better_widened(context_, widening)) {
+      flush();
+      return attend_widened(context_, args, widening);
+    }
+  }
   const int clustered = streams ? cluster_parts(context_, args, view) : 0;
   const bool makes = clustered > 0 || (streams && can_make_rows(context_, args, view));
   const FreshRows fresh = makes ? waiting_->take_rotations(args) : FreshRows{};
@@ -191,13 +232,8 @@ void CudaOps::attention(const AttentionArgs& args) {
   if (latents.q != nullptr) view.rounded_out = nullptr, launch_absorbed(context_, view, latents);
   else if (clustered > 0) view.parts = clustered, view.clustered = true, launch_attention_clusters(context_, args, view, fresh);
   else if (streams) launch_streams(context_, args, view, fresh);
-  else if (can_share_latents(context_, args, view)) launch_latents(context_, args, view);
-  else if (can_flash(context_, args, view)) launch_flash(context_, args, view);
-  else launch_tiles(context_, args, view);
-  if (view.parts > 1 && !view.clustered) {
-    launch_early(context_, &join_parts, static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, view);
-    context_.launched();
-  }
+  else attend(context_, args, view);
+  join(context_, view);
   if (view.rounded_out != nullptr) keep_rounded(context_, args.out);
 }
 

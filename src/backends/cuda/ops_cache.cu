@@ -1,6 +1,7 @@
 // Families rope and attention (caches): rotary tables, rotations in place, rows written to caches. Which sequence a token belongs to is
 // read from the batch's table on the device, so that the same launch serves any batch of the same shape.
 #include "backends/cuda/cuda_ops.h"
+#include "backends/cuda/e4m3.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/many_rows.h"
 #include "backends/cuda/waiting.cuh"
@@ -102,6 +103,7 @@ __global__ void __launch_bounds__(kCacheThreads) cache_write_kernel(CacheRows ar
     if (place < 0) continue;
     if (args.cache.dtype == DType::f32) write_rows<float>(args, i, place);
     else if (args.cache.dtype == DType::f16) write_rows<__half>(args, i, place);
+    else if (args.cache.dtype == DType::f8e4m3) write_rows<E4m3>(args, i, place);
     else write_rows<__nv_bfloat16>(args, i, place);
   }
 }
@@ -150,7 +152,7 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
   const Batch& batch = *args.batch;
   const std::int64_t count = args.src.dim(0);
   FATHOM_CHECK(args.src.dtype == DType::f32, "activations are f32");
-  FATHOM_CHECK(args.cache.dtype == DType::f32 || args.cache.dtype == DType::f16 || args.cache.dtype == DType::bf16, "a cache of another type");
+  FATHOM_CHECK(args.cache.dtype == DType::f32 || args.cache.dtype == DType::f16 || args.cache.dtype == DType::bf16 || args.cache.dtype == DType::f8e4m3, "a cache of another type");
   for (const Sequence& sequence : batch.sequences) {
     const std::int64_t end = static_cast<std::int64_t>(sequence.past) + sequence.tokens;
     FATHOM_CHECK(args.rows == RowsOf::kRing || end / (args.rows == RowsOf::kEntry ? args.ratio : 1) <= args.rows_per_slot, "a cache is too small");

@@ -92,7 +92,7 @@ inline SegmentView view_of(const tensor::KvSegment& segment) {
   view.rows_per_slot = static_cast<std::int32_t>(segment.rows_per_slot);
   view.window = static_cast<std::int32_t>(segment.window);
   view.ratio = static_cast<std::int32_t>(segment.ratio);
-  FATHOM_CHECK(view.ratio > 0 && (view.dtype == DType::f32 || view.dtype == DType::f16 || view.dtype == DType::bf16));
+  FATHOM_CHECK(view.ratio > 0 && (view.dtype == DType::f32 || view.dtype == DType::f16 || view.dtype == DType::bf16 || view.dtype == DType::f8e4m3));
   return view;
 }
 

@@ -1,5 +1,6 @@
 #include "backends/cuda/token_program.cuh"
 
+#include "backends/cuda/e4m3.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/product.cuh"
 
@@ -78,6 +79,7 @@ __global__ void __launch_bounds__(kProgramThreads) run_program(const __grid_cons
       }
       if (action.out.dtype == DType::f32) copy_as<float>(action, token, to);
       else if (action.out.dtype == DType::f16) copy_as<__half>(action, token, to);
+      else if (action.out.dtype == DType::f8e4m3) copy_as<E4m3>(action, token, to);
       else copy_as<__nv_bfloat16>(action, token, to);
     }
   }
@@ -111,7 +113,7 @@ bool meet(const TokenAction& a, const TokenAction& b, std::int64_t tokens) {
 
 TokenRows token_rows(const Tensor& x) {
   TokenRows rows;
-  if (x.shape.rank < 2 || x.shape.rank > 3 || (x.dtype != DType::f32 && x.dtype != DType::f16 && x.dtype != DType::bf16)) return rows;
+  if (x.shape.rank < 2 || x.shape.rank > 3 || (x.dtype != DType::f32 && x.dtype != DType::f16 && x.dtype != DType::bf16 && x.dtype != DType::f8e4m3)) return rows;
   const std::int64_t inner = x.shape.rank == 3 ? x.dim(1) : 1, n = x.dim(x.shape.rank - 1);
   if (inner * n > TokenProgram::kMostElements) return rows;
   rows.data = x.data;

@@ -1,0 +1,175 @@
+// Caches of 8 bits on backend cuda, where the registry of cases does not reach: steps that are recorded and launched
+// again, and more rows than the workspace holds widened. Skipped where there is no device.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "backends/cuda/cuda_backend.h"
+#include "backends/held.h"
+
+namespace fathom::test {
+namespace {
+using namespace tensor;  // NOLINT: the vocabulary
+
+class CudaCaches : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = cuda::why_unavailable(); !why.empty()) GTEST_SKIP() << why;
+    auto made = cuda::make_cuda_backend({});
+    ASSERT_TRUE(made.has_value()) << error_text(made.error());
+    backend_ = std::move(*made);
+  }
+  /// In memory that host and device share, zeros.
+  Tensor make(DType dtype, Shape shape) {
+    auto buffer =
+        backend_->allocate_buffer(static_cast<Bytes>(shape.elements() * dtype_bytes(dtype)), Placement::kShared);
+    if (!buffer) std::abort();
+    buffers_.push_back(std::move(*buffer));
+    return make_tensor(buffers_.back()->data(), dtype, shape);
+  }
+  /// The first `rows` rows of it are random.
+  Tensor random(DType dtype, Shape shape, std::int64_t rows) {
+    const Tensor x = make(dtype, shape);
+    std::uniform_real_distribution<float> values(-1, 1);
+    const std::int64_t elements = shape.elements() / shape[0] * rows;
+    for (std::int64_t i = 0; i < elements; ++i) put_element(x.data + i * dtype_bytes(dtype), dtype, values(random_));
+    return x;
+  }
+  Tensor random(DType dtype, Shape shape) { return random(dtype, shape, shape[0]); }
+  /// A batch of these sequences, their table in shared memory.
+  Batch batch_of(std::span<const Sequence> sequences) {
+    Batch batch;
+    batch.sequences = sequences;
+    batch.sequence_table = make(DType::i32, {std::ssize(sequences), 4});
+    std::memcpy(batch.sequence_table.data, sequences.data(), sequences.size_bytes());
+    for (const Sequence& sequence : sequences) batch.tokens += sequence.tokens;
+    return batch;
+  }
+  void wait() { ASSERT_TRUE(backend_->synchronize().has_value()); }
+  static void expect_near(const Tensor& got, const Tensor& want, double part) {
+    ASSERT_EQ(got.shape, want.shape);
+    double largest = 0, worst = 0;
+    for (std::int64_t i = 0; i < want.elements(); ++i) {
+      const double a = get_element(element_address(got, i), DType::f32), b = get_element(element_address(want, i), DType::f32);
+      ASSERT_TRUE(std::isfinite(a)) << i;
+      largest = std::max(largest, std::abs(b)), worst = std::max(worst, std::abs(a - b));
+    }
+    EXPECT_GT(largest, 0);
+    EXPECT_LE(worst, part * largest);
+  }
+
+  std::unique_ptr<Backend> backend_;
+
+ private:
+  std::vector<std::unique_ptr<Buffer>> buffers_;
+  std::mt19937 random_{11};
+};
+
+struct CacheShape {
+  const char* name;
+  std::int64_t heads, kv_heads, dk, dr, dv;
+  bool value_is_key;
+};
+
+// What a record launches later must see the keys that came since.
+TEST_F(CudaCaches, RecordedStepsSeeTheKeysThatCameSince) {
+  constexpr std::int64_t kRows = 300;
+  std::uint64_t key = 1;
+  for (const CacheShape& s : {CacheShape{"latents", 16, 1, 512, 64, 512, true},
+                              {"small latents", 16, 1, 96, 32, 96, true},
+                              {"streams", 4, 4, 64, 0, 64, false},
+                              {"groups", 12, 2, 128, 0, 128, false},
+                              {"wide group", 32, 2, 128, 0, 128, false},
+                              {"odd", 6, 3, 24, 0, 24, false}}) {
+    std::vector<Sequence> sequences = {{.slot = 2, .first_token = 0, .tokens = 1, .past = 1},
+                                       {.slot = 0, .first_token = 1, .tokens = 1, .past = 3}};
+    const Batch batch = batch_of(sequences);
+    const Tensor k = random(DType::f8e4m3, {3 * kRows, s.kv_heads, s.dk}),
+                 v = s.value_is_key ? k.columns(0, s.dv) : random(DType::f8e4m3, {3 * kRows, s.kv_heads, s.dv}),
+                 shared = s.dr > 0 ? random(DType::f8e4m3, {3 * kRows, s.dr}) : Tensor{},
+                 q = random(DType::f32, {2, s.heads, s.dk + s.dr}), out = make(DType::f32, {2, s.heads, s.dv}),
+                 want = make(DType::f32, {2, s.heads, s.dv});
+    const KvSegment segment{
+        .kind = KvSegment::Kind::kCache, .k = k, .k_shared = shared, .v = v, .rows_per_slot = kRows};
+    const auto attend = [&](const Tensor& to) {
+      backend_->ops().attention({.q = q, .segments = {&segment, 1}, .scale = 0.2, .out = to, .batch = &batch});
+    };
+    ++key;
+    int launched = 0;
+    for (const std::int32_t past : {3, 4, 40, 170, 299}) {
+      sequences[1].past = past, sequences[0].past = past / 2;
+      std::memcpy(batch.sequence_table.data, sequences.data(), 2 * sizeof(Sequence));
+      const auto called = backend_->run_pass(key, [&] { attend(out); });
+      ASSERT_TRUE(called.has_value()) << error_text(called.error());
+      launched += *called ? 0 : 1;
+      wait();
+      attend(want);
+      wait();
+      EXPECT_EQ(std::memcmp(out.data, want.data, want.bytes()), 0) << s.name << " after " << past;
+    }
+    EXPECT_GE(launched, 2) << s.name;
+  }
+}
+
+// Of slots so long that each is widened by itself, against the same rows in short ones.
+TEST_F(CudaCaches, ManyLatentsAreWidenedSequenceBySequence) {
+  constexpr std::int64_t kLong = 40000, kShort = 300, kRank = 512, kRope = 64, kHeads = 16;
+  const std::vector<Sequence> sequences = {{.slot = 0, .first_token = 0, .tokens = 1, .past = 299},
+                                           {.slot = 2, .first_token = 1, .tokens = 1, .past = 0},
+                                           {.slot = 1, .first_token = 2, .tokens = 1, .past = 130}};
+  const Batch batch = batch_of(sequences);
+  const Tensor few = random(DType::f8e4m3, {3 * kShort, kRank + kRope}),
+               many = make(DType::f8e4m3, {3 * kLong, kRank + kRope}), q = random(DType::f32, {3, kHeads, kRank + kRope});
+  for (std::int64_t slot = 0; slot < 3; ++slot)
+    std::memcpy(many.rows(slot * kLong, kShort).data, few.rows(slot * kShort, kShort).data,
+                few.rows(0, kShort).bytes());
+  Tensor out[2];
+  for (int i = 0; i < 2; ++i) {
+    const Tensor& cache = i == 0 ? few : many;
+    out[i] = make(DType::f32, {3, kHeads, kRank});
+    const Tensor keys = cache.columns(0, kRank).split_last(kRank);
+    const KvSegment segment{.kind = KvSegment::Kind::kCache,
+                            .k = keys,
+                            .k_shared = cache.columns(kRank, kRope),
+                            .v = keys,
+                            .rows_per_slot = i == 0 ? kShort : kLong};
+    backend_->ops().attention({.q = q, .segments = {&segment, 1}, .scale = 0.1, .out = out[i], .batch = &batch});
+  }
+  wait();
+  expect_near(out[1], out[0], 4e-3);  // weights are rounded relative to another largest score
+}
+
+// Rows of all key heads are more than there is room for: some heads at a time, against each head by itself.
+TEST_F(CudaCaches, ManyKeyHeadsAreWidenedSomeAtATime) {
+  constexpr std::int64_t kRows = 6000, kHeads = 32, kKvHeads = 16, kWidth = 128, kTokens = 40;
+  const Sequence sequence{.slot = 0, .first_token = 0, .tokens = kTokens, .past = kRows - kTokens};
+  const Batch batch = batch_of({&sequence, 1});
+  const Tensor k = random(DType::f8e4m3, {kRows, kKvHeads, kWidth}), v = random(DType::f8e4m3, {kRows, kKvHeads, 2 * kWidth}).columns(0, kWidth),
+               q = random(DType::f32, {kTokens, kHeads, kWidth});
+  const auto heads = [](const Tensor& x, std::int64_t first, std::int64_t count) {
+    Tensor part = x;
+    part.data += first * x.strides[1] * dtype_bytes(x.dtype), part.shape.dims[1] = count;
+    return part;
+  };
+  const Tensor all = make(DType::f32, {kTokens, kHeads, kWidth}), apart = make(DType::f32, {kTokens, kHeads, kWidth});
+  KvSegment segment{.kind = KvSegment::Kind::kCache, .k = k, .v = v, .rows_per_slot = kRows};
+  backend_->ops().attention({.q = q, .segments = {&segment, 1}, .scale = 0.1, .out = all, .batch = &batch});
+  constexpr std::int64_t kGroup = kHeads / kKvHeads;
+  for (std::int64_t h = 0; h < kKvHeads; ++h) {
+    segment.k = heads(k, h, 1), segment.v = heads(v, h, 1);
+    backend_->ops().attention({.q = heads(q, kGroup * h, kGroup),
+                               .segments = {&segment, 1},
+                               .scale = 0.1,
+                               .out = heads(apart, kGroup * h, kGroup),
+                               .batch = &batch});
+  }
+  wait();
+  expect_near(all, apart, 4e-3);
+}
+
+}  // namespace
+}  // namespace fathom::test
