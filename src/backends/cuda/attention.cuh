@@ -60,6 +60,7 @@ struct FreshRows {
   std::int64_t q_token = 0, q_head = 0, k_token = 0, k_head = 0, v_token = 0, v_head = 0, angle = 0;  // strides in elements
   const float *cosines = nullptr, *sines = nullptr;  // [tokens, width / 2]
   bool interleaved = false;
+  bool unread = false;  // nobody reads q and k afterwards: they stay as they are
 };
 
 /// The tokens of a tile in one sequence.

@@ -14,10 +14,11 @@ constexpr int kMostHeads = 2;
 template <class T, int kWidth, int kHeads>
 void launch(Context& context, const AttentionView& view, const FreshRows& fresh) {
   auto* kernel = &attend_clusters<T, kWidth, kHeads>;
+  context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kHeldBytes<T>)));
   AttentionView own = view;
-  if (own.parts > 8 && clusters_at_once(context, kernel, dim3(kClusterThreads), 0, static_cast<unsigned>(own.parts)) < 1) own.parts = 8;
+  if (own.parts > 8 && clusters_at_once(context, kernel, dim3(kClusterThreads), kHeldBytes<T>, static_cast<unsigned>(own.parts)) < 1) own.parts = 8;
   const auto parts = static_cast<unsigned>(own.parts);
-  ClusterLaunch launch(context, dim3(static_cast<unsigned>(own.sequences), static_cast<unsigned>(own.kv_heads), parts), dim3(kClusterThreads), 0, dim3(1, 1, parts));
+  ClusterLaunch launch(context, dim3(static_cast<unsigned>(own.sequences), static_cast<unsigned>(own.kv_heads), parts), dim3(kClusterThreads), kHeldBytes<T>, dim3(1, 1, parts));
   launch.go(context, kernel, own, fresh);
 }
 template <class T, int kWidth>

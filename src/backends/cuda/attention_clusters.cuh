@@ -7,6 +7,9 @@
 namespace fathom::cuda {
 
 inline constexpr int kClusterThreads = 256, kClusterWarps = kClusterThreads / kWarp;
+inline constexpr int kHeldKeys = 6;  // of each stream, that come to shared memory before the launch's turn
+template <class T>
+inline constexpr unsigned kHeldBytes = 2 * kHeldKeys * kClusterThreads * sizeof(Eight<T>);
 
 /// The streams of a warp become one.
 template <int kWidth, int kHeads>
@@ -27,13 +30,32 @@ __device__ inline void join_streams(StreamState<kHeads>& state) {
     }
 }
 
+/// Keys and values of earlier passes in shared memory. A thread copies what it will read itself, so nobody waits for anybody.
+template <class T>
+struct HeldKeys {
+  static constexpr unsigned kBytes = sizeof(Eight<T>);
+  unsigned at;  // of this thread's first
+  __device__ unsigned k(int i) const { return at + static_cast<unsigned>(2 * i) * kClusterThreads * kBytes; }
+  __device__ unsigned v(int i) const { return k(i) + kClusterThreads * kBytes; }
+  __device__ void copy(unsigned to, const T* from) const {
+    if constexpr (kBytes == 16) copy_16(to, from, true);
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(to), "l"(from) : "memory");
+  }
+  __device__ Eight<T> read(unsigned from) const {
+    Eight<T> out;
+    if constexpr (kBytes == 16) asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(out.bits.x), "=r"(out.bits.y), "=r"(out.bits.z), "=r"(out.bits.w) : "r"(from) : "memory");
+    else asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(out.bits.x), "=r"(out.bits.y) : "r"(from) : "memory");
+    return out;
+  }
+};
+
 /// One segment of kind kCache. Grid: sequences (of one token each), key heads, parts: a cluster.
 template <class T, int kWidth, int kHeads>
 __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_constant__ AttentionView view, const __grid_constant__ FreshRows fresh) {
-  constexpr int kLanes = kWidth / 8;
+  constexpr int kLanes = kWidth / 8, kStreams = kClusterThreads / kLanes;
   __shared__ float sums[kClusterWarps][kHeads][kWidth], rotated[kHeads][kWidth];
   __shared__ float largest[kClusterWarps][kHeads], total[kClusterWarps][kHeads], shares[kClusterWarps][kHeads], joined[2][kHeads];
-  let_next_start();
+  extern __shared__ __align__(16) unsigned char held_keys[];  // kHeldBytes
   const SegmentView& segment = view.segments[0];
   const int kv_head = blockIdx.y, first_head = kv_head * view.group, part = blockIdx.z;
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes, warp = threadIdx.x / kWarp;
@@ -43,25 +65,22 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
     from = static_cast<int>(all * part / view.parts), to = static_cast<int>(all * (part + 1) / view.parts);
   };
   const auto* row_of_table = reinterpret_cast<const int4*>(view.table) + blockIdx.x;
-  {  // Keys of earlier passes begin to come. The table may still be the last pass's: then they are not ours, and no harm is done.
-    const int4 sequence = __ldcg(row_of_table);
-    int from = 0, to = 0;
-    range(sequence, from, to);
-    const std::int64_t base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
-    to = min(to, segment.rows_per_slot);
-    constexpr int kLineElements = 128 / static_cast<int>(sizeof(T)), kLines = kWidth > kLineElements ? kWidth / kLineElements : 1;
-    for (int item = static_cast<int>(threadIdx.x); item < (to - from) * kLines; item += kClusterThreads) {
-      const std::int64_t row = base + from + item / kLines, line = item % kLines * kLineElements;
-      fetch_to_l2(reinterpret_cast<const T*>(segment.k) + row * segment.k_row + kv_head * segment.k_head + line);
-      fetch_to_l2(reinterpret_cast<const T*>(segment.v) + row * segment.v_row + kv_head * segment.v_head + line);
-    }
-  }
-  wait_for_previous();
-  const int4 sequence = __ldcg(row_of_table);  // slot, first_token, tokens, past
-  if (sequence.z == 0) return;                 // so for the whole cluster
+  const int4 sequence = __ldcg(row_of_table);  // slot, first_token, tokens, past: older than this pass, as the rows of the cache before `past`
   const std::int64_t token = sequence.y, base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
   int from = 0, to = 0;
   range(sequence, from, to);
+  const HeldKeys<T> held{shared_address(held_keys) + threadIdx.x * HeldKeys<T>::kBytes};
+  const int held_to = min(min(to, sequence.w), from + kHeldKeys * kStreams);
+#pragma unroll
+  for (int i = 0; i < kHeldKeys; ++i) {
+    const int key = from + i * kStreams + stream;
+    if (key >= held_to) break;
+    held.copy(held.k(i), reinterpret_cast<const T*>(segment.k) + (base + key) * segment.k_row + kv_head * segment.k_head + 8 * lane);
+    held.copy(held.v(i), reinterpret_cast<const T*>(segment.v) + (base + key) * segment.v_row + kv_head * segment.v_head + 8 * lane);
+  }
+  commit_copies();
+  wait_for_previous();
+  if (sequence.z == 0) return;  // so for the whole cluster
   StreamState<kHeads> state;
   float new_k[8] = {}, new_v[8] = {};
   const bool adds = makes && part == view.parts - 1 && warp == 0;
@@ -84,14 +103,31 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
 #pragma unroll
     for (int i = 0; i < 8; ++i) state.q[g][i] *= view.scale;
   }
-  stream_keys<T, kWidth, kHeads, kClusterThreads>(segment, kv_head, base, 0, from, to, state);
+  wait_copies<0>();
+  constexpr int kAtOnce = kHeads == 1 ? 3 : 2;
+  static_assert(kHeldKeys % kAtOnce == 0);
+#pragma unroll
+  for (int first = 0; first < kHeldKeys; first += kAtOnce) {
+    const int at = from + first * kStreams;
+    if (at >= held_to) break;  // so for the whole block
+    Eight<T> k[kAtOnce], v[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) k[u] = held.read(held.k(first + u)), v[u] = held.read(held.v(first + u));
+    const auto here = [&](int u) { return at + u * kStreams + stream < held_to; };
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u)
+      if (!here(u)) k[u] = v[u] = Eight<T>{};  // whatever lies there
+    add_keys<T, kWidth, kHeads, kAtOnce>(k, v, here, state);
+  }
+  stream_keys<T, kWidth, kHeads, kClusterThreads>(segment, kv_head, base, 0, max(held_to, from), to, state);
+  let_next_start();  // not before: the weights of what comes next would stand in the way
   if (adds) {
     rotate_eight<kWidth>(fresh, token, new_k);
     const Eight<T> k = round_eight<T>(new_k), v = round_eight<T>(new_v);
     add_key<T, kWidth, kHeads>(k, v, stream == 0, state);
     if (stream == 0) {
       const std::int64_t row = base + sequence.w;
-      write_eight_floats(fresh.k + token * fresh.k_token + kv_head * fresh.k_head + 8 * lane, new_k);
+      if (!fresh.unread) write_eight_floats(fresh.k + token * fresh.k_token + kv_head * fresh.k_head + 8 * lane, new_k);
       write_eights<T>(segment, row, kv_head, 8 * lane, k, v);
     }
   }
@@ -148,7 +184,7 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
     store_rounded(view, (token * view.heads + head) * view.dv + d, value * finish.factor);
     if (d == 0 && view.lse.defined()) view.lse.at(token)[head] = finish.lse;
   }
-  if (makes && part == 0)  // everybody has read what was there
+  if (makes && part == 0 && !fresh.unread)  // everybody has read what was there
     for (int item = static_cast<int>(threadIdx.x); item < items; item += kClusterThreads)
       fresh.q[token * fresh.q_token + (first_head + item / kWidth) * fresh.q_head + item % kWidth] = rotated[item / kWidth][item % kWidth];
   cluster_arrive();  // the others may still be looking

@@ -323,7 +323,6 @@ template <class S, int kWidth>
 __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_constant__ AttentionView view, const __grid_constant__ FreshRows fresh, int room_keys, int stages) {
   using T = typename GroupType<S>::T;
   extern __shared__ __align__(16) unsigned char group_room[];
-  let_next_start();
   cluster_arrive();  // nothing is sent to a block that has not begun
   const GroupRoom<kWidth> room{shared_address(group_room), room_keys, stages};
   const SegmentView& segment = view.segments[0];
@@ -362,6 +361,7 @@ __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_cons
       }
     }
     __syncthreads();
+    if (chunk == last) let_next_start();  // not before: the weights of what comes next would stand in the way
     score_keys<T, kWidth>(room, stage, count, view.scale);
     __syncthreads();
     mix_values<T, kWidth>(room, stage, count, state);
@@ -377,14 +377,14 @@ __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_cons
   cluster_arrive();
   if (adds) {
     write_cache_rows<S, kWidth>(segment, keys.base + keys.past, kv_head, own_k, own_v);
-    pairs.write_key(fresh, keys.token, kv_head);
+    if (!fresh.unread) pairs.write_key(fresh, keys.token, kv_head);
   }
   __syncwarp();
   cluster_wait();
   if (sequence.z == 0) return;  // so for the whole cluster
   const auto* const sums = reinterpret_cast<const float*>(group_room + (room.sums() - room.at));
   join_sums<kWidth>(view, sums, reinterpret_cast<const float2*>(group_room + (room.states() - room.at)), part, keys.token, kv_head * view.group);
-  if (makes && part == 0) pairs.write_q(fresh, keys.token, kv_head * view.group, view.group);
+  if (makes && part == 0 && !fresh.unread) pairs.write_q(fresh, keys.token, kv_head * view.group, view.group);
 }
 
 }  // namespace fathom::cuda

@@ -62,6 +62,45 @@ __device__ inline float score_eight(const float (&q)[8], const float (&k)[8]) {
   return sum;
 }
 
+/// kAhead keys, as far as they are `here`, for their streams.
+template <class T, int kWidth, int kHeads, int kAhead, class Here>
+__device__ inline void add_keys(const Eight<T> (&k)[kAhead], const Eight<T> (&v)[kAhead], Here here, StreamState<kHeads>& state) {
+  float s[kAhead][kHeads];
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u) {
+    float wide[8];
+    widen_eight(k[u], wide);
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g) s[u][g] = score_eight<kWidth / 8>(state.q[g], wide);
+  }
+#pragma unroll
+  for (int g = 0; g < kHeads; ++g) {
+    float largest = state.largest[g];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u)
+      if (here(u)) largest = fmaxf(largest, s[u][g]);
+    const float shrink = relative(state.largest[g], largest);
+    state.largest[g] = largest;
+    state.total[g] *= shrink;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) state.acc[g][i] *= shrink;
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      s[u][g] = here(u) ? relative(s[u][g], largest) : 0.0f;
+      state.total[g] += s[u][g];
+    }
+  }
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u) {
+    float wide[8];
+    widen_eight(v[u], wide);
+#pragma unroll
+    for (int g = 0; g < kHeads; ++g)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) state.acc[g][i] += s[u][g] * wide[i];
+  }
+}
+
 /// Keys first + [from, to) of a segment, dealt out to the streams of the block.
 template <class T, int kWidth, int kHeads, int kThreads = kStreamThreads>
 __device__ inline void stream_keys(const SegmentView& segment, int head, std::int64_t base, std::int32_t first, int from, int to, StreamState<kHeads>& state) {
@@ -80,40 +119,7 @@ __device__ inline void stream_keys(const SegmentView& segment, int head, std::in
       read_eight(segment.k, row * segment.k_row + k_offset, k[u]);
       read_eight(segment.v, row * segment.v_row + v_offset, v[u]);
     }
-    float s[kAhead][kHeads];
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      float wide[8];
-      widen_eight(k[u], wide);
-#pragma unroll
-      for (int g = 0; g < kHeads; ++g) s[u][g] = score_eight<kLanes>(state.q[g], wide);
-    }
-#pragma unroll
-    for (int g = 0; g < kHeads; ++g) {
-      float largest = state.largest[g];
-#pragma unroll
-      for (int u = 0; u < kAhead; ++u)
-        if (at + u * kStreams + stream < to) largest = fmaxf(largest, s[u][g]);
-      const float shrink = relative(state.largest[g], largest);
-      state.largest[g] = largest;
-      state.total[g] *= shrink;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) state.acc[g][i] *= shrink;
-#pragma unroll
-      for (int u = 0; u < kAhead; ++u) {
-        s[u][g] = at + u * kStreams + stream < to ? relative(s[u][g], largest) : 0.0f;
-        state.total[g] += s[u][g];
-      }
-    }
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      float wide[8];
-      widen_eight(v[u], wide);
-#pragma unroll
-      for (int g = 0; g < kHeads; ++g)
-#pragma unroll
-        for (int i = 0; i < 8; ++i) state.acc[g][i] += s[u][g] * wide[i];
-    }
+    add_keys<T, kWidth, kHeads, kAhead>(k, v, [&](int u) { return at + u * kStreams + stream < to; }, state);
   }
 }
 
@@ -192,7 +198,7 @@ __device__ inline void add_fresh(const SegmentView& segment, const FreshRows& fr
   const Eight<T> rounded_k = round_eight<T>(k), rounded_v = round_eight<T>(v);
   add_key<T, kWidth, kHeads>(rounded_k, rounded_v, own, state);
   if (!own) return;
-  write_eight_floats(from, k);
+  if (!fresh.unread) write_eight_floats(from, k);
   write_eights<T>(segment, row, kv_head, 8 * lane, rounded_k, rounded_v);
 }
 
@@ -276,7 +282,7 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
   for (int item = threadIdx.x; item < view.group * kWidth; item += kStreamThreads) {
     const int g = item / kWidth, d = item % kWidth, head = first_head + g;
     if constexpr (kHeads <= kMostFreshHeads)
-      if (makes) fresh.q[token * fresh.q_token + head * fresh.q_head + d] = rotated[g][d];  // everybody has read what was there
+      if (makes && !fresh.unread) fresh.q[token * fresh.q_token + head * fresh.q_head + d] = rotated[g][d];  // everybody has read what was there
     float most = -INFINITY, sum = 0.0f, value = 0.0f;
     for (int i = 0; i < kStreams; ++i) {
       most = fmaxf(most, largest[i][g]);

@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, kTokens != 1 ? 1 : kNorm
   float factor = 1.0f;
   if constexpr (kNormed) {
     factor = 1.0f / sqrtf(square / static_cast<float>(cols) + all.norm.eps);
-    if (blockIdx.x == 0 && blockIdx.y == 0) write_normed(all.norm, factor);
+    if (!all.norm.unread && blockIdx.x == 0 && blockIdx.y == 0) write_normed(all.norm, factor);
   }
   if (split != 0) return;
   if (splits > 1 && lane < kSums)

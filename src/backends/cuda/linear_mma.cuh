@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kWarpsABlock * kWarp, 3) few_mma_kernel(const 
   float factor = 1.0f;
   if constexpr (kNormed) {
     factor = 1.0f / sqrtf(squares / static_cast<float>(cols) + view.all.norm.eps);
-    if (blockIdx.x == 0) write_normed(view.all.norm, factor);
+    if (!view.all.norm.unread && blockIdx.x == 0) write_normed(view.all.norm, factor);
   }
   // Halves and splits are added up in their order; neighbouring threads have neighbouring rows.
   for (int item = static_cast<int>(threadIdx.x); item < tiles * kOwn * view.tokens; item += static_cast<int>(blockDim.x)) {

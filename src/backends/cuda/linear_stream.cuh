@@ -326,7 +326,7 @@ __global__ void __launch_bounds__(kStreamedThreads, 1) stream_kernel(const __gri
 #pragma unroll
     for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
     factor = 1.0f / sqrtf(sum / static_cast<float>(view.all.norm.n) + view.all.norm.eps);
-    write_norm_together(view.all.norm, factor);
+    if (!view.all.norm.unread) write_norm_together(view.all.norm, factor);
   }
   const int items = 8 * view.tokens;  // of a unit
   unsigned kept = begin;              // the first of the units whose sums are kept

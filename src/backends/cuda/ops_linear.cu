@@ -101,6 +101,7 @@ void CudaOps::linear(const LinearArgs& args) {
     waiting_->take_many(context_, product);
   } else {
     launch_waiting();
+    waiting_->write_norm_for(context_, product);
     multiply_any(context_, product);
   }
   const RoundedActivations& kept = context_.rounded;

@@ -166,7 +166,7 @@ void CudaOps::rms_norm(const RmsNormArgs& args) {
   if (args.x.elements() != n || n % 8 != 0 || !vectors_fit(args) || !apart) return make_norm(context_, args);
   const FloatVector weight = vector_of_row(args.weight, n);
   if (reinterpret_cast<std::uintptr_t>(weight.data) % 16 != 0) return make_norm(context_, args);
-  waiting_->take({.from = from, .x = args.out.as<float>(), .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps), .n = n});
+  waiting_->take({.from = from, .x = args.out.as<float>(), .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps), .n = n, .unread = args.only_products});
 }
 
 void CudaOps::layer_norm(const LayerNormArgs& args) {

@@ -34,6 +34,7 @@ struct NormedX {
   DType weight_type = DType::f32;
   float eps = 0;
   std::int64_t n = 0;
+  bool unread = false;  // nothing else reads x: it stays unwritten
 };
 
 /// Products of one x that are launched as one: a third of q, k and v alone does not keep the memory busy.

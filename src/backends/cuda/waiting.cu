@@ -64,11 +64,20 @@ bool CudaOps::Waiting::touches_route() const {
 void CudaOps::Waiting::take(Context& context, const Product& product) {
   keep_route_from(context, product);
   if (program_.count > 0 || many_count_ > 0 || rows_.any() || few_tokens_ > 0 || !goes_with_all(product)) launch_products(context);
+  write_norm_for(context, product);
   all_.products[all_.count++] = product;
+}
+
+void CudaOps::Waiting::write_norm_for(Context& context, const Product& product) {
+  if (unwritten_.from == nullptr) return;
+  const Span reads = x_of(product), writes = out_of(product);
+  if (!overlap(reads, {unwritten_.x, unwritten_.x + unwritten_.n}) && !overlap(writes, {unwritten_.from, unwritten_.from + unwritten_.n})) return;
+  launch_norm(context, std::exchange(unwritten_, {}));
 }
 
 void CudaOps::Waiting::take(Context& context, const RouteView& route, std::int64_t tokens) {
   launch(context);
+  unwritten_ = {};
   route_ = route, route_tokens_ = tokens;
 }
 
@@ -151,6 +160,7 @@ void CudaOps::Waiting::keep(Context& context, const Product& product, DType type
 }
 
 void CudaOps::Waiting::settle(Context& context) {
+  unwritten_ = {};
   const Promise promised = promise_;
   promise_ = Promise::kNone;
   if (promised == Promise::kNone || kept_) return;
@@ -160,6 +170,7 @@ void CudaOps::Waiting::settle(Context& context) {
 }
 
 bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
+  unwritten_ = {};
   if (few_tokens_ > 0) return add_to_experts(context, args);
   if (route_tokens_ > 0 || (all_.count != 1 && many_count_ != 1)) return false;
   const bool many = many_count_ == 1;
@@ -195,6 +206,7 @@ void CudaOps::Waiting::take(Context& context, const TokenAction& action, std::in
   const int4* sequences = batch != nullptr ? reinterpret_cast<const int4*>(batch->sequence_table.data) : nullptr;
   const bool other_batch = sequences != nullptr && program_.sequences != nullptr && sequences != program_.sequences;
   if (program_.count == TokenProgram::kMost || !has_program(tokens) || other_batch || rows_.any()) launch(context);
+  unwritten_ = {};
   context.rounded = {};
   program_.tokens = tokens;
   program_.actions[program_.count++] = action;
@@ -236,7 +248,8 @@ FreshRows CudaOps::Waiting::take_rotations(const AttentionArgs& args) {
                         .angle = q.angle_stride,
                         .cosines = q.cosines,
                         .sines = q.sines,
-                        .interleaved = q.interleaved};
+                        .interleaved = q.interleaved,
+                        .unread = args.only_products};
   program_.count = 0;
   program_.sequences = nullptr;
   return fresh;
@@ -286,6 +299,7 @@ void CudaOps::Waiting::launch_products(Context& context) {
   } else if (norm_.from != nullptr) {
     launch_norm(context, norm_);
   }
+  if (all_.count > 0 && norm_.unread) unwritten_ = norm_;
   norm_ = {};
   all_.count = 0;
   all_.gated = false;

@@ -19,7 +19,7 @@ class CudaOps::Waiting {
  public:
   bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0 && many_count_ == 0 && !rows_.any() && route_tokens_ == 0 && few_tokens_ == 0; }
   /// A norm of one row that products may follow. Nothing else waits.
-  void take(const NormedX& norm) { norm_ = norm; }
+  void take(const NormedX& norm) { norm_ = norm, unwritten_ = {}; }
   /// A product of few tokens, one group, an output a row. What does not go with it is launched first.
   void take(Context& context, const Product& product);
   /// A product of many tokens that a sum, others of one x or, if two of those wait, a gate may follow. Nothing else waits.
@@ -32,6 +32,8 @@ class CudaOps::Waiting {
   void promise(const tensor::SwigluArgs& gate);
   /// A product comes; it wants x in `type` (f32: as it is).
   void keep(Context& context, const Product& product, DType type);
+  /// Writes a norm's row that was left unwritten, if this product, which did not go with its others, reads it or writes where it came from.
+  void write_norm_for(Context& context, const Product& product);
   /// Something else comes: makes as its contract says what no product has asked for.
   void settle(Context& context);
   /// out = a + b, where one product waits whose out is `out` and one of the two. False: it has to be done apart, after launch().
@@ -76,7 +78,7 @@ class CudaOps::Waiting {
   bool touches_route() const;
   /// Launches a choice of experts that waits if the product writes where it reads or writes.
   void keep_route_from(Context& context, const Product& product);
-  NormedX norm_;
+  NormedX norm_, unwritten_;  // unwritten: whose products have been launched
   Together all_;
   TokenProgram program_;
   Product carried_;       // after the program
