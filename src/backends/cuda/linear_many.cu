@@ -1,5 +1,7 @@
 // Products of many tokens: cuBLASLt, with activations rounded to the weight's 16-bit type (f32 weights: as they are) and 8- and 4-bit
 // weights widened to bf16 a block of rows at a time in the workspace; and a plain tiled kernel that reads any format at any address.
+
+
 #include "backends/cuda/blas.h"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/many_rows.h"
@@ -216,10 +218,40 @@ void multiply_many_rounded(Context& context, const Product& p) {
   multiply_many(context, p, p.weight.format == WeightFormat::bf16 ? DType::bf16 : DType::f16);
 }
 
+PartialSums multiply_in_parts(Context& context, const Product& p) {
+  // Where cuBLASLt would cut them too, to keep the multiprocessors busy, and add them up in a launch of its own.
+  constexpr std::int64_t kMostRows = 8192, kLeastColumns = 2048, kParts = 2;
+  if (!is_half(p.weight.format) || p.groups != 1 || p.by_column || p.bias != nullptr || p.accumulate || p.activations != Activations::kAsTheyAre) return {};
+  const bool dense = p.out_stride == p.rows && p.added_stride == p.rows && p.rows % 8 == 0;
+  if (p.added == nullptr || !dense || p.rows > kMostRows || p.weight.cols < kLeastColumns || p.weight.cols % (8 * kParts) != 0) return {};
+  if (p.tokens * p.weight.cols * 2 > static_cast<std::int64_t>(kRoundedBytes)) return {};
+  const BlasType type = p.weight.format == WeightFormat::bf16 ? BlasType::bf16 : BlasType::f16;
+  context.workspace.reset();
+  std::byte* room = context.workspace.take<std::byte>(static_cast<std::int64_t>(Blas::kWorkspaceBytes));
+  auto* parts = context.workspace.take<float>(kParts * p.tokens * p.rows);
+  const std::int64_t own = p.weight.cols / kParts;
+  const BlasProduct product{.tokens = p.tokens, .n = p.rows, .k = own, .batch = kParts, .type = type, .x = context.rounded_data, .w = weights_of(p), .out = parts,
+                            .x_stride = p.weight.cols, .w_stride = p.weight.cols, .out_stride = p.rows, .x_step = own, .w_step = own, .out_step = p.tokens * p.rows};
+  if (!context.blas->knows(product)) return {};
+  round_once(context, p, 0, p.tokens, type);
+  if (!context.blas->multiply(context, product, room)) return {};
+  return {.parts = parts, .count = kParts, .tokens = p.tokens, .n = p.rows, .added = p.added, .out = p.out};
+}
+
+bool lies_in_one(const Product* products) {
+  const Product &gate = products[0], &up = products[1];
+  return is_half(gate.weight.format) && weights_of(up) == weights_of(gate) + 2 * gate.rows * gate.weight.cols && gate.tokens * gate.weight.cols * 2 <= static_cast<std::int64_t>(kRoundedBytes);
+}
+
+void multiply_gate_and_up(Context& context, const Product* products) {
+  Product both = products[0];
+  both.rows *= 2, both.out_stride *= 2;
+  multiply_many_rounded(context, both);
+}
+
 bool multiply_together(Context& context, const Product* products, int count) {
   const Product& p = products[0];
-  const bool half = p.weight.format == WeightFormat::bf16 || p.weight.format == WeightFormat::f16;
-  const auto weights_of = [](const Product& of) { return of.weight.data + 2 * of.first_row * of.weight.cols; };
+  const bool half = is_half(p.weight.format);
   const std::int64_t w_step = weights_of(products[1]) - weights_of(p), out_step = products[1].out - p.out;
   if (!half || p.tokens * p.weight.cols * 2 > static_cast<std::int64_t>(kRoundedBytes) || w_step <= 0 || w_step % 16 != 0 || out_step <= 0 || out_step % 4 != 0) return false;
   for (int i = 0; i < count; ++i) {

@@ -11,7 +11,6 @@ namespace {
 constexpr Bytes kBeside = kRoundedBytes / 2;
 constexpr std::int64_t kMostElements = std::int64_t{1} << 23;  // of a weight: cuBLASLt is as fast with large ones, or faster
 
-bool is_half(WeightFormat format) { return format == WeightFormat::bf16 || format == WeightFormat::f16; }
 
 /// Rows by sixteens of which the second eight lie `mate` bytes behind the first, as boxes of 8 × 16 rows and 64 columns.
 bool describe_weights(CUtensorMap& map, const Product& p, const std::byte* data, std::int64_t mate) {
@@ -31,8 +30,6 @@ bool describe_x(CUtensorMap& map, const Product& p, const std::byte* x) {
   return encode_tiled()(&map, type, 2, const_cast<std::byte*>(x), dims, strides, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
-
-const std::byte* weights_of(const Product& p) { return p.weight.data + 2 * p.first_row * p.weight.cols; }
 
 /// The maps and the tiles of all products.
 void describe(SomeView& view) {

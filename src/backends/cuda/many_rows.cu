@@ -13,7 +13,7 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr std::int64_t kManyTokens = 16, kLeastRounded = 2;  // rotations and cache rows; rounding beside
-constexpr int kRowThreads = 256;
+constexpr int kRowThreads = 256, kSumThreads = 512;
 
 /// Rows of any rank as [tokens, width] where they lie dense.
 std::int64_t width_of(const Tensor& x) {
@@ -31,6 +31,8 @@ bool in_one_piece(const Tensor& x) {
   }
   return x.shape.rank >= 2;
 }
+
+__device__ float4 plus(const float4& a, const float4& b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
 /// One block a row; a thread's kEights of eight elements stay in registers between the sum and the scaling.
 template <class T, int kEights>
@@ -65,6 +67,67 @@ __global__ void __launch_bounds__(kRowThreads) norm_rows(const float* x, FloatVe
   }
 }
 
+/// Eight outputs from column `at` of row `row` on.
+__device__ void add_parts(const PartialSums& sums, std::int64_t row, int at, float4 (&out)[2]) {
+  const std::int64_t from = row * sums.n + at;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) out[half] = *reinterpret_cast<const float4*>(sums.parts + from + 4 * half);
+#pragma unroll 3
+  for (int part = 1; part < sums.count; ++part)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) out[half] = plus(out[half], *reinterpret_cast<const float4*>(sums.parts + part * sums.tokens * sums.n + from + 4 * half));
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    out[half] = plus(out[half], *reinterpret_cast<const float4*>(sums.added + from + 4 * half));
+    *reinterpret_cast<float4*>(sums.out + from + 4 * half) = out[half];
+  }
+}
+
+__global__ void __launch_bounds__(kRowThreads) add_up_kernel(const __grid_constant__ PartialSums sums) {
+  after_previous();
+  for_items(sums.tokens * sums.n / 8, [&](std::int64_t item) {
+    float4 out[2];
+    add_parts(sums, 0, static_cast<int>(item * 8), out);
+  });
+}
+
+/// One block a row; a thread's kEights of eight elements stay in registers.
+template <class T, int kEights>
+__global__ void __launch_bounds__(kSumThreads) add_up_and_norm_kernel(const __grid_constant__ PartialSums sums, FloatVector weight, float eps, float* out, T* rounded) {
+  __shared__ BlockRoom room;
+  after_previous();
+  const std::int64_t row = blockIdx.x;
+  const int width = static_cast<int>(sums.n);
+  float4 kept[kEights][2];
+  float squares = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kEights; ++k) {
+    const int at = 8 * (static_cast<int>(threadIdx.x) + k * kSumThreads);
+    if (at >= width) break;
+    add_parts(sums, row, at, kept[k]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float4 v = kept[k][half];
+      squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+    }
+  }
+  const float scale = 1.0f / sqrtf(block_sum(squares, room) / static_cast<float>(width) + eps);
+#pragma unroll
+  for (int k = 0; k < kEights; ++k) {
+    const int at = 8 * (static_cast<int>(threadIdx.x) + k * kSumThreads);
+    if (at >= width) break;
+    float factor[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) factor[i] = scale * weight[at + i];
+    kept[k][0] = make_float4(kept[k][0].x * factor[0], kept[k][0].y * factor[1], kept[k][0].z * factor[2], kept[k][0].w * factor[3]);
+    kept[k][1] = make_float4(kept[k][1].x * factor[4], kept[k][1].y * factor[5], kept[k][1].z * factor[6], kept[k][1].w * factor[7]);
+    if (out != nullptr)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) *reinterpret_cast<float4*>(out + row * width + at + 4 * half) = kept[k][half];
+    *reinterpret_cast<uint4*>(rounded + row * width + at) = pack_eight<T>(kept[k][0], kept[k][1]);
+  }
+}
+
 template <class T>
 __device__ float2 two_of(unsigned packed);
 template <>
@@ -72,12 +135,13 @@ __device__ float2 two_of<__nv_bfloat16>(unsigned packed) { return make_float2(__
 template <>
 __device__ float2 two_of<__half>(unsigned packed) { return __half22float2(*reinterpret_cast<const __half2*>(&packed)); }
 
-/// From rows that are rounded already.
+/// From rows that are rounded already, `stride` eights apart and `width` long.
 template <class T>
-__global__ void __launch_bounds__(kRowThreads) gate_rounded(const uint4* gate, const uint4* up, float limit, uint4* out, std::int64_t eights) {
+__global__ void __launch_bounds__(kRowThreads) gate_rounded(const uint4* gate, const uint4* up, float limit, uint4* out, std::int64_t eights, unsigned width, unsigned stride) {
   after_previous();
   for_items(eights, [&](std::int64_t item) {
-    const uint4 g = gate[item], u = up[item];
+    const std::int64_t at = width == stride ? item : item / width * stride + item % width;
+    const uint4 g = gate[at], u = up[at];
     const auto two = [&](unsigned of_gate, unsigned of_up) {
       const float2 a = two_of<T>(of_gate), b = two_of<T>(of_up);
       return pack_two<T>(gated(a.x, b.x, limit), gated(a.y, b.y, limit));
@@ -265,19 +329,43 @@ const std::byte* kept_rounded(const Context& context, const Tensor& x, DType typ
 bool can_only_round(const RmsNormArgs& args) {
   return args.only_products && norm_fits(args) && rounded_fits(args.out) && args.out.dim(0) > TokenProgram::kMostTokens;
 }
-bool can_only_round(const SwigluArgs& args) { return args.only_products && rounded_fits(args.out) && args.out.dim(0) > TokenProgram::kMostTokens; }
+bool can_only_round(const SwigluArgs& args, bool some) { return args.only_products && rounded_fits(args.out) && (some || args.out.dim(0) > TokenProgram::kMostTokens); }
 
 void round_norm(Context& context, const RmsNormArgs& args, DType type) {
   if (type == DType::bf16) launch_norm<__nv_bfloat16>(context, args, nullptr, context.rounded_data);
   else launch_norm<__half>(context, args, nullptr, context.rounded_data);
 }
 
-void round_gate(Context& context, const SwigluArgs& args, DType type) {
+void round_gate(Context& context, const SwigluArgs& args, DType type, bool in_one) {
   const std::int64_t eights = args.out.elements() / 8;
+  const auto width = static_cast<unsigned>(width_of(args.out) / 8);
   const auto kernel = type == DType::bf16 ? &gate_rounded<__nv_bfloat16> : &gate_rounded<__half>;
-  launch_early(context, kernel, grid_for(context, eights, kRowThreads), kRowThreads, 0, reinterpret_cast<const uint4*>(args.gate.data), reinterpret_cast<const uint4*>(args.up.data),
-               static_cast<float>(args.limit), reinterpret_cast<uint4*>(context.rounded_data), eights);
+  const auto *gate = reinterpret_cast<const uint4*>(args.gate.data), *up = in_one ? gate + width : reinterpret_cast<const uint4*>(args.up.data);
+  launch_early(context, kernel, grid_for(context, eights, kRowThreads), kRowThreads, 0, gate, up, static_cast<float>(args.limit), reinterpret_cast<uint4*>(context.rounded_data), eights, width,
+               in_one ? 2 * width : width);
   context.launched();
+}
+
+void add_up(Context& context, const PartialSums& sums) {
+  launch_early(context, &add_up_kernel, grid_for(context, sums.tokens * sums.n / 8, kRowThreads), kRowThreads, 0, sums);
+  context.launched();
+}
+
+bool add_up_and_norm(Context& context, const PartialSums& sums, const RmsNormArgs& norm) {
+  constexpr std::int64_t kMostEights = 2;
+  std::byte* room = norm_fits(norm) && sums.n <= kMostEights * 8 * kSumThreads ? room_to_round(context, norm.out) : nullptr;
+  if (room == nullptr || norm.x.as<float>() != sums.out || norm.x.dim(0) != sums.tokens || norm.x.dim(1) != sums.n) return false;
+  const auto launch = [&](auto* kernel, auto* rounded) {
+    launch_early(context, kernel, static_cast<unsigned>(sums.tokens), kSumThreads, 0, sums, vector_of(norm.weight), static_cast<float>(norm.eps), norm.out.as<float>(), rounded);
+    context.launched();
+  };
+  const bool one = sums.n <= 8 * kSumThreads;
+  if (auto* bf16 = reinterpret_cast<__nv_bfloat16*>(room); context.product_type == DType::bf16)
+    one ? launch(&add_up_and_norm_kernel<__nv_bfloat16, 1>, bf16) : launch(&add_up_and_norm_kernel<__nv_bfloat16, 2>, bf16);
+  else
+    one ? launch(&add_up_and_norm_kernel<__half, 1>, reinterpret_cast<__half*>(room)) : launch(&add_up_and_norm_kernel<__half, 2>, reinterpret_cast<__half*>(room));
+  keep_rounded(context, norm.out);
+  return true;
 }
 
 void keep_rounded(Context& context, const Tensor& x, DType type) {

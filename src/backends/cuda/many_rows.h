@@ -13,6 +13,26 @@ void multiply_many_rounded(Context& context, const Product& p);
 /// x of a product with 16-bit weights, in their type, dense: what was kept or, else, rounded now.
 const std::byte* rounded_rows(Context& context, const Product& p);
 
+/// A product of some tokens whose columns were cut in parts, which are yet to be added up: out = the parts + added.
+/// [tokens, n], rows of out and added n apart, a part's dense.
+struct PartialSums {
+  const float* parts = nullptr;  // null: there are none
+  int count = 0;
+  std::int64_t tokens = 0, n = 0;
+  const float* added = nullptr;
+  float* out = nullptr;
+};
+/// The parts, in the workspace, of a product that something is added to; none where it is better done whole.
+PartialSums multiply_in_parts(Context& context, const Product& p);
+void add_up(Context& context, const PartialSums& sums);
+/// That and the norm of what comes out, which a product will read, in one launch. False: nothing was launched.
+bool add_up_and_norm(Context& context, const PartialSums& sums, const tensor::RmsNormArgs& norm);
+
+/// A gate and its up whose weights lie one after the other, as one product: rows of both, in the weights' type, in the
+/// place of the gate's. `products`: the two.
+bool lies_in_one(const Product* products);
+void multiply_gate_and_up(Context& context, const Product* products);
+
 /// Rows x [tokens, width], f32, in `type` where they are kept so; null: they are not.
 const std::byte* kept_rounded(const Context& context, const tensor::Tensor& x, DType type);
 
@@ -27,10 +47,10 @@ bool norm_and_round(Context& context, const tensor::RmsNormArgs& args);
 bool gate_and_round(Context& context, const tensor::SwigluArgs& args);
 /// Whether the rows can be made in a product's type alone, by the next two.
 bool can_only_round(const tensor::RmsNormArgs& args);
-bool can_only_round(const tensor::SwigluArgs& args);
+bool can_only_round(const tensor::SwigluArgs& args, bool some);  // some: also where tokens are not many
 void round_norm(Context& context, const tensor::RmsNormArgs& args, DType type);
-/// gate and up are rows of that type already, dense, at their tensors' addresses.
-void round_gate(Context& context, const tensor::SwigluArgs& args, DType type);
+/// gate and up are rows of that type already, dense, at their tensors' addresses; or, in one, each gate before its up.
+void round_gate(Context& context, const tensor::SwigluArgs& args, DType type, bool in_one = false);
 /// Halves rotated against each other, four pairs a thread.
 bool rotate_many(Context& context, const tensor::RopeArgs& args);
 bool can_rotate_many(const tensor::RopeArgs& args);

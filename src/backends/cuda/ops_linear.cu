@@ -24,8 +24,6 @@ bool aligned_for_blas(const Product& p) {
   return weights && p.inputs() % 8 == 0 && aligned_16(p.x, p.x_stride, p.x_step) && aligned_16(p.out, p.out_stride, p.out_step);
 }
 
-bool is_half(WeightFormat format) { return format == WeightFormat::bf16 || format == WeightFormat::f16; }
-
 /// Whether few tokens go the way of many: who takes few makes x anew in every block, which for wide x takes longer than the weights take to come.
 /// (Where, is what calibrating an H200 showed: docs/gpu-notes.md.)
 bool better_as_many(const Product& p) {

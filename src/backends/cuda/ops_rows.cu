@@ -193,7 +193,7 @@ void CudaOps::expand_streams(const ExpandStreamsArgs& args) {
 
 void CudaOps::swiglu(const SwigluArgs& args) {
   if (waiting_->swiglu(context_, args)) return waiting_->settle(context_);
-  if (waiting_->has_gate(args) && can_only_round(args)) {
+  if (waiting_->has_gate(args) && can_only_round(args, waiting_->gate_in_one())) {
     waiting_->settle(context_);  // of what the two products multiply
     return waiting_->promise(args);
   }

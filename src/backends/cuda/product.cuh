@@ -68,6 +68,10 @@ inline bool is_plain(tensor::WeightFormat format) {
   return format == WeightFormat::f32 || format == WeightFormat::f16 || format == WeightFormat::bf16;
 }
 
+inline bool is_half(tensor::WeightFormat format) { return format == tensor::WeightFormat::bf16 || format == tensor::WeightFormat::f16; }
+/// The first row of a product of one group, 16 bits an element.
+inline const std::byte* weights_of(const Product& p) { return p.weight.data + 2 * p.first_row * p.weight.cols; }
+
 /// At most kFewTokens tokens, or can_use_some; an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can be read in eights.
 /// `route`: of one token, done beside them where can_route_beside says so; they neither write its logits nor read what it chooses.
 bool can_use_some(const Context& context, const Product& p);  // up to 32 tokens on Hopper's matrix units (linear_some.cu)

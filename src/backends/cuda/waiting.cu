@@ -8,8 +8,6 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr std::int64_t kMostTokensTogether = 64;  // more fill the device by themselves
-
 struct Span { const float *begin, *end; };
 bool overlap(const Span& a, const Span& b) { return a.begin < b.end && b.begin < a.end; }
 Span out_of(const Product& p) { return {p.out, p.out + (p.tokens - 1) * p.out_stride + p.rows}; }
@@ -63,7 +61,7 @@ bool CudaOps::Waiting::touches_route() const {
 
 void CudaOps::Waiting::take(Context& context, const Product& product) {
   keep_route_from(context, product);
-  if (program_.count > 0 || many_count_ > 0 || rows_.any() || few_tokens_ > 0 || !goes_with_all(product)) launch_products(context);
+  if (program_.count > 0 || many_count_ > 0 || rows_.any() || few_tokens_ > 0 || sums_.parts != nullptr || !goes_with_all(product)) launch_products(context);
   write_norm_for(context, product);
   all_.products[all_.count++] = product;
 }
@@ -110,7 +108,7 @@ void CudaOps::Waiting::take_many(Context& context, const Product& product) {
                product.weight.format == first.weight.format && product.weight.cols == first.weight.cols && product.out_stride == first.out_stride &&
                !overlap(out_of(product), x_of(product));
   for (int i = 0; i < many_count_; ++i) joins = joins && !overlap(out_of(product), out_of(many_[i])) && !overlap(out_of(many_[i]), x_of(product));
-  if (few_tokens_ > 0 || route_tokens_ > 0 || program_.count > 0 || all_.count > 0 || norm_.from != nullptr || rows_.any() || !joins) launch(context);
+  if (few_tokens_ > 0 || route_tokens_ > 0 || program_.count > 0 || all_.count > 0 || norm_.from != nullptr || rows_.any() || sums_.parts != nullptr || !joins) launch(context);
   many_[many_count_++] = product;
 }
 
@@ -147,9 +145,11 @@ void CudaOps::Waiting::keep(Context& context, const Product& product, DType type
     settle(context);
   } else if (!norm) {
     kept_ = true;
-    for (int i = 0; i < many_count_; ++i) multiply_many_rounded(context, many_[i]);
+    const bool in_one = gate_in_one();
+    if (in_one) multiply_gate_and_up(context, many_);
+    for (int i = 0; i < many_count_ && !in_one; ++i) multiply_many_rounded(context, many_[i]);
     many_count_ = 0;
-    round_gate(context, promised_gate_, type);
+    round_gate(context, promised_gate_, type, in_one);
     keep_rounded(context, rows, type);
   } else if (context.rounded.x != x || context.rounded.type != type || context.rounded.tokens != rows.dim(0)) {
     launch(context);  // which may multiply what was rounded before
@@ -183,8 +183,16 @@ bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
   if (many && (other.strides[0] != p.out_stride || !rows_aligned(other, 16))) return false;
   p.added = added.begin;
   p.added_stride = other.strides[0];
-  launch(context);
+  if (many && p.tokens <= kMostTokensTogether) sums_ = multiply_in_parts(context, p);
+  if (sums_.parts != nullptr) many_count_ = 0;
+  else launch(context);
   context.rounded = {};
+  return true;
+}
+
+bool CudaOps::Waiting::norm_sums(Context& context, const RmsNormArgs& norm) {
+  if (sums_.parts == nullptr || !add_up_and_norm(context, sums_, norm)) return false;
+  sums_ = {};
   return true;
 }
 
@@ -276,6 +284,7 @@ void CudaOps::Waiting::launch(Context& context) {
 }
 
 void CudaOps::Waiting::launch_products(Context& context) {
+  if (sums_.parts != nullptr) add_up(context, std::exchange(sums_, {}));
   if (few_tokens_ > 0) launch_few_experts_out(context, few_, few_tokens_);
   few_tokens_ = 0;
   const QkvRows rows = std::exchange(rows_, {});

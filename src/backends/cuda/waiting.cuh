@@ -15,17 +15,23 @@
 
 namespace fathom::cuda {
 
+inline constexpr std::int64_t kMostTokensTogether = 64;  // more fill the device by themselves
+
 class CudaOps::Waiting {
  public:
-  bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0 && many_count_ == 0 && !rows_.any() && route_tokens_ == 0 && few_tokens_ == 0; }
+  bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0 && many_count_ == 0 && !rows_.any() && route_tokens_ == 0 && few_tokens_ == 0 && sums_.parts == nullptr; }
   /// A norm of one row that products may follow. Nothing else waits.
   void take(const NormedX& norm) { norm_ = norm, unwritten_ = {}; }
+  /// Whether that norm was made with the sums that wait for it.
+  bool norm_sums(Context& context, const tensor::RmsNormArgs& norm);
   /// A product of few tokens, one group, an output a row. What does not go with it is launched first.
   void take(Context& context, const Product& product);
   /// A product of many tokens that a sum, others of one x or, if two of those wait, a gate may follow. Nothing else waits.
   void take_many(Context& context, const Product& product);
   /// Whether the two products that wait are a gate and an up whose rounded outputs make `args.out`.
   bool has_gate(const tensor::SwigluArgs& args) const;
+  /// Whether those are better done as one, of some tokens.
+  bool gate_in_one() const { return many_[0].tokens <= kMostTokensTogether && lies_in_one(many_); }
   /// At most one kind of rows that only products read (ops.h, `only_products`); they are made when the first of these says in which type. A
   /// gate's two products wait for that too. What was promised before is settled.
   void promise(const tensor::RmsNormArgs& norm);
@@ -88,6 +94,7 @@ class CudaOps::Waiting {
   FewExperts few_;
   std::int64_t few_tokens_ = 0;
   QkvRows rows_;
+  PartialSums sums_;  // of a product; a norm may follow
   Product many_[kMostTogetherMany];
   int many_count_ = 0;
   enum class Promise : std::uint8_t { kNone, kNorm, kGate };
