@@ -54,7 +54,8 @@ class CudaCaches : public testing::Test {
     ASSERT_EQ(got.shape, want.shape);
     double largest = 0, worst = 0;
     for (std::int64_t i = 0; i < want.elements(); ++i) {
-      const double a = get_element(element_address(got, i), DType::f32), b = get_element(element_address(want, i), DType::f32);
+      const double a = get_element(element_address(got, i), DType::f32),
+                   b = get_element(element_address(want, i), DType::f32);
       ASSERT_TRUE(std::isfinite(a)) << i;
       largest = std::max(largest, std::abs(b)), worst = std::max(worst, std::abs(a - b));
     }
@@ -123,7 +124,8 @@ TEST_F(CudaCaches, ManyLatentsAreWidenedSequenceBySequence) {
                                            {.slot = 1, .first_token = 2, .tokens = 1, .past = 130}};
   const Batch batch = batch_of(sequences);
   const Tensor few = random(DType::f8e4m3, {3 * kShort, kRank + kRope}),
-               many = make(DType::f8e4m3, {3 * kLong, kRank + kRope}), q = random(DType::f32, {3, kHeads, kRank + kRope});
+               many = make(DType::f8e4m3, {3 * kLong, kRank + kRope}),
+               q = random(DType::f32, {3, kHeads, kRank + kRope});
   for (std::int64_t slot = 0; slot < 3; ++slot)
     std::memcpy(many.rows(slot * kLong, kShort).data, few.rows(slot * kShort, kShort).data,
                 few.rows(0, kShort).bytes());
@@ -148,7 +150,8 @@ TEST_F(CudaCaches, ManyKeyHeadsAreWidenedSomeAtATime) {
   constexpr std::int64_t kRows = 6000, kHeads = 32, kKvHeads = 16, kWidth = 128, kTokens = 40;
   const Sequence sequence{.slot = 0, .first_token = 0, .tokens = kTokens, .past = kRows - kTokens};
   const Batch batch = batch_of({&sequence, 1});
-  const Tensor k = random(DType::f8e4m3, {kRows, kKvHeads, kWidth}), v = random(DType::f8e4m3, {kRows, kKvHeads, 2 * kWidth}).columns(0, kWidth),
+  const Tensor k = random(DType::f8e4m3, {kRows, kKvHeads, kWidth}),
+               v = random(DType::f8e4m3, {kRows, kKvHeads, 2 * kWidth}).columns(0, kWidth),
                q = random(DType::f32, {kTokens, kHeads, kWidth});
   const auto heads = [](const Tensor& x, std::int64_t first, std::int64_t count) {
     Tensor part = x;
