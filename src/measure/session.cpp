@@ -38,7 +38,7 @@ Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& 
         options.weights == "f32" || (options.weights == "native" && spec.plain_format == tensor::WeightFormat::f32);
     return wide ? DType::f32 : DType::bf16;
   }
-  return parse_cache_type(options.kv, options.device);
+  return parse_cache_type(options.kv);
 }
 
 /// All that a session is, but for its engine.
@@ -74,10 +74,8 @@ Status look_up(const SessionOptions& options, Session& session, weights::Storage
 
 }  // namespace
 
-Result<DType> parse_cache_type(const std::string& name, const std::string& device) {
+Result<DType> parse_cache_type(const std::string& name) {
   const auto parsed = name == "fp8" ? DType::f8e4m3 : name == "int8" ? DType::i8 : parse_dtype(name);
-  if (parsed == DType::i8 && device == "cuda")
-    return fail_unsupported("measure.kv_device", {{"name", name}, {"device", device}});
   for (const DType known : {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::i8})
     if (parsed == known) return known;
   return fail("measure.kv_type", {{"name", printable(name)}});

@@ -52,7 +52,7 @@ Result<Session> open_session(const SessionOptions& options, const Launch& launch
 Result<Session> open_session(const SessionOptions& options);
 
 /// The element type of a cache by name: f32, f16, bf16, fp8, int8.
-Result<DType> parse_cache_type(const std::string& name, const std::string& device);
+Result<DType> parse_cache_type(const std::string& name);
 
 /// Resident memory of this process now, and its highest value since start or the last reset, from /proc/self/status; 0
 /// when unreadable.

@@ -166,7 +166,7 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
   if (!activations || *activations != DType::f32)
     return fail("measure.activations", {{"type", printable(options.activations)}});
   FATHOM_TRY(const auto storage, weights::parse_storage_policy(options.weights));
-  FATHOM_TRY(const DType cache, parse_cache_type(options.kv == "auto" ? "f32" : options.kv, options.device));
+  FATHOM_TRY(const DType cache, parse_cache_type(options.kv == "auto" ? "f32" : options.kv));
   std::int64_t longest = 1, needed = 1;
   for (const Prompt& prompt : prompts) {
     longest = std::max(longest, static_cast<std::int64_t>(prompt.ids.size()));

@@ -81,11 +81,7 @@ constexpr Tolerance kExactSums{1.5e-2, 4e-3, 4e-3, 0.1};
 TEST_F(CudaDevice, AgreesWithReference) {
   CheckOptions options;
   options.memory = memory_.get();
-  options.wanted = [](const OpCase& c) {
-    const bool cached = c.op == "attention" || c.op == "cache_write" || c.op == "index_select";
-    return c.format != WeightFormat::f64 &&
-           !(cached && c.format == WeightFormat::int8_row);  // no INT8 caches on this backend yet
-  };
+  options.wanted = [](const OpCase& c) { return c.format != WeightFormat::f64; };
   options.tolerance = [](const OpCase& c) {
     if (c.exact) return Tolerance{};
     if (c.op == "attention" && c.format != WeightFormat::f32) return kRoundedAttention;

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
   stream_keys<T, kWidth, kHeads, kClusterThreads>(segment, kv_head, base, 0, from, to, state);
   if (adds) {
     rotate_eight<kWidth>(fresh, token, new_k);
-    const Eight<T> k = round_eight<T>(new_k), v = round_eight<T>(new_v);
+    const Eight<T> k = round_eight<T, kWidth>(new_k), v = round_eight<T, kWidth>(new_v);
     add_key<T, kWidth, kHeads>(k, v, stream == 0, state);
     if (stream == 0) {
       const std::int64_t row = base + sequence.w;
