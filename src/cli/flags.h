@@ -47,6 +47,7 @@ class FlagSet {
   Flag option(const std::string& name, double& value, const std::string& help) const;
   Flag option(const std::string& name, std::optional<int>& value, const std::string& help) const;
   Flag option(const std::string& name, std::optional<std::int64_t>& value, const std::string& help) const;
+  Flag option(const std::string& name, std::optional<double>& value, const std::string& help) const;
   Flag option(const std::string& name, std::optional<std::string>& value, const std::string& help) const;
   Flag option(const std::string& name, std::vector<std::int64_t>& value, const std::string& help) const;
   Flag option(const std::string& name, std::vector<std::string>& value, const std::string& help) const;

@@ -50,7 +50,7 @@ void print_json(const measure::VerifyReport& report) {
                      {"host_calls", report.host_calls},
                      {"passed", report.passed},
                      {"max_difference", difference_json(report.worst)},
-                     {"tolerance", verify_flags.options.atol},
+                     {"tolerance", std::isfinite(report.tolerance) ? Json(report.tolerance) : Json()},
                      {"cases", cases}};
   std::puts(dump_json(json, 2).c_str());
 }
@@ -79,10 +79,14 @@ void print_table(const measure::VerifyReport& report) {
                                  : tr("cli.verify.differs", {{"at", std::to_string(c.greedy_differs_at)}}),
          c.passed ? styled(Style::kGreen, tr("cli.verify.pass")) : styled(Style::kRed, tr("cli.verify.fail"))});
   std::fputs(table.render().c_str(), stdout);
-  std::puts(tr(report.passed ? "cli.verify.summary_pass" : "cli.verify.summary_fail",
+  const bool asked = std::isfinite(report.tolerance);
+  std::puts(tr(!report.passed ? "cli.verify.summary_fail"
+               : asked        ? "cli.verify.summary_pass"
+                              : "cli.verify.summary_told",
                {{"device", device_text(report)},
                 {"worst", difference_text(report.worst)},
-                {"atol", fmt::format("{:g}", verify_flags.options.atol)}})
+                {"kv", verify_flags.options.kv},
+                {"atol", fmt::format("{:g}", report.tolerance)}})
                 .c_str());
 }
 }  // namespace
@@ -91,6 +95,7 @@ void setup_verify(FlagSet& verb) {
   verb.option("folder", verify_flags.folder, tr("cli.verify.folder")).required();
   verb.option("--device", verify_flags.options.device, tr("cli.verify.device"));
   verb.option("--dtype", verify_flags.options.weights, tr("cli.verify.dtype"));
+  verb.option("--kv,--cache-dtype", verify_flags.options.kv, tr("cli.verify.kv"));
   verb.option("--atol", verify_flags.options.atol, tr("cli.verify.atol")).not_negative();
   verb.option("--chunk", verify_flags.options.chunk, tr("cli.verify.chunk")).positive();
   verb.option("--isa", verify_flags.options.isa, tr("cli.verify.isa"));

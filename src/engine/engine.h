@@ -22,7 +22,7 @@ struct EngineOptions {
   std::int64_t context = 4096;       // tokens a sequence may have, prompt and answer together
   std::int64_t prefill_chunk = 512;  // most tokens of one pass
   std::int64_t logit_rows = 0;       // most rows of logits of one pass; 0: one a slot
-  DType cache_dtype = DType::f32;    // f32, f16, bf16 (f64 with f64 activations)
+  DType cache_dtype = DType::f32;    // f32, f16, bf16, f8e4m3, i8 (f64 with f64 activations)
 };
 
 /// Bytes by category. Planned by plan_memory() on meta; what create() allocates is equal, to the byte.

@@ -14,10 +14,6 @@ using tensor::Sequence;
 using tensor::Tensor;
 using tensor::Value;
 
-DType cache_type(const model::CacheTensor& t, const EngineOptions& options) {
-  return t.state && options.cache_dtype != DType::f64 ? DType::f32 : options.cache_dtype;
-}
-
 meta::GroupSizes group_sizes(const Spread& spread, int rank) {
   const tensor::GroupMembers members = groups_of(spread, rank);
   meta::GroupSizes groups;
@@ -119,8 +115,9 @@ EngineOptions local_options(const EngineOptions& options, const Spread& spread) 
 CacheLayout lay_out_cache(const model::CacheSpec& spec, const EngineOptions& options) {
   CacheLayout layout;
   for (const model::CacheTensor& t : spec.tensors) {
-    const Bytes bytes = static_cast<Bytes>(options.slots * t.rows_for(options.context) * t.width) *
-                        static_cast<Bytes>(dtype_bytes(cache_type(t, options)));
+    const DType type = t.type(options.cache_dtype);
+    const Bytes bytes = static_cast<Bytes>(options.slots * t.rows_for(options.context) * t.row_elements(type)) *
+                        static_cast<Bytes>(dtype_bytes(type));
     layout.offsets.push_back(layout.total);
     layout.total += aligned(bytes);
   }
@@ -134,8 +131,8 @@ model::CacheSet view_cache(const model::CacheSpec& spec, const EngineOptions& op
     const model::CacheTensor& t = spec.tensors[i];
     const std::int64_t rows = t.rows_for(options.context);
     set.rows_per_slot.push_back(rows);
-    set.tensors.push_back(
-        make_tensor(base + layout.offsets[i], cache_type(t, options), {options.slots * rows, t.width}));
+    const DType type = t.type(options.cache_dtype);
+    set.tensors.push_back(make_tensor(base + layout.offsets[i], type, {options.slots * rows, t.row_elements(type)}));
   }
   return set;
 }

@@ -38,11 +38,7 @@ Result<DType> cache_type(const SessionOptions& options, const model::ModelSpec& 
         options.weights == "f32" || (options.weights == "native" && spec.plain_format == tensor::WeightFormat::f32);
     return wide ? DType::f32 : DType::bf16;
   }
-  const auto parsed = options.kv == "fp8" ? DType::f8e4m3 : parse_dtype(options.kv);
-  const bool known =
-      parsed && (*parsed == DType::f32 || *parsed == DType::f16 || *parsed == DType::bf16 || *parsed == DType::f8e4m3);
-  if (!known) return fail("measure.kv_type", {{"name", printable(options.kv)}});
-  return *parsed;
+  return parse_cache_type(options.kv);
 }
 
 /// All that a session is, but for its engine.
@@ -77,6 +73,13 @@ Status look_up(const SessionOptions& options, Session& session, weights::Storage
 }
 
 }  // namespace
+
+Result<DType> parse_cache_type(const std::string& name) {
+  const auto parsed = name == "fp8" ? DType::f8e4m3 : name == "int8" ? DType::i8 : parse_dtype(name);
+  for (const DType known : {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::i8})
+    if (parsed == known) return known;
+  return fail("measure.kv_type", {{"name", printable(name)}});
+}
 
 Bytes resident_bytes() { return status_field("VmRSS:"); }
 Bytes peak_resident_bytes() { return status_field("VmHWM:"); }

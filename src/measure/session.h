@@ -18,7 +18,7 @@ struct SessionOptions {
   std::string model = "default";  // "default", a folder, a config.json, or an id or short name of the catalog
   std::string device = "cpu";
   std::string weights = "native";  // native, bf16, f16, f32; synthetic ones also fp8, int8, int4
-  std::string kv = "auto";         // f32, f16, bf16; auto: bf16, or f32 with f32 weights
+  std::string kv = "auto";         // f32, f16, bf16, fp8, int8; auto: bf16, or f32 with f32 weights
   std::string isa;
   int threads = 0;
   bool mmap = false;                   // weights stay in their files
@@ -50,6 +50,9 @@ struct Session {
 Result<Session> open_session(const SessionOptions& options, const Launch& launch);
 /// With ranks found and joined on the way.
 Result<Session> open_session(const SessionOptions& options);
+
+/// The element type of a cache by name: f32, f16, bf16, fp8, int8.
+Result<DType> parse_cache_type(const std::string& name);
 
 /// Resident memory of this process now, and its highest value since start or the last reset, from /proc/self/status; 0
 /// when unreadable.

@@ -2,6 +2,7 @@
 // it, as transformers gave it: input_ids.i, logits.i, greedy.i).
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,7 +16,9 @@ struct VerifyOptions {
   std::string device = "cpu";
   std::string weights = "native";   // precision of weights in memory: native, f32, bf16, f16
   std::string activations = "f32";  // reference also takes f64
-  double atol = 1e-3;               // largest logit difference that passes
+  std::string kv = "f32";           // cache: f32, f16, bf16, fp8, int8; auto: f32
+  std::optional<double> atol;       // largest logit difference that passes; nothing: 1e-3, or any with a cache
+                                    // narrower than f32, with which greedy answers may differ too
   std::int64_t chunk = 16;          // tokens a pass when prompts are computed in chunks
   std::string isa;                  // cpu only
   int threads = 0;
@@ -44,7 +47,8 @@ struct VerifyReport {
   Bytes fetched_bytes = 0;      // that were streamed to the device
   std::int64_t host_calls = 0;  // experts' ops that the host computed
   std::vector<VerifyCase> cases;
-  double worst = 0;  // over all; NaN counts as the worst
+  double worst = 0;      // over all; NaN counts as the worst
+  double tolerance = 0;  // infinity: the difference is told, and only NaN fails
   bool passed = false;
 };
 

@@ -126,9 +126,22 @@ bool starts_fresh(const Pass& pass) {
   return true;
 }
 
-Tensor cache_rows(const Pass& pass, int index, std::int64_t heads) {
+Tensor cache_rows(const Pass& pass, int index) {
+  const CacheTensor& spec = pass.cache->spec->tensors[static_cast<std::size_t>(index)];
+  const std::int64_t width = spec.width - spec.apart;
+  return pass.cache->tensors[static_cast<std::size_t>(index)].columns(0, width).split_last(width / spec.heads);
+}
+
+Tensor cache_columns(const Pass& pass, int index) {
+  const CacheTensor& spec = pass.cache->spec->tensors[static_cast<std::size_t>(index)];
+  FATHOM_CHECK(spec.heads == 1);
+  return pass.cache->tensors[static_cast<std::size_t>(index)].columns(0, spec.width - spec.apart);
+}
+
+Tensor cache_apart(const Pass& pass, int index) {
+  const CacheTensor& spec = pass.cache->spec->tensors[static_cast<std::size_t>(index)];
   const Tensor& cache = pass.cache->tensors[static_cast<std::size_t>(index)];
-  return cache.split_last(cache.dim(1) / heads);
+  return cache.columns(spec.first_apart(cache.dtype), spec.apart);
 }
 
 // ---------------------------------------------------------------- grouped-query attention
@@ -166,9 +179,9 @@ GqaIds add_gqa(EntryMaker& make, CacheSpec& cache, const std::string& prefix, in
     ids.k_norm = make.vector(p + "k_norm.weight", WeightClass::kNorm, layer, d, spec.plain_format);
   }
   ids.k_cache = static_cast<int>(cache.tensors.size());
-  cache.tensors.push_back({.layer = layer, .width = kv_rows / kv_parts});
+  cache.tensors.push_back({.layer = layer, .width = kv_rows / kv_parts, .heads = spec.kv_heads / kv_parts});
   ids.v_cache = static_cast<int>(cache.tensors.size());
-  cache.tensors.push_back({.layer = layer, .width = kv_rows / kv_parts});
+  cache.tensors.push_back({.layer = layer, .width = kv_rows / kv_parts, .heads = spec.kv_heads / kv_parts});
   return ids;
 }
 
@@ -194,18 +207,12 @@ Value run_gqa(Pass& pass, const ModelSpec& spec, const GqaIds& ids, const Tensor
   KvSegment segment{.kind = KvSegment::Kind::kFresh, .k = kh, .v = vh};
   if (pass.cache != nullptr) {
     const std::int64_t rows = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.k_cache)];
-    ops.cache_write({.src = kh.join_last(),
-                     .cache = pass.cache->tensors[static_cast<std::size_t>(ids.k_cache)],
-                     .rows_per_slot = rows,
-                     .batch = &pass.batch});
-    ops.cache_write({.src = vh.join_last(),
-                     .cache = pass.cache->tensors[static_cast<std::size_t>(ids.v_cache)],
-                     .rows_per_slot = rows,
-                     .batch = &pass.batch});
     segment = {.kind = KvSegment::Kind::kCache,
-               .k = cache_rows(pass, ids.k_cache, kh.dim(1)),
-               .v = cache_rows(pass, ids.v_cache, kh.dim(1)),
+               .k = cache_rows(pass, ids.k_cache),
+               .v = cache_rows(pass, ids.v_cache),
                .rows_per_slot = rows};
+    ops.cache_write({.src = kh, .cache = segment.k, .rows_per_slot = rows, .batch = &pass.batch});
+    ops.cache_write({.src = vh, .cache = segment.v, .rows_per_slot = rows, .batch = &pass.batch});
   }
   Value o = attention(ops, qh, std::span(&segment, 1), d, 1.0 / std::sqrt(static_cast<double>(d)), {}, pass.batch,
                       DType::f32, true);  // [T, H, d]

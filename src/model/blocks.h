@@ -74,8 +74,12 @@ WeightId add_vocabulary(EntryMaker& make, const std::string& name, WeightClass c
 tensor::Value run_embed(Pass& pass, const WeightEntry& entry, WeightId id);
 /// The final part of most models: logits of the wanted rows of `hidden` [T, h].
 tensor::Value run_head(Pass& pass, const ModelSpec& spec, const tensor::Tensor& hidden, WeightId norm, WeightId head);
-/// Cache tensor number `index` viewed as [rows, heads, dim].
-tensor::Tensor cache_rows(const Pass& pass, int index, std::int64_t heads);
+/// Cache tensor number `index` viewed as [rows, heads, dim], without its columns apart.
+tensor::Tensor cache_rows(const Pass& pass, int index);
+/// The same as [rows, width], of a cache of one head.
+tensor::Tensor cache_columns(const Pass& pass, int index);
+/// Its columns apart: [rows, apart].
+tensor::Tensor cache_apart(const Pass& pass, int index);
 /// Whether this pass starts every sequence from nothing, so that its own tokens are all there is to attend to.
 bool starts_fresh(const Pass& pass);
 /// Refuses a split that does not divide.

@@ -1,5 +1,7 @@
 #include "model/cache.h"
 
+#include "tensor/int8_rows.h"
+
 namespace fathom::model {
 
 std::int64_t CacheTensor::rows_for(std::int64_t context) const {
@@ -14,11 +16,20 @@ std::int64_t CacheTensor::rows_for(std::int64_t context) const {
   return context;
 }
 
+std::int64_t CacheTensor::first_apart(DType dtype) const {
+  return dtype == DType::i8 ? tensor::int8_row_bytes(heads, (width - apart) / heads) : width - apart;
+}
+
+std::int64_t CacheTensor::row_elements(DType dtype) const {
+  if (dtype != DType::i8) return width;
+  return first_apart(dtype) + (apart > 0 ? tensor::int8_row_bytes(1, apart) : 0);
+}
+
 Bytes CacheSpec::bytes(std::int64_t slots, std::int64_t context, DType dtype) const {
   Bytes total = 0;
   for (const CacheTensor& t : tensors)
-    total += static_cast<Bytes>(slots * t.rows_for(context) * t.width) *
-             static_cast<Bytes>(dtype_bytes(t.state ? DType::f32 : dtype));
+    total += static_cast<Bytes>(slots * t.rows_for(context) * t.row_elements(t.type(dtype))) *
+             static_cast<Bytes>(dtype_bytes(t.type(dtype)));
   return total;
 }
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "tensor/int8_rows.h"
+
 namespace fathom::plan {
 namespace {
 
@@ -255,6 +257,11 @@ double cache_row_bytes(const meta::OpRecord& op, const KvFormat* kv) {
   const double plain = op.kv_heads * static_cast<double>(op.key_dim + (op.shares_value ? 0 : op.value_dim));
   const double shared = op.shared_key_dim;
   if (kv == nullptr) return 2 * (plain + shared);
+  if (kv->int8_rows) {
+    const std::int64_t own = tensor::int8_row_bytes(op.kv_heads, op.key_dim),
+                       values = op.shares_value ? 0 : tensor::int8_row_bytes(op.kv_heads, op.value_dim);
+    return static_cast<double>(own + values + (shared > 0 ? tensor::int8_row_bytes(1, op.shared_key_dim) : 0));
+  }
   const auto per = [](const KvFormat::Part& part) {
     return (part.bits + (part.block > 0 ? part.block_bits / static_cast<double>(part.block) : 0)) / 8;
   };

@@ -153,6 +153,7 @@ Result<KvFormat> read_kv(const Json& item) {
   kv.entry_rope = read_part(item, "entry_rope_", bad);
   kv.entry_pad_bits = number(item, "entry_pad_bits", 0, bad);
   kv.window = read_part(item, "window_", bad);
+  kv.int8_rows = item.value("int8_rows", false);
   if (!bad.empty() || kv.all.bits <= 0) return wrong(kKvFile, kv.name + "." + bad);
   return kv;
 }
@@ -273,6 +274,7 @@ Bytes entry_bytes(const Formats& formats, const WeightFormatRule& rule, const mo
 double cache_row_bytes(const KvFormat& kv, const model::ModelSpec& spec, const model::CacheTensor& tensor) {
   const auto width = static_cast<double>(tensor.width);
   if (tensor.state) return width * 4;
+  if (kv.int8_rows) return static_cast<double>(tensor.row_elements(DType::i8));
   if (tensor.index) return part_bits(or_all(kv, kv.index), width) / 8;
   const bool entries = spec.window > 0 && spec.kv_lora_rank == 0;  // V4: one row is keys and values of all heads
   if (entries && kv.window.bits > 0 && tensor.rows == tensor::RowsOf::kRing) return part_bits(kv.window, width) / 8;

@@ -63,6 +63,7 @@ struct KvFormat {
   Part entry_latent, entry_rope;  // of a V4 entry
   double entry_pad_bits = 0;      // and what pads it
   Part window;                    // V4.1: of windows, when they differ
+  bool int8_rows = false;         // rows of codes with a scale a head, as the engine lays them out
   /// What the streams of a cache in this format are for kernels: bits of an element, scales included, of a plain cache.
   double element_bits() const {
     return all.bits + (all.block > 0 ? all.block_bits / static_cast<double>(all.block) : 0);

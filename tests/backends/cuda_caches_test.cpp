@@ -15,7 +15,7 @@ namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 
-class CudaCaches : public testing::Test {
+class CudaCaches : public testing::TestWithParam<DType> {
  protected:
   void SetUp() override {
     if (const std::string why = cuda::why_unavailable(); !why.empty()) GTEST_SKIP() << why;
@@ -31,15 +31,33 @@ class CudaCaches : public testing::Test {
     buffers_.push_back(std::move(*buffer));
     return make_tensor(buffers_.back()->data(), dtype, shape);
   }
-  /// The first `rows` rows of it are random.
-  Tensor random(DType dtype, Shape shape, std::int64_t rows) {
-    const Tensor x = make(dtype, shape);
-    std::uniform_real_distribution<float> values(-1, 1);
-    const std::int64_t elements = shape.elements() / shape[0] * rows;
-    for (std::int64_t i = 0; i < elements; ++i) put_element(x.data + i * dtype_bytes(dtype), dtype, values(random_));
+  Tensor random(Shape shape) {
+    const Tensor x = make(DType::f32, shape);
+    fill(x);
     return x;
   }
-  Tensor random(DType dtype, Shape shape) { return random(dtype, shape, shape[0]); }
+  /// Any values, row by row.
+  void fill(const Tensor& x) {
+    std::uniform_real_distribution<float> values(-1, 1);
+    std::vector<double> all(static_cast<std::size_t>(x.elements()));
+    for (double& value : all) value = values(random_);
+    if (x.dtype == DType::i8) return put_int8_rows(x, all);
+    for (std::int64_t i = 0; i < x.elements(); ++i)
+      put_element(element_address(x, i), x.dtype, all[static_cast<std::size_t>(i)]);
+  }
+  /// [rows, heads, width] as an engine has it.
+  Tensor cache(std::int64_t rows, std::int64_t heads, std::int64_t width) {
+    const std::int64_t bytes = GetParam() == DType::i8 ? int8_row_bytes(heads, width) : heads * width;
+    const Tensor x = make(GetParam(), {rows, bytes}).columns(0, heads * width).split_last(width);
+    fill(x);
+    return x;
+  }
+  /// The same of one head as [rows, width].
+  static Tensor columns_of(Tensor x) {
+    x.shape = {x.dim(0), x.dim(2)};
+    x.strides = {x.strides[0], 1};
+    return x;
+  }
   /// A batch of these sequences, their table in shared memory.
   Batch batch_of(std::span<const Sequence> sequences) {
     Batch batch;
@@ -70,6 +88,9 @@ class CudaCaches : public testing::Test {
   std::mt19937 random_{11};
 };
 
+INSTANTIATE_TEST_SUITE_P(EightBits, CudaCaches, testing::Values(DType::f8e4m3, DType::i8),
+                         [](const auto& type) { return std::string(dtype_name(type.param)); });
+
 struct CacheShape {
   const char* name;
   std::int64_t heads, kv_heads, dk, dr, dv;
@@ -77,7 +98,7 @@ struct CacheShape {
 };
 
 // What a record launches later must see the keys that came since.
-TEST_F(CudaCaches, RecordedStepsSeeTheKeysThatCameSince) {
+TEST_P(CudaCaches, RecordedStepsSeeTheKeysThatCameSince) {
   constexpr std::int64_t kRows = 300;
   std::uint64_t key = 1;
   for (const CacheShape& s : {CacheShape{"latents", 16, 1, 512, 64, 512, true},
@@ -89,10 +110,10 @@ TEST_F(CudaCaches, RecordedStepsSeeTheKeysThatCameSince) {
     std::vector<Sequence> sequences = {{.slot = 2, .first_token = 0, .tokens = 1, .past = 1},
                                        {.slot = 0, .first_token = 1, .tokens = 1, .past = 3}};
     const Batch batch = batch_of(sequences);
-    const Tensor k = random(DType::f8e4m3, {3 * kRows, s.kv_heads, s.dk}),
-                 v = s.value_is_key ? k.columns(0, s.dv) : random(DType::f8e4m3, {3 * kRows, s.kv_heads, s.dv}),
-                 shared = s.dr > 0 ? random(DType::f8e4m3, {3 * kRows, s.dr}) : Tensor{},
-                 q = random(DType::f32, {2, s.heads, s.dk + s.dr}), out = make(DType::f32, {2, s.heads, s.dv}),
+    const Tensor k = cache(3 * kRows, s.kv_heads, s.dk),
+                 v = s.value_is_key ? k.columns(0, s.dv) : cache(3 * kRows, s.kv_heads, s.dv),
+                 shared = s.dr > 0 ? columns_of(cache(3 * kRows, 1, s.dr)) : Tensor{},
+                 q = random({2, s.heads, s.dk + s.dr}), out = make(DType::f32, {2, s.heads, s.dv}),
                  want = make(DType::f32, {2, s.heads, s.dv});
     const KvSegment segment{
         .kind = KvSegment::Kind::kCache, .k = k, .k_shared = shared, .v = v, .rows_per_slot = kRows};
@@ -117,15 +138,19 @@ TEST_F(CudaCaches, RecordedStepsSeeTheKeysThatCameSince) {
 }
 
 // Of slots so long that each is widened by itself, against the same rows in short ones.
-TEST_F(CudaCaches, ManyLatentsAreWidenedSequenceBySequence) {
+TEST_P(CudaCaches, ManyLatentsAreWidenedSequenceBySequence) {
   constexpr std::int64_t kLong = 40000, kShort = 300, kRank = 512, kRope = 64, kHeads = 16;
   const std::vector<Sequence> sequences = {{.slot = 0, .first_token = 0, .tokens = 1, .past = 299},
                                            {.slot = 2, .first_token = 1, .tokens = 1, .past = 0},
                                            {.slot = 1, .first_token = 2, .tokens = 1, .past = 130}};
   const Batch batch = batch_of(sequences);
-  const Tensor few = random(DType::f8e4m3, {3 * kShort, kRank + kRope}),
-               many = make(DType::f8e4m3, {3 * kLong, kRank + kRope}),
-               q = random(DType::f32, {3, kHeads, kRank + kRope});
+  // As an engine has them: in INT8 the rotated part has a scale of its own, behind that of the others.
+  const bool scaled = GetParam() == DType::i8;
+  const std::int64_t apart = scaled ? int8_row_bytes(1, kRank) : kRank,
+                     bytes = apart + (scaled ? int8_row_bytes(1, kRope) : kRope);
+  const Tensor few = make(GetParam(), {3 * kShort, bytes}), many = make(GetParam(), {3 * kLong, bytes}),
+               q = random({3, kHeads, kRank + kRope});
+  fill(few.columns(0, kRank)), fill(few.columns(apart, kRope));
   for (std::int64_t slot = 0; slot < 3; ++slot)
     std::memcpy(many.rows(slot * kLong, kShort).data, few.rows(slot * kShort, kShort).data,
                 few.rows(0, kShort).bytes());
@@ -136,7 +161,7 @@ TEST_F(CudaCaches, ManyLatentsAreWidenedSequenceBySequence) {
     const Tensor keys = cache.columns(0, kRank).split_last(kRank);
     const KvSegment segment{.kind = KvSegment::Kind::kCache,
                             .k = keys,
-                            .k_shared = cache.columns(kRank, kRope),
+                            .k_shared = cache.columns(apart, kRope),
                             .v = keys,
                             .rows_per_slot = i == 0 ? kShort : kLong};
     backend_->ops().attention({.q = q, .segments = {&segment, 1}, .scale = 0.1, .out = out[i], .batch = &batch});
@@ -146,24 +171,31 @@ TEST_F(CudaCaches, ManyLatentsAreWidenedSequenceBySequence) {
 }
 
 // Rows of all key heads are more than there is room for: some heads at a time, against each head by itself.
-TEST_F(CudaCaches, ManyKeyHeadsAreWidenedSomeAtATime) {
-  constexpr std::int64_t kRows = 6000, kHeads = 32, kKvHeads = 16, kWidth = 128, kTokens = 40;
+TEST_P(CudaCaches, ManyKeyHeadsAreWidenedSomeAtATime) {
+  constexpr std::int64_t kRows = 6000, kHeads = 64, kKvHeads = 32, kWidth = 128, kTokens = 40;
   const Sequence sequence{.slot = 0, .first_token = 0, .tokens = kTokens, .past = kRows - kTokens};
   const Batch batch = batch_of({&sequence, 1});
-  const Tensor k = random(DType::f8e4m3, {kRows, kKvHeads, kWidth}),
-               v = random(DType::f8e4m3, {kRows, kKvHeads, 2 * kWidth}).columns(0, kWidth),
-               q = random(DType::f32, {kTokens, kHeads, kWidth});
+  const Tensor k = cache(kRows, kKvHeads, kWidth), v = cache(kRows, kKvHeads, kWidth),
+               q = random({kTokens, kHeads, kWidth}), one_k = cache(kRows, 1, kWidth), one_v = cache(kRows, 1, kWidth);
   const auto heads = [](const Tensor& x, std::int64_t first, std::int64_t count) {
     Tensor part = x;
     part.data += first * x.strides[1] * dtype_bytes(x.dtype), part.shape.dims[1] = count;
     return part;
+  };
+  const auto take_head = [](const Tensor& from, std::int64_t head, const Tensor& to) {
+    for (std::int64_t row = 0; row < kRows; ++row) {
+      std::memcpy(to.rows(row, 1).data, from.rows(row, 1).data + head * kWidth, kWidth);
+      if (from.dtype == DType::i8) *int8_scale(to, row, 0) = *int8_scale(from, row, head);
+    }
   };
   const Tensor all = make(DType::f32, {kTokens, kHeads, kWidth}), apart = make(DType::f32, {kTokens, kHeads, kWidth});
   KvSegment segment{.kind = KvSegment::Kind::kCache, .k = k, .v = v, .rows_per_slot = kRows};
   backend_->ops().attention({.q = q, .segments = {&segment, 1}, .scale = 0.1, .out = all, .batch = &batch});
   constexpr std::int64_t kGroup = kHeads / kKvHeads;
   for (std::int64_t h = 0; h < kKvHeads; ++h) {
-    segment.k = heads(k, h, 1), segment.v = heads(v, h, 1);
+    wait();
+    take_head(k, h, one_k), take_head(v, h, one_v);
+    segment.k = one_k, segment.v = one_v;
     backend_->ops().attention({.q = heads(q, kGroup * h, kGroup),
                                .segments = {&segment, 1},
                                .scale = 0.1,

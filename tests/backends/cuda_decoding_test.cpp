@@ -44,6 +44,16 @@ class CudaDecoding : public testing::Test {
     }
     return x;
   }
+  /// Rows of a cache; in INT8 with their scales behind them.
+  Tensor random_cache(DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t width) {
+    if (dtype != DType::i8) return random(dtype, {rows, heads * width});
+    const Tensor x = make(dtype, {rows, int8_row_bytes(heads, width)});
+    std::uniform_real_distribution<float> values(-1, 1);
+    std::vector<double> all(static_cast<std::size_t>(rows * heads * width));
+    for (double& value : all) value = values(random_);
+    put_int8_rows(x.columns(0, heads * width).split_last(width), all);
+    return x;
+  }
   Tensor copy_of(const Tensor& x) {
     const Tensor y = make(x.dtype, x.shape);
     std::memcpy(y.data, x.data, x.bytes());
@@ -84,7 +94,7 @@ struct HeadShape {
 };
 
 class CudaDecodingWithCache : public CudaDecoding, public testing::WithParamInterface<DType> {};
-INSTANTIATE_TEST_SUITE_P(Types, CudaDecodingWithCache, testing::Values(DType::bf16, DType::f8e4m3),
+INSTANTIATE_TEST_SUITE_P(Types, CudaDecodingWithCache, testing::Values(DType::bf16, DType::f8e4m3, DType::i8),
                          [](const auto& type) { return std::string(dtype_name(type.param)); });
 
 TEST_P(CudaDecodingWithCache, RotationsAndCacheRowsGoWithAttention) {
@@ -132,16 +142,15 @@ TEST_P(CudaDecodingWithCache, RotationsAndCacheRowsGoWithAttention) {
       const auto& [q, k, v, k_cache, v_cache] = all[apart];
       out[apart] = make(DType::f32, q.shape);
       const Tensor qh = q.split_last(s.width), kh = k.split_last(s.width);
+      const Tensor keys = k_cache.columns(0, s.kv_heads * s.width).split_last(s.width),
+                   values = v_cache.columns(0, s.kv_heads * s.width).split_last(s.width);
       Ops& ops = backend_->ops();
       ops.rope({.x = qh, .cos = cosines, .sin = sines, .interleaved = s.interleaved});
       ops.rope({.x = kh, .cos = cosines, .sin = sines, .interleaved = s.interleaved});
-      ops.cache_write({.src = k, .cache = k_cache, .rows_per_slot = kRows, .batch = &batch});
-      ops.cache_write({.src = v, .cache = v_cache, .rows_per_slot = kRows, .batch = &batch});
+      ops.cache_write({.src = kh, .cache = keys, .rows_per_slot = kRows, .batch = &batch});
+      ops.cache_write({.src = v.split_last(s.width), .cache = values, .rows_per_slot = kRows, .batch = &batch});
       if (apart == 1) wait();
-      const KvSegment segment{.kind = KvSegment::Kind::kCache,
-                              .k = k_cache.split_last(s.width),
-                              .v = v_cache.split_last(s.width),
-                              .rows_per_slot = kRows};
+      const KvSegment segment{.kind = KvSegment::Kind::kCache, .k = keys, .v = values, .rows_per_slot = kRows};
       ops.attention(
           {.q = qh, .segments = {&segment, 1}, .scale = 0.1, .out = out[apart].split_last(s.width), .batch = &batch});
       wait();

@@ -1,5 +1,7 @@
 // Tensors that own their memory, for tests: made from lists or functions, read back as doubles.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <initializer_list>
@@ -7,6 +9,7 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "tensor/int8_rows.h"
 #include "tensor/tensor.h"
 #include "tensor/weight.h"
 
@@ -69,8 +72,42 @@ inline std::byte* element_address(const tensor::Tensor& x, std::int64_t i) {
   return x.data + offset * dtype_bytes(x.dtype);
 }
 
+/// A cache in INT8 (tensor/int8_rows.h): its scale of element `i`.
+inline float* scale_of_element(const tensor::Tensor& x, std::int64_t i) {
+  const std::int64_t row = i / x.shape[x.shape.rank - 1], heads = x.shape.rank == 3 ? x.dim(1) : 1;
+  return tensor::int8_scale(x, row / heads, row % heads);
+}
+
+/// Writes a cache in INT8 from the values of its elements, row-major.
+inline void put_int8_rows(const tensor::Tensor& x, const std::vector<double>& values) {
+  const std::int64_t n = x.shape[x.shape.rank - 1];
+  for (std::int64_t first = 0; first < x.elements(); first += n) {
+    float largest = 0;
+    for (std::int64_t i = first; i < first + n; ++i) {
+      const auto size = static_cast<float>(std::fabs(values[static_cast<std::size_t>(i)]));
+      largest = std::isfinite(size) && !std::isnan(largest) ? std::max(largest, size) : std::nanf("");
+    }
+    const float scale = largest == 0 ? 1.0f : largest / 127.0f;
+    std::memcpy(scale_of_element(x, first), &scale, sizeof scale);
+    for (std::int64_t i = first; i < first + n; ++i) {
+      const float code = std::nearbyint(static_cast<float>(values[static_cast<std::size_t>(i)]) / scale);
+      const auto byte = static_cast<std::int8_t>(std::isnan(code) ? 0.0f : code);
+      std::memcpy(element_address(x, i), &byte, 1);
+    }
+  }
+}
+
 inline std::vector<double> values_of(const tensor::Tensor& x) {
   std::vector<double> out;
+  if (x.dtype == DType::i8) {
+    for (std::int64_t i = 0; i < x.elements(); ++i) {
+      std::int8_t code = 0;
+      float scale = 0;
+      std::memcpy(&code, element_address(x, i), 1), std::memcpy(&scale, scale_of_element(x, i), sizeof scale);
+      out.push_back(static_cast<double>(code) * static_cast<double>(scale));
+    }
+    return out;
+  }
   for (std::int64_t i = 0; i < x.elements(); ++i) out.push_back(get_element(element_address(x, i), x.dtype));
   return out;
 }

@@ -22,8 +22,18 @@ using tensor::WeightFormat;
 constexpr std::int64_t kGuardBytes = 256;
 constexpr std::byte kGuard{0xa5};
 
+/// Of a cache in INT8: scales behind each row, and room behind those where there are gaps.
+std::array<std::int64_t, 4> int8_strides_of(const Shape& shape, Layout layout) {
+  const std::int64_t n = shape[shape.rank - 1], heads = shape.rank == 3 ? shape[1] : 1;
+  const std::int64_t head = layout == Layout::kDense ? n : n + 3, gap = layout == Layout::kDense ? 0 : 20;
+  const std::int64_t row = tensor::int8_row_bytes(1, (heads - 1) * head + n + 4 * (heads - 1)) + gap;
+  if (shape.rank == 2) return {row, 1};
+  return {row, head, 1};
+}
+
 /// Strides with gaps after the rows of the two outermost dimensions.
-std::array<std::int64_t, 4> strides_of(const Shape& shape, Layout layout) {
+std::array<std::int64_t, 4> strides_of(DType dtype, const Shape& shape, Layout layout) {
+  if (dtype == DType::i8) return int8_strides_of(shape, layout);
   std::array<std::int64_t, 4> strides{};
   std::int64_t step = 1;
   for (int i = shape.rank - 1; i >= 0; --i) {
@@ -38,6 +48,7 @@ std::array<std::int64_t, 4> strides_of(const Shape& shape, Layout layout) {
 std::int64_t extent_of(const Tensor& x) {
   if (x.elements() == 0) return 0;
   std::int64_t last = 0;
+  if (x.dtype == DType::i8) return x.shape[0] * x.strides[0];
   for (int i = 0; i < x.shape.rank; ++i) last += (x.shape[i] - 1) * x.strides[static_cast<std::size_t>(i)];
   return last + 1;
 }
@@ -94,8 +105,9 @@ std::unique_ptr<std::byte, CaseRun::Free> CaseRun::allocate(std::size_t bytes) {
 }
 
 Tensor CaseRun::make(const std::string& name, DType dtype, Shape shape, const Fill& fill, Layout layout) {
-  Tensor x{.data = nullptr, .dtype = dtype, .shape = shape, .strides = strides_of(shape, layout), .root = 0};
-  const std::int64_t size = dtype_bytes(dtype), offset = kGuardBytes + (layout == Layout::kMisaligned ? size : 0);
+  Tensor x{.data = nullptr, .dtype = dtype, .shape = shape, .strides = strides_of(dtype, shape, layout), .root = 0};
+  const std::int64_t size = dtype_bytes(dtype), least = dtype == DType::i8 ? 4 : size,
+                     offset = kGuardBytes + (layout == Layout::kMisaligned ? least : 0);
   const auto total = static_cast<std::size_t>((offset + extent_of(x) * size + kGuardBytes + 63) / 64 * 64);
   Block block;
   block.memory = allocate(total);
@@ -103,11 +115,20 @@ Tensor CaseRun::make(const std::string& name, DType dtype, Shape shape, const Fi
   std::memset(block.memory.get(), name.empty() ? 0xff : static_cast<int>(kGuard), total);
   x.data = block.memory.get() + offset;
   block.writable.assign(total, false);
+  const auto may_change = [&](const void* at, std::int64_t bytes) {
+    if (name.empty()) return;
+    std::fill_n(block.writable.begin() + (static_cast<const std::byte*>(at) - block.memory.get()), bytes, true);
+  };
+  std::vector<double> rows;
   for (std::int64_t i = 0; i < x.elements(); ++i) {
     std::byte* at = element_address(x, i);
-    put_element(at, dtype, fill(random, i));
-    if (!name.empty()) std::fill_n(block.writable.begin() + (at - block.memory.get()), size, true);
+    may_change(at, size);
+    if (dtype == DType::i8)
+      rows.push_back(fill(random, i)), may_change(scale_of_element(x, i), 4);
+    else
+      put_element(at, dtype, fill(random, i));
   }
+  if (dtype == DType::i8) put_int8_rows(x, rows);
   block.before.assign(block.memory.get(), block.memory.get() + total);
   block.name = name;
   block.tensor = x;
@@ -260,7 +281,7 @@ CaseResult CaseRun::finish() {
     result.outputs.push_back({.name = block.name,
                               .shape = block.tensor.shape,
                               .values = values_of(block.tensor),
-                              .integers = !dtype_is_float(block.tensor.dtype)});
+                              .integers = !dtype_is_float(block.tensor.dtype) && block.tensor.dtype != DType::i8});
   }
   for (const auto& [a, b] : alike_) {
     const std::vector<double> left = values_of(a), right = values_of(b);

@@ -120,9 +120,11 @@ class CaseRun {
 };
 
 // One list a family; op_cases() joins them.
-/// OpCase::format of a case whose cache is of this type: fp8_row for f8e4m3.
+/// OpCase::format of a case whose cache is of this type: fp8_row for f8e4m3, int8_row for i8.
 inline tensor::WeightFormat cache_format(DType cache) {
-  return cache == DType::f8e4m3 ? tensor::WeightFormat::fp8_row : tensor::plain_weight_format(cache);
+  return cache == DType::f8e4m3 ? tensor::WeightFormat::fp8_row
+         : cache == DType::i8   ? tensor::WeightFormat::int8_row
+                                : tensor::plain_weight_format(cache);
 }
 
 std::vector<OpCase> rows_cases();

@@ -11,7 +11,7 @@ namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 using Kind = KvSegment::Kind;
-constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::f64};
+constexpr DType kCacheTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::i8, DType::f64};
 
 struct AttentionSpec {
   std::string name;
@@ -323,7 +323,7 @@ std::vector<OpCase> attention_cases() {
   std::vector<OpCase> cases;
   for (const DType dtype : kCacheTypes)
     for (const AttentionSpec& spec : cached_specs()) cases.push_back(attention_case(spec, dtype));
-  for (const DType dtype : {DType::f16, DType::bf16, DType::f8e4m3})
+  for (const DType dtype : {DType::f16, DType::bf16, DType::f8e4m3, DType::i8})
     for (const AttentionSpec& spec : wide_specs()) cases.push_back(attention_case(spec, dtype));
   for (const AttentionSpec& spec : fresh_rounded_specs()) cases.push_back(attention_case(spec, DType::f32));
   for (const AttentionSpec& spec : fresh_specs()) cases.push_back(attention_case(spec, DType::f32));

@@ -11,7 +11,7 @@ namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 using Kind = KvSegment::Kind;
-constexpr DType kWrittenTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::f64};
+constexpr DType kWrittenTypes[] = {DType::f32, DType::f16, DType::bf16, DType::f8e4m3, DType::i8, DType::f64};
 
 OpCase cache_case(DType dtype, RowsOf rows, const std::string& name, const Chunks& sequences,
                   std::int64_t rows_per_slot, std::int64_t ratio, Shape row_shape, Layout layout) {
@@ -39,6 +39,11 @@ OpCase cache_case(DType dtype, RowsOf rows, const std::string& name, const Chunk
           }};
 }
 
+/// Small whole numbers behind one that makes the row's scale in INT8 one.
+Fill whole_rows(std::int64_t width) {
+  return [=](Random& random, std::int64_t i) { return i % width == 0 ? 127.0 : integers(2)(random, i); };
+}
+
 OpCase index_case(DType cache, const std::string& name, const Chunks& sequences, const SegmentSpec& keys,
                   std::int64_t heads, std::int64_t width, std::int64_t count, bool exact, Fill fill = normal()) {
   return {.op = "index_select",
@@ -60,8 +65,9 @@ OpCase index_case(DType cache, const std::string& name, const Chunks& sequences,
                               .window = keys.window,
                               .ratio = keys.ratio,
                               .selected = {}};
+            const Fill whole = cache == DType::i8 ? whole_rows(width) : integers(2);
             segment.k = run.input(fresh ? run.activation() : cache, {use.rows, 1, width},
-                                  only_rows(use, width, exact ? integers(2) : normal()), layout);
+                                  only_rows(use, width, exact ? whole : normal()), layout);
             run.ops.index_select({.q = q,
                                   .weights = weights,
                                   .keys = segment,

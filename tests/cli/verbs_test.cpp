@@ -73,8 +73,8 @@ TEST(Quantize, WritesACheckpointThatRunsAndPlans) {
     const Outcome again = run({"quantize", folder.path().string(), "--to", to, "-o", out});
     EXPECT_EQ(again.code, 2);
     EXPECT_NE(again.err.find("--force"), std::string::npos) << again.err;
-    const Outcome benched =
-        run({"bench", out, "--prompt", "20", "--generate", "2", "--batch", "1", "--kv", "fp8", "--json"});
+    const Outcome benched = run({"bench", out, "--prompt", "20", "--generate", "2", "--batch", "1", "--kv",
+                                 to == "int8" ? to : "fp8", "--json"});
     EXPECT_EQ(benched.code, 0) << benched.err;
     const Outcome planned = run({"plan", out, "--json"});
     EXPECT_EQ(planned.code, 0) << planned.err;
@@ -83,6 +83,19 @@ TEST(Quantize, WritesACheckpointThatRunsAndPlans) {
   EXPECT_EQ(
       run({"quantize", folder.path().string(), "--to", "int4", "--group", "64", "-o", (folder / "x").string()}).code,
       2);
+}
+
+TEST(Caches, TypesThatAreNotKnownAreNamed) {
+  for (const std::string verb : {"bench", "verify"}) {
+    const Outcome o = run({verb, kGolden, "--kv", "fp6"});
+    EXPECT_EQ(o.code, 2) << verb;
+    EXPECT_NE(o.err.find("'fp6'"), std::string::npos) << verb << ": " << o.err;
+    EXPECT_NE(o.err.find("int8"), std::string::npos) << verb << ": " << o.err;
+  }
+  const Outcome told = run({"verify", kGolden, "--kv", "int8", "--threads", "1", "--json"});
+  EXPECT_EQ(told.code, 0) << told.err;
+  EXPECT_NE(told.out.find("\"tolerance\": null"), std::string::npos) << told.out;
+  EXPECT_EQ(run({"verify", kGolden, "--kv", "int8", "--threads", "1", "--atol", "1e-6"}).code, 1);
 }
 
 TEST(Help, OfTheProgramNamesEveryVerb) {

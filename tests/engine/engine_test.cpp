@@ -10,7 +10,7 @@ namespace fathom::engine {
 namespace {
 using namespace test;  // NOLINT
 
-using Memory = testing::TestWithParam<std::tuple<std::string, std::int64_t, std::string>>;
+using Memory = testing::TestWithParam<std::tuple<std::string, std::int64_t, std::string, DType>>;
 
 class PlannedMemory : public Memory {};
 
@@ -25,9 +25,9 @@ std::vector<std::int64_t> shares(std::int64_t tokens, std::int64_t slots) {
 }
 
 TEST_P(PlannedMemory, IsWhatIsAllocated) {
-  const auto& [name, slots, device] = GetParam();
+  const auto& [name, slots, device, cache_type] = GetParam();
   const EngineOptions options{
-      .slots = slots, .context = 96, .prefill_chunk = 40, .logit_rows = 0, .cache_dtype = DType::f32};
+      .slots = slots, .context = 96, .prefill_chunk = 40, .logit_rows = 0, .cache_dtype = cache_type};
   auto made = make_engine(name, options, device);
   ASSERT_TRUE(made) << error_text(made.error());
   Engine& engine = **made;
@@ -65,7 +65,9 @@ TEST_P(PlannedMemory, IsWhatIsAllocated) {
   const model::CacheSpec& cache = (*architecture)->cache();
   Bytes asked = 0;
   for (const model::CacheTensor& t : cache.tensors)
-    asked += static_cast<Bytes>(slots * t.rows_for(options.context) * t.width) * 4;
+    asked += static_cast<Bytes>(slots * t.rows_for(options.context) * t.row_elements(t.type(cache_type)) *
+                                dtype_bytes(t.type(cache_type)));
+  EXPECT_EQ(asked, cache.bytes(slots, options.context, cache_type));
   EXPECT_GE(planned.cache, asked);
   EXPECT_LE(planned.cache, asked + 64 * cache.tensors.size());
   // Activations that were really alive at once.
@@ -74,13 +76,19 @@ TEST_P(PlannedMemory, IsWhatIsAllocated) {
   EXPECT_GE(planned.activations, planned.activations_peak);
 }
 
+std::string memory_name(const testing::TestParamInfo<Memory::ParamType>& info) {
+  return test_name(std::get<0>(info.param)) + "_slots_" + std::to_string(std::get<1>(info.param)) + "_" +
+         std::get<2>(info.param) + "_" + std::string(dtype_name(std::get<3>(info.param)));
+}
 INSTANTIATE_TEST_SUITE_P(EveryArchitecture, PlannedMemory,
                          testing::Combine(testing::ValuesIn(kTinyModels), testing::Values(1, 3),
-                                          testing::Values("reference", "cpu")),
-                         [](const auto& info) {
-                           return test_name(std::get<0>(info.param)) + "_slots_" +
-                                  std::to_string(std::get<1>(info.param)) + "_" + std::get<2>(info.param);
-                         });
+                                          testing::Values("reference", "cpu"), testing::Values(DType::f32)),
+                         memory_name);
+INSTANTIATE_TEST_SUITE_P(EightBits, PlannedMemory,
+                         testing::Combine(testing::ValuesIn(kTinyModels), testing::Values(2),
+                                          testing::Values("reference", "cpu"),
+                                          testing::Values(DType::f8e4m3, DType::i8)),
+                         memory_name);
 
 class Every : public testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Architecture, Every, testing::ValuesIn(kTinyModels),

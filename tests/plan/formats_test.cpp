@@ -102,6 +102,30 @@ TEST(Formats, CacheBytesAreTheFactsOfEveryModel) {
   EXPECT_GE(figures, 120);
 }
 
+// Rows in INT8 have a scale a head, and those of latents one more for their rotated part: what the engine allocates.
+TEST(Formats, Int8CachesAreAsTheEngineHasThem) {
+  struct Known {
+    const char* model;
+    double bytes;  // a token of the context
+  };
+  for (const Known& known :
+       {Known{"r1-distill-llama-8b", 32.0 * 2 * (8 * 128 + 8 * 4)}, Known{"v2-lite", 27.0 * (512 + 16 + 64 + 16)},
+        Known{"v3.2", 61.0 * (512 + 16 + 64 + 16 + 128 + 16)}}) {
+    const auto model = named_model(known.model);
+    ASSERT_NE(model, nullptr) << known.model;
+    const auto kv = find_kv_format("int8");
+    ASSERT_TRUE(kv.has_value());
+    const auto cache = model->share_cache({}, **kv);
+    ASSERT_TRUE(cache.has_value());
+    double per_token = 0, allocated = 0;
+    for (const ShareCache::Growth& growth : (*cache)->growing)
+      per_token += growth.row_bytes_before.back() / static_cast<double>(growth.ratio);
+    allocated = static_cast<double>(model->whole().cache().bytes(1, 64, DType::i8)) / 64;
+    EXPECT_DOUBLE_EQ(per_token, known.bytes) << known.model;
+    EXPECT_DOUBLE_EQ(per_token, allocated) << known.model;
+  }
+}
+
 TEST(Formats, FixedCacheBytesOfV4) {
   struct Known {
     const char* model;

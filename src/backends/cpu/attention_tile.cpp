@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/math.h"
+#include "tensor/int8_rows.h"
 
 namespace fathom::cpu {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -61,6 +62,14 @@ Tile::Tile(const Kernels& kernels, const AttentionArgs& args, TileShape shape, s
   if (!few_rows_ && !spans_heads_) {
     key_panels_ = scratch.take<float>(args.q.dim(2) * kBlockKeys);
     value_panels_ = scratch.take<float>((dv_ + kMaxPanelWidth) * kBlockKeys);
+  }
+  if (std::any_of(args.segments.begin(), args.segments.end(),
+                  [](const KvSegment& segment) { return segment.k.dtype == DType::i8; })) {
+    wide_keys_ = scratch.take<float>(args.q.dim(2) * kBlockKeys);
+    if (spans_heads_)
+      key_scales_ = scratch.take<float>(rows_ * kBlockKeys), value_scales_ = scratch.take<float>(rows_ * kBlockKeys);
+    else
+      wide_values_ = scratch.take<float>(dv_ * kBlockKeys);
   }
   for (std::int64_t r = 0; r < rows_; ++r)
     q_[r] = args.q.as<float>() + (first_token + r / heads_) * args.q.strides[0] +
@@ -136,9 +145,49 @@ void Tile::point_at(const SegmentOfSequence& seen, std::int64_t i, std::int64_t 
   const KvSegment& segment = seen.segment();
   FATHOM_CHECK(row >= 0 && row < segment.k.dim(0), "a cache is too small");
   const std::int64_t head = first_head_ / (args_.q.dim(1) / segment.k.dim(1));
+  if (segment.k.dtype == DType::i8) return point_at_codes(segment, i, row, head);
   key_rows_[i] = segment.k.data + row * row_bytes(segment.k) + head * head_bytes(segment.k);
   value_rows_[i] = segment.v.data + row * row_bytes(segment.v) + head * head_bytes(segment.v);
   if (segment.k_shared.defined()) shared_rows_[i] = segment.k_shared.data + row * row_bytes(segment.k_shared);
+}
+
+/// A head's row of a cache in INT8 as f32.
+const float* Tile::widened(const Tensor& x, std::int64_t row, std::int64_t head, float* to) const {
+  const bool heads = x.shape.rank == 3;
+  const std::int64_t n = x.dim(x.shape.rank - 1);
+  kernels_.widen(Element::kI8, x.data + row * row_bytes(x) + (heads ? head * head_bytes(x) : 0), n, to);
+  kernels_.scale(*int8_scale(x, row, head), to, n);
+  return to;
+}
+
+void Tile::point_at_codes(const KvSegment& segment, std::int64_t i, std::int64_t row, std::int64_t head) {
+  const auto bytes = [](const float* x) { return reinterpret_cast<Row>(x); };
+  const std::int64_t dk = segment.k.dim(2), dr = segment.k_shared.defined() ? segment.k_shared.dim(1) : 0;
+  const bool same = segment.v.data == segment.k.data;
+  if (dr > 0) shared_rows_[i] = bytes(widened(segment.k_shared, row, 0, wide_keys_ + dk * kBlockKeys + i * dr));
+  if (!spans_heads_) {
+    key_rows_[i] = bytes(widened(segment.k, row, head, wide_keys_ + i * dk));
+    value_rows_[i] = same ? key_rows_[i] : bytes(widened(segment.v, row, head, wide_values_ + i * dv_));
+    return;
+  }
+  key_rows_[i] = segment.k.data + row * row_bytes(segment.k) + head * head_bytes(segment.k);
+  value_rows_[i] = segment.v.data + row * row_bytes(segment.v) + head * head_bytes(segment.v);
+  const std::int64_t heads = rows_ / (args_.q.dim(1) / segment.k.dim(1));
+  const float *keys = int8_scale(segment.k, row, head), *values = same ? keys : int8_scale(segment.v, row, head);
+  for (std::int64_t h = 0; h < heads; ++h)
+    key_scales_[h * kBlockKeys + i] = keys[h], value_scales_[h * kBlockKeys + i] = values[h];
+}
+
+/// What kernels read where point_at has pointed.
+Element Tile::element(const Tensor& x) const {
+  return x.dtype == DType::i8 && (!spans_heads_ || x.shape.rank == 2) ? Element::kF32 : element_of(x.dtype);
+}
+
+/// Scores, or weights, of a tile that spans heads, each times its key's scale.
+void Tile::times_scales(const float* scales, std::int64_t heads, std::int64_t count) {
+  const std::int64_t group = rows_ / heads;
+  for (std::int64_t r = 0; r < rows_; ++r)
+    for (std::int64_t i = 0; i < count; ++i) scores_[r * kBlockKeys + i] *= scales[r / group * kBlockKeys + i];
 }
 
 void Tile::attend_block(const KvSegment& segment, std::int64_t count) {
@@ -150,7 +199,7 @@ void Tile::attend_block(const KvSegment& segment, std::int64_t count) {
 /// Rows of a tensor [rows, kv_heads, n] as a tile that spans heads reads them.
 HeadRows Tile::head_rows(const Tensor& x, const Row* rows, std::int64_t count) const {
   const std::int64_t group = args_.q.dim(1) / x.dim(1);
-  return {.element = element_of(x.dtype),
+  return {.element = element(x),
           .rows = rows,
           .row_count = count,
           .heads = rows_ / group,
@@ -162,14 +211,15 @@ HeadRows Tile::head_rows(const Tensor& x, const Row* rows, std::int64_t count) c
 /// scores_[r][i] = q · key i, unscaled.
 void Tile::score(const KvSegment& segment, std::int64_t count) {
   const std::int64_t dk = segment.k.dim(2), dr = segment.k_shared.defined() ? segment.k_shared.dim(1) : 0;
-  const Element element = element_of(segment.k.dtype), shared = dr > 0 ? element_of(segment.k_shared.dtype) : element;
+  const Element own = element(segment.k), shared = dr > 0 ? element(segment.k_shared) : own;
   float* out = scores_ + active_ * kBlockKeys;
   const std::int64_t rows = active_end_ - active_;
   if (spans_heads_) {
     const HeadRows keys = head_rows(segment.k, key_rows_, count);
     kernels_.dot_heads({.in = keys, .x = q_, .out = out, .out_stride = kBlockKeys});
+    if (segment.k.dtype == DType::i8) times_scales(key_scales_, keys.heads, count);
   } else if (few_rows_) {
-    kernels_.dot_rows({.element = element,
+    kernels_.dot_rows({.element = own,
                        .rows = key_rows_,
                        .row_count = count,
                        .k = dk,
@@ -178,7 +228,7 @@ void Tile::score(const KvSegment& segment, std::int64_t count) {
                        .out = out,
                        .out_stride = kBlockKeys});
   } else {
-    kernels_.pack_transposed({.element = element,
+    kernels_.pack_transposed({.element = own,
                               .rows = key_rows_,
                               .row_count = count,
                               .count = dk,
@@ -239,20 +289,18 @@ void Tile::soften(std::int64_t r, std::int64_t count) {
 /// out += scores · values. A row that sees only some of the keys must not meet the values of the others when these are
 /// not finite: zero times infinity is not zero.
 void Tile::mix(const KvSegment& segment, std::int64_t count) {
-  const Element element = element_of(segment.v.dtype);
+  const Element own = element(segment.v);
   if (spans_heads_) {  // one token: all its rows see the same
-    kernels_.combine_heads({.in = head_rows(segment.v, value_rows_, count),
-                            .p = scores_,
-                            .p_stride = kBlockKeys,
-                            .y = sums_.out,
-                            .y_stride = dv_});
+    const HeadRows values = head_rows(segment.v, value_rows_, count);
+    if (segment.v.dtype == DType::i8) times_scales(value_scales_, values.heads, count);
+    kernels_.combine_heads({.in = values, .p = scores_, .p_stride = kBlockKeys, .y = sums_.out, .y_stride = dv_});
     return;
   }
   bool all_seen = true;
   for (std::int64_t r = active_; r < active_end_; ++r)
     all_seen = all_seen && seen_[r].first == 0 && seen_[r].end == count;
   if (!few_rows_)
-    kernels_.pack_straight({.element = element,
+    kernels_.pack_straight({.element = own,
                             .rows = value_rows_,
                             .row_count = count,
                             .count = dv_,
@@ -262,7 +310,7 @@ void Tile::mix(const KvSegment& segment, std::int64_t count) {
   if (few_rows_ || (!all_seen && !kernels_.finite(value_panels_, panel_elements))) {
     const bool together = all_seen && few_rows_;
     for (std::int64_t r = active_; r < active_end_; r += together ? active_end_ - active_ : 1)
-      kernels_.combine_rows({.element = element,
+      kernels_.combine_rows({.element = own,
                              .rows = value_rows_ + seen_[r].first,
                              .row_count = seen_[r].end - seen_[r].first,
                              .n = dv_,

@@ -54,6 +54,10 @@ class Tile {
   HeadRows head_rows(const tensor::Tensor& x, const Row* rows, std::int64_t count) const;
   void attend_block(const tensor::KvSegment& segment, std::int64_t count);
   void score(const tensor::KvSegment& segment, std::int64_t count);
+  void point_at_codes(const tensor::KvSegment& segment, std::int64_t i, std::int64_t row, std::int64_t head);
+  const float* widened(const tensor::Tensor& x, std::int64_t row, std::int64_t head, float* to) const;
+  Element element(const tensor::Tensor& x) const;
+  void times_scales(const float* scales, std::int64_t heads, std::int64_t count);
   void soften(std::int64_t row, std::int64_t count);
   void mix(const tensor::KvSegment& segment, std::int64_t count);
 
@@ -68,8 +72,10 @@ class Tile {
   float* key_panels_ = nullptr;
   float* value_panels_ = nullptr;
   Row *key_rows_ = nullptr, *shared_rows_ = nullptr, *value_rows_ = nullptr;  // [kBlockKeys]
-  Names* seen_ = nullptr;                                                     // of the block's keys, by row
-  std::int64_t active_ = 0, active_end_ = 0;                                  // rows that see any of the block
+  // Of a segment in INT8: its rows as f32, or, where the tile spans heads, the scales [heads, kBlockKeys] of its codes.
+  float *wide_keys_ = nullptr, *wide_values_ = nullptr, *key_scales_ = nullptr, *value_scales_ = nullptr;
+  Names* seen_ = nullptr;                     // of the block's keys, by row
+  std::int64_t active_ = 0, active_end_ = 0;  // rows that see any of the block
 };
 
 }  // namespace fathom::cpu

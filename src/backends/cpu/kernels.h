@@ -23,12 +23,17 @@ struct E4m3 {
   std::uint8_t bits;
 };
 
-/// The element types that kernels read and write. stream_rows reads no kE4m3.
-enum class Element : std::uint8_t { kF32, kF16, kBf16, kE4m3 };
+/// Whole numbers: codes of cache rows, whose scales are the caller's (tensor/int8_rows.h).
+struct I8 {
+  std::int8_t code;
+};
+
+/// The element types that kernels read and write. stream_rows reads no kE4m3 and no kI8, and nothing writes kI8.
+enum class Element : std::uint8_t { kF32, kF16, kBf16, kE4m3, kI8 };
 constexpr std::int64_t element_bytes(Element element) {
-  return element == Element::kF32 ? 4 : element == Element::kE4m3 ? 1 : 2;
+  return element == Element::kF32 ? 4 : element == Element::kF16 || element == Element::kBf16 ? 2 : 1;
 }
-/// FATHOM_CHECKs that the type is one of the four.
+/// FATHOM_CHECKs that the type is one of the five.
 Element element_of(DType dtype);
 
 using Row = const std::byte*;

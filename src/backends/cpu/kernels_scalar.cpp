@@ -30,8 +30,10 @@ Element element_of(DType dtype) {
       return Element::kBf16;
     case DType::f8e4m3:
       return Element::kE4m3;
+    case DType::i8:
+      return Element::kI8;
     default:
-      FATHOM_CHECK(false, "the cpu backend computes with f32, f16, bf16 and e4m3");
+      FATHOM_CHECK(false, "the cpu backend computes with f32, f16, bf16, e4m3 and i8");
   }
 }
 

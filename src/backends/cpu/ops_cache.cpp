@@ -6,6 +6,7 @@
 #include "backends/cpu/cpu_ops.h"
 #include "backends/cpu/rows.h"
 #include "backends/cpu/visible.h"
+#include "tensor/int8_rows.h"
 #include "tensor/topk_horizon.h"
 
 namespace fathom::cpu {
@@ -14,13 +15,41 @@ namespace {
 
 constexpr std::int64_t kScoredKeys = 64;
 
+/// A head's row as codes of INT8.
+void write_codes(const float* x, std::int64_t n, std::byte* to, float& scale) {
+  float largest = 0;
+  bool finite = true;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float size = std::fabs(x[i]);
+    largest = size > largest ? size : largest;
+    finite = finite && size <= std::numeric_limits<float>::max();
+  }
+  scale = largest / 127.0f;
+  if (scale == 0.0f) scale = 1.0f;
+  auto* codes = reinterpret_cast<std::int8_t*>(to);
+  if (!finite) {
+    scale = std::numeric_limits<float>::quiet_NaN();
+    std::fill_n(codes, n, std::int8_t{0});
+    return;
+  }
+  constexpr float kToWhole = 0x1.8p23f;  // added and taken away again, it leaves the nearest whole number
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float code = x[i] / scale + kToWhole - kToWhole;
+    codes[i] = static_cast<std::int8_t>(code > 127.0f ? 127.0f : code < -127.0f ? -127.0f : code);
+  }
+}
+
 /// Copies row `from` of src to row `to` of cache, converting; all dimensions behind the first are one row.
 void write_row(const Kernels& kernels, const Tensor& src, std::int64_t from, const Tensor& cache, std::int64_t to) {
   const Tensor a = src.rows(from, 1), b = cache.rows(to, 1);
   const RowsOfTensor x(a), y(b);
   FATHOM_CHECK(x.rows() == y.rows() && x.n() == y.n());
+  if (cache.dtype != DType::i8 && src.dtype != cache.dtype && a.contiguous() && b.contiguous())
+    return kernels.narrow(element_of(cache.dtype), x.floats(0), a.elements(), b.data);
   for (std::int64_t i = 0; i < x.rows(); ++i) {
-    if (src.dtype == cache.dtype)
+    if (cache.dtype == DType::i8)
+      write_codes(x.floats(i), x.n(), y.at(i), *int8_scale(b, 0, i));
+    else if (src.dtype == cache.dtype)
       std::memcpy(y.at(i), x.at(i), static_cast<std::size_t>(x.n() * dtype_bytes(src.dtype)));
     else
       kernels.narrow(element_of(cache.dtype), x.floats(i), x.n(), y.at(i));
@@ -100,6 +129,11 @@ class Indexer {
                             .c_stride = kScoredKeys});
     std::fill_n(scores_, count, 0.0f);
     const float* weights = args_.weights.as<float>() + token * args_.weights.strides[0];
+    if (k.dtype == DType::i8)
+      for (std::int64_t i = 0; i < count; ++i) {
+        const float scale = *int8_scale(k, seen.row(first + i), 0);
+        for (std::int64_t h = 0; h < heads_; ++h) matches_[h * kScoredKeys + i] *= scale;
+      }
     for (std::int64_t h = 0; h < heads_; ++h)
       kernels_.add_scaled_relu(weights[h], matches_ + h * kScoredKeys, scores_, count);
     kernels_.scale(static_cast<float>(args_.scale), scores_, count);

@@ -44,10 +44,13 @@ int cluster_parts(const Context& context, const AttentionArgs& args, const Atten
   return parts;
 }
 
+bool clusters_make_rows(const AttentionView& view) { return view.group <= kMostHeads || view.segments[0].dtype != DType::i8; }
+
 void launch_attention_clusters(Context& context, const AttentionArgs& args, const AttentionView& view, const FreshRows& fresh) {
   if (view.group > kMostHeads) return launch_attention_groups(context, args, view, fresh);
   if (view.segments[0].dtype == DType::bf16) launch<__nv_bfloat16>(context, view, fresh);
   else if (view.segments[0].dtype == DType::f8e4m3) launch<E4m3>(context, view, fresh);
+  else if (view.segments[0].dtype == DType::i8) launch<Int8>(context, view, fresh);
   else launch<__half>(context, view, fresh);
 }
 

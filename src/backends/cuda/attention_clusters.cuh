@@ -9,7 +9,7 @@ namespace fathom::cuda {
 inline constexpr int kClusterThreads = 256, kClusterWarps = kClusterThreads / kWarp;
 inline constexpr int kHeldKeys = 6;  // of each stream, that come to shared memory before the launch's turn
 template <class T>
-inline constexpr unsigned kHeldBytes = 2 * kHeldKeys * kClusterThreads * sizeof(Eight<T>);
+inline constexpr unsigned kHeldBytes = kRowScales<T> ? 0 : 2 * kHeldKeys * kClusterThreads * sizeof(Eight<T>::bits);
 
 /// The streams of a warp become one.
 template <int kWidth, int kHeads>
@@ -30,16 +30,20 @@ __device__ inline void join_streams(StreamState<kHeads>& state) {
     }
 }
 
-/// Keys and values of earlier passes in shared memory. A thread copies what it will read itself, so nobody waits for anybody.
+/// Keys and values of earlier passes in shared memory, eight elements a thread, of 8 bits copied by every second thread for two. So no more than
+/// neighbours wait for each other.
 template <class T>
 struct HeldKeys {
-  static constexpr unsigned kBytes = sizeof(Eight<T>);
+  static constexpr unsigned kBytes = sizeof(Eight<T>::bits);
   unsigned at;  // of this thread's first
   __device__ unsigned k(int i) const { return at + static_cast<unsigned>(2 * i) * kClusterThreads * kBytes; }
   __device__ unsigned v(int i) const { return k(i) + kClusterThreads * kBytes; }
   __device__ void copy(unsigned to, const T* from) const {
-    if constexpr (kBytes == 16) copy_16(to, from, true);
-    else asm volatile("cp.async.ca.shared.global [%0], [%1], 8;\n" ::"r"(to), "l"(from) : "memory");
+    if (kBytes == 16 || threadIdx.x % 2 == 0) copy_16(to, from, true);
+  }
+  __device__ void wait() const {
+    wait_copies<0>();
+    if constexpr (kBytes < 16) __syncwarp();
   }
   __device__ Eight<T> read(unsigned from) const {
     Eight<T> out;
@@ -70,7 +74,7 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
   int from = 0, to = 0;
   range(sequence, from, to);
   const HeldKeys<T> held{shared_address(held_keys) + threadIdx.x * HeldKeys<T>::kBytes};
-  const int held_to = min(min(to, sequence.w), from + kHeldKeys * kStreams);
+  const int held_to = kRowScales<T> ? from : min(min(to, sequence.w), from + kHeldKeys * kStreams);
 #pragma unroll
   for (int i = 0; i < kHeldKeys; ++i) {
     const int key = from + i * kStreams + stream;
@@ -103,7 +107,7 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
 #pragma unroll
     for (int i = 0; i < 8; ++i) state.q[g][i] *= view.scale;
   }
-  wait_copies<0>();
+  held.wait();
   constexpr int kAtOnce = kHeads == 1 ? 3 : 2;
   static_assert(kHeldKeys % kAtOnce == 0);
 #pragma unroll
@@ -123,7 +127,7 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
   let_next_start();  // not before: the weights of what comes next would stand in the way
   if (adds) {
     rotate_eight<kWidth>(fresh, token, new_k);
-    const Eight<T> k = round_eight<T>(new_k), v = round_eight<T>(new_v);
+    const Eight<T> k = round_eight<T, kWidth>(new_k), v = round_eight<T, kWidth>(new_v);
     add_key<T, kWidth, kHeads>(k, v, stream == 0, state);
     if (stream == 0) {
       const std::int64_t row = base + sequence.w;

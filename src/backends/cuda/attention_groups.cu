@@ -52,6 +52,7 @@ void launch_groups(Context& context, const AttentionArgs& args, const AttentionV
 void launch_attention_groups(Context& context, const AttentionArgs& args, const AttentionView& view, const FreshRows& fresh) {
   if (view.segments[0].dtype == DType::bf16) launch_groups<__nv_bfloat16>(context, args, view, fresh);
   else if (view.segments[0].dtype == DType::f8e4m3) launch_groups<E4m3>(context, args, view, fresh);
+  else if (view.segments[0].dtype == DType::i8) launch_groups<Int8>(context, args, view, fresh);
   else launch_groups<__half>(context, args, view, fresh);
   context.launched();
 }

@@ -8,7 +8,7 @@
 #pragma once
 #include "backends/cuda/attention.cuh"
 #include "backends/cuda/cluster.cuh"
-#include "backends/cuda/e4m3.cuh"
+#include "backends/cuda/eight_bits.cuh"
 
 namespace fathom::cuda {
 
@@ -49,6 +49,8 @@ template <class S>
 struct GroupType { using T = S; };
 template <>
 struct GroupType<E4m3> { using T = __nv_bfloat16; };
+template <>
+struct GroupType<Int8> { using T = __nv_bfloat16; };
 
 __device__ inline void store_sixteen_bytes(unsigned at, const uint4& bits) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(bits.x), "r"(bits.y), "r"(bits.z), "r"(bits.w) : "memory");
@@ -64,15 +66,29 @@ __device__ inline const S* value_of(const SegmentView& segment, std::int64_t row
 template <class S>
 struct EightOnTheWay {
   __device__ void begin(unsigned to, const S* from, bool here) const { copy_16(to, from, here); }
+  __device__ void scale(const std::byte*, std::int64_t, std::int32_t, int) const {}
   __device__ void end(unsigned) const {}
 };
-template <>
-struct EightOnTheWay<E4m3> {
+template <class S>
+  requires(sizeof(S) == 1)
+struct EightOnTheWay<S> {
   uint2 codes;
-  __device__ void begin(unsigned, const E4m3* from, bool here) { codes = here ? __ldcg(reinterpret_cast<const uint2*>(from)) : make_uint2(0, 0); }
+  float factor;
+  __device__ void begin(unsigned, const S* from, bool here) {
+    codes = here ? __ldcg(reinterpret_cast<const uint2*>(from)) : make_uint2(0, 0);
+    factor = 1.0f;
+  }
+  /// Of rows that have one; only of rows that are there.
+  __device__ void scale(const std::byte* data, std::int64_t at, std::int32_t scales, int head) {
+    if constexpr (kRowScales<S>) factor = __ldcg(reinterpret_cast<const float*>(data + at + scales) + head);
+  }
   __device__ void end(unsigned to) const {
     float x[8];
-    widen_codes(codes, x);
+    widen_codes<S>(codes, x);
+    if constexpr (kRowScales<S>) {
+#pragma unroll
+      for (float& value : x) value *= factor;
+    }
     store_sixteen_bytes(to, pack_eight<__nv_bfloat16>(make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7])));
   }
 };
@@ -97,6 +113,7 @@ __device__ inline void copy_keys(const SegmentView& segment, const GroupKeys& ke
       const std::int64_t from = keys.base + keys.from + (here ? key : 0);
       k[i].begin(room.k(stage) + to, key_of<S>(segment, from, kv_head, column), here);
       v[i].begin(room.v(stage) + to, value_of<S>(segment, from, kv_head, column), here);
+      if (here) k[i].scale(segment.k, from * segment.k_row, segment.k_scales, kv_head), v[i].scale(segment.v, from * segment.v_row, segment.v_scales, kv_head);
     });
     each([&](int i, unsigned to, int, int) { k[i].end(room.k(stage) + to), v[i].end(room.v(stage) + to); });
   }
@@ -167,7 +184,10 @@ struct GroupPairs {
   __device__ void write_q(const FreshRows& fresh, std::int64_t token, int first_head, int heads) const { write(fresh, fresh.q + token * fresh.q_token + first_head * fresh.q_head, fresh.q_head, 0, heads); }
 
  private:
-  static __device__ T as_cached(float x) { return from_float<T>(to_float(from_float<S>(x))); }
+  static __device__ T as_cached(float x) {
+    if constexpr (kRowScales<S>) return from_float<T>(x);  // never asked for: such rows are made elsewhere
+    else return from_float<T>(to_float(from_float<S>(x)));
+  }
   __device__ void write(const FreshRows& fresh, float* to, std::int64_t step, int from, int end) const {
     const int apart = fresh.interleaved ? 1 : kHalf;
 #pragma unroll
@@ -191,7 +211,7 @@ __device__ inline void write_cache_rows(const SegmentView& segment, std::int64_t
   S* const to = const_cast<S*>(item < kChunks ? key_of<S>(segment, row, kv_head, column) : value_of<S>(segment, row, kv_head, column));
   if constexpr (sizeof(S) == 2) {
     *reinterpret_cast<uint4*>(to) = bits;
-  } else {  // they have been rounded
+  } else if constexpr (!kRowScales<S>) {  // they have been rounded
     float x[8];
     EightOf<tensor::WeightFormat::bf16>{bits}.widen(x);
     *reinterpret_cast<uint2*>(to) = pack_eight_codes(make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7]));
@@ -327,7 +347,7 @@ __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_cons
   const GroupRoom<kWidth> room{shared_address(group_room), room_keys, stages};
   const SegmentView& segment = view.segments[0];
   const int kv_head = blockIdx.y, part = blockIdx.z;
-  const bool makes = fresh.cosines != nullptr;
+  const bool makes = !kRowScales<S> && fresh.cosines != nullptr;
   const int4 sequence = __ldcg(reinterpret_cast<const int4*>(view.table) + blockIdx.x);  // older than this pass, as the rows of the cache
   const GroupKeys keys(view, sequence, part);
   for (int chunk = 0; chunk < stages; ++chunk) copy_keys<S, kWidth>(segment, keys, room, kv_head, chunk, keys.count - keys.fresh), commit_copies();
@@ -342,6 +362,7 @@ __global__ void __launch_bounds__(kGroupThreads) attend_groups(const __grid_cons
     const unsigned to_k = own_k + static_cast<unsigned>(16 * column), to_v = own_v + static_cast<unsigned>(16 * column);
     EightOnTheWay<S> k, v;
     k.begin(to_k, key_of<S>(segment, row, kv_head, column), true), v.begin(to_v, value_of<S>(segment, row, kv_head, column), true);
+    k.scale(segment.k, row * segment.k_row, segment.k_scales, kv_head), v.scale(segment.v, row * segment.v_row, segment.v_scales, kv_head);
     k.end(to_k), v.end(to_v);
   }
   if (!makes) commit_copies();

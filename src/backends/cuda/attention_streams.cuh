@@ -2,7 +2,7 @@
 // cache, where they have just been asked for, are done on the way.
 #pragma once
 #include "backends/cuda/attention.cuh"
-#include "backends/cuda/e4m3.cuh"
+#include "backends/cuda/eight_bits.cuh"
 #include "backends/cuda/fetch.cuh"
 #include "backends/cuda/mma.cuh"
 
@@ -17,6 +17,8 @@ template <>
 struct Eight<float> { float4 low, high; };
 template <>
 struct Eight<E4m3> { uint2 bits; };
+template <>
+struct Eight<Int8> { uint2 bits; float scale; };
 
 template <class T>
 __device__ inline void read_eight(const std::byte* data, std::int64_t at, Eight<T>& out) { out.bits = __ldg(reinterpret_cast<const uint4*>(reinterpret_cast<const T*>(data) + at)); }
@@ -25,7 +27,13 @@ __device__ inline void read_eight(const std::byte* data, std::int64_t at, Eight<
   out.low = __ldg(from), out.high = __ldg(from + 1);
 }
 __device__ inline void read_eight(const std::byte* data, std::int64_t at, Eight<E4m3>& out) { out.bits = __ldg(reinterpret_cast<const uint2*>(data + at)); }
-__device__ inline void widen_eight(const Eight<E4m3>& in, float (&out)[8]) { widen_codes(in.bits, out); }
+__device__ inline void widen_eight(const Eight<E4m3>& in, float (&out)[8]) { widen_codes<E4m3>(in.bits, out); }
+__device__ inline void read_eight(const std::byte* data, std::int64_t at, Eight<Int8>& out) { out.bits = __ldg(reinterpret_cast<const uint2*>(data + at)); }
+__device__ inline void widen_eight(const Eight<Int8>& in, float (&out)[8]) {
+  widen_codes<Int8>(in.bits, out);
+#pragma unroll
+  for (float& x : out) x *= in.scale;
+}
 __device__ inline void widen_eight(const Eight<float>& in, float (&out)[8]) {
   out[0] = in.low.x, out[1] = in.low.y, out[2] = in.low.z, out[3] = in.low.w;
   out[4] = in.high.x, out[5] = in.high.y, out[6] = in.high.z, out[7] = in.high.w;
@@ -104,7 +112,7 @@ __device__ inline void add_keys(const Eight<T> (&k)[kAhead], const Eight<T> (&v)
 /// Keys first + [from, to) of a segment, dealt out to the streams of the block.
 template <class T, int kWidth, int kHeads, int kThreads = kStreamThreads>
 __device__ inline void stream_keys(const SegmentView& segment, int head, std::int64_t base, std::int32_t first, int from, int to, StreamState<kHeads>& state) {
-  constexpr int kLanes = kWidth / 8, kStreams = kThreads / kLanes, kAhead = kHeads > 4 ? 2 : sizeof(Eight<T>) < 16 && kHeads <= 2 ? 8 : 4;
+  constexpr int kLanes = kWidth / 8, kStreams = kThreads / kLanes, kAhead = kHeads > 4 ? 2 : sizeof(T) == 1 && kHeads <= 2 ? 8 : 4;
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes;
   const std::int64_t k_offset = head * segment.k_head + 8 * lane, v_offset = head * segment.v_head + 8 * lane;
 #pragma unroll 1
@@ -118,6 +126,7 @@ __device__ inline void stream_keys(const SegmentView& segment, int head, std::in
       const std::int64_t row = row_of_name(segment, base, first + key);
       read_eight(segment.k, row * segment.k_row + k_offset, k[u]);
       read_eight(segment.v, row * segment.v_row + v_offset, v[u]);
+      if constexpr (kRowScales<T>) k[u].scale = key_scale<T>(segment, row, head), v[u].scale = value_scale<T>(segment, row, head);
     }
     add_keys<T, kWidth, kHeads, kAhead>(k, v, [&](int u) { return at + u * kStreams + stream < to; }, state);
   }
@@ -146,23 +155,43 @@ __device__ inline void rotate_eight(const FreshRows& fresh, std::int64_t token, 
   }
 }
 
-template <class T>
+/// A lane's eight of a row of kWidth. All lanes of a warp, for what they share.
+template <class T, int kWidth>
 __device__ inline Eight<T> round_eight(const float (&x)[8]) {
+  if constexpr (kRowScales<T>) {
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) largest = larger(largest, fabsf(x[i]));
+#pragma unroll
+    for (int step = kWidth / 16; step > 0; step /= 2) largest = larger(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    Eight<T> out{make_uint2(0, 0), int8_scale_of(largest)};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      out.bits.x |= (static_cast<unsigned>(int8_code(x[i], out.scale)) & 255u) << (8 * i);
+      out.bits.y |= (static_cast<unsigned>(int8_code(x[4 + i], out.scale)) & 255u) << (8 * i);
+    }
+    return out;
+  }
   const float4 low = make_float4(x[0], x[1], x[2], x[3]), high = make_float4(x[4], x[5], x[6], x[7]);
   if constexpr (std::is_same_v<T, E4m3>) return {pack_eight_codes(low, high)};
-  else return {pack_eight<T>(low, high)};
+  else if constexpr (!kRowScales<T>) return {pack_eight<T>(low, high)};
 }
 __device__ inline void write_eight_floats(float* to, const float (&x)[8]) {
   reinterpret_cast<float4*>(to)[0] = make_float4(x[0], x[1], x[2], x[3]);
   reinterpret_cast<float4*>(to)[1] = make_float4(x[4], x[5], x[6], x[7]);
 }
 
-/// Dimensions `dim` … of a row of the cache.
+/// Dimensions `dim` … of a row of the cache; with the first its scale.
 template <class T>
 __device__ inline void write_eights(const SegmentView& segment, std::int64_t row, int kv_head, int dim, const Eight<T>& k, const Eight<T>& v) {
   using Bits = decltype(k.bits);
   *reinterpret_cast<Bits*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.k)) + row * segment.k_row + kv_head * segment.k_head + dim) = k.bits;
   *reinterpret_cast<Bits*>(reinterpret_cast<T*>(const_cast<std::byte*>(segment.v)) + row * segment.v_row + kv_head * segment.v_head + dim) = v.bits;
+  if constexpr (kRowScales<T>) {
+    if (dim != 0) return;
+    *reinterpret_cast<float*>(const_cast<std::byte*>(segment.k) + row * segment.k_row + segment.k_scales + 4 * kv_head) = k.scale;
+    *reinterpret_cast<float*>(const_cast<std::byte*>(segment.v) + row * segment.v_row + segment.v_scales + 4 * kv_head) = v.scale;
+  }
 }
 
 /// One key more for the stream `own`; the others look on.
@@ -195,7 +224,7 @@ __device__ inline void add_fresh(const SegmentView& segment, const FreshRows& fr
   read_eight_floats(fresh.v + token * fresh.v_token + kv_head * fresh.v_head + 8 * lane, v);
   __syncwarp();  // everybody has read what the first stream writes
   rotate_eight<kWidth>(fresh, token, k);
-  const Eight<T> rounded_k = round_eight<T>(k), rounded_v = round_eight<T>(v);
+  const Eight<T> rounded_k = round_eight<T, kWidth>(k), rounded_v = round_eight<T, kWidth>(v);
   add_key<T, kWidth, kHeads>(rounded_k, rounded_v, own, state);
   if (!own) return;
   if (!fresh.unread) write_eight_floats(from, k);
@@ -240,6 +269,7 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
       const std::int64_t row = static_cast<std::int64_t>(sequence.slot) * view.segments[0].rows_per_slot + sequence.past;
       if (view.segments[0].dtype == DType::bf16) add_fresh<__nv_bfloat16, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
       else if (view.segments[0].dtype == DType::f8e4m3) add_fresh<E4m3, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
+      else if (view.segments[0].dtype == DType::i8) add_fresh<Int8, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
       else add_fresh<__half, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
     }
   }
@@ -262,6 +292,7 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
     if (segment.dtype == DType::f32) stream_keys<float, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
     else if (segment.dtype == DType::bf16) stream_keys<__nv_bfloat16, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
     else if (segment.dtype == DType::f8e4m3) stream_keys<E4m3, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
+    else if (segment.dtype == DType::i8) stream_keys<Int8, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
     else stream_keys<__half, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
   }
   // The streams of the block are joined in their order.

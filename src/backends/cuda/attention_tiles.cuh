@@ -1,7 +1,7 @@
 // Attention of anything: tiles of query rows (tokens × heads of one key head) against blocks of keys, by f32 multiply-adds.
 #pragma once
 #include "backends/cuda/attention.cuh"
-#include "backends/cuda/e4m3.cuh"
+#include "backends/cuda/eight_bits.cuh"
 
 namespace fathom::cuda {
 
@@ -39,8 +39,8 @@ struct TileRoom {
 
 template <class T>
 __device__ inline float load_key(const SegmentView& segment, int head, std::int64_t row, int d) {
-  if (d < segment.dk) return to_float(reinterpret_cast<const T*>(segment.k)[row * segment.k_row + head * segment.k_head + d]);
-  return to_float(reinterpret_cast<const T*>(segment.k_shared)[row * segment.shared_row + d - segment.dk]);
+  if (d < segment.dk) return to_float(reinterpret_cast<const T*>(segment.k)[row * segment.k_row + head * segment.k_head + d]) * key_scale<T>(segment, row, head);
+  return to_float(reinterpret_cast<const T*>(segment.k_shared)[row * segment.shared_row + d - segment.dk]) * shared_scale<T>(segment, row);
 }
 
 template <class T, int kRows>
@@ -61,7 +61,8 @@ __device__ inline void load_values(const SegmentView& segment, int head, int col
   for (int i = 0; i < kKeys / 4; ++i) {
     const int key = y + 4 * i;
     const std::int64_t row = room.keys.row[key];
-    room.v[key][x] = row >= 0 && column + x < dv ? to_float(reinterpret_cast<const T*>(segment.v)[row * segment.v_row + head * segment.v_head + column + x]) : 0.0f;
+    const bool here = row >= 0 && column + x < dv;
+    room.v[key][x] = here ? to_float(reinterpret_cast<const T*>(segment.v)[row * segment.v_row + head * segment.v_head + column + x]) * value_scale<T>(segment, row, head) : 0.0f;
   }
 }
 
@@ -85,6 +86,7 @@ __device__ inline void score_block(const AttentionView& view, const SegmentView&
     if (segment.dtype == DType::f32) load_keys<float>(segment, head, d, view.width, room);
     else if (segment.dtype == DType::bf16) load_keys<__nv_bfloat16>(segment, head, d, view.width, room);
     else if (segment.dtype == DType::f8e4m3) load_keys<E4m3>(segment, head, d, view.width, room);
+    else if (segment.dtype == DType::i8) load_keys<Int8>(segment, head, d, view.width, room);
     else load_keys<__half>(segment, head, d, view.width, room);
     __syncthreads();
 #pragma unroll
@@ -173,6 +175,7 @@ __device__ inline void mix_block(const AttentionView& view, const SegmentView& s
     if (segment.dtype == DType::f32) load_values<float>(segment, head, column, view.dv, room);
     else if (segment.dtype == DType::bf16) load_values<__nv_bfloat16>(segment, head, column, view.dv, room);
     else if (segment.dtype == DType::f8e4m3) load_values<E4m3>(segment, head, column, view.dv, room);
+    else if (segment.dtype == DType::i8) load_values<Int8>(segment, head, column, view.dv, room);
     else load_values<__half>(segment, head, column, view.dv, room);
     __syncthreads();
     float acc[kRows][4];

@@ -21,6 +21,9 @@ void cut_keys(Context& context, const tensor::AttentionArgs& args, AttentionView
 /// by the blocks of a cluster. Answers how many parts; 0: better otherwise.
 struct FreshRows;
 int cluster_parts(const Context& context, const tensor::AttentionArgs& args, const AttentionView& view);
+/// Whether they can rotate and write the new rows on their way: a key head's scale wants all of its row, which groups
+/// have not in one warp.
+bool clusters_make_rows(const AttentionView& view);
 void launch_attention_clusters(Context& context, const tensor::AttentionArgs& args, const AttentionView& view,
                                const FreshRows& fresh);
 /// attention_groups.cu: the same, where several heads share a key head.
@@ -38,8 +41,9 @@ bool can_share_latents(const Context& context, const tensor::AttentionArgs& args
 void launch_latents(Context& context, const tensor::AttentionArgs& args, AttentionView& view);
 
 /// attention_widened.cu: attention over a cache of 8 bits (one segment, kCache), whose rows that are there are widened
-/// to bf16 in the workspace for the ways that know 16 bits (FP8 is exact in it). It is cut, by sequences and then by
-/// key heads, into parts whose rows fit; where not even one key head of one sequence does there are none.
+/// to bf16 in the workspace for the ways that know 16 bits (FP8 is exact in it, INT8 times its scale is rounded). It is
+/// cut, by sequences and then by key heads, into parts whose rows fit; where not even one key head of one sequence does
+/// there are none.
 class Widening {
  public:
   explicit Widening(const tensor::AttentionArgs& args);

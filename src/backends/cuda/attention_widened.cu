@@ -1,7 +1,7 @@
 // Attention over caches of 8 bits by ways that know 16: see attention_ways.h.
 #include "backends/cuda/attention_ways.h"
 #include "backends/cuda/blas.h"
-#include "backends/cuda/e4m3.cuh"
+#include "backends/cuda/eight_bits.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/mma.cuh"
 
@@ -20,13 +20,19 @@ struct WidenView {
   std::int32_t rows = 0, first_token = 0, dv = 0;
 };
 
-__device__ void widen_eight_of(const std::byte* from, __nv_bfloat16* to) {
+template <class S>
+__device__ void widen_eight_of(const std::byte* from, float scale, __nv_bfloat16* to) {
   float x[8];
-  widen_codes(*reinterpret_cast<const uint2*>(from), x);
+  widen_codes<S>(*reinterpret_cast<const uint2*>(from), x);
+  if constexpr (kRowScales<S>) {
+#pragma unroll
+    for (float& value : x) value *= scale;
+  }
   *reinterpret_cast<uint4*>(to) = pack_eight<__nv_bfloat16>(make_float4(x[0], x[1], x[2], x[3]), make_float4(x[4], x[5], x[6], x[7]));
 }
 
 /// Grid: blocks of rows, sequences. Only rows that are there: how many is read here, since a recorded step is launched again with more.
+template <class S>
 __global__ void __launch_bounds__(kWidenThreads) widen_rows(const __grid_constant__ WidenView view) {
   after_previous();
   const SequenceRow sequence = sequence_row(view.table, blockIdx.y);
@@ -41,17 +47,17 @@ __global__ void __launch_bounds__(kWidenThreads) widen_rows(const __grid_constan
     int at = static_cast<int>(item % eights);
     if (at < eights_of_k) {
       const int head = at / (from.dk / 8), d = at % (from.dk / 8) * 8;
-      widen_eight_of(from.k + (base + row) * from.k_row + head * from.k_head + d, view.k + (to * from.kv_heads + head) * from.dk + d);
+      widen_eight_of<S>(from.k + (base + row) * from.k_row + head * from.k_head + d, key_scale<S>(from, base + row, head), view.k + (to * from.kv_heads + head) * from.dk + d);
       continue;
     }
     at -= eights_of_k;
     if (at < eights_of_shared) {
-      widen_eight_of(from.k_shared + (base + row) * from.shared_row + 8 * at, view.k_shared + to * from.dr + 8 * at);
+      widen_eight_of<S>(from.k_shared + (base + row) * from.shared_row + 8 * at, shared_scale<S>(from, base + row), view.k_shared + to * from.dr + 8 * at);
       continue;
     }
     at -= eights_of_shared;
     const int head = at / (view.dv / 8), d = at % (view.dv / 8) * 8;
-    widen_eight_of(from.v + (base + row) * from.v_row + head * from.v_head + d, view.v + (to * from.kv_heads + head) * view.dv + d);
+    widen_eight_of<S>(from.v + (base + row) * from.v_row + head * from.v_head + d, value_scale<S>(from, base + row, head), view.v + (to * from.kv_heads + head) * view.dv + d);
   }
 }
 
@@ -71,7 +77,7 @@ Widening::Widening(const AttentionArgs& args) : whole_(args) {
   if (args.segments.size() != 1) return;
   const KvSegment& segment = args.segments[0];
   const std::int64_t dr = segment.k_shared.defined() ? segment.k_shared.dim(1) : 0, dk = segment.k.dim(2), dv = segment.v.dim(2);
-  if (segment.kind != KvSegment::Kind::kCache || segment.k.dtype != DType::f8e4m3 || segment.selected.defined() || dk % 8 != 0 || dr % 8 != 0 || dv % 8 != 0) return;
+  if (segment.kind != KvSegment::Kind::kCache || dtype_bytes(segment.k.dtype) != 1 || segment.selected.defined() || dk % 8 != 0 || dr % 8 != 0 || dv % 8 != 0) return;
   if (!rows_aligned(segment.k, 8) || !rows_aligned(segment.v, 8) || (dr > 0 && !rows_aligned(segment.k_shared, 8))) return;
   rows_ = 1;
   for (const Sequence& sequence : args.batch->sequences) rows_ = std::max<std::int64_t>(rows_, sequence.past + sequence.tokens);
@@ -118,11 +124,13 @@ const AttentionArgs& Widening::part(Context& context, int i) {
 }
 
 void Widening::launch(Context& context) const {
-  KvSegment from = whole_.segments[0];
-  from.k = heads_of(from.k, first_head_, segment_.k.dim(1)), from.v = heads_of(from.v, first_head_, segment_.k.dim(1));
+  SegmentView from = view_of(whole_.segments[0]);  // of the part's heads: rows begin and scales lie elsewhere
+  const auto head = static_cast<std::int32_t>(first_head_);
+  from.k += head * from.k_head, from.v += head * from.v_head, from.kv_heads = static_cast<std::int32_t>(segment_.k.dim(1));
+  from.k_scales += head * (4 - static_cast<std::int32_t>(from.k_head)), from.v_scales += head * (4 - static_cast<std::int32_t>(from.v_head));
   const auto count = static_cast<unsigned>(batch_.sequences.size());
   const bool same = segment_.v.data == segment_.k.data;
-  WidenView view{.from = view_of(from),
+  WidenView view{.from = from,
                  .k = segment_.k.as<__nv_bfloat16>(),
                  .k_shared = segment_.k_shared.as<__nv_bfloat16>(),
                  .v = same ? nullptr : segment_.v.as<__nv_bfloat16>(),
@@ -130,11 +138,11 @@ void Widening::launch(Context& context) const {
                  .own_table = batch_.sequence_table.as<std::int32_t>(),
                  .rows = static_cast<std::int32_t>(rows_),
                  .first_token = static_cast<std::int32_t>(first_token_),
-                 .dv = static_cast<std::int32_t>(from.v.dim(2))};
+                 .dv = static_cast<std::int32_t>(segment_.v.dim(2))};
   const std::int64_t eights = rows_ * (segment_.k.dim(1) * (view.from.dk + (same ? 0 : view.dv)) + view.from.dr) / 8;
   const std::int64_t most = divide_up(16 * static_cast<std::int64_t>(context.multiprocessors), count);
   const dim3 grid(static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(eights, kWidenThreads), 1, most)), count);
-  launch_early(context, &widen_rows, grid, kWidenThreads, 0, view);
+  launch_early(context, from.dtype == DType::i8 ? &widen_rows<Int8> : &widen_rows<E4m3>, grid, kWidenThreads, 0, view);
   context.launched();
 }
 

@@ -3,7 +3,7 @@
 
 #include "backends/cuda/any_float.cuh"
 #include "backends/cuda/codes_rounding.cuh"
-#include "backends/cuda/e4m3.cuh"
+#include "backends/cuda/eight_bits.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/mma.cuh"
 #include "backends/cuda/token_program.cuh"
@@ -401,7 +401,7 @@ bool rotate_many(Context& context, const RopeArgs& args) {
 bool can_write_many(const CacheWriteArgs& args) {
   const std::int64_t width = width_of(args.src);
   const auto fits = [&](const Tensor& x) { return in_one_piece(x) && rows_aligned(x, 16); };
-  return args.rows != RowsOf::kEntry && args.src.dim(0) >= kManyTokens && width % 8 == 0 && width_of(args.cache) == width && fits(args.src) && fits(args.cache);
+  return args.rows != RowsOf::kEntry && args.cache.dtype != DType::i8 && args.src.dim(0) >= kManyTokens && width % 8 == 0 && width_of(args.cache) == width && fits(args.src) && fits(args.cache);
 }
 
 bool write_many(Context& context, const CacheWriteArgs& args) {

@@ -212,14 +212,14 @@ void CudaOps::attention(const AttentionArgs& args) {
   if (args.batch->tokens == 0 || args.q.dim(1) == 0) return flush();
   AttentionView view = view_of_args(args);
   const bool streams = can_stream(args, view) && !better_on_units(context_, args, view);
-  if (!streams && view.segments[0].dtype == DType::f8e4m3) {
+  if (!streams && dtype_bytes(view.segments[0].dtype) == 1) {
     if (Widening widening(args); better_widened(context_, widening)) {
       flush();
       return attend_widened(context_, args, widening);
     }
   }
   const int clustered = streams ? cluster_parts(context_, args, view) : 0;
-  const bool makes = clustered > 0 || (streams && can_make_rows(context_, args, view));
+  const bool makes = clustered > 0 ? clusters_make_rows(view) : streams && can_make_rows(context_, args, view);
   const FreshRows fresh = makes ? waiting_->take_rotations(args) : FreshRows{};
   const FreshLatents latents = can_absorb(context_, args, view) ? waiting_->take_latents(args) : FreshLatents{};
   const bool units = on_hopper(context_, view) && !can_stream(args, view) && !can_share_latents(context_, args, view) && can_flash(context_, args, view);

@@ -1,7 +1,7 @@
 // Families rope and attention (caches): rotary tables, rotations in place, rows written to caches. Which sequence a token belongs to is
 // read from the batch's table on the device, so that the same launch serves any batch of the same shape.
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/e4m3.cuh"
+#include "backends/cuda/eight_bits.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/many_rows.h"
 #include "backends/cuda/waiting.cuh"
@@ -53,6 +53,7 @@ struct CacheRows {
   int sequence_count;
   std::int64_t inner, rows_per_slot, ratio;
   RowsOf rows;
+  std::int64_t scales = 0;     // of INT8: bytes from a token's first code to its first scale
 };
 
 /// Where row `i` of src goes; -1: nowhere.
@@ -75,6 +76,14 @@ __device__ void write_rows(const CacheRows& args, std::int64_t from, std::int64_
     const int j = e / n, i = e % n;
     args.cache.row<To>(to * args.inner + j)[i] = from_float<To>(args.src.row<const float>(from * args.inner + j)[i]);
   }
+}
+
+/// Of INT8: a warp a row.
+__device__ void write_int8_rows(const CacheRows& args, std::int64_t from, std::int64_t to) {
+  constexpr int kWarps = kCacheThreads / kWarp;
+  auto* const scales = reinterpret_cast<float*>(args.cache.row<std::byte>(to * args.inner) + args.scales);
+  for (auto j = static_cast<int>(blockIdx.y) * kWarps + static_cast<int>(threadIdx.x) / kWarp; j < args.inner; j += static_cast<int>(gridDim.y) * kWarps)
+    write_int8_row(args.src.row<const float>(from * args.inner + j), static_cast<int>(args.src.n), args.cache.row<std::int8_t>(to * args.inner + j), scales + j);
 }
 
 __global__ void __launch_bounds__(kCacheThreads) cache_write_kernel(CacheRows args, std::int64_t count) {
@@ -104,6 +113,7 @@ __global__ void __launch_bounds__(kCacheThreads) cache_write_kernel(CacheRows ar
     if (args.cache.dtype == DType::f32) write_rows<float>(args, i, place);
     else if (args.cache.dtype == DType::f16) write_rows<__half>(args, i, place);
     else if (args.cache.dtype == DType::f8e4m3) write_rows<E4m3>(args, i, place);
+    else if (args.cache.dtype == DType::i8) write_int8_rows(args, i, place);
     else write_rows<__nv_bfloat16>(args, i, place);
   }
 }
@@ -152,7 +162,7 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
   const Batch& batch = *args.batch;
   const std::int64_t count = args.src.dim(0);
   FATHOM_CHECK(args.src.dtype == DType::f32, "activations are f32");
-  FATHOM_CHECK(args.cache.dtype == DType::f32 || args.cache.dtype == DType::f16 || args.cache.dtype == DType::bf16 || args.cache.dtype == DType::f8e4m3, "a cache of another type");
+  FATHOM_CHECK(args.cache.dtype == DType::f32 || args.cache.dtype == DType::f16 || args.cache.dtype == DType::bf16 || dtype_bytes(args.cache.dtype) == 1, "a cache of another type");
   for (const Sequence& sequence : batch.sequences) {
     const std::int64_t end = static_cast<std::int64_t>(sequence.past) + sequence.tokens;
     FATHOM_CHECK(args.rows == RowsOf::kRing || end / (args.rows == RowsOf::kEntry ? args.ratio : 1) <= args.rows_per_slot, "a cache is too small");
@@ -174,7 +184,8 @@ void CudaOps::cache_write(const CacheWriteArgs& args) {
                        .inner = inner_rows(args.src),
                        .rows_per_slot = args.rows_per_slot,
                        .ratio = args.ratio,
-                       .rows = args.rows};
+                       .rows = args.rows,
+                       .scales = args.cache.dtype == DType::i8 ? int8_scales_offset(args.cache) : 0};
   FATHOM_CHECK(rows.inner == inner_rows(args.cache) && rows.src.n == rows.cache.n && rows.inner * rows.src.n < (std::int64_t{1} << 31));
   const std::int64_t items = rows.inner * rows.src.n;
   const dim3 grid(grid_for(context_, count, 1), static_cast<unsigned>(std::clamp<std::int64_t>(divide_up(items, kCacheThreads), 1, 64)));

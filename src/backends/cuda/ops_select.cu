@@ -1,7 +1,7 @@
 // The lightning indexer: scores of all rows that a token sees, and the largest of them. Scores go to the workspace, some tokens at a time; then a
 // block a token finds the smallest chosen score bit by bit and writes down the rows above it, and of its equals the lowest.
 #include "backends/cuda/cuda_ops.h"
-#include "backends/cuda/e4m3.cuh"
+#include "backends/cuda/eight_bits.cuh"
 #include "backends/cuda/segments.cuh"
 #include "backends/cuda/torch_choice.h"
 
@@ -59,7 +59,7 @@ __device__ void load_keys(const SelectView& view, int d, ScoreRoom& room) {
   for (int i = 0; i < kKeys / kSelectWarps; ++i) {
     const int key = warp + kSelectWarps * i;
     const std::int64_t row = room.row[key];
-    room.k[key][lane] = row >= 0 && d < view.width ? to_float(reinterpret_cast<const T*>(view.keys.k)[row * view.keys.k_row + d]) : 0.0f;
+    room.k[key][lane] = row >= 0 && d < view.width ? to_float(reinterpret_cast<const T*>(view.keys.k)[row * view.keys.k_row + d]) * key_scale<T>(view.keys, row, 0) : 0.0f;
   }
 }
 
@@ -79,6 +79,7 @@ __device__ void add_heads(const SelectView& view, const SelectToken& own, int fi
     if (view.keys.dtype == DType::f32) load_keys<float>(view, d, room);
     else if (view.keys.dtype == DType::bf16) load_keys<__nv_bfloat16>(view, d, room);
     else if (view.keys.dtype == DType::f8e4m3) load_keys<E4m3>(view, d, room);
+    else if (view.keys.dtype == DType::i8) load_keys<Int8>(view, d, room);
     else load_keys<__half>(view, d, room);
     __syncthreads();
 #pragma unroll

@@ -2,6 +2,7 @@
 // Kernels read the sequences from the batch's table on the device; the host's copy only sizes grids.
 #pragma once
 #include "backends/cuda/device_math.cuh"
+#include "tensor/int8_rows.h"
 #include "tensor/ops.h"
 
 namespace fathom::cuda {
@@ -56,6 +57,7 @@ struct SegmentView {
   const std::byte *k = nullptr, *k_shared = nullptr, *v = nullptr;
   const std::int32_t* selected = nullptr;
   std::int64_t k_row = 0, k_head = 0, shared_row = 0, v_row = 0, v_head = 0, selected_row = 0;  // strides in elements
+  std::int32_t k_scales = 0, shared_scales = 0, v_scales = 0;  // INT8: bytes from a row's first code to its first scale
   std::int32_t dk = 0, dr = 0, kv_heads = 1;
   std::int32_t rows_per_slot = 0, window = 0, ratio = 1, selected_count = 0;
   tensor::KvSegment::Kind kind = tensor::KvSegment::Kind::kCache;
@@ -83,6 +85,11 @@ inline SegmentView view_of(const tensor::KvSegment& segment) {
     view.v_row = segment.v.strides[0];
     view.v_head = segment.v.strides[1];
   }
+  if (view.dtype == DType::i8) {
+    view.k_scales = static_cast<std::int32_t>(tensor::int8_scales_offset(segment.k));
+    if (view.dr > 0) view.shared_scales = static_cast<std::int32_t>(tensor::int8_scales_offset(segment.k_shared));
+    if (segment.v.defined()) view.v_scales = view.v == view.k ? view.k_scales : static_cast<std::int32_t>(tensor::int8_scales_offset(segment.v));
+  }
   if (segment.selected.defined()) {
     FATHOM_CHECK(segment.selected.dtype == DType::i32);
     view.selected = segment.selected.as<std::int32_t>();
@@ -92,7 +99,7 @@ inline SegmentView view_of(const tensor::KvSegment& segment) {
   view.rows_per_slot = static_cast<std::int32_t>(segment.rows_per_slot);
   view.window = static_cast<std::int32_t>(segment.window);
   view.ratio = static_cast<std::int32_t>(segment.ratio);
-  FATHOM_CHECK(view.ratio > 0 && (view.dtype == DType::f32 || view.dtype == DType::f16 || view.dtype == DType::bf16 || view.dtype == DType::f8e4m3));
+  FATHOM_CHECK(view.ratio > 0 && (view.dtype == DType::f32 || view.dtype == DType::f16 || view.dtype == DType::bf16 || dtype_bytes(view.dtype) == 1));
   return view;
 }
 

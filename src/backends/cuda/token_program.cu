@@ -1,6 +1,6 @@
 #include "backends/cuda/token_program.cuh"
 
-#include "backends/cuda/e4m3.cuh"
+#include "backends/cuda/eight_bits.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/product.cuh"
 
@@ -49,6 +49,13 @@ __device__ void copy_as(const TokenAction& action, std::int64_t token, std::int6
   }
 }
 
+/// To a cache in INT8: a warp a row.
+__device__ void copy_as_int8(const TokenAction& action, std::int64_t token, std::int64_t to) {
+  auto* const scales = reinterpret_cast<float*>(row_of<std::byte>(action.out, to, 0) + action.out.scales);
+  for (int j = static_cast<int>(threadIdx.x) / kWarp; j < action.x.inner; j += kProgramThreads / kWarp)
+    write_int8_row(row_of<const float>(action.x, token, j), action.x.n, row_of<std::int8_t>(action.out, to, j), scales + j);
+}
+
 __global__ void __launch_bounds__(kProgramThreads) run_program(const __grid_constant__ TokenProgram program) {
   __shared__ BlockRoom room;
   __shared__ int4 own;  // slot, position, end of the token's sequence; slot -1: none
@@ -80,13 +87,14 @@ __global__ void __launch_bounds__(kProgramThreads) run_program(const __grid_cons
       if (action.out.dtype == DType::f32) copy_as<float>(action, token, to);
       else if (action.out.dtype == DType::f16) copy_as<__half>(action, token, to);
       else if (action.out.dtype == DType::f8e4m3) copy_as<E4m3>(action, token, to);
+      else if (action.out.dtype == DType::i8) copy_as_int8(action, token, to);
       else copy_as<__nv_bfloat16>(action, token, to);
     }
   }
 }
 
 /// Bytes of a token's rows, from its first to its last.
-std::int64_t extent(const TokenRows& rows) { return ((rows.inner - 1) * rows.row + rows.n) * dtype_bytes(rows.dtype); }
+std::int64_t extent(const TokenRows& rows) { return rows.scales > 0 ? rows.scales + 4 * rows.inner : ((rows.inner - 1) * rows.row + rows.n) * dtype_bytes(rows.dtype); }
 
 /// Whether rows of the same tokens may share bytes. Rows of a cache are never those of an activation; where in a cache a token's
 /// row is only the device knows.
@@ -113,7 +121,7 @@ bool meet(const TokenAction& a, const TokenAction& b, std::int64_t tokens) {
 
 TokenRows token_rows(const Tensor& x) {
   TokenRows rows;
-  if (x.shape.rank < 2 || x.shape.rank > 3 || (x.dtype != DType::f32 && x.dtype != DType::f16 && x.dtype != DType::bf16 && x.dtype != DType::f8e4m3)) return rows;
+  if (x.shape.rank < 2 || x.shape.rank > 3 || (x.dtype != DType::f32 && x.dtype != DType::f16 && x.dtype != DType::bf16 && dtype_bytes(x.dtype) != 1)) return rows;
   const std::int64_t inner = x.shape.rank == 3 ? x.dim(1) : 1, n = x.dim(x.shape.rank - 1);
   if (inner * n > TokenProgram::kMostElements) return rows;
   rows.data = x.data;
@@ -122,6 +130,7 @@ TokenRows token_rows(const Tensor& x) {
   rows.row = x.shape.rank == 3 ? x.strides[1] : 0;
   rows.inner = static_cast<int>(inner);
   rows.n = static_cast<int>(n);
+  if (x.dtype == DType::i8) rows.scales = int8_scales_offset(x);
   return rows;
 }
 

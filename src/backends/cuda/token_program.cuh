@@ -12,6 +12,7 @@ struct TokenRows {
   DType dtype = DType::f32;
   std::int64_t token = 0, row = 0;  // strides in elements
   int inner = 1, n = 0;
+  std::int64_t scales = 0;          // of a cache in INT8: bytes from a token's first code to its first scale
 };
 
 struct TokenAction {

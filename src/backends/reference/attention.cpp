@@ -36,6 +36,17 @@ void ReferenceOps::cache_write(const CacheWriteArgs& args) {
   }
 }
 
+namespace {
+/// Values that are the first columns of keys in INT8 have the keys' scales.
+Array load_values(const KvSegment& segment, std::int64_t row, const Array& keys) {
+  if (segment.v.dtype != DType::i8 || segment.v.data != segment.k.data) return load_row(segment.v, row);
+  Array values(Shape{1, segment.v.dim(1), segment.v.dim(2)});
+  for (std::int64_t head = 0; head < segment.v.dim(1); ++head)
+    std::copy_n(keys.at(0, head), segment.v.dim(2), values.at(0, head));
+  return values;
+}
+}  // namespace
+
 std::vector<SeenRow> Seen::rows_of(const AttentionArgs& args, std::size_t sequence, std::int64_t token) {
   std::vector<SeenRow> seen;
   for (std::size_t s = 0; s < args.segments.size(); ++s) {
@@ -44,7 +55,7 @@ std::vector<SeenRow> Seen::rows_of(const AttentionArgs& args, std::size_t sequen
       auto [found, fresh] = loaded_[s].try_emplace(visible.row);
       if (fresh) {
         found->second.k = load_row(segment.k, visible.row);
-        found->second.v = load_row(segment.v, visible.row);
+        found->second.v = load_values(segment, visible.row, found->second.k);
         if (segment.k_shared.defined()) found->second.k_shared = load_row(segment.k_shared, visible.row);
       }
       seen.push_back({.segment = s, .row = visible.row, .loaded = &found->second});

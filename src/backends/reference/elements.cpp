@@ -1,7 +1,11 @@
 #include "backends/reference/elements.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
+
+#include "tensor/int8_rows.h"
 
 namespace fathom::reference {
 namespace {
@@ -52,6 +56,41 @@ void for_rows(const Tensor& x, Use use) {
 
 std::int64_t row_length(const Tensor& x) { return x.shape[x.shape.rank - 1]; }
 
+/// Where the scale of innermost row `row` of a cache in INT8 lies.
+float* scale_of(const Tensor& x, std::int64_t row) {
+  const std::int64_t heads = x.shape.rank == 3 ? x.dim(1) : 1;
+  return tensor::int8_scale(x, row / heads, row % heads);
+}
+
+/// Codes times their scale.
+void read_codes(const std::byte* data, float scale, std::int64_t count, double* out) {
+  read_as<std::int8_t>(data, count, out,
+                       [&](std::int8_t code) { return static_cast<double>(scale) * static_cast<double>(code); });
+}
+
+void write_codes(std::byte* data, float& scale, std::int64_t count, const double* values) {
+  float largest = 0;
+  bool finite = true;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto x = static_cast<float>(values[i]);
+    largest = std::max(largest, std::fabs(x));
+    finite = finite && std::isfinite(x);
+  }
+  scale = largest / 127.0f;
+  if (scale == 0) scale = 1;
+  if (!finite) scale = std::numeric_limits<float>::quiet_NaN();
+  write_as<std::int8_t>(data, count, values, [&](double value) {
+    const float code = std::nearbyint(static_cast<float>(value) / scale);
+    return finite ? static_cast<std::int8_t>(std::clamp(code, -127.0f, 127.0f)) : std::int8_t{0};
+  });
+}
+
+/// Writes innermost row `row` of x, at `at`.
+void write_row(const Tensor& x, std::byte* at, std::int64_t row, const double* values) {
+  if (x.dtype == DType::i8) return write_codes(at, *scale_of(x, row), row_length(x), values);
+  write_elements(at, x.dtype, row_length(x), values);
+}
+
 }  // namespace
 
 void read_elements(const std::byte* data, DType dtype, std::int64_t count, double* out) {
@@ -94,7 +133,10 @@ void write_elements(std::byte* data, DType dtype, std::int64_t count, const doub
 Array load(const Tensor& x) {
   Array out(x.shape);
   const std::int64_t n = row_length(x);
-  for_rows(x, [&](const std::byte* row, std::int64_t i) { read_elements(row, x.dtype, n, out.values.data() + i * n); });
+  for_rows(x, [&](const std::byte* row, std::int64_t i) {
+    if (x.dtype == DType::i8) return read_codes(row, *scale_of(x, i), n, out.values.data() + i * n);
+    read_elements(row, x.dtype, n, out.values.data() + i * n);
+  });
   return out;
 }
 
@@ -123,14 +165,13 @@ void store(const Tensor& out, const Array& values) {
   if (!out.defined()) return;
   FATHOM_CHECK(out.elements() == static_cast<std::int64_t>(values.values.size()), "a result does not fit its output");
   const std::int64_t n = row_length(out);
-  for_rows(out,
-           [&](std::byte* row, std::int64_t i) { write_elements(row, out.dtype, n, values.values.data() + i * n); });
+  for_rows(out, [&](std::byte* row, std::int64_t i) { write_row(out, row, i, values.values.data() + i * n); });
 }
 
 void store_row(const Tensor& out, std::int64_t i, const double* values) {
   const Tensor part = out.rows(i, 1);
   const std::int64_t n = row_length(part);
-  for_rows(part, [&](std::byte* row, std::int64_t r) { write_elements(row, out.dtype, n, values + r * n); });
+  for_rows(part, [&](std::byte* row, std::int64_t r) { write_row(part, row, r, values + r * n); });
 }
 
 void add_to(const Tensor& out, const Array& values) {

@@ -38,7 +38,7 @@ struct Array {
 void read_elements(const std::byte* data, DType dtype, std::int64_t count, double* out);
 void write_elements(std::byte* data, DType dtype, std::int64_t count, const double* values);
 
-/// All of a float tensor, any strides.
+/// All of a float tensor, any strides; or of a cache in INT8 (tensor/int8_rows.h), which the stores below write too.
 Array load(const Tensor& x);
 /// One row x[i, ...] of the outermost dimension.
 Array load_row(const Tensor& x, std::int64_t i);

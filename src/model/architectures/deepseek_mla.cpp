@@ -144,7 +144,7 @@ class DeepseekMla final : public Architecture {
     if (spec_.attention_bias) ids.o_bias = make.vector(p + "o_proj.bias", WeightClass::kBias, layer, h, plain);
     if (cached) {
       ids.cache = static_cast<int>(cache_.tensors.size());
-      cache_.tensors.push_back({.layer = layer, .width = r + spec_.qk_rope_dim});
+      cache_.tensors.push_back({.layer = layer, .width = r + spec_.qk_rope_dim, .apart = spec_.qk_rope_dim});
     }
     if (spec_.index_top_k > 0) add_indexer(make, ids, p + "indexer.", layer, cached);
     return ids;
@@ -202,11 +202,9 @@ class DeepseekMla final : public Architecture {
     std::int64_t most = spec_.index_top_k;
     if (pass.cache != nullptr) {
       const std::int64_t rows = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.index_cache)];
-      ops.cache_write({.src = key,
-                       .cache = pass.cache->tensors[static_cast<std::size_t>(ids.index_cache)],
-                       .rows_per_slot = rows,
-                       .batch = &pass.batch});
-      const Tensor cached = cache_rows(pass, ids.index_cache, 1);
+      ops.cache_write(
+          {.src = key, .cache = cache_columns(pass, ids.index_cache), .rows_per_slot = rows, .batch = &pass.batch});
+      const Tensor cached = cache_rows(pass, ids.index_cache);
       keys = {.kind = KvSegment::Kind::kCache, .k = cached, .v = cached, .rows_per_slot = rows};
       most = std::min(most, rows);
     }
@@ -240,10 +238,11 @@ class DeepseekMla final : public Architecture {
         {.x = k_rope.split_last(rope), .cos = rotary.cos, .sin = rotary.sin, .interleaved = spec_.rope_interleaved});
     Value latent = rms_norm(ops, kv->columns(0, r), pass.weights[ids.kv_a_norm], kLatentNormEps);  // [T, r]
     if (pass.cache != nullptr) {
-      const Tensor& cache = pass.cache->tensors[static_cast<std::size_t>(ids.cache)];
       const std::int64_t rows = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.cache)];
-      ops.cache_write({.src = latent, .cache = cache.columns(0, r), .rows_per_slot = rows, .batch = &pass.batch});
-      ops.cache_write({.src = k_rope, .cache = cache.columns(r, rope), .rows_per_slot = rows, .batch = &pass.batch});
+      ops.cache_write(
+          {.src = latent, .cache = cache_columns(pass, ids.cache), .rows_per_slot = rows, .batch = &pass.batch});
+      ops.cache_write(
+          {.src = k_rope, .cache = cache_apart(pass, ids.cache), .rows_per_slot = rows, .batch = &pass.batch});
     }
     Value selected;
     if (ids.index_q >= 0) selected = select(pass, ids, x, q_latent);
@@ -287,11 +286,10 @@ class DeepseekMla final : public Architecture {
                         .rows = nope,
                         .transposed = true,
                         .out = qa->columns(0, r)});
-    const Tensor& cache = pass.cache->tensors[static_cast<std::size_t>(ids.cache)];
-    const Tensor keys = cache.columns(0, r).split_last(r);  // [rows, 1, r]
+    const Tensor keys = cache_rows(pass, ids.cache);  // [rows, 1, r]
     const KvSegment segment{.kind = KvSegment::Kind::kCache,
                             .k = keys,
-                            .k_shared = cache.columns(r, rope),
+                            .k_shared = cache_apart(pass, ids.cache),
                             .v = keys,
                             .rows_per_slot = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.cache)],
                             .selected = selected.tensor()};

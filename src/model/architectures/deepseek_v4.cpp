@@ -170,12 +170,12 @@ class DeepseekV4 final : public Architecture {
     }
     const std::int64_t slot_rows = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.cache)];
     ops.cache_write({.src = entries.values,
-                     .cache = pass.cache->tensors[static_cast<std::size_t>(ids.cache)],
+                     .cache = cache_columns(pass, ids.cache),
                      .rows_per_slot = slot_rows,
                      .rows = tensor::RowsOf::kEntry,
                      .ratio = ratio,
                      .batch = &pass.batch});
-    const Tensor cached = cache_rows(pass, ids.cache, 1);
+    const Tensor cached = cache_rows(pass, ids.cache);
     entries.segment = {
         .kind = KvSegment::Kind::kEntries, .k = cached, .v = cached, .rows_per_slot = slot_rows, .ratio = ratio};
     return entries;
@@ -225,7 +225,7 @@ class DeepseekV4 final : public Architecture {
     std::array<KvSegment, 3> segments;
     std::size_t count = 0;
     if (pass.cache != nullptr) {
-      const Tensor ring = cache_rows(pass, ids.window_cache, 1);
+      const Tensor ring = cache_rows(pass, ids.window_cache);
       segments[count++] = {.kind = KvSegment::Kind::kRingPast,
                            .k = ring,
                            .v = ring,
@@ -246,7 +246,7 @@ class DeepseekV4 final : public Architecture {
                         pass.weights[ids.sink], pass.batch);  // [T, H, d]
     if (pass.cache != nullptr)
       ops.cache_write({.src = kv,
-                       .cache = pass.cache->tensors[static_cast<std::size_t>(ids.window_cache)],
+                       .cache = cache_columns(pass, ids.window_cache),
                        .rows_per_slot = pass.cache->rows_per_slot[static_cast<std::size_t>(ids.window_cache)],
                        .rows = tensor::RowsOf::kRing,
                        .batch = &pass.batch});

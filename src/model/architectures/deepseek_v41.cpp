@@ -235,7 +235,7 @@ class DeepseekV41 final : public Architecture {
     if (pass.cache == nullptr) return;
     const auto write = [&](const Tensor& src, int cache) {
       ops.cache_write({.src = src,
-                       .cache = pass.cache->tensors[static_cast<std::size_t>(cache)],
+                       .cache = cache_columns(pass, cache),
                        .rows_per_slot = pass.cache->rows_per_slot[static_cast<std::size_t>(cache)],
                        .rows = tensor::RowsOf::kEntry,
                        .ratio = ratio,
@@ -262,7 +262,7 @@ class DeepseekV41 final : public Architecture {
     std::array<KvSegment, 3> segments;
     std::size_t count = 0;
     if (pass.cache != nullptr) {
-      const Tensor ring = cache_rows(pass, ids.window_cache, 1);
+      const Tensor ring = cache_rows(pass, ids.window_cache);
       segments[count++] = {.kind = KvSegment::Kind::kRingPast,
                            .k = ring,
                            .v = ring,
@@ -276,7 +276,7 @@ class DeepseekV41 final : public Architecture {
                         pass.weights[ids.sink], pass.batch);
     if (pass.cache != nullptr)
       ops.cache_write({.src = kv,
-                       .cache = pass.cache->tensors[static_cast<std::size_t>(ids.window_cache)],
+                       .cache = cache_columns(pass, ids.window_cache),
                        .rows_per_slot = spec_.window,
                        .rows = tensor::RowsOf::kRing,
                        .batch = &pass.batch});
@@ -314,7 +314,7 @@ class DeepseekV41 final : public Architecture {
       if (ids.index_q >= 0) {
         Value q = linear(ops, q_latent, pass.weights[ids.index_q]);
         Value weights = linear(ops, x, pass.weights[ids.index_weights]);
-        const Tensor keys = cache_rows(pass, source.index_cache, 1);
+        const Tensor keys = cache_rows(pass, source.index_cache);
         ops.index_select(
             {.q = q->split_last(d),
              .weights = weights,
@@ -326,7 +326,7 @@ class DeepseekV41 final : public Architecture {
       pass.shared.clear();
       pass.shared.push_back(std::move(selected));
     }
-    const Tensor cached = cache_rows(pass, source.cache, 1);
+    const Tensor cached = cache_rows(pass, source.cache);
     return {.kind = KvSegment::Kind::kEntries,
             .k = cached,
             .v = cached,

@@ -50,8 +50,8 @@ class Gpt3 final : public Architecture {
       layer.down = matrix("mlp.proj.weight", WeightClass::kDenseFfn, h, inner, Split::kColumns);
       layer.down_bias = vector("mlp.proj.bias", WeightClass::kBias, h);
       layer.k_cache = static_cast<int>(cache_.tensors.size());
-      cache_.tensors.push_back({.layer = l, .width = width / s.tp});
-      cache_.tensors.push_back({.layer = l, .width = width / s.tp});
+      cache_.tensors.push_back({.layer = l, .width = width / s.tp, .heads = width / s.tp / spec_.head_dim});
+      cache_.tensors.push_back({.layer = l, .width = width / s.tp, .heads = width / s.tp / spec_.head_dim});
       layers_.push_back(layer);
     }
     if (last == spec_.layers) {
@@ -114,19 +114,10 @@ class Gpt3 final : public Architecture {
     KvSegment segment{.kind = KvSegment::Kind::kFresh, .k = k->split_last(d), .v = v->split_last(d)};
     if (pass.cache != nullptr) {
       const std::int64_t rows = pass.cache->rows_per_slot[static_cast<std::size_t>(layer.k_cache)];
-      ops.cache_write({.src = k,
-                       .cache = pass.cache->tensors[static_cast<std::size_t>(layer.k_cache)],
-                       .rows_per_slot = rows,
-                       .batch = &pass.batch});
-      ops.cache_write({.src = v,
-                       .cache = pass.cache->tensors[static_cast<std::size_t>(layer.k_cache) + 1],
-                       .rows_per_slot = rows,
-                       .batch = &pass.batch});
-      const std::int64_t heads = k->dim(1) / d;
-      segment = {.kind = KvSegment::Kind::kCache,
-                 .k = cache_rows(pass, layer.k_cache, heads),
-                 .v = cache_rows(pass, layer.k_cache + 1, heads),
-                 .rows_per_slot = rows};
+      const Tensor keys = cache_rows(pass, layer.k_cache), values = cache_rows(pass, layer.k_cache + 1);
+      ops.cache_write({.src = segment.k, .cache = keys, .rows_per_slot = rows, .batch = &pass.batch});
+      ops.cache_write({.src = segment.v, .cache = values, .rows_per_slot = rows, .batch = &pass.batch});
+      segment = {.kind = KvSegment::Kind::kCache, .k = keys, .v = values, .rows_per_slot = rows};
     }
     Value o = attention(ops, q->split_last(d), std::span(&segment, 1), d, 1.0 / std::sqrt(static_cast<double>(d)), {},
                         pass.batch);
