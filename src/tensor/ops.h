@@ -172,7 +172,8 @@ enum class RowsOf : std::uint8_t {
 /// (kEntry, with `ratio`; rows whose entry did not close in this batch are skipped). cache [slots · rows_per_slot, w…].
 /// No gradient. An FP8 cache (f8e4m3) has no scales, which is vLLM's default too: keys, values and latents of these
 /// models lie well within ±448, where they are cut, and e4m3 keeps its precision down to 2^-6, so that a scale could
-/// win nothing but for rows that are all small.
+/// win nothing but for rows that are all small. An INT8 cache (i8) has one a head's row, n elements of a cache [rows,
+/// n] or [rows, heads, n], which lies behind the row's codes: tensor/int8_rows.h is the contract, and knows where.
 struct CacheWriteArgs {
   Tensor src;
   Tensor cache;
@@ -194,7 +195,7 @@ struct KvSegment {
   Kind kind = Kind::kCache;
   Tensor k;                        // [rows, kv_heads, dk]
   Tensor k_shared;                 // [rows, dr] read by all heads, or undefined (dr = 0)
-  Tensor v;                        // [rows, kv_heads, dv]; may be a view of k
+  Tensor v;                        // [rows, kv_heads, dv]; may be a view of k's first columns (INT8: with k's scales)
   std::int64_t rows_per_slot = 0;  // caches only
   std::int64_t window = 0;         // kFresh, kRingPast: a token sees itself and window-1 before it; 0: all
   std::int64_t ratio = 1;          // entries only
@@ -206,10 +207,10 @@ struct KvSegment {
 /// (log of the sum of exponentials, sink included) is written when defined: backward needs it. Softmax in f32. A token
 /// always sees itself. Price: 2·(dk + dr + dv) FLOPs a visible (token, row, head); q and out once; each segment's
 /// visible rows once a sequence. Backward: the flash-attention equations (Dao 2023); sink gets -sum over t of p_sink ·
-/// (dout · out). 16-bit keys and values allow a device to round q to their type for its matrix units. f32 ones are
-/// computed with as they are, unless `rounds_to` names a 16-bit type (the weights' that made them): then q, k and v may
-/// be rounded to it. `only_products` also promises that nobody reads q again, nor rows of k and v that went into the
-/// segment's caches just before.
+/// (dout · out). 16-bit keys and values allow a device to round q to their type for its matrix units, 8-bit ones to
+/// round q and, of INT8, the rows themselves to bf16. f32 ones are computed with as they are, unless `rounds_to` names
+/// a 16-bit type (the weights' that made them): then q, k and v may be rounded to it. `only_products` also promises
+/// that nobody reads q again, nor rows of k and v that went into the segment's caches just before.
 struct AttentionArgs {
   Tensor q;
   std::span<const KvSegment> segments;  // 1 to 3

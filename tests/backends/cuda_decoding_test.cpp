@@ -132,10 +132,11 @@ TEST_P(CudaDecodingWithCache, RotationsAndCacheRowsGoWithAttention) {
     batch.tokens = kTokens;
     batch.sequences = sequences;
     batch.sequence_table = table;
-    const Tensor first[5] = {
-        random(DType::f32, {kTokens, s.heads * s.width}), random(DType::f32, {kTokens, s.kv_heads * s.width}),
-        random(DType::f32, {kTokens, s.kv_heads * s.width}), random(GetParam(), {kSlots * kRows, s.kv_heads * s.width}),
-        random(GetParam(), {kSlots * kRows, s.kv_heads * s.width})};
+    const Tensor first[5] = {random(DType::f32, {kTokens, s.heads * s.width}),
+                             random(DType::f32, {kTokens, s.kv_heads * s.width}),
+                             random(DType::f32, {kTokens, s.kv_heads * s.width}),
+                             random_cache(GetParam(), kSlots * kRows, s.kv_heads, s.width),
+                             random_cache(GetParam(), kSlots * kRows, s.kv_heads, s.width)};
     Tensor all[2][5], out[2];
     for (int apart = 0; apart < 2; ++apart) {
       for (int i = 0; i < 5; ++i) all[apart][i] = copy_of(first[i]);
