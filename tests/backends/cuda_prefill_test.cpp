@@ -8,13 +8,14 @@
 #include <vector>
 
 #include "backends/cuda/cuda_backend.h"
+#include "backends/reference/reference_backend.h"
 #include "tensor/functions.h"
 
 namespace fathom::test {
 namespace {
 using namespace fathom::tensor;  // NOLINT: the vocabulary
 
-constexpr std::int64_t kHidden = 512, kInner = 1024, kHeads = 4, kKvHeads = 2, kDim = 128, kRows = 320;
+constexpr std::int64_t kHidden = 512, kKvHeads = 2, kDim = 128, kRows = 320;
 
 class Room {
  public:
@@ -78,12 +79,20 @@ struct Made {
   std::vector<float> attended, out, keys, values;
 };
 
-/// Two sequences, one of which has a past. `down` may be f32: a promise that cannot be kept in 16 bits.
-Made run_layer(Backend& backend, bool promises, DType down_type) {
+/// Two sequences, one of which has a past.
+struct LayerShape {
+  std::int32_t first, second;  // tokens of each
+  std::int64_t heads, inner;
+};
+constexpr LayerShape kMany{200, 150, 4, 1024}, kSome{20, 13, 16, 4096};
+
+/// `down` may be f32: a promise that cannot be kept in 16 bits.
+Made run_layer(Backend& backend, bool promises, DType down_type, const LayerShape& shape) {
   Room room(backend);
   Ops& ops = backend.ops();
-  const std::vector<Sequence> sequences{{.slot = 1, .first_token = 0, .tokens = 200, .past = 0},
-                                        {.slot = 0, .first_token = 200, .tokens = 150, .past = 70}};
+  const std::int64_t kHeads = shape.heads, kInner = shape.inner;
+  const std::vector<Sequence> sequences{{.slot = 1, .first_token = 0, .tokens = shape.first, .past = 0},
+                                        {.slot = 0, .first_token = shape.first, .tokens = shape.second, .past = 70}};
   std::vector<std::int32_t> table, positions;
   for (const Sequence& s : sequences) {
     table.insert(table.end(), {s.slot, s.first_token, s.tokens, s.past});
@@ -107,8 +116,11 @@ Made run_layer(Backend& backend, bool promises, DType down_type) {
   const Weight wq = room.weight(kHeads * kDim, kHidden, DType::bf16),
                wk = room.weight(kKvHeads * kDim, kHidden, DType::bf16),
                wv = room.weight(kKvHeads * kDim, kHidden, DType::bf16),
-               wo = room.weight(kHidden, kHeads * kDim, DType::bf16), wg = room.weight(kInner, kHidden, DType::bf16),
-               wu = room.weight(kInner, kHidden, DType::bf16), wd = room.weight(kHidden, kInner, down_type);
+               wo = room.weight(kHidden, kHeads * kDim, DType::bf16),
+               both = room.weight(2 * kInner, kHidden, DType::bf16), wd = room.weight(kHidden, kInner, down_type);
+  Weight wg = both, wu = both;  // one after the other, as loaded ones often are
+  wg.rows = wu.rows = kInner;
+  wu.data = both.data + 2 * kInner * kHidden;
   const auto product = [&](const Tensor& from, const Weight& weight, const Tensor& to) {
     ops.linear({.x = from, .weight = weight, .bias = {}, .out = to});
   };
@@ -154,22 +166,41 @@ double largest_difference(const std::vector<float>& a, const std::vector<float>&
   return worst;
 }
 
+double largest_of(const std::vector<float>& values) {
+  double largest = 0;
+  for (const float value : values) largest = std::max(largest, std::abs(static_cast<double>(value)));
+  return largest;
+}
+
 TEST(CudaPrefill, PromisesChangeNothingButRounding) {
   if (const std::string why = cuda::why_unavailable(); !why.empty()) GTEST_SKIP() << why;
   auto backend = cuda::make_cuda_backend({});
   ASSERT_TRUE(backend.has_value()) << error_text(backend.error());
-  run_layer(**backend, false, DType::bf16);  // from now on norms know which type comes
-  for (const DType down : {DType::bf16, DType::f32}) {
-    const Made plain = run_layer(**backend, false, down), promised = run_layer(**backend, true, down);
-    EXPECT_EQ(largest_difference(plain.keys, promised.keys), 0.0);
-    EXPECT_EQ(largest_difference(plain.values, promised.values), 0.0);
-    double largest = 0;
-    for (const float value : plain.out) largest = std::max(largest, std::abs(static_cast<double>(value)));
-    ASSERT_GT(largest, 1.0);
-    // Gate and up, rounded to bf16: 2^-9 each, in sums of kInner.
-    EXPECT_LE(largest_difference(plain.out, promised.out), down == DType::bf16 ? 0.01 * largest : 0.0);
-    EXPECT_EQ(largest_difference(run_layer(**backend, true, down).out, promised.out), 0.0) << "not the same twice";
-  }
+  run_layer(**backend, false, DType::bf16, kMany);  // from now on norms know which type comes
+  for (const LayerShape& shape : {kMany, kSome})
+    for (const DType down : {DType::bf16, DType::f32}) {
+      const Made plain = run_layer(**backend, false, down, shape), promised = run_layer(**backend, true, down, shape);
+      EXPECT_EQ(largest_difference(plain.keys, promised.keys), 0.0);
+      EXPECT_EQ(largest_difference(plain.values, promised.values), 0.0);
+      const double largest = largest_of(plain.out);
+      ASSERT_GT(largest, 1.0);
+      // Gate and up, rounded to bf16: 2^-9 each, in sums of `inner`.
+      EXPECT_LE(largest_difference(plain.out, promised.out), down == DType::bf16 ? 0.01 * largest : 0.0);
+      EXPECT_EQ(largest_difference(run_layer(**backend, true, down, shape).out, promised.out), 0.0)
+          << "not the same twice";
+    }
+}
+
+TEST(CudaPrefill, SomeTokensAgreeWithReference) {
+  if (const std::string why = cuda::why_unavailable(); !why.empty()) GTEST_SKIP() << why;
+  auto backend = cuda::make_cuda_backend({});
+  ASSERT_TRUE(backend.has_value()) << error_text(backend.error());
+  const auto reference = std::move(*reference::make_reference_backend({}));
+  run_layer(**backend, false, DType::bf16, kSome);
+  const Made wanted = run_layer(*reference, false, DType::bf16, kSome);
+  // Activations of every product are rounded to bf16.
+  EXPECT_LE(largest_difference(run_layer(**backend, true, DType::bf16, kSome).out, wanted.out),
+            0.02 * largest_of(wanted.out));
 }
 
 }  // namespace

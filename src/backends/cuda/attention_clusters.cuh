@@ -9,7 +9,7 @@ namespace fathom::cuda {
 inline constexpr int kClusterThreads = 256, kClusterWarps = kClusterThreads / kWarp;
 inline constexpr int kHeldKeys = 6;  // of each stream, that come to shared memory before the launch's turn
 template <class T>
-inline constexpr unsigned kHeldBytes = kRowScales<T> ? 0 : 2 * kHeldKeys * kClusterThreads * sizeof(Eight<T>::bits);
+inline constexpr unsigned kHeldBytes = kRowScales<T> ? 0 : 2 * kHeldKeys * kClusterThreads * 8 * sizeof(T);
 
 /// The streams of a warp become one.
 template <int kWidth, int kHeads>
@@ -29,29 +29,6 @@ __device__ inline void join_streams(StreamState<kHeads>& state) {
       }
     }
 }
-
-/// Keys and values of earlier passes in shared memory, eight elements a thread, of 8 bits copied by every second thread for two. So no more than
-/// neighbours wait for each other.
-template <class T>
-struct HeldKeys {
-  static constexpr unsigned kBytes = sizeof(Eight<T>::bits);
-  unsigned at;  // of this thread's first
-  __device__ unsigned k(int i) const { return at + static_cast<unsigned>(2 * i) * kClusterThreads * kBytes; }
-  __device__ unsigned v(int i) const { return k(i) + kClusterThreads * kBytes; }
-  __device__ void copy(unsigned to, const T* from) const {
-    if (kBytes == 16 || threadIdx.x % 2 == 0) copy_16(to, from, true);
-  }
-  __device__ void wait() const {
-    wait_copies<0>();
-    if constexpr (kBytes < 16) __syncwarp();
-  }
-  __device__ Eight<T> read(unsigned from) const {
-    Eight<T> out;
-    if constexpr (kBytes == 16) asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(out.bits.x), "=r"(out.bits.y), "=r"(out.bits.z), "=r"(out.bits.w) : "r"(from) : "memory");
-    else asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(out.bits.x), "=r"(out.bits.y) : "r"(from) : "memory");
-    return out;
-  }
-};
 
 /// One segment of kind kCache. Grid: sequences (of one token each), key heads, parts: a cluster.
 template <class T, int kWidth, int kHeads>
@@ -73,7 +50,7 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
   const std::int64_t token = sequence.y, base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
   int from = 0, to = 0;
   range(sequence, from, to);
-  const HeldKeys<T> held{shared_address(held_keys) + threadIdx.x * HeldKeys<T>::kBytes};
+  const CopiedKeys<T, kClusterThreads> held{shared_address(held_keys) + threadIdx.x * CopiedKeys<T, kClusterThreads>::kBytes};
   const int held_to = kRowScales<T> ? from : min(min(to, sequence.w), from + kHeldKeys * kStreams);
 #pragma unroll
   for (int i = 0; i < kHeldKeys; ++i) {
@@ -107,21 +84,14 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
 #pragma unroll
     for (int i = 0; i < 8; ++i) state.q[g][i] *= view.scale;
   }
-  held.wait();
-  constexpr int kAtOnce = kHeads == 1 ? 3 : 2;
+  held.template wait<0>();
+  constexpr int kAtOnce = kHeads == 1 ? kHeldKeys : 2;
   static_assert(kHeldKeys % kAtOnce == 0);
 #pragma unroll
   for (int first = 0; first < kHeldKeys; first += kAtOnce) {
     const int at = from + first * kStreams;
     if (at >= held_to) break;  // so for the whole block
-    Eight<T> k[kAtOnce], v[kAtOnce];
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) k[u] = held.read(held.k(first + u)), v[u] = held.read(held.v(first + u));
-    const auto here = [&](int u) { return at + u * kStreams + stream < held_to; };
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u)
-      if (!here(u)) k[u] = v[u] = Eight<T>{};  // whatever lies there
-    add_keys<T, kWidth, kHeads, kAtOnce>(k, v, here, state);
+    held.template add<kWidth, kHeads, kAtOnce>(first, [&](int u) { return at + u * kStreams + stream < held_to; }, state);
   }
   stream_keys<T, kWidth, kHeads, kClusterThreads>(segment, kv_head, base, 0, max(held_to, from), to, state);
   let_next_start();  // not before: the weights of what comes next would stand in the way

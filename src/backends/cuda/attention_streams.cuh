@@ -109,10 +109,85 @@ __device__ inline void add_keys(const Eight<T> (&k)[kAhead], const Eight<T> (&v)
   }
 }
 
+/// Keys and values on their way to shared memory, eight elements of each a thread; those of 8 bits are copied by every second thread for two. So no
+/// more than neighbours wait for each other. All lanes of a warp.
+template <class T, int kThreads>
+struct CopiedKeys {
+  static constexpr unsigned kBytes = 8 * sizeof(T), kBytesAKey = 2 * kThreads * kBytes;
+  unsigned at;  // of this thread's first
+  __device__ unsigned k(int place) const { return at + static_cast<unsigned>(place) * kBytesAKey; }
+  __device__ unsigned v(int place) const { return k(place) + kThreads * kBytes; }
+  __device__ void copy(unsigned to, const T* from) const {
+    if (kBytes == 16 || threadIdx.x % 2 == 0) copy_16(to, from, true);
+  }
+  template <int kLeft>
+  __device__ void wait() const {
+    wait_copies<kLeft>();
+    if constexpr (kBytes < 16) __syncwarp();
+  }
+  __device__ Eight<T> read(unsigned from) const {
+    Eight<T> out;
+    if constexpr (kBytes == 16) asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(out.bits.x), "=r"(out.bits.y), "=r"(out.bits.z), "=r"(out.bits.w) : "r"(from) : "memory");
+    else asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(out.bits.x), "=r"(out.bits.y) : "r"(from) : "memory");
+    return out;
+  }
+  /// kCount keys from place `first` on, as far as they are `here`, for their streams.
+  template <int kWidth, int kHeads, int kCount, class Here>
+  __device__ void add(int first, Here here, StreamState<kHeads>& state) const {
+    Eight<T> own_k[kCount], own_v[kCount];
+#pragma unroll
+    for (int u = 0; u < kCount; ++u) {
+      own_k[u] = own_v[u] = Eight<T>{};
+      if (here(u)) own_k[u] = read(k(first + u)), own_v[u] = read(v(first + u));
+    }
+    add_keys<T, kWidth, kHeads, kCount>(own_k, own_v, here, state);
+  }
+};
+
+/// Whether keys come by ring_keys, and how deep its ring is; how many keys of each stream are at a time.
+template <class T>
+inline constexpr bool kRings = sizeof(T) < 4 && !kRowScales<T>;
+template <class T>
+inline constexpr int kRingStages = sizeof(T) == 2 ? 6 : 4;
+inline constexpr int kRingKeys = 2;
+template <class T>
+inline constexpr unsigned kRingBytes = kRings<T> ? kRingStages<T> * kRingKeys * CopiedKeys<T, kStreamThreads>::kBytesAKey : 0;
+
+/// As stream_keys, by a ring in shared memory that begins at `room`, kRingBytes.
+template <class T, int kWidth, int kHeads>
+__device__ inline void ring_keys(const SegmentView& segment, int head, std::int64_t base, std::int32_t first, int from, int to, unsigned room, StreamState<kHeads>& state) {
+  constexpr int kLanes = kWidth / 8, kStreams = kStreamThreads / kLanes, kRound = kRingKeys * kStreams;
+  const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes;
+  const CopiedKeys<T, kStreamThreads> ring{room + threadIdx.x * CopiedKeys<T, kStreamThreads>::kBytes};
+  const auto key_of = [&](int at, int u) { return at + u * kStreams + stream; };
+  const auto copy = [&](int at, int stage) {
+#pragma unroll
+    for (int u = 0; u < kRingKeys; ++u) {
+      const int key = key_of(at, u), place = stage * kRingKeys + u;
+      if (key >= to) break;
+      const std::int64_t row = row_of_name(segment, base, first + key);
+      ring.copy(ring.k(place), reinterpret_cast<const T*>(segment.k) + row * segment.k_row + head * segment.k_head + 8 * lane);
+      ring.copy(ring.v(place), reinterpret_cast<const T*>(segment.v) + row * segment.v_row + head * segment.v_head + 8 * lane);
+    }
+    commit_copies();
+  };
+  for (int stage = 0; stage < kRingStages<T>; ++stage) copy(from + stage * kRound, stage);
+  int stage = 0;
+#pragma unroll 1
+  for (int at = from; at < to; at += kRound) {
+    ring.template wait<kRingStages<T> - 1>();
+    ring.template add<kWidth, kHeads, kRingKeys>(stage * kRingKeys, [&](int u) { return key_of(at, u) < to; }, state);
+    if constexpr (sizeof(T) == 1) __syncwarp();
+    copy(at + kRingStages<T> * kRound, stage);
+    stage = stage + 1 == kRingStages<T> ? 0 : stage + 1;
+  }
+  ring.template wait<0>();
+}
+
 /// Keys first + [from, to) of a segment, dealt out to the streams of the block.
 template <class T, int kWidth, int kHeads, int kThreads = kStreamThreads>
 __device__ inline void stream_keys(const SegmentView& segment, int head, std::int64_t base, std::int32_t first, int from, int to, StreamState<kHeads>& state) {
-  constexpr int kLanes = kWidth / 8, kStreams = kThreads / kLanes, kAhead = kHeads > 4 ? 2 : sizeof(T) == 1 && kHeads <= 2 ? 8 : 4;
+  constexpr int kLanes = kWidth / 8, kStreams = kThreads / kLanes, kAhead = kHeads > 4 ? 2 : sizeof(T) == 1 && kHeads <= 2 ? 8 : sizeof(T) == 4 ? 2 : 4;
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes;
   const std::int64_t k_offset = head * segment.k_head + 8 * lane, v_offset = head * segment.v_head + 8 * lane;
 #pragma unroll 1
@@ -234,13 +309,14 @@ __device__ inline void add_fresh(const SegmentView& segment, const FreshRows& fr
 inline constexpr int kMostFreshHeads = 2;  // of a key head
 
 /// Grid: sequences (of one token each), key heads, parts. Fresh rows: one part, one segment of kind kCache and at most 16 bits, kMostFreshHeads.
-template <int kWidth, int kHeads>
+template <class T, int kWidth, int kHeads>
 __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_constant__ AttentionView view, const __grid_constant__ FreshRows fresh) {
   after_previous();
   constexpr int kLanes = kWidth / 8, kStreams = kStreamThreads / kLanes;
   __shared__ float sums[kStreams][kHeads][kWidth];
   __shared__ float largest[kStreams][kHeads], total[kStreams][kHeads], shares[kStreams][kHeads];
   [[maybe_unused]] __shared__ float rotated[kHeads <= kMostFreshHeads ? kHeads : 1][kWidth];
+  extern __shared__ __align__(16) unsigned char stream_ring[];
   const SequenceRow sequence = sequence_row(view.table, blockIdx.x);
   if (sequence.tokens == 0) return;
   const int kv_head = blockIdx.y, first_head = kv_head * view.group, part = blockIdx.z;
@@ -267,10 +343,7 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
   if constexpr (kHeads <= kMostFreshHeads) {
     if (makes && threadIdx.x < kWarp) {
       const std::int64_t row = static_cast<std::int64_t>(sequence.slot) * view.segments[0].rows_per_slot + sequence.past;
-      if (view.segments[0].dtype == DType::bf16) add_fresh<__nv_bfloat16, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
-      else if (view.segments[0].dtype == DType::f8e4m3) add_fresh<E4m3, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
-      else if (view.segments[0].dtype == DType::i8) add_fresh<Int8, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
-      else add_fresh<__half, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
+      if constexpr (sizeof(T) < 4) add_fresh<T, kWidth, kHeads>(view.segments[0], fresh, token, kv_head, row, state);
     }
   }
   std::int32_t all = 0;
@@ -289,11 +362,8 @@ __global__ void __launch_bounds__(kStreamThreads) attend_streams(const __grid_co
     const std::int64_t base = base_row(segment, view.table, blockIdx.x, sequence);
     before += count;
     if (own >= end) continue;
-    if (segment.dtype == DType::f32) stream_keys<float, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
-    else if (segment.dtype == DType::bf16) stream_keys<__nv_bfloat16, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
-    else if (segment.dtype == DType::f8e4m3) stream_keys<E4m3, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
-    else if (segment.dtype == DType::i8) stream_keys<Int8, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
-    else stream_keys<__half, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
+    if constexpr (kRings<T>) ring_keys<T, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, shared_address(stream_ring), state);
+    else stream_keys<T, kWidth, kHeads>(segment, kv_head, base, names.first, own, end, state);
   }
   // The streams of the block are joined in their order.
 #pragma unroll

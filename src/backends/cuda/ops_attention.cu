@@ -63,7 +63,7 @@ bool can_stream(const AttentionArgs& args, const AttentionView& view) {
   if (view.selects || view.group > kMostStreamedHeads || view.width != view.dv || (view.dv != 64 && view.dv != 128)) return false;
   if (!one_token_each(*args.batch)) return false;
   for (const KvSegment& segment : args.segments)
-    if (segment.k_shared.defined() || segment.k.dim(1) != view.kv_heads || !rows_aligned(segment.k, 16) || !rows_aligned(segment.v, 16)) return false;
+    if (segment.k_shared.defined() || segment.k.dtype != args.segments[0].k.dtype || segment.k.dim(1) != view.kv_heads || !rows_aligned(segment.k, 16) || !rows_aligned(segment.v, 16)) return false;
   return true;
 }
 
@@ -115,15 +115,26 @@ void launch_streams(Context& context, const AttentionArgs& args, AttentionView& 
   cut_keys(context, args, view, blocks, kBlocksOfStreams * context.multiprocessors, view.group > 1 ? kLeastShared : kLeastStreamed);
   FATHOM_CHECK(fresh.cosines == nullptr || view.parts == 1, "rows that several blocks would make");
   const dim3 grid(static_cast<unsigned>(view.sequences), static_cast<unsigned>(view.kv_heads), static_cast<unsigned>(view.parts));
-  const auto launch = [&](auto width) {
-    constexpr int kWidth = decltype(width)::value;
-    if (view.group == 1) launch_early(context, &attend_streams<kWidth, 1>, grid, kStreamThreads, 0, view, fresh);
-    else if (view.group == 2) launch_early(context, &attend_streams<kWidth, 2>, grid, kStreamThreads, 0, view, fresh);
-    else if (view.group <= 4) launch_early(context, &attend_streams<kWidth, 4>, grid, kStreamThreads, 0, view, fresh);
-    else launch_early(context, &attend_streams<kWidth, 8>, grid, kStreamThreads, 0, view, fresh);
+  const auto launch = [&](auto type, auto width, auto heads) {
+    using T = decltype(type);
+    auto* kernel = &attend_streams<T, decltype(width)::value, decltype(heads)::value>;
+    context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kRingBytes<T>)));
+    launch_early(context, kernel, grid, kStreamThreads, kRingBytes<T>, view, fresh);
   };
-  if (view.dv == 64) launch(std::integral_constant<int, 64>{});
-  else launch(std::integral_constant<int, 128>{});
+  const auto by_heads = [&](auto type, auto width) {
+    if (view.group == 1) launch(type, width, std::integral_constant<int, 1>{});
+    else if (view.group == 2) launch(type, width, std::integral_constant<int, 2>{});
+    else if (view.group <= 4) launch(type, width, std::integral_constant<int, 4>{});
+    else launch(type, width, std::integral_constant<int, 8>{});
+  };
+  const auto by_width = [&](auto type) { view.dv == 64 ? by_heads(type, std::integral_constant<int, 64>{}) : by_heads(type, std::integral_constant<int, 128>{}); };
+  switch (view.segments[0].dtype) {
+    case DType::f32: by_width(float{}); break;
+    case DType::bf16: by_width(__nv_bfloat16{}); break;
+    case DType::f16: by_width(__half{}); break;
+    case DType::f8e4m3: by_width(E4m3{}); break;
+    default: by_width(Int8{});
+  }
   context.launched();
 }
 
