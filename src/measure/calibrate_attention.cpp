@@ -102,7 +102,6 @@ class AttentionTables : Tables {
     point.seconds = std::max(point.seconds - absorbing, kLeastSeconds);
     return point;
   }
-  static constexpr double kLeastSeconds = 2e-7;  // tables have no zeros
 
   struct Shape4 {
     std::int64_t sequences = 1, tokens = 1, past = 0, heads = 1, kv_heads = 1;

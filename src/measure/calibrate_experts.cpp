@@ -76,7 +76,6 @@ class ExpertTables : Tables {
   }
 
   static constexpr std::int64_t kWidth = 2048;
-  static constexpr double kLeastSeconds = 2e-7;  // tables have no zeros
 
   Status route() {
     return table(Family::kRoute, "", {grid_.route_tokens, grid_.route_experts}, [&](const Place& at) -> Result<Point> {

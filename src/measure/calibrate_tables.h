@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 
+#include "measure/calibrate_before.h"
 #include "measure/calibrate_families.h"
 
 namespace fathom::measure {
@@ -19,7 +20,8 @@ class Tables {
       : rig_(rig), ops_(rig.ops()), grid_(grid), point_(point), made_(made) {}
 
  protected:
-  static constexpr std::int64_t kHeadDim = 128, kLatent = 512, kRope = 64;
+  static constexpr std::int64_t kHeadDim = LatentRows::kHead, kLatent = LatentRows::kLatent, kRope = LatentRows::kRope;
+  static constexpr double kLeastSeconds = 2e-7;  // tables have no zeros
 
   /// Passes of so many tokens are recorded, as steps of decoding are.
   bool recorded(double tokens) const { return tokens < grid_.eager_tokens; }

@@ -47,8 +47,7 @@ enum class Family : std::uint8_t {
 };
 inline constexpr int kFamilyCount = 23;
 // Ways to step, as engines do: logits come to the host, from call to answer; the device chooses and ids come, the same;
-// it chooses, and the next pass is under way by then: from one pass to the next. Older calibrations have the first
-// alone.
+// it chooses, and the next pass is under way by then: from one pass to the next. A processor's has the first alone.
 inline constexpr std::string_view kStepToHost = "", kStepChosen = "chosen", kStepAhead = "ahead";
 std::string_view family_name(Family family);
 /// Names of a family's axes, in their order.

@@ -283,7 +283,7 @@ TEST(Calibration, StepsArePricedAsEnginesStep) {
     return plan ? plan->best.time : TimeEstimate{};
   };
   const std::string split = R"("tp": 4)", staged = R"("pp": 4)";
-  // An older file has what a host waits for, and that is what decoding is given too.
+  // A file of one way alone has what a host waits for, and that is what decoding is given too.
   const std::vector<MeasuredTable> old = {steps_of(kStepToHost, 1e-3)};
   std::vector<MeasuredTable> waits = old, goes_on = old;
   waits.push_back(steps_of(kStepChosen, 4e-4));
