@@ -48,6 +48,7 @@ void print_json(const measure::VerifyReport& report) {
                      {"offload", offload_json(report.offload)},
                      {"fetched_bytes", report.fetched_bytes},
                      {"host_calls", report.host_calls},
+                     {"kv", report.kv},
                      {"passed", report.passed},
                      {"max_difference", difference_json(report.worst)},
                      {"tolerance", std::isfinite(report.tolerance) ? Json(report.tolerance) : Json()},
@@ -79,13 +80,14 @@ void print_table(const measure::VerifyReport& report) {
                                  : tr("cli.verify.differs", {{"at", std::to_string(c.greedy_differs_at)}}),
          c.passed ? styled(Style::kGreen, tr("cli.verify.pass")) : styled(Style::kRed, tr("cli.verify.fail"))});
   std::fputs(table.render().c_str(), stdout);
-  const bool asked = std::isfinite(report.tolerance);
-  std::puts(tr(!report.passed ? "cli.verify.summary_fail"
-               : asked        ? "cli.verify.summary_pass"
-                              : "cli.verify.summary_told",
+  const bool asked = std::isfinite(report.tolerance), narrow = report.kv != "f32";
+  std::puts(tr(!report.passed ? (asked ? "cli.verify.summary_fail" : "cli.verify.summary_broken")
+               : !asked       ? "cli.verify.summary_told"
+               : narrow       ? "cli.verify.summary_within"
+                              : "cli.verify.summary_pass",
                {{"device", device_text(report)},
                 {"worst", difference_text(report.worst)},
-                {"kv", verify_flags.options.kv},
+                {"kv", report.kv},
                 {"atol", fmt::format("{:g}", report.tolerance)}})
                 .c_str());
 }

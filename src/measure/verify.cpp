@@ -175,6 +175,7 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
   FATHOM_TRY(const Launch launch, find_launch(options.ranks, options.device));
   VerifyReport report;
   report.passed = true;
+  report.kv = options.kv == "auto" ? "f32" : options.kv;
   const bool whole =
       cache == DType::f32;  // rounded rows change choices of experts and of keys: of them nothing is asked
   report.tolerance = options.atol.value_or(whole ? kTolerance : std::numeric_limits<double>::infinity());
@@ -227,7 +228,8 @@ Result<VerifyReport> verify(const Path& folder, const VerifyOptions& options) {
          {std::pair<const char*, std::int64_t>{"whole", total}, {"chunks", options.chunk}, {"tokens", 1}}) {
       VerifyCase result{.prompt = static_cast<std::int64_t>(p), .way = way, .tokens = total};
       FATHOM_TRY_VOID(run_case(*engine, static_cast<std::int64_t>(p) % report.spread.dp, prompts[p], chunk, result));
-      result.passed = result.worst <= report.tolerance && (!whole || result.greedy_differs_at < 0);
+      result.passed =
+          std::isfinite(result.worst) && result.worst <= report.tolerance && (!whole || result.greedy_differs_at < 0);
       report.passed = report.passed && result.passed;
       if (!(result.worst <= report.worst)) report.worst = std::isnan(report.worst) ? report.worst : result.worst;
       report.cases.push_back(std::move(result));

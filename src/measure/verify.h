@@ -48,7 +48,8 @@ struct VerifyReport {
   std::int64_t host_calls = 0;  // experts' ops that the host computed
   std::vector<VerifyCase> cases;
   double worst = 0;      // over all; NaN counts as the worst
-  double tolerance = 0;  // infinity: the difference is told, and only NaN fails
+  double tolerance = 0;  // infinity: the difference is told, and only one that is no number fails
+  std::string kv;        // the cache's type
   bool passed = false;
 };
 

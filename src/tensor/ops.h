@@ -259,7 +259,7 @@ struct CompressArgs {
 
 /// out = silu(gate) · up, elementwise; with limit > 0 gate is cut at limit from above and up to ±limit first. out may
 /// be gate. `only_products` also promises that one product reads out and nobody gate and up again: where products of
-/// 16-bit weights have just made them, a device may round them to that type.
+/// 16-bit weights have just made them, a device may round them to that type, and their places may hold anything later.
 struct SwigluArgs {
   Tensor gate;
   Tensor up;

@@ -95,7 +95,11 @@ TEST(Caches, TypesThatAreNotKnownAreNamed) {
   const Outcome told = run({"verify", kGolden, "--kv", "int8", "--threads", "1", "--json"});
   EXPECT_EQ(told.code, 0) << told.err;
   EXPECT_NE(told.out.find("\"tolerance\": null"), std::string::npos) << told.out;
+  EXPECT_NE(told.out.find("\"kv\": \"int8\""), std::string::npos) << told.out;
   EXPECT_EQ(run({"verify", kGolden, "--kv", "int8", "--threads", "1", "--atol", "1e-6"}).code, 1);
+  const Outcome within = run({"verify", kGolden, "--kv", "int8", "--threads", "1", "--atol", "100"});
+  EXPECT_EQ(within.code, 0) << within.err;
+  EXPECT_EQ(within.out.find("Equal"), std::string::npos) << "greedy answers were not asked for: " << within.out;
 }
 
 TEST(Help, OfTheProgramNamesEveryVerb) {

@@ -1,7 +1,9 @@
 // How kernels are launched one after the other without the device idling in between (programmatic dependent launch, compute capability 9.0
-// on): a kernel's blocks may take their places while those before it still run. Such a kernel reads what nobody writes (weights) at
-// once and everything else after after_previous(), which returns when all launches before it have finished. It must call that in every
-// block, so that "finished" includes the ones before those. Elsewhere a launch waits for the one before, and after_previous() does nothing.
+// on): a kernel's blocks may take their places while those before it still run. Such a kernel reads what nobody writes (weights) at once, and
+// everything else after after_previous(), which returns when all launches before it have finished. It must call that in every block, so that
+// "finished" includes the ones before those. A pass begins with a launch that waits for all before it (CudaOps::embed, or what NCCL brings), so
+// attention of single tokens may read the table of sequences and cache rows of earlier passes at once too. Elsewhere a launch waits for the one
+// before, and after_previous() does nothing.
 #pragma once
 #include <cuda_runtime.h>
 

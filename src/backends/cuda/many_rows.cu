@@ -72,7 +72,7 @@ __device__ void add_parts(const PartialSums& sums, std::int64_t row, int at, flo
   const std::int64_t from = row * sums.n + at;
 #pragma unroll
   for (int half = 0; half < 2; ++half) out[half] = *reinterpret_cast<const float4*>(sums.parts + from + 4 * half);
-#pragma unroll 3
+#pragma unroll 1
   for (int part = 1; part < sums.count; ++part)
 #pragma unroll
     for (int half = 0; half < 2; ++half) out[half] = plus(out[half], *reinterpret_cast<const float4*>(sums.parts + part * sums.tokens * sums.n + from + 4 * half));
@@ -121,9 +121,8 @@ __global__ void __launch_bounds__(kSumThreads) add_up_and_norm_kernel(const __gr
     for (int i = 0; i < 8; ++i) factor[i] = scale * weight[at + i];
     kept[k][0] = make_float4(kept[k][0].x * factor[0], kept[k][0].y * factor[1], kept[k][0].z * factor[2], kept[k][0].w * factor[3]);
     kept[k][1] = make_float4(kept[k][1].x * factor[4], kept[k][1].y * factor[5], kept[k][1].z * factor[6], kept[k][1].w * factor[7]);
-    if (out != nullptr)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) *reinterpret_cast<float4*>(out + row * width + at + 4 * half) = kept[k][half];
+    for (int half = 0; half < 2; ++half) *reinterpret_cast<float4*>(out + row * width + at + 4 * half) = kept[k][half];
     *reinterpret_cast<uint4*>(rounded + row * width + at) = pack_eight<T>(kept[k][0], kept[k][1]);
   }
 }
@@ -355,6 +354,10 @@ bool add_up_and_norm(Context& context, const PartialSums& sums, const RmsNormArg
   constexpr std::int64_t kMostEights = 2;
   std::byte* room = norm_fits(norm) && sums.n <= kMostEights * 8 * kSumThreads ? room_to_round(context, norm.out) : nullptr;
   if (room == nullptr || norm.x.as<float>() != sums.out || norm.x.dim(0) != sums.tokens || norm.x.dim(1) != sums.n) return false;
+  // What was added may have been released, and the norm's rows lie over it: a block reads and writes one row of each at its own pace.
+  const auto* out = norm.out.as<float>();
+  const std::int64_t elements = sums.tokens * sums.n;
+  if (out != sums.added && out < sums.added + elements && sums.added < out + elements) return false;
   const auto launch = [&](auto* kernel, auto* rounded) {
     launch_early(context, kernel, static_cast<unsigned>(sums.tokens), kSumThreads, 0, sums, vector_of(norm.weight), static_cast<float>(norm.eps), norm.out.as<float>(), rounded);
     context.launched();

@@ -42,7 +42,6 @@ bool may_wait(const Context& context, const Product& p) {
 bool may_wait_many(const Product& p) {
   return !is_few(p) && p.rows > 0 && is_half(p.weight.format) && p.bias == nullptr && !p.accumulate && aligned_for_blas(p);
 }
-DType product_type_of(WeightFormat format) { return format == WeightFormat::bf16 ? DType::bf16 : DType::f16; }
 }  // namespace
 
 void multiply_any(Context& context, const Product& p) {
@@ -88,7 +87,7 @@ void CudaOps::linear(const LinearArgs& args) {
                         .accumulate = args.accumulate,
                         .activations = rounds_activations(args.weight, tokens) ? args.weight.activations : Activations::kAsTheyAre};
   const bool rounds = product.activations != Activations::kAsTheyAre, waits = !rounds && may_wait(context_, product), many = !rounds && !waits && may_wait_many(product);
-  waiting_->keep(context_, product, many || (waits && tokens > kFewTokens) ? product_type_of(product.weight.format) : DType::f32);
+  waiting_->keep(context_, product, many || (waits && tokens > kFewTokens) ? type_of_half(product.weight.format) : DType::f32);
   if (rounds) {
     launch_waiting();
     if (product.bias == nullptr && !product.accumulate) waiting_->take_many(context_, product);

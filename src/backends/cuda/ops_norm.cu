@@ -158,7 +158,7 @@ void CudaOps::rms_norm(const RmsNormArgs& args) {
     const FloatVector weight = vector_of_row(args.weight, rows.n);
     return waiting_->take(context_, {.kind = TokenAction::Kind::kNorm, .x = rows, .out = normed, .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps)}, tokens);
   }
-  if (waiting_->norm_sums(context_, args)) return;
+  if (waiting_->take_sums_into(context_, args)) return;
   flush();
   if (can_only_round(args)) return waiting_->promise(args);
   const std::int64_t n = args.x.dim(args.x.shape.rank - 1);

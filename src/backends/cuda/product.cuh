@@ -69,6 +69,7 @@ inline bool is_plain(tensor::WeightFormat format) {
 }
 
 inline bool is_half(tensor::WeightFormat format) { return format == tensor::WeightFormat::bf16 || format == tensor::WeightFormat::f16; }
+inline DType type_of_half(tensor::WeightFormat format) { return format == tensor::WeightFormat::bf16 ? DType::bf16 : DType::f16; }
 /// The first row of a product of one group, 16 bits an element.
 inline const std::byte* weights_of(const Product& p) { return p.weight.data + 2 * p.first_row * p.weight.cols; }
 

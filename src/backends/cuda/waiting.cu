@@ -68,8 +68,12 @@ void CudaOps::Waiting::take(Context& context, const Product& product) {
 
 void CudaOps::Waiting::write_norm_for(Context& context, const Product& product) {
   if (unwritten_.from == nullptr) return;
-  const Span reads = x_of(product), writes = out_of(product);
-  if (!overlap(reads, {unwritten_.x, unwritten_.x + unwritten_.n}) && !overlap(writes, {unwritten_.from, unwritten_.from + unwritten_.n})) return;
+  const Span reads = x_of(product), writes = out_of(product), row{unwritten_.x, unwritten_.x + unwritten_.n};
+  if (overlap(writes, row)) {  // its place has another owner: nobody will ask for it
+    unwritten_ = {};
+    return;
+  }
+  if (!overlap(reads, row) && !overlap(writes, {unwritten_.from, unwritten_.from + unwritten_.n})) return;
   launch_norm(context, std::exchange(unwritten_, {}));
 }
 
@@ -140,7 +144,7 @@ void CudaOps::Waiting::keep(Context& context, const Product& product, DType type
     if (!norm || overlap(out_of(product), {from.as<float>(), from.as<float>() + from.elements()})) settle(context);
     return;
   }
-  if (type == DType::f32) {
+  if (type == DType::f32 || (!norm && type != type_of_half(many_[0].weight.format))) {
     kept_ = false;
     settle(context);
   } else if (!norm) {
@@ -190,7 +194,7 @@ bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
   return true;
 }
 
-bool CudaOps::Waiting::norm_sums(Context& context, const RmsNormArgs& norm) {
+bool CudaOps::Waiting::take_sums_into(Context& context, const RmsNormArgs& norm) {
   if (sums_.parts == nullptr || !add_up_and_norm(context, sums_, norm)) return false;
   sums_ = {};
   return true;

@@ -22,16 +22,16 @@ class CudaOps::Waiting {
   bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0 && many_count_ == 0 && !rows_.any() && route_tokens_ == 0 && few_tokens_ == 0 && sums_.parts == nullptr; }
   /// A norm of one row that products may follow. Nothing else waits.
   void take(const NormedX& norm) { norm_ = norm, unwritten_ = {}; }
-  /// Whether that norm was made with the sums that wait for it.
-  bool norm_sums(Context& context, const tensor::RmsNormArgs& norm);
+  /// Sums that wait and the norm of what comes out, at once. False: none wait, or not for this norm.
+  bool take_sums_into(Context& context, const tensor::RmsNormArgs& norm);
   /// A product of few tokens, one group, an output a row. What does not go with it is launched first.
   void take(Context& context, const Product& product);
   /// A product of many tokens that a sum, others of one x or, if two of those wait, a gate may follow. Nothing else waits.
   void take_many(Context& context, const Product& product);
   /// Whether the two products that wait are a gate and an up whose rounded outputs make `args.out`.
   bool has_gate(const tensor::SwigluArgs& args) const;
-  /// Whether those are better done as one, of some tokens.
-  bool gate_in_one() const { return many_[0].tokens <= kMostTokensTogether && lies_in_one(many_); }
+  /// Whether a gate and an up that wait are better done as one, of some tokens.
+  bool gate_in_one() const { return many_count_ == 2 && many_[0].tokens <= kMostTokensTogether && lies_in_one(many_); }
   /// At most one kind of rows that only products read (ops.h, `only_products`); they are made when the first of these says in which type. A
   /// gate's two products wait for that too. What was promised before is settled.
   void promise(const tensor::RmsNormArgs& norm);
@@ -84,7 +84,8 @@ class CudaOps::Waiting {
   bool touches_route() const;
   /// Launches a choice of experts that waits if the product writes where it reads or writes.
   void keep_route_from(Context& context, const Product& product);
-  NormedX norm_, unwritten_;  // unwritten: whose products have been launched
+  NormedX norm_;
+  NormedX unwritten_;  // the norm of the last products, whose row nobody has written; forgotten when an op other than a product comes
   Together all_;
   TokenProgram program_;
   Product carried_;       // after the program
