@@ -154,6 +154,7 @@ Result<KvFormat> read_kv(const Json& item) {
   kv.entry_pad_bits = number(item, "entry_pad_bits", 0, bad);
   kv.window = read_part(item, "window_", bad);
   kv.int8_rows = item.value("int8_rows", false);
+  kv.own_kernels = item.value("own_kernels", false);
   if (!bad.empty() || kv.all.bits <= 0) return wrong(kKvFile, kv.name + "." + bad);
   return kv;
 }
@@ -178,14 +179,19 @@ Result<Formats> load_formats() {
   return formats;
 }
 
+template <class Item>
+bool is_called(const Item& item, std::string_view name) {
+  const std::string wanted = to_lower(trim(name));
+  return item.name == wanted || std::find(item.aliases.begin(), item.aliases.end(), wanted) != item.aliases.end();
+}
+
 template <class List>
 Result<const typename List::value_type*> find_in(const List& list, std::string_view name, std::string_view error) {
-  const std::string wanted = to_lower(trim(name));
   for (const auto& item : list)
-    if (item.name == wanted || std::find(item.aliases.begin(), item.aliases.end(), wanted) != item.aliases.end())
-      return &item;
+    if (is_called(item, name)) return &item;
   std::vector<std::string> names;
-  for (const auto& item : list) names.push_back(item.name);
+  for (const auto& item : list)
+    if (std::find(names.begin(), names.end(), item.name) == names.end()) names.push_back(item.name);
   return fail(error, {{"name", printable(name)}, {"known", join(names)}});
 }
 
@@ -227,8 +233,10 @@ Result<const WeightFormatRule*> find_weight_format(std::string_view name) {
   return find_in(all->weights, name, "plan.unknown_weights");
 }
 
-Result<const KvFormat*> find_kv_format(std::string_view name) {
+Result<const KvFormat*> find_kv_format(std::string_view name, bool own_kernels) {
   FATHOM_TRY(const Formats* all, formats());
+  for (const KvFormat& kv : all->kv)
+    if (own_kernels && kv.own_kernels && is_called(kv, name)) return &kv;
   return find_in(all->kv, name, "plan.unknown_kv");
 }
 

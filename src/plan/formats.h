@@ -63,6 +63,7 @@ struct KvFormat {
   Part entry_latent, entry_rope;  // of a V4 entry
   double entry_pad_bits = 0;      // and what pads it
   Part window;                    // V4.1: of windows, when they differ
+  bool own_kernels = false;       // as this program lays it out; otherwise as other engines do
   bool int8_rows = false;         // rows of codes with a scale a head, as the engine lays them out
   /// What the streams of a cache in this format are for kernels: bits of an element, scales included, of a plain cache.
   double element_bits() const {
@@ -80,7 +81,8 @@ struct Formats {
 Result<const Formats*> formats();
 /// By name or alias, case does not matter; unknown: an error with the known ones.
 Result<const WeightFormatRule*> find_weight_format(std::string_view name);
-Result<const KvFormat*> find_kv_format(std::string_view name);
+/// `own_kernels`: as this program lays it out.
+Result<const KvFormat*> find_kv_format(std::string_view name, bool own_kernels = false);
 
 /// Bytes of a [rows, cols] tensor.
 Bytes storage_bytes(const Formats& formats, const Storage& storage, std::int64_t rows, std::int64_t cols);

@@ -118,7 +118,7 @@ Result<const MemoryProfile*> memory_profile_of(const PlanRequest& request) {
 Result<const KvFormat*> kv_format_of(const PlanRequest& request) {
   if (request.kv != nullptr) return request.kv;
   FATHOM_TRY(const MemoryProfile* profile, memory_profile_of(request));
-  return find_kv_format(profile->kv);
+  return find_kv_format(profile->kv, request.engine->own_kernels);
 }
 
 }  // namespace fathom::plan

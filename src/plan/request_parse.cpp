@@ -186,7 +186,7 @@ class RequestReader {
     FATHOM_TRY(request.weights, weights ? find_weight_format(*weights) : default_weights(request.task));
     FATHOM_TRY(const auto kv, text("kv"));
     if (kv) {
-      FATHOM_TRY(request.kv, find_kv_format(*kv));
+      FATHOM_TRY(request.kv, find_kv_format(*kv, request.engine->own_kernels));
     }
     FATHOM_TRY(const auto compute, text("compute"));
     if (!compute) return {};

@@ -64,7 +64,7 @@ class WaysOut {
     if (is_training(request_.task) || best_.memory.bytes.kv == 0) return;
     PlanRequest changed = request_;
     for (const std::string_view name : kSmallerKv) {
-      const auto format = find_kv_format(name);
+      const auto format = find_kv_format(name, request_.engine->own_kernels);
       if (!format || *format == best_.kv) continue;
       changed.kv = *format;
       const auto then = fits(changed);

@@ -126,6 +126,24 @@ TEST(Formats, Int8CachesAreAsTheEngineHasThem) {
   }
 }
 
+// In FP8 other engines keep scales of indexer keys and more bits of V4's entries; this program a byte an element.
+TEST(Formats, Fp8CachesAreAsTheEngineHasThem) {
+  for (const char* name : {"r1-distill-llama-8b", "v2-lite", "v3.2"}) {
+    const auto model = named_model(name);
+    ASSERT_NE(model, nullptr) << name;
+    const auto kv = find_kv_format(" FP8 ", true);
+    ASSERT_TRUE(kv.has_value());
+    const auto cache = model->share_cache({}, **kv);
+    ASSERT_TRUE(cache.has_value());
+    double per_token = 0;
+    for (const ShareCache::Growth& growth : (*cache)->growing)
+      per_token += growth.row_bytes_before.back() / static_cast<double>(growth.ratio);
+    EXPECT_DOUBLE_EQ(per_token, static_cast<double>(model->whole().cache().bytes(1, 64, DType::f8e4m3)) / 64) << name;
+  }
+  EXPECT_NE(*find_kv_format("fp8"), *find_kv_format("fp8", true));
+  EXPECT_EQ(*find_kv_format("bf16"), *find_kv_format("bf16", true));
+}
+
 TEST(Formats, FixedCacheBytesOfV4) {
   struct Known {
     const char* model;
