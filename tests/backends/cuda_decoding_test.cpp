@@ -10,81 +10,13 @@
 #include <random>
 #include <vector>
 
-#include "backends/cuda/cuda_backend.h"
-#include "backends/held.h"
+#include "backends/cuda_fixture.h"
 
 namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 
-class CudaDecoding : public testing::Test {
- protected:
-  void SetUp() override {
-    if (const std::string why = cuda::why_unavailable(); !why.empty()) GTEST_SKIP() << why;
-    auto made = cuda::make_cuda_backend({});
-    ASSERT_TRUE(made.has_value()) << error_text(made.error());
-    backend_ = std::move(*made);
-  }
-  Tensor make(DType dtype, Shape shape) {
-    Tensor x{.data = nullptr, .dtype = dtype, .shape = shape, .strides = {}, .root = 0};
-    std::int64_t step = 1;
-    for (int i = shape.rank - 1; i >= 0; --i) x.strides[static_cast<std::size_t>(i)] = step, step *= shape[i];
-    auto buffer = backend_->allocate_buffer(static_cast<Bytes>(step * dtype_bytes(dtype)), Placement::kShared);
-    if (!buffer) std::abort();
-    x.data = (*buffer)->data();
-    buffers_.push_back(std::move(*buffer));
-    return x;
-  }
-  Tensor random(DType dtype, Shape shape, float size = 1) {
-    const Tensor x = make(dtype, shape);
-    std::uniform_real_distribution<float> values(-size, size);
-    for (std::int64_t i = 0; i < x.elements(); ++i) {
-      const float value = values(random_);
-      put_element(x.data + i * dtype_bytes(dtype), dtype, value);
-    }
-    return x;
-  }
-  /// Rows of a cache; in INT8 with their scales behind them.
-  Tensor random_cache(DType dtype, std::int64_t rows, std::int64_t heads, std::int64_t width) {
-    if (dtype != DType::i8) return random(dtype, {rows, heads * width});
-    const Tensor x = make(dtype, {rows, int8_row_bytes(heads, width)});
-    std::uniform_real_distribution<float> values(-1, 1);
-    std::vector<double> all(static_cast<std::size_t>(rows * heads * width));
-    for (double& value : all) value = values(random_);
-    put_int8_rows(x.columns(0, heads * width).split_last(width), all);
-    return x;
-  }
-  Tensor copy_of(const Tensor& x) {
-    const Tensor y = make(x.dtype, x.shape);
-    std::memcpy(y.data, x.data, x.bytes());
-    return y;
-  }
-  Weight weight(std::int64_t rows, std::int64_t cols) {
-    return {.format = WeightFormat::bf16,
-            .rows = rows,
-            .cols = cols,
-            .data = random(DType::bf16, {rows, cols}, 1 / std::sqrt(static_cast<float>(cols))).data};
-  }
-  void wait() { ASSERT_TRUE(backend_->synchronize().has_value()); }
-
-  static void expect_near(const Tensor& got, const Tensor& want, double part) {
-    double largest = 0, worst = 0;
-    for (std::int64_t i = 0; i < want.elements(); ++i) {
-      ASSERT_TRUE(std::isfinite(got.as<float>()[i]));
-      largest = std::max<double>(largest, std::abs(want.as<float>()[i]));
-      worst = std::max<double>(worst, std::abs(got.as<float>()[i] - want.as<float>()[i]));
-    }
-    EXPECT_GT(largest, 0);
-    EXPECT_LE(worst, part * largest);
-  }
-  static bool same_bits(const Tensor& a, const Tensor& b) { return std::memcmp(a.data, b.data, a.bytes()) == 0; }
-
-  std::unique_ptr<Backend> backend_;
-
- private:
-  std::vector<std::unique_ptr<Buffer>> buffers_;
-  std::mt19937 random_{7};
-};
+class CudaDecoding : public CudaTest {};
 
 struct HeadShape {
   std::int64_t heads, kv_heads, width;

@@ -125,6 +125,13 @@ __device__ inline float load_weight(const WeightView& weight, std::int64_t row, 
   return load_weight(weight.format, weight.data, weight.scales, row, col, weight.rows, weight.cols);
 }
 
+/// 16 bytes of weights, which pass by once: memory answers by lines of 128 bytes, of which a row's lanes often ask for half at a time.
+__device__ inline uint4 stream_16(const void* from) {
+  uint4 out;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n" : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w) : "l"(from));
+  return out;
+}
+
 /// Eight consecutive elements from element `at` (a multiple of 8) of a row on, as they lie, without their scale (they share one). The
 /// row's address must be a multiple of the bytes that eight elements take, or of 16 where that is more. Read once: not kept in the caches.
 template <tensor::WeightFormat F>
@@ -144,7 +151,7 @@ struct EightOf<tensor::WeightFormat::f32> {
 template <>
 struct EightOf<tensor::WeightFormat::bf16> {
   uint4 bits;
-  __device__ void read(const std::byte* data, std::int64_t at) { bits = __ldcs(reinterpret_cast<const uint4*>(data) + at / 8); }
+  __device__ void read(const std::byte* data, std::int64_t at) { bits = stream_16(reinterpret_cast<const uint4*>(data) + at / 8); }
   __device__ void widen(float (&out)[8]) const {
     const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
@@ -154,7 +161,7 @@ struct EightOf<tensor::WeightFormat::bf16> {
 template <>
 struct EightOf<tensor::WeightFormat::f16> {
   uint4 bits;
-  __device__ void read(const std::byte* data, std::int64_t at) { bits = __ldcs(reinterpret_cast<const uint4*>(data) + at / 8); }
+  __device__ void read(const std::byte* data, std::int64_t at) { bits = stream_16(reinterpret_cast<const uint4*>(data) + at / 8); }
   __device__ void widen(float (&out)[8]) const {
     const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll

@@ -22,12 +22,6 @@ struct MmaView {
 
 inline constexpr int kStreamWarps = 4, kMmaStreamThreads = kStreamWarps * kWarp, kStreamSteps = 4;  // steps of 32 columns that are in flight
 
-__device__ inline uint4 stream_16(const void* from) {
-  uint4 out;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\n" : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w) : "l"(from));
-  return out;
-}
-
 /// A block has two tiles of 16 rows of the weights: 16 rows of both matrices of a gated product, or 32 of the one; each of its warps a
 /// quarter of the columns. The weights are operand A straight from memory: a lane's 16 bytes are eight consecutive columns, for x as well, so
 /// that both agree on which column is which. Runs have at most 8·kTiles hits. Grid: blocks of rows, runs.

@@ -32,11 +32,59 @@ struct StreamRows {
   }
 };
 
+/// The 16 rows of a unit as a warp copies them to shared memory, a stretch at a time. kWhole: eight lanes a row, so that a copy asks for whole lines
+/// of memory, and every second row has its halves changed over, so that who reads eight rows meets no bank conflict; else four lanes a row, half a
+/// line (with codes of four bits the instructions are what counts).
+template <bool kWhole>
+struct CopiedRows {
+  const std::byte* codes[2];  // this lane's first row of each half, at its place in a stretch
+  int below[2];               // whole lines: bytes from there to its second, four rows further on
+
+  __device__ void find(const StreamRows& rows, int row_bytes) {
+    const int lane = threadIdx.x % kWarp;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t first = rows.row[half] + lane / (kWhole ? 8 : 4), last = rows.weight[half]->rows - 1;
+      codes[half] = rows.weight[half]->data + min(first, last) * row_bytes + lane % (kWhole ? 8 : 4) * 16;
+      if (kWhole) below[half] = static_cast<int>(min(first + 4, last) - min(first, last)) * row_bytes;
+    }
+  }
+  __device__ void copy(unsigned to, int at, int row_bytes) const {
+    const int lane = threadIdx.x % kWarp;
+    if constexpr (kWhole) {
+      const bool here = at * kStretch + lane % 8 * 16 < row_bytes;
+      const int offset = here ? at * kStretch : 0;
+      to += lane / 8 * kStretch + place(lane / 8, lane % 8);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        copy_16(to + half * 8 * kStretch, codes[half] + offset, here);
+        copy_16(to + (half * 8 + 4) * kStretch, codes[half] + below[half] + offset, here);
+      }
+    } else {
+#pragma unroll
+      for (int sub = 0; sub < 2; ++sub) {
+        const int offset = at * kStretch + sub * 64;
+        const bool here = offset + lane % 4 * 16 < row_bytes;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) copy_16_of_line(to + (sub * 2 + half) * 512 + lane * 16, codes[half] + (here ? offset : 0), here);
+      }
+    }
+  }
+  /// 16 bytes of row lane / 4 of a half, from 64 · sub + 16 · (lane % 4) on.
+  __device__ static uint4 read(const unsigned char* stage, int sub, int half) {
+    const int lane = threadIdx.x % kWarp, row = lane / 4;
+    return *reinterpret_cast<const uint4*>(kWhole ? stage + (half * 8 + row) * kStretch + place(row, sub * 4 + lane % 4) : stage + (sub * 2 + half) * 512 + lane * 16);
+  }
+
+ private:
+  __device__ static int place(int row, int chunk) { return (chunk ^ (row % 2 * 4)) * 16; }
+};
+
 /// What a warp copies next: a stretch of its tile's rows.
 template <tensor::WeightFormat F>
 struct StreamSource {
   using Shape = Streamed<F>;
-  const std::byte* codes[2];          // of this lane's two rows, at its place in a stretch
+  CopiedRows<!Shape::kInt4> rows_to_copy;
   const std::byte* beside = nullptr;  // what else this lane copies: int4: scales (lanes 0 … 15, a row each) or zero points (16 … 19); e4m3 in blocks: scales (0, 1)
   std::int64_t scale = 0;             // int4: index of the first scale of row lane % 16
   unsigned unit;
@@ -47,9 +95,7 @@ struct StreamSource {
     const int lane = threadIdx.x % kWarp;
     StreamRows rows;
     rows.find(view, unit);
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      codes[half] = rows.weight[half]->data + min(rows.row[half] + lane / 4, rows.weight[half]->rows - 1) * row_bytes + lane % 4 * 16;
+    rows_to_copy.find(rows, row_bytes);
     if constexpr (!Shape::kInt4 && !Shape::kFp8) return;
     const bool second = Shape::kFp8 ? lane == 1 : lane < 16 ? lane >= 8 : lane >= 18;
     const WeightView& own = second ? *rows.weight[1] : *rows.weight[0];
@@ -68,13 +114,7 @@ struct StreamSource {
   __device__ void copy(const StreamView& view, unsigned to, int row_bytes) const {
     if (unit < view.units) {
       const int lane = threadIdx.x % kWarp;
-#pragma unroll
-      for (int sub = 0; sub < 2; ++sub) {
-        const int offset = at * kStretch + sub * 64;
-        const bool here = offset + lane % 4 * 16 < row_bytes;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) copy_16(to + (sub * 2 + half) * 512 + lane * 16, codes[half] + (here ? offset : 0), here);
-      }
+      rows_to_copy.copy(to, at, row_bytes);
       if constexpr (Shape::kInt4) {
         if (lane < 16) {  // two scales, in one word or in two
           const std::int64_t index = scale + 2 * at;
@@ -103,7 +143,7 @@ struct Stretch {
   std::int64_t cols;      // of the weight
   int odd;                // int4: bit i, whether the first scale of this lane's row i is at an odd index
 
-  __device__ uint4 codes(int sub, int half) const { return *reinterpret_cast<const uint4*>(stage + (sub * 2 + half) * 512 + threadIdx.x % kWarp * 16); }
+  __device__ uint4 codes(int sub, int half) const { return CopiedRows<!Shape::kInt4>::read(stage, sub, half); }
   __device__ uint4 b(int piece, int n) const {
     const int group = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
     return x.pieces[((at * Shape::kPieces + piece) * columns + min(n * 8 + group, columns - 1)) * 4 + quad];

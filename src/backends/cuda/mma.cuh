@@ -16,6 +16,10 @@ __device__ inline unsigned shared_address(const void* at) { return static_cast<u
 __device__ inline void copy_16(unsigned to, const void* from, bool here) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(here ? 16 : 0) : "memory");
 }
+/// The same where others ask for the rest of a line of 128 bytes soon.
+__device__ inline void copy_16_of_line(unsigned to, const void* from, bool here) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(here ? 16 : 0) : "memory");
+}
 /// The same of four bytes.
 __device__ inline void copy_4(unsigned to, const void* from, bool here) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(to), "l"(from), "r"(here ? 4 : 0) : "memory");

@@ -1,0 +1,136 @@
+// Layers of one token, in every format of weights and caches that have kernels of their own, give what their ops give
+// one by one: waiting between them keeps them apart. Skipped where there is no device.
+#include "backends/cuda_fixture.h"
+
+namespace fathom::test {
+namespace {
+using namespace tensor;  // NOLINT: the vocabulary
+
+class CudaLayers : public CudaTest {};
+
+struct Model {
+  WeightFormat format;
+  DType cache;
+  std::int64_t heads, kv_heads, width, hidden, inner;
+  std::int32_t past;
+  bool bias = false, interleaved = false;
+  int layers = 3;
+};
+
+TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
+  using F = WeightFormat;
+  for (const Model& m : {Model{F::bf16, DType::bf16, 4, 4, 128, 512, 1408, 0},
+                         {F::bf16, DType::f16, 32, 32, 128, 4096, 2816, 511},
+                         {F::bf16, DType::bf16, 12, 2, 128, 1536, 8960, 300, true},
+                         {F::bf16, DType::f8e4m3, 8, 8, 64, 512, 1000, 700, false, true},
+                         {F::fp8_row, DType::bf16, 8, 8, 128, 1024, 2816, 77},
+                         {F::fp8_block128, DType::f8e4m3, 16, 16, 128, 2048, 5632, 513},
+                         {F::int8_row, DType::i8, 6, 3, 128, 768, 2048, 130, true},
+                         {F::int8_row, DType::bf16, 8, 8, 64, 512, 11008, 1},
+                         {F::int4_group128, DType::bf16, 32, 32, 128, 4096, 11008, 600},
+                         {F::int4_group128_zero, DType::f16, 8, 4, 128, 1024, 2816, 40, false, true},
+                         {F::int4_group128_zero_f16, DType::i8, 3, 3, 128, 384, 640, 255},
+                         {F::int4_group128_f16, DType::bf16, 160, 160, 64, 1280, 1280, 90, false, false, 1}}) {
+    const std::int64_t rows = m.past + 5, q_width = m.heads * m.width, kv_width = m.kv_heads * m.width;
+    const Sequence sequence{.slot = 1, .first_token = 0, .tokens = 1, .past = m.past};
+    const std::int32_t row[4] = {1, 0, 1, m.past};
+    const Tensor table = make(DType::i32, {1, 4}), cosines = make(DType::f32, {1, m.width / 2}),
+                 sines = make(DType::f32, {1, m.width / 2});
+    std::memcpy(table.data, row, sizeof row);
+    for (std::int64_t i = 0; i < m.width / 2; ++i)
+      cosines.as<float>()[i] = std::cos(static_cast<float>(i)), sines.as<float>()[i] = std::sin(static_cast<float>(i));
+    Batch batch;
+    batch.tokens = 1;
+    batch.sequences = {&sequence, 1};
+    batch.sequence_table = table;
+    struct Layer {
+      Weight q, k, v, o, gate, up, down;
+      Tensor norms[2], bias, caches[2];
+    };
+    std::vector<Layer> layers;
+    for (int i = 0; i < m.layers; ++i)
+      layers.push_back({.q = weight(m.format, q_width, m.hidden),
+                        .k = weight(m.format, kv_width, m.hidden),
+                        .v = weight(m.format, kv_width, m.hidden),
+                        .o = weight(m.format, m.hidden, q_width),
+                        .gate = weight(m.format, m.inner, m.hidden),
+                        .up = weight(m.format, m.inner, m.hidden),
+                        .down = weight(m.format, m.hidden, m.inner),
+                        .norms = {random(DType::bf16, {m.hidden}), random(DType::f32, {m.hidden})},
+                        .bias = m.bias ? random(DType::bf16, {q_width}) : Tensor{},
+                        .caches = {random_cache(m.cache, 2 * rows, m.kv_heads, m.width),
+                                   random_cache(m.cache, 2 * rows, m.kv_heads, m.width)}});
+    const Weight head = weight(WeightFormat::bf16, 1000, m.hidden);
+    const Tensor first = random(DType::f32, {1, m.hidden});
+    std::vector<Tensor> made[2];
+    for (int apart = 0; apart < 2; ++apart) {
+      Ops& ops = backend_->ops();
+      const auto pause = [&] {
+        if (apart == 1) wait();
+      };
+      const Tensor h = copy_of(first), x = make(DType::f32, {1, m.hidden}), out = make(DType::f32, {1, m.hidden});
+      const Tensor gate = make(DType::f32, {1, m.inner}), up = make(DType::f32, {1, m.inner}),
+                   logits = make(DType::f32, {1, 1000});
+      made[apart] = {h, logits};
+      for (const Layer& layer : layers) {
+        const Tensor q = make(DType::f32, {1, q_width}), k = make(DType::f32, {1, kv_width}),
+                     v = make(DType::f32, {1, kv_width}), attended = make(DType::f32, {1, q_width});
+        const Tensor caches[2] = {copy_of(layer.caches[0]), copy_of(layer.caches[1])};
+        const Tensor keys = caches[0].columns(0, kv_width).split_last(m.width),
+                     values = caches[1].columns(0, kv_width).split_last(m.width);
+        made[apart].push_back(attended);
+        ops.rms_norm({.x = h, .weight = layer.norms[0], .eps = 1e-6, .out = x, .only_products = apart == 0});
+        pause();
+        ops.linear({.x = x, .weight = layer.q, .bias = layer.bias, .out = q});
+        pause();
+        ops.linear({.x = x, .weight = layer.k, .out = k});
+        pause();
+        ops.linear({.x = x, .weight = layer.v, .out = v});
+        pause();
+        ops.rope({.x = q.split_last(m.width), .cos = cosines, .sin = sines, .interleaved = m.interleaved});
+        ops.rope({.x = k.split_last(m.width), .cos = cosines, .sin = sines, .interleaved = m.interleaved});
+        ops.cache_write({.src = k.split_last(m.width), .cache = keys, .rows_per_slot = rows, .batch = &batch});
+        ops.cache_write({.src = v.split_last(m.width), .cache = values, .rows_per_slot = rows, .batch = &batch});
+        pause();
+        const KvSegment segment{.kind = KvSegment::Kind::kCache, .k = keys, .v = values, .rows_per_slot = rows};
+        ops.attention({.q = q.split_last(m.width),
+                       .segments = {&segment, 1},
+                       .scale = 0.1,
+                       .out = attended.split_last(m.width),
+                       .batch = &batch,
+                       .only_products = apart == 0});
+        pause();
+        ops.linear({.x = attended, .weight = layer.o, .out = out});
+        pause();
+        ops.add({.a = h, .b = out, .out = h});
+        pause();
+        ops.rms_norm({.x = h, .weight = layer.norms[1], .eps = 1e-6, .out = x, .only_products = apart == 0});
+        pause();
+        ops.linear({.x = x, .weight = layer.gate, .out = gate});
+        pause();
+        ops.linear({.x = x, .weight = layer.up, .out = up});
+        pause();
+        ops.swiglu({.gate = gate, .up = up, .out = gate});
+        pause();
+        ops.linear({.x = gate, .weight = layer.down, .out = out});
+        pause();
+        ops.add({.a = h, .b = out, .out = h});
+        pause();
+      }
+      ops.rms_norm({.x = h, .weight = layers[0].norms[0], .eps = 1e-6, .out = x});
+      pause();
+      ops.linear({.x = x, .weight = head, .out = logits});
+      wait();
+    }
+    for (std::size_t i = 0; i < made[0].size(); ++i) {
+      SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", " << m.heads << " heads of " << m.width
+                                      << ", cache " << dtype_name(m.cache) << ", tensor " << i);
+      expect_near(
+          made[0][i], made[1][i],
+          m.cache == DType::bf16 || m.cache == DType::f16 ? 2e-3 : 1e-2);  // a row of the cache may round otherwise
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fathom::test
