@@ -37,6 +37,7 @@ struct StreamRows {
 /// line (with codes of four bits the instructions are what counts).
 template <bool kWhole>
 struct CopiedRows {
+  static constexpr int kLanes = kWhole ? 8 : 4;  // a row
   const std::byte* codes[2];  // this lane's first row of each half, at its place in a stretch
   int below[2];               // whole lines: bytes from there to its second, four rows further on
 
@@ -44,9 +45,9 @@ struct CopiedRows {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const std::int64_t first = rows.row[half] + lane / (kWhole ? 8 : 4), last = rows.weight[half]->rows - 1;
-      codes[half] = rows.weight[half]->data + min(first, last) * row_bytes + lane % (kWhole ? 8 : 4) * 16;
-      if (kWhole) below[half] = static_cast<int>(min(first + 4, last) - min(first, last)) * row_bytes;
+      const std::int64_t first = rows.row[half] + lane / kLanes, last = rows.weight[half]->rows - 1;
+      codes[half] = rows.weight[half]->data + min(first, last) * row_bytes + lane % kLanes * 16;
+      if constexpr (kWhole) below[half] = static_cast<int>(min(first + 4, last) - min(first, last)) * row_bytes;
     }
   }
   __device__ void copy(unsigned to, int at, int row_bytes) const {
