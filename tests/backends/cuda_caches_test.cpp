@@ -4,33 +4,17 @@
 
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <random>
 #include <vector>
 
-#include "backends/cuda/cuda_backend.h"
-#include "backends/held.h"
+#include "backends/cuda_fixture.h"
 
 namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 
-class CudaCaches : public testing::TestWithParam<DType> {
+class CudaCaches : public CudaTest, public testing::WithParamInterface<DType> {
  protected:
-  void SetUp() override {
-    if (const std::string why = cuda::why_unavailable(); !why.empty()) GTEST_SKIP() << why;
-    auto made = cuda::make_cuda_backend({});
-    ASSERT_TRUE(made.has_value()) << error_text(made.error());
-    backend_ = std::move(*made);
-  }
-  /// In memory that host and device share, zeros.
-  Tensor make(DType dtype, Shape shape) {
-    auto buffer =
-        backend_->allocate_buffer(static_cast<Bytes>(shape.elements() * dtype_bytes(dtype)), Placement::kShared);
-    if (!buffer) std::abort();
-    buffers_.push_back(std::move(*buffer));
-    return make_tensor(buffers_.back()->data(), dtype, shape);
-  }
   Tensor random(Shape shape) {
     const Tensor x = make(DType::f32, shape);
     fill(x);
@@ -67,7 +51,6 @@ class CudaCaches : public testing::TestWithParam<DType> {
     for (const Sequence& sequence : sequences) batch.tokens += sequence.tokens;
     return batch;
   }
-  void wait() { ASSERT_TRUE(backend_->synchronize().has_value()); }
   static void expect_near(const Tensor& got, const Tensor& want, double part) {
     ASSERT_EQ(got.shape, want.shape);
     double largest = 0, worst = 0;
@@ -80,12 +63,6 @@ class CudaCaches : public testing::TestWithParam<DType> {
     EXPECT_GT(largest, 0);
     EXPECT_LE(worst, part * largest);
   }
-
-  std::unique_ptr<Backend> backend_;
-
- private:
-  std::vector<std::unique_ptr<Buffer>> buffers_;
-  std::mt19937 random_{11};
 };
 
 INSTANTIATE_TEST_SUITE_P(EightBits, CudaCaches, testing::Values(DType::f8e4m3, DType::i8),

@@ -65,6 +65,13 @@ TEST(Formats, NativeBytesAreThoseOfEveryCheckpoint) {
   EXPECT_GE(seen, 60);
 }
 
+double bytes_a_token(const ShareCache& cache) {
+  double sum = 0;
+  for (const ShareCache::Growth& growth : cache.growing)
+    sum += growth.row_bytes_before.back() / static_cast<double>(growth.ratio);
+  return sum;
+}
+
 /// Our format that a figure's key speaks of.
 const char* format_of(const std::string& key) {
   static const std::map<std::string, const char*> names = {{"16bit", "bf16"},
@@ -92,10 +99,7 @@ TEST(Formats, CacheBytesAreTheFactsOfEveryModel) {
       ASSERT_TRUE(kv.has_value());
       const auto cache = model->share_cache({}, **kv);
       ASSERT_TRUE(cache.has_value());
-      double per_token = 0;
-      for (const ShareCache::Growth& growth : (*cache)->growing)
-        per_token += growth.row_bytes_before.back() / static_cast<double>(growth.ratio);
-      EXPECT_DOUBLE_EQ(per_token, figure.bytes) << entry.id << " " << figure.key;
+      EXPECT_DOUBLE_EQ(bytes_a_token(**cache), figure.bytes) << entry.id << " " << figure.key;
       ++figures;
     }
   }
@@ -117,12 +121,9 @@ TEST(Formats, Int8CachesAreAsTheEngineHasThem) {
     ASSERT_TRUE(kv.has_value());
     const auto cache = model->share_cache({}, **kv);
     ASSERT_TRUE(cache.has_value());
-    double per_token = 0, allocated = 0;
-    for (const ShareCache::Growth& growth : (*cache)->growing)
-      per_token += growth.row_bytes_before.back() / static_cast<double>(growth.ratio);
-    allocated = static_cast<double>(model->whole().cache().bytes(1, 64, DType::i8)) / 64;
-    EXPECT_DOUBLE_EQ(per_token, known.bytes) << known.model;
-    EXPECT_DOUBLE_EQ(per_token, allocated) << known.model;
+    const double allocated = static_cast<double>(model->whole().cache().bytes(1, 64, DType::i8)) / 64;
+    EXPECT_DOUBLE_EQ(bytes_a_token(**cache), known.bytes) << known.model;
+    EXPECT_DOUBLE_EQ(bytes_a_token(**cache), allocated) << known.model;
   }
 }
 
@@ -135,10 +136,9 @@ TEST(Formats, Fp8CachesAreAsTheEngineHasThem) {
     ASSERT_TRUE(kv.has_value());
     const auto cache = model->share_cache({}, **kv);
     ASSERT_TRUE(cache.has_value());
-    double per_token = 0;
-    for (const ShareCache::Growth& growth : (*cache)->growing)
-      per_token += growth.row_bytes_before.back() / static_cast<double>(growth.ratio);
-    EXPECT_DOUBLE_EQ(per_token, static_cast<double>(model->whole().cache().bytes(1, 64, DType::f8e4m3)) / 64) << name;
+    EXPECT_DOUBLE_EQ(bytes_a_token(**cache),
+                     static_cast<double>(model->whole().cache().bytes(1, 64, DType::f8e4m3)) / 64)
+        << name;
   }
   EXPECT_NE(*find_kv_format("fp8"), *find_kv_format("fp8", true));
   EXPECT_EQ(*find_kv_format("bf16"), *find_kv_format("bf16", true));
