@@ -261,9 +261,9 @@ TEST_F(CudaDecoding, ExpertsAreChosenAndSummedOnTheWay) {
           down.push_back(weight(hidden, kInner));
     const Weight router = weight(kExperts, hidden), shared_gate = weight(shared, hidden),
                  shared_up = weight(shared, hidden), shared_down = weight(hidden, shared);
-    for (const std::int64_t tokens : {1, 2}) {
+    for (const std::int64_t tokens : {1, 2, 3, 9, 32, 40}) {
       const Tensor from = random(DType::f32, {tokens, hidden}), norm = random(DType::f32, {hidden});
-      Tensor out[2], indices[2], weights[2], normed[2];
+      Tensor out[2], indices[2], weights[2], normed[2], behind[2];
       for (int apart = 0; apart < 2; ++apart) {
         Ops& ops = backend_->ops();
         const auto pause = [&] {
@@ -302,11 +302,16 @@ TEST_F(CudaDecoding, ExpertsAreChosenAndSummedOnTheWay) {
                      .accumulate = true});
         pause();
         ops.add({.a = out[apart], .b = from, .out = out[apart]});
+        pause();
+        behind[apart] = make(DType::f32, {tokens, hidden});
+        ops.rms_norm({.x = out[apart], .weight = norm, .eps = 1e-6, .out = behind[apart]});
         wait();
       }
+      SCOPED_TRACE(testing::Message() << hidden << " columns, " << tokens << " tokens");
       expect_near(normed[0], normed[1], 1e-5);
       EXPECT_TRUE(same_bits(indices[0], indices[1]));
       expect_near(weights[0], weights[1], 1e-3);
+      expect_near(behind[0], behind[1], 1e-3);
       expect_near(out[0], out[1], 1e-3);  // products of one token: two bf16 halves of x, or f32 itself
     }
   }

@@ -25,6 +25,7 @@ struct AttentionView {
   int tile_heads = 1, tile_tokens = 1, pieces = 1, tiles = 0, column_pieces = 1, parts = 1;
   std::byte* rounded_out = nullptr;  // [tokens, heads, dv], out once more for the product that comes next, or null
   DType rounded_type = DType::bf16;  // or f16
+  bool fresh_rows = false;       // rows of the caches were made in this pass (widened), not in earlier ones
   bool clustered = false;        // the parts of a tile are a cluster, which joins them
   float* part_out = nullptr;     // [parts, tokens, heads, dv], relative to the part's own largest score
   float* part_state = nullptr;   // [parts, tokens, heads, 2]: that score and the sum of exponentials

@@ -63,6 +63,14 @@ class Widening {
   int parts_ = 0;
 };
 
+/// Joins the parts that keys were cut into, if they were.
+void join_attention(Context& context, const AttentionView& view);
+/// attention_leave.cu: that and the product by head that follows latent attention of some tokens, in one launch.
+struct Product;
+bool can_leave(const Context& context, const AttentionView& view);
+bool can_leave(const AttentionView& view, const Product& product);
+void launch_leave(Context& context, const AttentionView& view, const Product& product);
+
 /// attention_absorbed.cu: that of one token, with what waiting.cuh has of it.
 struct FreshLatents;
 bool can_absorb(Context& context, const tensor::AttentionArgs& args, const AttentionView& view);

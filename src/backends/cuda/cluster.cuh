@@ -51,6 +51,13 @@ __device__ inline void store_in_block(unsigned at, int rank, float first, float 
 #endif
 }
 
+/// 16 bytes to where `at` is in the shared memory of block `rank` of the cluster.
+__device__ inline void send_16(unsigned at, unsigned rank, const uint4& v) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address_in(at, rank)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#endif
+}
+
 /// A launch with clusters of `cluster` blocks, early as launch_early's. Attributes of the kernel (shared memory) are set.
 struct ClusterLaunch {
   cudaLaunchConfig_t config{};

@@ -61,7 +61,8 @@ struct Context {
   int compute_capability = 0;    // 90 for Hopper
   std::size_t shared_bytes = 0;  // that a block may ask for
   cudaStream_t stream = nullptr;
-  Workspace workspace;  // each op calls reset() first
+  Workspace workspace;           // each op calls reset() first
+  unsigned* arrivals = nullptr;  // a count that is 0 between launches
   RoundedActivations rounded;
   std::byte* rounded_data = nullptr;  // kRoundedBytes of them, beside the workspace
   DType product_type =

@@ -200,7 +200,9 @@ class CudaBackend final : public tensor::Backend {
     FATHOM_TRY(workspace_, CudaBuffer::make(kWorkspaceBytes, Memory::kDevice));
     context_.blas = blas_.get();
     context_.rounded_data = workspace_->data();
-    context_.workspace = Workspace(workspace_->data() + kRoundedBytes, workspace_->bytes() - kRoundedBytes);
+    constexpr Bytes kArrivals = 256;  // zero, as the whole buffer is
+    context_.workspace = Workspace(workspace_->data() + kRoundedBytes, workspace_->bytes() - kRoundedBytes - kArrivals);
+    context_.arrivals = reinterpret_cast<unsigned*>(workspace_->data() + workspace_->bytes() - kArrivals);
     activations_.use_heap(
         {.take = [](void* blocks, std::uint64_t bytes) { return static_cast<SharedBlocks*>(blocks)->take(bytes); },
          .give_back = [](void* blocks, void* memory) { static_cast<SharedBlocks*>(blocks)->give_back(memory); },

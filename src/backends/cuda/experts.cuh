@@ -5,6 +5,7 @@
 
 #include "backends/cuda/device_math.cuh"
 #include "backends/cuda/launch.cuh"
+#include "tensor/ops.h"
 
 namespace fathom::cuda {
 
@@ -243,7 +244,12 @@ struct CombineView {
   int top_k = 1;
   bool accumulate = false;
   bool fours = false;                // columns come in fours, at multiples of 16 bytes
+  const float* added = nullptr;      // [tokens, h] that is added last
+  std::int64_t added_stride = 0;
 };
+void launch_combine(Context& context, const CombineView& view);
+/// That and the norm of what comes out, in one launch. False: nothing was launched.
+bool combine_and_norm(Context& context, const CombineView& view, const tensor::RmsNormArgs& norm);
 
 inline constexpr int kCombineThreads = 256, kCombineColumns = 1024;  // columns: of a block; twice as many of y16
 

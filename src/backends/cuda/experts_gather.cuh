@@ -1,7 +1,9 @@
 // Hits found before the products of experts, and added up behind them. For ops_experts.cu alone, which launches both: a kernel that is no
 // template is compiled wherever its header is read.
 #pragma once
+#include "backends/cuda/any_float.cuh"
 #include "backends/cuda/experts.cuh"
+#include "backends/cuda/mma.cuh"
 
 namespace fathom::cuda {
 
@@ -78,30 +80,16 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
   }
 }
 
-/// Eight columns of a token: sum += weights · y16.
-__device__ inline void combine_eight(const CombineView& view, const std::int32_t* hits, const float* weights, int count, std::int64_t column, float* out) {
-  const std::int64_t h = view.out.dims[1];
-  float sum[8];
-#pragma unroll
-  for (int j = 0; j < 8; j += 4) *reinterpret_cast<float4*>(sum + j) = view.accumulate ? *reinterpret_cast<const float4*>(out + column + j) : make_float4(0, 0, 0, 0);
-#pragma unroll 8
-  for (int i = 0; i < count; ++i) {
-    const uint4 y = *reinterpret_cast<const uint4*>(view.y16 + hits[i] * h + column);
-    const unsigned twos[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sum[2 * j] += weights[i] * __uint_as_float(twos[j] << 16), sum[2 * j + 1] += weights[i] * __uint_as_float(twos[j] & 0xffff0000u);
-  }
-#pragma unroll
-  for (int j = 0; j < 8; j += 4) *reinterpret_cast<float4*>(out + column + j) = *reinterpret_cast<const float4*>(sum + j);
-}
+__device__ inline float4 plus_four(const float4& a, const float4& b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-/// out[token] (+)= the sum of weight · y over its hits, experts ascending. Grid: tokens, blocks of columns.
-static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __grid_constant__ CombineView view) {
+/// A token's hits in their order, and what they weigh.
+struct HitsOfToken {
+  std::int32_t hits[kMostChoices];
+  float weights[kMostChoices];
+};
+/// By the whole block, which has to wait for each other then; how many there are.
+__device__ inline int find_hits(const CombineView& view, std::int64_t token, HitsOfToken& found) {
   static_assert(kMostChoices == 2 * kWarp);
-  after_previous();
-  __shared__ std::int32_t hits[kMostChoices];
-  __shared__ float weights[kMostChoices];
-  const std::int64_t token = blockIdx.x;
   const int own = static_cast<int>(threadIdx.x), lane = own % kWarp;
   // Hits are numbered by expert, then token, then slot: the order of a token's hits is that of their numbers. Every warp finds it.
   std::int32_t hit[2];
@@ -122,33 +110,98 @@ static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __g
   if (own < kWarp) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      if (hit[half] >= 0) hits[rank[half]] = hit[half], weights[rank[half]] = weight[half];
+      if (hit[half] >= 0) found.hits[rank[half]] = hit[half], found.weights[rank[half]] = weight[half];
   }
+  return count;
+}
+
+/// Four columns of a token from `column` on: what is there or 0, its hits, what is added last.
+__device__ inline float4 combine_four(const CombineView& view, const HitsOfToken& found, int count, std::int64_t token, std::int64_t column) {
+  const std::int64_t h = view.out.dims[1];
+  const float4 added = view.added != nullptr ? *reinterpret_cast<const float4*>(view.added + token * view.added_stride + column) : make_float4(0, 0, 0, 0);
+  float4 sum = view.accumulate ? *reinterpret_cast<const float4*>(view.out.at(token) + column) : make_float4(0, 0, 0, 0);
+#pragma unroll 8
+  for (int i = 0; i < count; ++i) {
+    const float4 y = *reinterpret_cast<const float4*>(view.y + found.hits[i] * h + column);
+    const float weight = found.weights[i];
+    sum.x += weight * y.x, sum.y += weight * y.y, sum.z += weight * y.z, sum.w += weight * y.w;
+  }
+  return view.added != nullptr ? plus_four(sum, added) : sum;
+}
+
+/// Eight columns of a token: sum += weights · y16.
+__device__ inline void combine_eight(const CombineView& view, const std::int32_t* hits, const float* weights, int count, std::int64_t column, float* out) {
+  const std::int64_t h = view.out.dims[1];
+  float sum[8];
+#pragma unroll
+  for (int j = 0; j < 8; j += 4) *reinterpret_cast<float4*>(sum + j) = view.accumulate ? *reinterpret_cast<const float4*>(out + column + j) : make_float4(0, 0, 0, 0);
+#pragma unroll 8
+  for (int i = 0; i < count; ++i) {
+    const uint4 y = *reinterpret_cast<const uint4*>(view.y16 + hits[i] * h + column);
+    const unsigned twos[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum[2 * j] += weights[i] * __uint_as_float(twos[j] << 16), sum[2 * j + 1] += weights[i] * __uint_as_float(twos[j] & 0xffff0000u);
+  }
+#pragma unroll
+  for (int j = 0; j < 8; j += 4) *reinterpret_cast<float4*>(out + column + j) = *reinterpret_cast<const float4*>(sum + j);
+}
+
+/// out[token] (+)= the sum of weight · y over its hits, experts ascending. Grid: tokens, blocks of columns.
+static __global__ void __launch_bounds__(kCombineThreads) combine_hits(const __grid_constant__ CombineView view) {
+  after_previous();
+  __shared__ HitsOfToken found;
+  const std::int64_t token = blockIdx.x;
+  const int own = static_cast<int>(threadIdx.x), count = find_hits(view, token, found);
   __syncthreads();
   const int columns = view.y16 != nullptr ? 2 * kCombineColumns : kCombineColumns;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * columns, h = view.out.dims[1], last = min(first + columns, h);
   float* out = view.out.at(token);
   if (view.y16 != nullptr && view.fours && h % 8 == 0) {
-    if (first + 8 * own < last) combine_eight(view, hits, weights, count, first + 8 * own, out);
+    if (first + 8 * own < last) combine_eight(view, found.hits, found.weights, count, first + 8 * own, out);
     return;
   }
   if (view.fours && view.y16 == nullptr) {
-    const std::int64_t column = first + 4 * own;
-    if (column >= last) return;
-    float4 sum = view.accumulate ? *reinterpret_cast<const float4*>(out + column) : make_float4(0, 0, 0, 0);
-#pragma unroll 8
-    for (int i = 0; i < count; ++i) {
-      const float4 y = *reinterpret_cast<const float4*>(view.y + hits[i] * h + column);
-      sum.x += weights[i] * y.x, sum.y += weights[i] * y.y, sum.z += weights[i] * y.z, sum.w += weights[i] * y.w;
-    }
-    *reinterpret_cast<float4*>(out + column) = sum;
+    if (const std::int64_t column = first + 4 * own; column < last) *reinterpret_cast<float4*>(out + column) = combine_four(view, found, count, token, column);
     return;
   }
   for (std::int64_t column = first + own; column < last; column += kCombineThreads) {
     float sum = view.accumulate ? out[column] : 0.0f;
 #pragma unroll 8
-    for (int i = 0; i < count; ++i) sum += weights[i] * (view.y16 != nullptr ? __bfloat162float(view.y16[hits[i] * h + column]) : view.y[hits[i] * h + column]);
+    for (int i = 0; i < count; ++i) sum += found.weights[i] * (view.y16 != nullptr ? __bfloat162float(view.y16[found.hits[i] * h + column]) : view.y[found.hits[i] * h + column]);
     out[column] = sum;
+  }
+}
+
+constexpr int kCombineNormThreads = 512;
+
+/// The same of f32 results in fours, and the norm of the row, which comes once more in a product's type. Grid: tokens; a thread's kFours of four
+/// columns stay in registers.
+template <class T, int kFours>
+__global__ void __launch_bounds__(kCombineNormThreads) combine_and_norm_kernel(const __grid_constant__ CombineView view, FloatVector weight, float eps, float* normed, T* rounded) {
+  after_previous();
+  __shared__ HitsOfToken found;
+  __shared__ BlockRoom room;
+  const std::int64_t token = blockIdx.x;
+  const int h = static_cast<int>(view.out.dims[1]), count = find_hits(view, token, found);
+  __syncthreads();
+  float4 kept[kFours];
+  float squares = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kFours; ++k) {
+    const int at = 4 * (static_cast<int>(threadIdx.x) + k * kCombineNormThreads);
+    if (at >= h) break;
+    const float4 v = kept[k] = combine_four(view, found, count, token, at);
+    *reinterpret_cast<float4*>(view.out.at(token) + at) = v;
+    squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+  }
+  const float scale = 1.0f / sqrtf(block_sum(squares, room) / static_cast<float>(h) + eps);
+#pragma unroll
+  for (int k = 0; k < kFours; ++k) {
+    const int at = 4 * (static_cast<int>(threadIdx.x) + k * kCombineNormThreads);
+    if (at >= h) break;
+    const float4 v = make_float4(kept[k].x * scale * weight[at], kept[k].y * scale * weight[at + 1], kept[k].z * scale * weight[at + 2], kept[k].w * scale * weight[at + 3]);
+    *reinterpret_cast<float4*>(normed + token * h + at) = v;
+    *reinterpret_cast<uint2*>(rounded + token * h + at) = make_uint2(pack_two<T>(v.x, v.y), pack_two<T>(v.z, v.w));
   }
 }
 

@@ -70,11 +70,12 @@ __device__ inline void mix_latents(unsigned weights, unsigned tile, LatentState<
 /// Grid: sequences (of one token each), groups of 16 heads, parts.
 template <class T, int kWidth, int kValues>
 __global__ void __launch_bounds__(kSharedThreads) attend_latents_mma(const __grid_constant__ AttentionView view) {
-  after_previous();
   extern __shared__ __align__(128) unsigned char latent_tiles[];
   __shared__ float most[kSharedWarps][kSharedHeads];
+  let_next_start();
+  if (view.fresh_rows) wait_for_previous();  // the table is one of this pass
   const SequenceRow sequence = sequence_row(view.table, blockIdx.x);
-  if (sequence.tokens == 0) return;
+  if (sequence.tokens == 0) return wait_for_previous();
   constexpr unsigned kStage = kSharedKeys * kWidth * 2;
   const unsigned stages = shared_address(latent_tiles), queries = stages + kSharedStages * kStage, weights = queries + kSharedHeads * kWidth * 2;
   unsigned char* const weights_room = latent_tiles + kSharedStages * kStage + kSharedHeads * kWidth * 2;
@@ -85,10 +86,16 @@ __global__ void __launch_bounds__(kSharedThreads) attend_latents_mma(const __gri
   const std::int64_t all = max(names.end - names.first, 0);
   const int from = names.first + static_cast<int>(all * part / view.parts), to = names.first + static_cast<int>(all * (part + 1) / view.parts);
 
-  copy_latents<T, kWidth>(segment, base, from, to, stages);
-  commit_copies();
-  copy_latents<T, kWidth>(segment, base, from + kSharedKeys, to, stages + kStage);
-  commit_copies();
+  const auto begin_keys = [&] {
+    copy_latents<T, kWidth>(segment, base, from, to, stages);
+    commit_copies();
+    copy_latents<T, kWidth>(segment, base, from + kSharedKeys, to, stages + kStage);
+    commit_copies();
+  };
+  const bool earlier = !view.fresh_rows && segment.kind == tensor::KvSegment::Kind::kCache && min(to, from + kSharedStages * kSharedKeys) <= sequence.past;  // keys of earlier passes
+  if (earlier) begin_keys();
+  wait_for_previous();
+  if (!earlier) begin_keys();
 #pragma unroll
   for (int i = 0; i < (kSharedHeads * kWidth / 8 + kSharedThreads - 1) / kSharedThreads; ++i) {
     const int item = i * kSharedThreads + static_cast<int>(threadIdx.x);

@@ -54,8 +54,8 @@ bool can_route_beside(const Together& all) {
   return p.weight.format == WeightFormat::bf16 && p.tokens == 1 && p.groups == 1 && all.norm.from == nullptr && !all.gated;
 }
 
-void launch_together(Context& context, const Together& all, const RouteView* route) {
-  if (all.products[0].tokens > kFewTokens) return launch_some(context, all, route);
+void launch_together(Context& context, const Together& all, const RouteView* route, const GatherView* gather) {
+  if (all.products[0].tokens > kFewTokens) return launch_some(context, all, route, gather);
   if (can_stream(context, all)) return launch_stream(context, all);
   // One token's products wait for memory alone, unless their warps also norm x and gate.
   const bool busy = all.products[0].tokens > 1 || (all.gated && all.norm.from != nullptr && all.count == 2);

@@ -9,8 +9,7 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr Bytes kBeside = kRoundedBytes / 2;
-constexpr std::int64_t kMostElements = std::int64_t{1} << 23;  // of a weight: cuBLASLt is as fast with large ones, or faster
-
+[[maybe_unused]] constexpr std::int64_t kMostElements = std::int64_t{1} << 23;  // of a weight: cuBLASLt is as fast with large ones, or faster
 
 /// Rows by sixteens of which the second eight lie `mate` bytes behind the first, as boxes of 8 × 16 rows and 64 columns.
 bool describe_weights(CUtensorMap& map, const Product& p, const std::byte* data, std::int64_t mate) {
@@ -31,7 +30,18 @@ bool describe_x(CUtensorMap& map, const Product& p, const std::byte* x) {
                         CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
-/// The maps and the tiles of all products.
+/// Tiles of all products, and how many blocks share one.
+void divide(const Context& context, SomeView& view) {
+  const Together& all = view.all;
+  view.tiles = all.gated ? static_cast<int>(divide_up(all.products[0].rows, kSomeRows)) : 0;
+  for (int i = all.gated ? 2 : 0; i < all.count; ++i) {
+    view.first_tile[i] = view.tiles;
+    view.tiles += static_cast<int>(divide_up(all.products[i].rows, 2 * kSomeRows));
+  }
+  while (view.split < kMostSomeSplit && 4 * view.split * view.tiles <= context.multiprocessors && view.depths >= 4 * view.split) view.split *= 2;
+}
+
+/// The maps of all products.
 void describe(SomeView& view) {
   Together& all = view.all;
   const Product &gate = all.products[0], &up = all.products[1];
@@ -40,26 +50,20 @@ void describe(SomeView& view) {
     const std::int64_t mate = weights_of(up) - weights_of(gate);
     view.up_first = mate < 0;
     described = describe_weights(view.weights[0], gate, mate < 0 ? weights_of(up) : weights_of(gate), std::abs(mate));
-    view.tiles = static_cast<int>(divide_up(gate.rows, kSomeRows));
-  } else {
-    for (int i = 0; i < all.count; ++i) {
-      const Product& p = all.products[i];
-      described = described && describe_weights(view.weights[i], p, weights_of(p), 0);
-      view.first_tile[i] = view.tiles;
-      view.tiles += static_cast<int>(divide_up(p.rows, 2 * kSomeRows));
-    }
   }
+  for (int i = all.gated ? 2 : 0; i < all.count; ++i) described = described && describe_weights(view.weights[i], all.products[i], weights_of(all.products[i]), 0);
   FATHOM_CHECK(described, "weights that the copy engine does not take");
 }
+
+/// Bytes of shared memory that choosing, and finding the hits of `here` experts behind it, takes.
+std::size_t route_room(const RouteView& route, int here) { return std::max(route_bytes(route), gather_bytes(here, kSomeTokens * route.top_k)); }
 
 template <class T>
 void launch(Context& context, SomeView& view) {
   auto* kernel = &multiply_some<T>;
-  const std::size_t shared = kSomeBytes + (view.route_tokens > 0 ? route_bytes(view.route) : 0);
+  const std::size_t shared = kSomeBytes + (view.route_tokens > 0 ? route_room(view.route, view.gather.here) : 0);
   context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(context.shared_bytes)));
-  const int pairs = context.multiprocessors / 2;
-  while (view.split < kMostSomeSplit && 2 * view.split * view.tiles <= pairs && view.depths >= 4 * view.split) view.split *= 2;
-  const int clusters = view.split == 1 ? std::min(view.tiles, pairs) : view.tiles;
+  const int clusters = view.split == 1 ? std::min(view.tiles, context.multiprocessors / 2) : view.tiles;
   const auto blocks = static_cast<unsigned>(2 * view.split);
   ClusterLaunch launch(context, dim3(blocks * static_cast<unsigned>(clusters)), dim3(kSomeThreads), shared, dim3(blocks));
   launch.go(context, kernel, view);
@@ -79,17 +83,19 @@ bool can_use_some([[maybe_unused]] const Context& context, [[maybe_unused]] cons
 #endif
 }
 
-bool can_route_beside_some(const Context& context, const RouteView& route) { return kSomeBytes + route_bytes(route) <= context.shared_bytes; }
+bool can_route_beside_some(const Context& context, const RouteView& route, int here) { return kSomeBytes + route_room(route, here) <= context.shared_bytes; }
 
-void launch_some(Context& context, const Together& all, const RouteView* route) {
+void launch_some(Context& context, const Together& all, const RouteView* route, const GatherView* gather) {
   const Product& p = all.products[0];
   SomeView view{};
   view.all = all;
   view.depths = static_cast<int>(divide_up(p.weight.cols, kSomeDepth));
-  view.early = all.gated || p.added != nullptr;  // what reads much through the first cache must not begin before this launch leaves its shared memory
+  view.early = all.gated || all.count > 1 || p.added != nullptr;  // what reads much through the first cache must not begin before this launch leaves its shared memory
   if (route != nullptr) view.route = *route, view.route_tokens = static_cast<int>(p.tokens);
+  if (gather != nullptr) view.gather = *gather, view.arrivals = context.arrivals;
   const std::byte* x = rounded_rows(context, p);
   FATHOM_CHECK(describe_x(view.x, p, x), "rows that the copy engine does not take");
+  divide(context, view);
   describe(view);
   if (all.gated && 2 * p.tokens * p.rows <= static_cast<std::int64_t>(kBeside) && p.out_stride == p.rows) {
     const bool beside = context.rounded.beside;  // where x is

@@ -10,6 +10,7 @@
 // Of a gate and its up, rows come eight by eight in turn: a thread has both of a pair. A last warp chooses experts meanwhile, if the launch is asked to.
 #pragma once
 #include "backends/cuda/codes_mma.cuh"
+#include "backends/cuda/gather_warp.cuh"
 #include "backends/cuda/launch.cuh"
 #include "backends/cuda/product.cuh"
 #include "backends/cuda/route.cuh"
@@ -18,7 +19,7 @@ namespace fathom::cuda {
 
 inline constexpr int kSomeTokens = 32, kSomeRows = 128, kSomeDepth = 64;  // a block's; a step's columns
 inline constexpr unsigned kSomeWeightBytes = kSomeRows * kSomeDepth * 2, kSomeXBytes = kSomeTokens * kSomeDepth * 2, kSomeStage = kSomeWeightBytes + kSomeXBytes;
-inline constexpr unsigned kSomeStages = 11, kSomeBytes = 1024 + kSomeStages * (kSomeStage + 16);
+inline constexpr unsigned kSomeStages = 7, kSomeBytes = 1024 + kSomeStages * (kSomeStage + 16) + kSomeRows * kSomeTokens * 4;
 inline constexpr int kSomeMultiply = 2 * 128, kSomeThreads = kSomeMultiply + 2 * kWarp, kSomeWarps = kSomeMultiply / kWarp;
 inline constexpr int kSomeFours = kSomeRows * kSomeTokens / 4;  // sums of a block's tile, by fours
 inline constexpr int kMostSomeSplit = 4;
@@ -35,6 +36,8 @@ struct SomeView {
   std::byte* rounded = nullptr;         // gated: [tokens, rows] once more, in the weights' type
   RouteView route;                      // of tokens that the products do not wait for
   int route_tokens = 0;
+  GatherView gather;                    // of what they chose; pairs 0: none
+  unsigned* arrivals = nullptr;         // 0 before and after
 };
 
 #if defined(FATHOM_WGMMA_HERE)
@@ -63,10 +66,12 @@ __device__ inline void copy_box_to(unsigned blocks, unsigned to, const CUtensorM
 
 __device__ inline int product_of_tile(const SomeView& view, int tile) {
   int product = 0;
-  if (!view.all.gated)
-    while (product + 1 < view.all.count && tile >= view.first_tile[product + 1]) ++product;
+  if (view.all.gated) return view.all.count == 3 && tile >= view.first_tile[2] ? 2 : 0;
+  while (product + 1 < view.all.count && tile >= view.first_tile[product + 1]) ++product;
   return product;
 }
+/// Whether a product's rows are a gate's and an up's in turn.
+__device__ inline bool is_gated(const SomeView& view, int product) { return view.all.gated && product == 0; }
 
 /// What a block has to do: some steps of each of the cluster's tiles.
 struct SomeShare {
@@ -86,6 +91,7 @@ struct SomeRoom {
   __device__ unsigned stage(unsigned i) const { return at + i * kSomeStage; }
   __device__ unsigned full(unsigned i) const { return at + kSomeStages * kSomeStage + 8 * i; }
   __device__ unsigned empty(unsigned i) const { return at + kSomeStages * kSomeStage + 8 * (kSomeStages + i); }
+  __device__ unsigned sums() const { return at + kSomeStages * (kSomeStage + 16); }  // [4, kSomeMultiply] of four
 };
 
 /// One thread: all steps of the block.
@@ -113,87 +119,150 @@ __device__ inline void read_some(const SomeView& view, const SomeRoom& room) {
   }
 }
 
-/// What becomes of four sums of a tile, those that thread `thread` has of tokens 8 · eight …: rows r and r + 8 of the tile, two tokens.
+/// Which outputs four sums of a tile are, those that thread `thread` has of tokens 8 · eight …: rows `row` and 8 further (gated: of gate and up), two
+/// tokens.
+struct FourSums {
+  int product, token;
+  std::int64_t row;
+  __device__ FourSums(const SomeView& view, int tile, int half, int thread, int eight) {
+    const int lane = thread % kWarp;
+    product = product_of_tile(view, tile), token = 8 * eight + 2 * (lane % 4);
+    row = ((tile - view.first_tile[product]) * 16 + half * 8 + thread / kWarp) * (is_gated(view, product) ? 8 : 16) + lane / 4;
+  }
+};
+
+/// What is added to four sums; nothing to those of a gate.
+__device__ inline float4 added_to_some(const SomeView& view, const FourSums& at) {
+  const Product& p = view.all.products[at.product];
+  const bool any = p.added != nullptr && !is_gated(view, at.product);
+  const auto added = [&](std::int64_t t, std::int64_t row) { return any && t < p.tokens && row < p.rows ? p.added[t * p.added_stride + row] : 0.0f; };
+  return make_float4(added(at.token, at.row), added(at.token + 1, at.row), added(at.token, at.row + 8), added(at.token + 1, at.row + 8));
+}
+
+/// What becomes of four sums, to which what is added to them has been. Loops stay loops: a block runs through this once, and code that it has not run
+/// before takes longer to come than to run.
 template <class T>
-__device__ inline void finish_some(const SomeView& view, int tile, int half, int thread, int eight, const float4& sums) {
-  const int lane = thread % kWarp, token = 8 * eight + 2 * (lane % 4), number = product_of_tile(view, tile);
-  const std::int64_t sixteen = (tile - view.first_tile[number]) * 16 + half * 8 + thread / kWarp;
-  const Product& p = view.all.products[number];
-  const float first[2] = {sums.x, sums.y}, second[2] = {sums.z, sums.w};
-#pragma unroll
+__device__ inline void finish_some(const SomeView& view, const FourSums& at, const float4& sums) {
+  const Product& p = view.all.products[at.product];
+  const bool gate = is_gated(view, at.product);
+#pragma unroll 1
   for (int i = 0; i < 2; ++i) {
-    const std::int64_t t = token + i;
-    if (t >= p.tokens) break;
-    if (!view.all.gated) {
-      const std::int64_t row = sixteen * 16 + lane / 4;
-      if (row < p.rows) store(p, t, 0, row, first[i]);
-      if (row + 8 < p.rows) store(p, t, 0, row + 8, second[i]);
+    const std::int64_t t = at.token + i, row = at.row;
+    if (t >= p.tokens || row >= p.rows) break;
+    const float first = i == 0 ? sums.x : sums.y, second = i == 0 ? sums.z : sums.w;
+    if (!gate) {
+#pragma unroll 1
+      for (int eight = 0; eight < 2; ++eight) {
+        const std::int64_t r = row + 8 * eight;
+        if (r >= p.rows) break;
+        float* out = p.out + t * p.out_stride + r;
+        const float value = (eight == 0 ? first : second) + element_of(p.bias, p.bias_type, r);
+        *out = p.accumulate ? value + *out : value;
+      }
       continue;
     }
-    const std::int64_t row = sixteen * 8 + lane / 4;
-    if (row >= p.rows) break;
     const Product& up_of = view.all.products[1];
-    const float gate = finished(p, t, 0, row, view.up_first ? second[i] : first[i]), up = finished(up_of, t, 0, row, view.up_first ? first[i] : second[i]);
-    const float value = gated(gate, up, view.all.limit);
+    const float from_gate = (view.up_first ? second : first) + element_of(p.bias, p.bias_type, row), up = (view.up_first ? first : second) + element_of(up_of.bias, up_of.bias_type, row);
+    const float value = gated(from_gate, up, view.all.limit);
     p.out[t * p.out_stride + row] = value;
     up_of.out[t * up_of.out_stride + row] = up;
     if (view.rounded != nullptr) reinterpret_cast<T*>(view.rounded)[t * p.rows + row] = from_float<T>(value);
   }
 }
+__device__ inline float4 sum_of(const float4& a, const float4& b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
-/// Two warpgroups: all steps of the block. Where a tile is shared, sums stay at the room's beginning: [4, kSomeMultiply] of four.
+__device__ inline void store_four(unsigned at, const float4& v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
+__device__ inline float4 load_four_of(unsigned at, int rank) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address_in(at, static_cast<unsigned>(rank))) : "memory");
+  return v;
+}
+
+/// The four that thread `thread` finishes first, and every kSomeMultiply further, of its block's part of a tile.
+__device__ inline int first_four(const SomeView& view, const SomeShare& share) { return kSomeFours * share.part / view.split + static_cast<int>(threadIdx.x); }
+__device__ inline FourSums place_of(const SomeView& view, const SomeShare& share, int tile, int four) { return {view, tile, share.half, four % kSomeMultiply, four / kSomeMultiply}; }
+
+/// Two warpgroups, when all blocks that share the tile have their sums: adds up the block's part of them. `added`: to the first four, if it was read before.
+template <class T>
+__device__ inline void finish_tile(const SomeView& view, const SomeRoom& room, int tile, const float4* added) {
+  const SomeShare share(view);
+  const int first = first_four(view, share), last = kSomeFours * (share.part + 1) / view.split;
+#pragma unroll 1
+  for (int four = first; four < last; four += kSomeMultiply) {
+    float4 sums = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int part = 0; part < kMostSomeSplit; ++part)
+      if (part < view.split) sums = sum_of(sums, load_four_of(room.sums() + 16 * static_cast<unsigned>(four), 2 * part + share.half));
+    const FourSums at = place_of(view, share, tile, four);
+    const float4 more = added != nullptr && four == first ? *added : added_to_some(view, at);
+    finish_some<T>(view, at, sum_of(sums, more));
+  }
+}
+
+/// Two warpgroups: all steps of the block, and what becomes of its sums where it shares no tile; else they are left in the room, for all to read.
 template <class T>
 __device__ inline void multiply_steps(const SomeView& view, const SomeRoom& room) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
   const SomeShare share(view);
   const unsigned rows = static_cast<unsigned>(thread / kGroupOfWarps) * (kSomeWeightBytes / 2);
+  const auto give_back = [&](unsigned stage) {
+    __syncwarp();
+    if (lane < 2) arrive_in(room.empty(stage), static_cast<unsigned>(2 * share.part + lane));
+  };
   unsigned stage = 0, phase = 0;
 #pragma unroll 1
   for (int tile = share.cluster; tile < view.tiles; tile += share.clusters) {
-    float sums[16];
+    // Four sums of every output, of columns in turn: a product that adds to what the one before it makes waits for it.
+    float sums[kSomeDepth / 16][16];
+    unsigned before = 0;
 #pragma unroll
-    for (float& sum : sums) sum = 0.0f;
+    for (auto& part : sums)
+#pragma unroll
+      for (float& sum : part) sum = 0.0f;
 #pragma unroll 1
     for (int step = 0; step < share.each; ++step) {
       wait_phase(room.full(stage), phase);
       const std::uint64_t a = by_rows(room.stage(stage) + rows), b = by_rows(room.stage(stage) + kSomeWeightBytes);
       begin_products();
 #pragma unroll
-      for (int k = 0; k < kSomeDepth / 16; ++k) multiply_32_by_rows<T>(sums, a + 2 * k, b + 2 * k, true);  // 32 bytes on
+      for (int k = 0; k < kSomeDepth / 16; ++k) multiply_32_by_rows<T>(sums[k], a + 2 * k, b + 2 * k, true);  // 32 bytes on
       commit_products();
-      wait_products<0>();
-      __syncwarp();
-      if (lane < 2) arrive_in(room.empty(stage), static_cast<unsigned>(2 * share.part + lane));
+      wait_products<1>();
+      if (step > 0) give_back(before);
+      before = stage;
       if (++stage == kSomeStages) stage = 0, phase ^= 1;
     }
-    if (view.split > 1) wait_at(1, kSomeMultiply);  // both have read what is there
+    wait_products<0>();
+    give_back(before);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float4 four = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
-      if (view.split == 1) finish_some<T>(view, tile, share.half, thread, i, four);
-      else asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(room.at + 16 * (i * kSomeMultiply + thread)), "f"(four.x), "f"(four.y), "f"(four.z), "f"(four.w) : "memory");
-    }
-  }
-}
-
-/// Two warpgroups, when all blocks of the cluster have their sums: adds up the block's part of them.
-template <class T>
-__device__ inline void join_some(const SomeView& view, const SomeRoom& room) {
-  const SomeShare share(view);
-  for (int four = kSomeFours * share.part / view.split + static_cast<int>(threadIdx.x); four < kSomeFours * (share.part + 1) / view.split; four += kSomeMultiply) {
-    float4 sums = make_float4(0, 0, 0, 0);
+      float4 four = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int part = 0; part < kMostSomeSplit; ++part) {
-      if (part >= view.split) break;
-      float4 v;
-      asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address_in(room.at + 16 * four, 2 * part + share.half)) : "memory");
-      sums.x += v.x, sums.y += v.y, sums.z += v.z, sums.w += v.w;
+      for (const auto& part : sums) four = sum_of(four, make_float4(part[4 * i], part[4 * i + 1], part[4 * i + 2], part[4 * i + 3]));
+      store_four(room.sums() + 16 * static_cast<unsigned>(i * kSomeMultiply + thread), four);
     }
-    finish_some<T>(view, share.cluster, share.half, four % kSomeMultiply, four / kSomeMultiply, sums);
+    if (view.split > 1) break;
+    wait_at(1, kSomeMultiply);
+    finish_tile<T>(view, room, tile, nullptr);
+    wait_at(1, kSomeMultiply);  // the sums have been read
   }
 }
 
 #endif  // FATHOM_WGMMA_HERE
+
+/// By the warps that choose, when they have: the last one finds the hits of all.
+__device__ inline void gather_behind(const SomeView& view, unsigned char* room) {
+  const unsigned warps = min(gridDim.x, static_cast<unsigned>(view.route_tokens));
+  __threadfence();
+  __syncwarp();
+  unsigned before = 0;
+  if (threadIdx.x % kWarp == 0) before = atomicInc(view.arrivals, warps - 1);  // and 0 again after the last
+  if (__shfl_sync(kAllLanes, before, 0) != warps - 1) return;
+  __threadfence();
+  gather_by_warp(view.gather, room);
+}
 
 /// Grid: clusters of 2 · split blocks, no more than there are tiles.
 template <class T>
@@ -207,8 +276,13 @@ __global__ void __launch_bounds__(kSomeThreads, 1) multiply_some(const __grid_co
   }
   sync_cluster();
   if (view.early) let_next_start();
+  float4 added = make_float4(0, 0, 0, 0);  // where a tile is shared, to what this thread finishes first: read while weights are multiplied
   if (threadIdx.x < kSomeMultiply) {
     wait_for_previous();
+    if (view.split > 1) {
+      const SomeShare share(view);
+      added = added_to_some(view, place_of(view, share, share.cluster, first_four(view, share)));
+    }
     multiply_steps<T>(view, room);
   } else if (threadIdx.x == kSomeMultiply) {
     read_some(view, room);
@@ -216,11 +290,12 @@ __global__ void __launch_bounds__(kSomeThreads, 1) multiply_some(const __grid_co
     wait_for_previous();
     auto* const choice = reinterpret_cast<double*>(some_room + kSomeBytes);
     for (int token = static_cast<int>(blockIdx.x); token < view.route_tokens; token += static_cast<int>(gridDim.x)) route_token(view.route, token, choice);
+    if (view.gather.pairs > 0) gather_behind(view, some_room + kSomeBytes);
   }
   __syncwarp();
   if (view.split > 1) {
     sync_cluster();
-    if (threadIdx.x < kSomeMultiply) join_some<T>(view, room);
+    if (threadIdx.x < kSomeMultiply) finish_tile<T>(view, room, SomeShare(view).cluster, &added);
   }
   sync_cluster();  // until nobody tells this block's barriers anything
 #endif

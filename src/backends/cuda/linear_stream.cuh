@@ -354,7 +354,7 @@ __global__ void __launch_bounds__(kStreamedThreads, 1) stream_kernel(const __gri
       source.begin(view, row_bytes);
     }
   };
-#pragma unroll
+#pragma unroll 1
   for (int stage = 0; stage < kStreamDepth; ++stage) copy_next(stage);
   if (view.all.norm.weight != nullptr && threadIdx.x * 128 < view.all.norm.n * 2) fetch_to_l2(view.all.norm.weight + threadIdx.x * 128);
   wait_for_previous();

@@ -317,6 +317,8 @@ std::byte* room_to_round(const Context& context, const Tensor& x) {
   return half && rounded_fits(x) ? context.rounded_data : nullptr;
 }
 
+std::byte* room_to_round(const Context& context, const RmsNormArgs& norm) { return norm_fits(norm) ? room_to_round(context, norm.out) : nullptr; }
+
 const std::byte* kept_rounded(const Context& context, const Tensor& x, DType type) {
   const auto is = [&](const RoundedActivations& kept) {
     return kept == RoundedActivations{.x = x.as<float>(), .tokens = x.dim(0), .groups = 1, .width = x.dim(1), .stride = x.strides[0], .step = 0, .type = type, .beside = kept.beside};
@@ -352,7 +354,7 @@ void add_up(Context& context, const PartialSums& sums) {
 
 bool add_up_and_norm(Context& context, const PartialSums& sums, const RmsNormArgs& norm) {
   constexpr std::int64_t kMostEights = 2;
-  std::byte* room = norm_fits(norm) && sums.n <= kMostEights * 8 * kSumThreads ? room_to_round(context, norm.out) : nullptr;
+  std::byte* room = sums.n <= kMostEights * 8 * kSumThreads ? room_to_round(context, norm) : nullptr;
   if (room == nullptr || norm.x.as<float>() != sums.out || norm.x.dim(0) != sums.tokens || norm.x.dim(1) != sums.n) return false;
   // What was added may have been released, and the norm's rows lie over it: a block reads and writes one row of each at its own pace.
   const auto* out = norm.out.as<float>();

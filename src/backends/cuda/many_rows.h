@@ -42,6 +42,9 @@ std::byte* room_to_round(const Context& context, const tensor::Tensor& x);
 void keep_rounded(Context& context, const tensor::Tensor& x);
 void keep_rounded(Context& context, const tensor::Tensor& x, DType type);
 
+/// The same of a norm's result, where sums make its rows on the way: null where its shape is not for that.
+std::byte* room_to_round(const Context& context, const tensor::RmsNormArgs& norm);
+
 /// False: not for these; nothing was launched.
 bool norm_and_round(Context& context, const tensor::RmsNormArgs& args);
 bool gate_and_round(Context& context, const tensor::SwigluArgs& args);

@@ -145,12 +145,6 @@ void attend(Context& context, const AttentionArgs& args, AttentionView& view) {
   else launch_tiles(context, args, view);
 }
 
-void join(Context& context, const AttentionView& view) {
-  if (view.parts == 1 || view.clustered) return;
-  launch_early(context, &join_parts, static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, view);
-  context.launched();
-}
-
 /// Whether the widened rows of a cache of 8 bits go a better way than the tiles', which read any.
 bool better_widened(Context& context, Widening& widening) {
   if (widening.parts() == 0) return false;
@@ -164,10 +158,11 @@ void attend_widened(Context& context, const AttentionArgs& args, Widening& widen
     const AttentionArgs& part = widening.part(context, i);
     if (part.batch->tokens == 0) continue;
     AttentionView view = view_of_args(part);
+    view.fresh_rows = true;
     if (widening.parts() == 1) view.rounded_out = room_to_round(context, args.out), view.rounded_type = context.product_type;
     widening.launch(context);
     attend(context, part, view);
-    join(context, view);
+    join_attention(context, view);
     if (view.rounded_out != nullptr) keep_rounded(context, args.out);
   }
 }
@@ -218,6 +213,12 @@ int tiles_of(const Batch& batch, int tile_tokens) {
   return static_cast<int>(tiles);
 }
 
+void join_attention(Context& context, const AttentionView& view) {
+  if (view.parts == 1 || view.clustered) return;
+  launch_early(context, &join_parts, static_cast<unsigned>(view.tokens * view.heads), kJoinThreads, 0, view);
+  context.launched();
+}
+
 void CudaOps::attention(const AttentionArgs& args) {
   check_shapes(args);
   if (args.batch->tokens == 0 || args.q.dim(1) == 0) return flush();
@@ -244,7 +245,8 @@ void CudaOps::attention(const AttentionArgs& args) {
   else if (clustered > 0) view.parts = clustered, view.clustered = true, launch_attention_clusters(context_, args, view, fresh);
   else if (streams) launch_streams(context_, args, view, fresh);
   else attend(context_, args, view);
-  join(context_, view);
+  if (can_leave(context_, view)) return waiting_->take(view);
+  join_attention(context_, view);
   if (view.rounded_out != nullptr) keep_rounded(context_, args.out);
 }
 

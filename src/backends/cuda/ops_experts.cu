@@ -7,6 +7,7 @@
 #include "backends/cuda/experts_gather.cuh"
 #include "backends/cuda/experts_mma.h"
 #include "backends/cuda/experts_stream.h"
+#include "backends/cuda/many_rows.h"
 #include "backends/cuda/product.cuh"
 #include "backends/cuda/waiting.cuh"
 
@@ -105,7 +106,9 @@ float* multiply_plain(Context& context, const ExpertsArgs& args, const Matrices&
 }
 
 /// Some tokens, all of whose hits fit the workspace. `kept`: their x in the weights' 16-bit type, or null.
-void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matrices, const std::byte* kept, std::int64_t first, std::int64_t count) {
+/// Answers how they are added up, which is to be launched. `find`: launches what finds the hits.
+template <class Find>
+CombineView run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matrices, const std::byte* kept, std::int64_t first, std::int64_t count, Find&& find) {
   Workspace& workspace = context.workspace;
   const std::int64_t top_k = args.indices.dim(1), h = args.x.dim(1), pairs = count * top_k, here = std::ssize(args.gate);
   const Tensor x = args.x.rows(first, count), indices = args.indices.rows(first, count);
@@ -122,7 +125,7 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   gather.token = workspace.take<std::int32_t>(pairs);
   gather.hit = workspace.take<std::int32_t>(pairs);
   gather.hits = workspace.take<std::int32_t>(1);
-  launch_gather(context, gather);
+  find(gather);
   float* y = nullptr;
   if (mma) y = multiply_mma(context, args, matrices, x, kept, gather);
   else if (stream) y = multiply_stream(context, args, matrices, x, gather);
@@ -136,7 +139,7 @@ void run_tokens(Context& context, const ExpertsArgs& args, const Matrices& matri
   combine.top_k = static_cast<int>(top_k);
   combine.accumulate = args.accumulate;
   combine.fours = h % 4 == 0 && rows_aligned(args.out, 16);
-  launch_combine(context, combine);
+  return combine;
 }
 
 /// Launches the first kernel; what the second needs.
@@ -205,18 +208,42 @@ void launch_combine(Context& context, const CombineView& view) {
   context.launched();
 }
 
+bool combine_and_norm(Context& context, const CombineView& view, const RmsNormArgs& norm) {
+  constexpr std::int64_t kMostFours = 4;
+  const std::int64_t tokens = view.out.dims[0], h = view.out.dims[1];
+  std::byte* room = view.fours && view.y != nullptr && h <= kMostFours * 4 * kCombineNormThreads ? room_to_round(context, norm) : nullptr;
+  if (room == nullptr || norm.x.as<float>() != view.out.data || norm.x.dim(0) != tokens || norm.x.dim(1) != h || view.out.strides[0] != h) return false;
+  // What was added may have been released, and the norm's rows lie over it: a block reads and writes one row of each at its own pace.
+  // So may have been the weights of the choices, which every block reads at its own pace too.
+  const auto* out = norm.out.as<float>();
+  const auto meets = [&](const float* rows, std::int64_t stride, std::int64_t width) { return out < rows + (tokens - 1) * stride + width && rows < out + tokens * h; };
+  const bool same_rows = out == view.added && view.added_stride == h;
+  if ((!same_rows && meets(view.added, view.added_stride, h)) || meets(view.weights.data, view.weights.strides[0], view.top_k)) return false;
+  const auto launch = [&](auto* kernel, auto* rounded) {
+    launch_early(context, kernel, static_cast<unsigned>(tokens), kCombineNormThreads, 0, view, vector_of(norm.weight), static_cast<float>(norm.eps), norm.out.as<float>(), rounded);
+    context.launched();
+  };
+  const bool one = h <= 4 * kCombineNormThreads;
+  if (auto* bf16 = reinterpret_cast<__nv_bfloat16*>(room); context.product_type == DType::bf16)
+    one ? launch(&combine_and_norm_kernel<__nv_bfloat16, 1>, bf16) : launch(&combine_and_norm_kernel<__nv_bfloat16, kMostFours>, bf16);
+  else
+    one ? launch(&combine_and_norm_kernel<__half, 1>, reinterpret_cast<__half*>(room)) : launch(&combine_and_norm_kernel<__half, kMostFours>, reinterpret_cast<__half*>(room));
+  keep_rounded(context, norm.out);
+  return true;
+}
+
 void CudaOps::experts(const ExpertsArgs& args) {
   check_shapes(args);
   const std::int64_t tokens = args.x.dim(0), h = args.x.dim(1), top_k = args.indices.dim(1);
   if (tokens == 0) return flush();
   const std::int64_t inner = args.gate.empty() ? 0 : args.gate[0].rows, here = std::ssize(args.gate);
   const bool vectors = here > 0 && inner % 8 == 0 && reads_vectors(args.gate) && reads_vectors(args.up) && reads_vectors(args.down) && rows_aligned(args.x, 16);
-  const bool few = tokens <= kFewExpertTokens && vectors;
-  launch_waiting();
+  const bool few = tokens <= kFewExpertTokens && vectors, mma = here > 0 && can_mma(args);
+  const bool behind = mma && waiting_->can_gather(context_, tokens, static_cast<int>(here));
+  if (!behind) launch_waiting();
   waiting_->settle(context_);
-  const bool mma = here > 0 && can_mma(args);
   const std::byte* const kept = mma ? kept_rounded(context_, args.x, args.gate[0].format == WeightFormat::bf16 ? DType::bf16 : DType::f16) : nullptr;
-  context_.rounded = {};
+  if (!behind) context_.rounded = {};  // else what waits wants it
   context_.workspace.reset();
   Matrices matrices;
   if (here > 0) matrices = {matrix_of(context_, args.gate), matrix_of(context_, args.up), matrix_of(context_, args.down)};
@@ -228,10 +255,17 @@ void CudaOps::experts(const ExpertsArgs& args) {
   const auto fixed = static_cast<Bytes>(here) * sizeof(RunOfExpert) + 12 * 256;
   FATHOM_CHECK(start.left() >= fixed + token_bytes, "an expert is too large for the workspace");
   const std::int64_t chunk = std::min<std::int64_t>({tokens, static_cast<std::int64_t>((start.left() - fixed) / token_bytes), (std::int64_t{1} << 21) / top_k});  // runs are a grid.y
+  if (chunk < tokens && behind) launch_waiting();  // the hits of some tokens at a time
   for (std::int64_t first = 0; first < tokens; first += chunk) {
     context_.workspace = start;
-    run_tokens(context_, args, matrices, kept == nullptr ? nullptr : kept + 2 * first * h, first, std::min(chunk, tokens - first));
+    const CombineView combine = run_tokens(context_, args, matrices, kept == nullptr ? nullptr : kept + 2 * first * h, first, std::min(chunk, tokens - first), [&](const GatherView& gather) {
+      if (behind && chunk >= tokens) waiting_->launch_gathering(context_, gather);
+      else launch_gather(context_, gather);
+    });
+    if (chunk >= tokens && tokens <= kMostTokensTogether) waiting_->take(combine);
+    else launch_combine(context_, combine);
   }
+  context_.rounded = {};
 }
 
 }  // namespace fathom::cuda

@@ -86,6 +86,7 @@ void CudaOps::linear(const LinearArgs& args) {
                         .bias_type = args.bias.dtype,
                         .accumulate = args.accumulate,
                         .activations = rounds_activations(args.weight, tokens) ? args.weight.activations : Activations::kAsTheyAre};
+  if (waiting_->has_parts()) launch_waiting();
   const bool rounds = product.activations != Activations::kAsTheyAre, waits = !rounds && may_wait(context_, product), many = !rounds && !waits && may_wait_many(product);
   waiting_->keep(context_, product, many || (waits && tokens > kFewTokens) ? type_of_half(product.weight.format) : DType::f32);
   if (rounds) {
@@ -124,7 +125,7 @@ void CudaOps::grouped_linear(const GroupedLinearArgs& args) {
                         .x_step = args.x.strides[1],
                         .out_stride = args.out.strides[0],
                         .out_step = args.out.strides[1]};
-  if (waiting_->carry(context_, product)) return;
+  if (waiting_->leave(context_, product) || waiting_->carry(context_, product)) return;
   flush();
   multiply_any(context_, product);
 }

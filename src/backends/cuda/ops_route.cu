@@ -30,7 +30,7 @@ void CudaOps::route(const RouteArgs& args) {
   FATHOM_CHECK(!args.table.defined() || (args.table.cols == top_k && args.table.format == WeightFormat::i64));
   FATHOM_CHECK(routing.groups <= 1 || (experts % routing.groups == 0 && routing.top_groups <= routing.groups &&
                                        top_k <= routing.top_groups * (experts / routing.groups)));
-  const bool after = tokens == 1 && top_k <= kMostChoices && waiting_->makes(args.logits);
+  const bool after = (tokens == 1 || (tokens > kFewTokens && tokens <= kMostTokensBeside)) && top_k <= kMostChoices && waiting_->makes(context_, args.logits);
   if (!after) launch_waiting(), waiting_->settle(context_);
   const RoundedActivations kept = context_.rounded;
   context_.rounded = {};
@@ -58,7 +58,7 @@ void CudaOps::route(const RouteArgs& args) {
   view.normalize = routing.normalize;
   view.scaling = routing.scaling;
   FATHOM_CHECK(route_bytes(view) <= 48 * 1024, "more experts than a router's shared memory holds");
-  if (after) return waiting_->take_after(view);
+  if (after) return waiting_->take_after(view, tokens);
   const bool some = tokens > kFewTokens && tokens <= kMostTokensBeside;
   if (some || (tokens <= kFewExpertTokens && view.top_k <= kMostChoices)) return waiting_->take(context_, view, tokens);
   launch_route(context_, view, tokens);

@@ -76,11 +76,13 @@ inline const std::byte* weights_of(const Product& p) { return p.weight.data + 2 
 /// At most kFewTokens tokens, or can_use_some; an output a row, one group; all of one x, weight format and width. Rows of x and of the weights can be read in eights.
 /// `route`: of one token, done beside them where can_route_beside says so; they neither write its logits nor read what it chooses.
 bool can_use_some(const Context& context, const Product& p);  // up to 32 tokens on Hopper's matrix units (linear_some.cu)
+/// `gather`: of some tokens, the hits of what is chosen, found behind it (`here` experts as can_route_beside_some was told).
 struct RouteView;
+struct GatherView;
 bool can_route_beside(const Together& all);
-void launch_together(Context& context, const Together& all, const RouteView* route = nullptr);
-void launch_some(Context& context, const Together& all, const RouteView* route = nullptr);
-bool can_route_beside_some(const Context& context, const RouteView& route);
+void launch_together(Context& context, const Together& all, const RouteView* route = nullptr, const GatherView* gather = nullptr);
+void launch_some(Context& context, const Together& all, const RouteView* route = nullptr, const GatherView* gather = nullptr);
+bool can_route_beside_some(const Context& context, const RouteView& route, int here = 0);
 /// At most kFewTokens tokens, any number of groups, an output a row or a column.
 void launch_few(Context& context, const Product& p);
 /// Any shape, format and address.

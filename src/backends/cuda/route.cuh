@@ -21,8 +21,6 @@ struct RouteView {
   double scaling = 1;
 };
 
-__device__ inline double softplus(double x) { return x > 0 ? x + log1p(exp(-x)) : log1p(exp(x)); }
-
 __device__ inline double warp_sum(double value) {
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
@@ -54,12 +52,14 @@ __device__ inline void score_experts(const RouteView& view, const float* logits,
     for (int e = lane; e < view.experts; e += kWarp) largest = fmax(largest, static_cast<double>(logits[e]));
     largest = warp_largest(largest);
   }
+  // One exponential in the code for all of them: who chooses beside a product runs through this once.
+#pragma unroll 1
   for (int e = lane; e < view.experts; e += kWarp) {
-    const double x = logits[e];
+    const double x = logits[e], power = exp(view.scoring == tensor::Scoring::kSoftmax ? x - largest : view.scoring == tensor::Scoring::kSigmoid ? -x : -fabs(x));
     switch (view.scoring) {
-      case tensor::Scoring::kSoftmax: sum += scores[e] = exp(x - largest); break;
-      case tensor::Scoring::kSigmoid: scores[e] = 1.0 / (1.0 + exp(-x)); break;
-      case tensor::Scoring::kSqrtSoftplus: scores[e] = sqrt(softplus(x)); break;
+      case tensor::Scoring::kSoftmax: sum += scores[e] = power; break;
+      case tensor::Scoring::kSigmoid: scores[e] = 1.0 / (1.0 + power); break;
+      case tensor::Scoring::kSqrtSoftplus: scores[e] = sqrt(fmax(x, 0.0) + log1p(power)); break;
     }
   }
   if (view.scoring == tensor::Scoring::kSoftmax) {

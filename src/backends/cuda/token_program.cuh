@@ -48,5 +48,9 @@ struct TokenProgram {
 /// The rows of x by token, x [tokens, …] of rank 2 or 3; n is 0 where they are too long for a program.
 TokenRows token_rows(const tensor::Tensor& x);
 void launch_program(Context& context, const TokenProgram& program);
+/// That and, beside it, a product by head that carries queries of some tokens into latent space; neither touches what the other writes.
+struct Product;
+bool can_enter(const Product& product);
+void launch_program(Context& context, const TokenProgram& program, const Product& product);
 
 }  // namespace fathom::cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "backends/cuda/attention_ways.h"
 #include "backends/cuda/many_rows.h"
 
 namespace fathom::cuda {
@@ -61,7 +62,7 @@ bool CudaOps::Waiting::touches_route() const {
 
 void CudaOps::Waiting::take(Context& context, const Product& product) {
   keep_route_from(context, product);
-  if (program_.count > 0 || many_count_ > 0 || rows_.any() || few_tokens_ > 0 || sums_.parts != nullptr || !goes_with_all(product)) launch_products(context);
+  if (program_.count > 0 || many_count_ > 0 || rows_.any() || few_tokens_ > 0 || sums_wait() || !goes_with_all(product)) launch_products(context);
   write_norm_for(context, product);
   all_.products[all_.count++] = product;
 }
@@ -83,10 +84,11 @@ void CudaOps::Waiting::take(Context& context, const RouteView& route, std::int64
   route_ = route, route_tokens_ = tokens;
 }
 
-bool CudaOps::Waiting::makes(const Tensor& logits) const {
-  if (all_.count != 1 || norm_.from == nullptr || program_.count > 0 || many_count_ > 0 || rows_.any() || route_tokens_ > 0 || few_tokens_ > 0) return false;
+bool CudaOps::Waiting::makes(const Context& context, const Tensor& logits) const {
+  if (all_.count != 1 || program_.count > 0 || many_count_ > 0 || rows_.any() || route_tokens_ > 0 || few_tokens_ > 0 || sums_wait()) return false;
   const Product& p = all_.products[0];
-  return p.tokens == 1 && p.weight.format == WeightFormat::bf16 && is_out(logits, p);
+  const bool fits = p.tokens == 1 ? norm_.from != nullptr : norm_.from == nullptr && can_use_some(context, p);
+  return fits && p.weight.format == WeightFormat::bf16 && is_out(logits, p);
 }
 
 bool CudaOps::Waiting::add_to_experts(Context& context, const AddArgs& args) {
@@ -112,7 +114,7 @@ void CudaOps::Waiting::take_many(Context& context, const Product& product) {
                product.weight.format == first.weight.format && product.weight.cols == first.weight.cols && product.out_stride == first.out_stride &&
                !overlap(out_of(product), x_of(product));
   for (int i = 0; i < many_count_; ++i) joins = joins && !overlap(out_of(product), out_of(many_[i])) && !overlap(out_of(many_[i]), x_of(product));
-  if (few_tokens_ > 0 || route_tokens_ > 0 || program_.count > 0 || all_.count > 0 || norm_.from != nullptr || rows_.any() || sums_.parts != nullptr || !joins) launch(context);
+  if (few_tokens_ > 0 || route_tokens_ > 0 || program_.count > 0 || all_.count > 0 || norm_.from != nullptr || rows_.any() || sums_wait() || !joins) launch(context);
   many_[many_count_++] = product;
 }
 
@@ -176,6 +178,7 @@ void CudaOps::Waiting::settle(Context& context) {
 bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
   unwritten_ = {};
   if (few_tokens_ > 0) return add_to_experts(context, args);
+  if (combine_.hit != nullptr) return add_to_combined(args);
   if (route_tokens_ > 0 || (all_.count != 1 && many_count_ != 1)) return false;
   const bool many = many_count_ == 1;
   Product& p = many ? many_[0] : all_.products[0];
@@ -194,14 +197,33 @@ bool CudaOps::Waiting::add(Context& context, const AddArgs& args) {
   return true;
 }
 
+bool CudaOps::Waiting::add_to_combined(const AddArgs& args) {
+  const bool first = args.a.data == args.out.data;
+  const Tensor &own = first ? args.a : args.b, &other = first ? args.b : args.a;
+  const View<float>& out = combine_.out;
+  const auto is_rows_of_out = [&](const Tensor& x) { return x.dtype == DType::f32 && x.shape.rank == 2 && x.as<float>() == out.data && x.dim(0) == out.dims[0] && x.dim(1) == out.dims[1] && x.strides[0] == out.strides[0]; };
+  if (combine_.added != nullptr || !combine_.fours || !is_rows_of_out(args.out) || !is_rows_of_out(own) || other.dtype != DType::f32 || other.shape != args.out.shape || !rows_aligned(other, 16)) return false;
+  const std::int64_t last = out.dims[0] - 1;
+  const Span added{other.as<float>(), other.as<float>() + last * other.strides[0] + out.dims[1]};
+  if (overlap(added, {out.data, out.data + last * out.strides[0] + out.dims[1]})) return false;
+  combine_.added = added.begin;
+  combine_.added_stride = other.strides[0];
+  return true;
+}
+
 bool CudaOps::Waiting::take_sums_into(Context& context, const RmsNormArgs& norm) {
+  if (combine_.added != nullptr) {
+    if (!combine_and_norm(context, combine_, norm)) return false;
+    combine_ = {};
+    return true;
+  }
   if (sums_.parts == nullptr || !add_up_and_norm(context, sums_, norm)) return false;
   sums_ = {};
   return true;
 }
 
 bool CudaOps::Waiting::swiglu(Context& context, const SwigluArgs& args) {
-  const bool third = all_.count == 3 && route_tokens_ == 1 && norm_.from != nullptr;  // the first makes a router's logits
+  const bool third = all_.count == 3 && route_tokens_ == all_.products[0].tokens && (norm_.from != nullptr || route_tokens_ > 1);  // the first makes a router's logits
   if (all_.count != 2 && !third) return false;
   const Product &gate = all_.products[third ? 1 : 0], &up = all_.products[third ? 2 : 1];
   if (gate.rows != up.rows || gate.accumulate || up.accumulate) return false;
@@ -287,27 +309,41 @@ void CudaOps::Waiting::launch(Context& context) {
   route_tokens_ = 0;
 }
 
-void CudaOps::Waiting::launch_products(Context& context) {
+bool CudaOps::Waiting::chooses_beside(const Context& context, int here) const {
+  return route_tokens_ > kFewTokens && all_.count > 0 && route_tokens_ == all_.products[0].tokens && can_route_beside_some(context, route_, here) && !touches_route();
+}
+
+bool CudaOps::Waiting::can_gather(const Context& context, std::int64_t tokens, int here) const {
+  const bool alone = norm_.from == nullptr && program_.count == 0 && many_count_ == 0 && !rows_.any() && few_tokens_ == 0 && !sums_wait() && !has_parts();
+  return alone && tokens == route_tokens_ && chooses_beside(context, here);
+}
+
+void CudaOps::Waiting::launch_gathering(Context& context, const GatherView& gather) { launch_products(context, &gather); }
+
+void CudaOps::Waiting::launch_products(Context& context, const GatherView* gather) {
+  if (has_parts()) join_attention(context, std::exchange(parts_, {}));
   if (sums_.parts != nullptr) add_up(context, std::exchange(sums_, {}));
+  if (combine_.hit != nullptr) launch_combine(context, std::exchange(combine_, {}));
   if (few_tokens_ > 0) launch_few_experts_out(context, few_, few_tokens_);
   few_tokens_ = 0;
   const QkvRows rows = std::exchange(rows_, {});
   for (int i = 0; i < rows.rotation_count; ++i) rotate_many(context, rows.rotations[i]);
   for (int i = 0; i < rows.write_count; ++i) write_many(context, rows.writes[i]);
   if (program_.count > 0) {
-    launch_program(context, program_);
+    const bool carries = std::exchange(carries_, false), beside = carries && program_.tokens > 1;
+    if (beside) launch_program(context, program_, carried_);
+    else launch_program(context, program_);
     program_.count = 0;
     program_.sequences = nullptr;
-    if (std::exchange(carries_, false)) multiply_any(context, carried_);
+    if (carries && !beside) multiply_any(context, carried_);
   }
   if (many_count_ < 2 || many_[0].tokens > kMostTokensTogether || !multiply_together(context, many_, many_count_))
     for (int i = 0; i < many_count_; ++i) multiply_any(context, many_[i]);
   many_count_ = 0;
   if (all_.count > 0) {
     all_.norm = norm_;
-    const bool wide = route_tokens_ > kFewTokens && route_tokens_ == all_.products[0].tokens && can_route_beside_some(context, route_);
-    const bool beside = (wide || (route_tokens_ == 1 && can_route_beside(all_))) && !touches_route();
-    launch_together(context, all_, beside ? &route_ : nullptr);
+    const bool beside = chooses_beside(context, gather != nullptr ? gather->here : 0) || (route_tokens_ == 1 && can_route_beside(all_) && !touches_route());
+    launch_together(context, all_, beside ? &route_ : nullptr, gather);
     if (beside) route_tokens_ = 0;
   } else if (norm_.from != nullptr) {
     launch_norm(context, norm_);

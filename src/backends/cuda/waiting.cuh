@@ -19,7 +19,7 @@ inline constexpr std::int64_t kMostTokensTogether = 64;  // more fill the device
 
 class CudaOps::Waiting {
  public:
-  bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0 && many_count_ == 0 && !rows_.any() && route_tokens_ == 0 && few_tokens_ == 0 && sums_.parts == nullptr; }
+  bool empty() const { return norm_.from == nullptr && all_.count == 0 && program_.count == 0 && many_count_ == 0 && !rows_.any() && route_tokens_ == 0 && few_tokens_ == 0 && !sums_wait() && !has_parts(); }
   /// A norm of one row that products may follow. Nothing else waits.
   void take(const NormedX& norm) { norm_ = norm, unwritten_ = {}; }
   /// Sums that wait and the norm of what comes out, at once. False: none wait, or not for this norm.
@@ -53,17 +53,22 @@ class CudaOps::Waiting {
   /// The rotations of q and k of single tokens and the writing of k and v to the cache, where they are all that waits: attention does them on its
   /// way, and they wait no more. Otherwise rows without cosines.
   FreshRows take_rotations(const tensor::AttentionArgs& args);
-  /// The product that carries the query of one token into latent space, where what waits is all that latent attention wants before it (one shape,
-  /// fresh_latents.h): it waits too. False: it has to be done apart.
+  /// The product that carries queries into latent space, of one token or of some (can_enter), where what waits is all that latent attention wants
+  /// before it (one shape, fresh_latents.h): it waits too. False: it has to be done apart.
   bool carry(const Context& context, const Product& product);
   /// That and what waited before it, if they are this attention's, which does them on its way: they wait no more. Otherwise without q.
   FreshLatents take_latents(const tensor::AttentionArgs& args);
+  /// Latent attention of some tokens whose keys were cut into parts (can_leave): the product by head that follows may join them. Nothing else waits.
+  void take(const AttentionView& parts) { parts_ = parts; }
+  bool has_parts() const { return parts_.part_out != nullptr; }
+  /// That product and what waits for it. False: it has to be done apart, after launch().
+  bool leave(Context& context, const Product& product);
   /// The choice of experts of a few tokens, which products that do not need it may go before or beside. What else waits is launched first.
   void take(Context& context, const RouteView& route, std::int64_t tokens);
-  /// Whether all that waits is the product of one token that makes these logits, of a normed x. Then a choice may wait behind it, and a gate and
-  /// its up go with the product.
-  bool makes(const tensor::Tensor& logits) const;
-  void take_after(const RouteView& route) { route_ = route, route_tokens_ = 1; }
+  /// Whether all that waits is the product that makes these logits: of one token, of a normed x, or of some (can_use_some). Then a choice may wait
+  /// behind it, and a gate and its up go with the product.
+  bool makes(const Context& context, const tensor::Tensor& logits) const;
+  void take_after(const RouteView& route, std::int64_t tokens) { route_ = route, route_tokens_ = tokens; }
   /// The second kernel of the experts of a few tokens, which a sum may follow. Nothing else waits.
   void take(const FewExperts& few, std::int64_t tokens) { few_ = few, few_tokens_ = tokens; }
   /// Rotations and cache rows of many tokens, that attention may follow. Nothing else waits.
@@ -73,12 +78,21 @@ class CudaOps::Waiting {
   /// Those, if they make the queries, keys and values of this attention and nobody else reads what they were made from: they are the caller's then.
   std::optional<QkvRows> rows_of(const tensor::AttentionArgs& args);
   void launch(Context& context);
+  /// Whether what waits is a choice of experts beside products of some tokens, behind which the hits of `here` experts can be found too; then
+  /// launch_gathering does all that.
+  bool can_gather(const Context& context, std::int64_t tokens, int here) const;
+  void launch_gathering(Context& context, const GatherView& gather);
+  /// The adding up of some tokens' experts, which a sum and then a norm may follow. Nothing else waits.
+  void take(const CombineView& combine) { combine_ = combine; }
 
  private:
   bool goes_with_all(const Product& product) const;
   bool add_to_experts(Context& context, const tensor::AddArgs& args);
   /// What waits but a choice of experts.
-  void launch_products(Context& context);
+  void launch_products(Context& context, const GatherView* gather = nullptr);
+  bool chooses_beside(const Context& context, int here) const;
+  bool sums_wait() const { return sums_.parts != nullptr || combine_.hit != nullptr; }
+  bool add_to_combined(const tensor::AddArgs& args);
   bool is_of_route(const float* begin, const float* end) const;
   /// Whether products that wait read or write what the choice of experts that waits does.
   bool touches_route() const;
@@ -95,7 +109,9 @@ class CudaOps::Waiting {
   FewExperts few_;
   std::int64_t few_tokens_ = 0;
   QkvRows rows_;
+  AttentionView parts_;  // of attention that has not been joined
   PartialSums sums_;  // of a product; a norm may follow
+  CombineView combine_;  // hit null: none waits
   Product many_[kMostTogetherMany];
   int many_count_ = 0;
   enum class Promise : std::uint8_t { kNone, kNorm, kGate };

@@ -1,4 +1,5 @@
 // Waiting: what goes before latent attention of one token (waiting.cuh).
+#include "backends/cuda/attention_ways.h"
 #include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
@@ -10,10 +11,10 @@ enum { kRotatesQ, kRotatesK, kNorms, kWritesLatent, kWritesRope, kCopies, kActio
 bool in_sixteens(const TokenRows& rows) { return reinterpret_cast<std::uintptr_t>(rows.data) % 16 == 0 && rows.row % 4 == 0; }
 bool same_place(const TokenRows& a, const TokenRows& b) { return a.data == b.data && a.inner == 1 && b.inner == 1 && a.n == b.n; }
 
-/// Rotations of q's last columns and of the keys', the latent's norm, their rows of a cache, and q's rotated columns copied, of one token.
+/// Rotations of q's last columns and of the keys', the latent's norm, their rows of a cache, and q's rotated columns copied.
 bool prepares_latents(const TokenProgram& program) {
   using Kind = TokenAction::Kind;
-  if (program.count != kActions || program.tokens != 1 || program.sequence_count != 1) return false;
+  if (program.count != kActions || (program.tokens == 1 && program.sequence_count != 1)) return false;
   const TokenAction* a = program.actions;
   constexpr Kind kKinds[kActions] = {Kind::kRope, Kind::kRope, Kind::kNorm, Kind::kWrite, Kind::kWrite, Kind::kCopy};
   for (int i = 0; i < kActions; ++i)
@@ -35,18 +36,33 @@ bool prepares_latents(const TokenProgram& program) {
 
 }  // namespace
 
+bool CudaOps::Waiting::leave(Context& context, const Product& p) {
+  if (!has_parts() || !can_leave(parts_, p)) return false;
+  settle(context);
+  launch_leave(context, std::exchange(parts_, {}), p);
+  return true;
+}
+
 bool CudaOps::Waiting::carry(const Context& context, const Product& p) {
-  if (context.compute_capability < 90 || carries_ || !prepares_latents(program_)) return false;
+  if (context.compute_capability < 90 || carries_ || p.tokens != program_.tokens || (p.tokens != 1 && !can_enter(p)) || !prepares_latents(program_)) return false;
   const TokenRows &q = program_.actions[kRotatesQ].x, &to = program_.actions[kCopies].out;
-  if (!p.by_column || p.tokens != 1 || p.groups != q.inner || p.rows != kAbsorbedNope || p.weight.format != WeightFormat::bf16 || p.weight.cols != kAbsorbedRank) return false;
+  if (!p.by_column || p.groups != q.inner || p.rows != kAbsorbedNope || p.weight.format != WeightFormat::bf16 || p.weight.cols != kAbsorbedRank) return false;
   if (reinterpret_cast<std::uintptr_t>(p.weight.data) % 16 != 0 || p.bias != nullptr || p.accumulate || p.added != nullptr) return false;
-  if (p.x != reinterpret_cast<const float*>(q.data) || p.x_step != q.row || p.out + kAbsorbedRank != reinterpret_cast<const float*>(to.data) || p.out_step != to.row) return false;
+  if (p.x != reinterpret_cast<const float*>(q.data) || p.x_step != q.row || (p.tokens > 1 && p.x_stride != q.token) || p.out + kAbsorbedRank != reinterpret_cast<const float*>(to.data) || p.out_step != to.row) return false;
+  if (p.tokens > 1) {  // blocks of one launch write its out and read what the short ops read
+    const auto* const end = p.out + (p.tokens - 1) * p.out_stride + (p.groups - 1) * p.out_step + kAbsorbedWidth;
+    const TokenRows* const read[] = {&q, &program_.actions[kRotatesK].x, &program_.actions[kNorms].x, &program_.actions[kNorms].out};
+    for (const TokenRows* rows : read) {
+      const auto *first = reinterpret_cast<const float*>(rows->data), *last = first + (p.tokens - 1) * rows->token + (rows->inner - 1) * rows->row + rows->n;
+      if (first < end && p.out < last) return false;
+    }
+  }
   carried_ = p;
   return carries_ = true;
 }
 
 FreshLatents CudaOps::Waiting::take_latents(const AttentionArgs& args) {
-  if (!carries_ || !args.only_products) return {};  // q, the latent and the rotated keys would have to be written
+  if (!carries_ || program_.tokens != 1 || !args.only_products) return {};  // q, the latent and the rotated keys would have to be written
   const TokenAction* a = program_.actions;
   const KvSegment& segment = args.segments[0];
   const auto is_written = [&](const TokenAction& action, const Tensor& rows) { return action.out.data == rows.data && action.out.token == rows.strides[0] && action.rows_per_slot == segment.rows_per_slot; };
