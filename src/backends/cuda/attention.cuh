@@ -73,4 +73,22 @@ struct TileTokens {
 
 inline constexpr int kMostParts = 64;  // of the keys
 
+/// How much each part of a token and head counts, by a warp: lane i has part i's share, and that of part i + 32.
+struct PartShares {
+  float share[2];
+  Finish finish;
+  __device__ PartShares(const AttentionView& view, int token, int head) {
+    const std::int64_t rows = static_cast<std::int64_t>(view.tokens) * view.heads, row = static_cast<std::int64_t>(token) * view.heads + head;
+    const auto* states = reinterpret_cast<const float2*>(view.part_state);
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const float2 none = make_float2(-INFINITY, 0.0f);
+    const float2 first = lane < view.parts ? states[lane * rows + row] : none, second = lane + kWarp < view.parts ? states[(lane + kWarp) * rows + row] : none;
+    float largest = fmaxf(first.x, second.x);
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    share[0] = relative(first.x, largest), share[1] = relative(second.x, largest);
+    finish = finish_row(view, head, largest, warp_sum(first.y * share[0] + second.y * share[1]));
+  }
+};
+
 }  // namespace fathom::cuda

@@ -14,17 +14,10 @@ static __global__ void __launch_bounds__(kJoinThreads) join_parts(const __grid_c
   __shared__ float4 room[kJoinThreads];
   const std::int64_t rows = static_cast<std::int64_t>(view.tokens) * view.heads, row = blockIdx.x;
   const int token = static_cast<int>(row / view.heads), head = static_cast<int>(row % view.heads), lane = threadIdx.x % kWarp;
-  const auto* states = reinterpret_cast<const float2*>(view.part_state);
-  const float2 none = make_float2(-INFINITY, 0.0f);
-  const float2 first = lane < view.parts ? states[lane * rows + row] : none, second = lane + kWarp < view.parts ? states[(lane + kWarp) * rows + row] : none;
-  float largest = fmaxf(first.x, second.x);
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-  const float first_share = relative(first.x, largest), second_share = relative(second.x, largest);
-  const float total = warp_sum(first.y * first_share + second.y * second_share);
-  if (threadIdx.x < kWarp) shares[lane] = first_share, shares[lane + kWarp] = second_share;
+  const PartShares own(view, token, head);
+  if (threadIdx.x < kWarp) shares[lane] = own.share[0], shares[lane + kWarp] = own.share[1];
   __syncthreads();
-  const Finish finish = finish_row(view, head, largest, total);
+  const Finish& finish = own.finish;
   if (threadIdx.x == 0 && view.lse.defined()) view.lse.at(token)[head] = finish.lse;
   const int quads = (view.dv + 3) / 4, teams = max(1, kJoinThreads / quads), team = static_cast<int>(threadIdx.x) / quads;
   const bool fours = view.dv % 4 == 0;

@@ -257,6 +257,7 @@ void with_format(tensor::WeightFormat format, Use use) {
 
 // ---------------------------------------------------------------- sums over lanes and threads, the same in all of them
 
+__device__ inline float4 sum_of(const float4& a, const float4& b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 __device__ inline float warp_sum(float value) {
 #pragma unroll
   for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);

@@ -80,8 +80,6 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
   }
 }
 
-__device__ inline float4 plus_four(const float4& a, const float4& b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-
 /// A token's hits in their order, and what they weigh.
 struct HitsOfToken {
   std::int32_t hits[kMostChoices];
@@ -126,7 +124,7 @@ __device__ inline float4 combine_four(const CombineView& view, const HitsOfToken
     const float weight = found.weights[i];
     sum.x += weight * y.x, sum.y += weight * y.y, sum.z += weight * y.z, sum.w += weight * y.w;
   }
-  return view.added != nullptr ? plus_four(sum, added) : sum;
+  return view.added != nullptr ? sum_of(sum, added) : sum;
 }
 
 /// Eight columns of a token: sum += weights · y16.

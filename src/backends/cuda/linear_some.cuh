@@ -169,7 +169,6 @@ __device__ inline void finish_some(const SomeView& view, const FourSums& at, con
     if (view.rounded != nullptr) reinterpret_cast<T*>(view.rounded)[t * p.rows + row] = from_float<T>(value);
   }
 }
-__device__ inline float4 sum_of(const float4& a, const float4& b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
 
 __device__ inline void store_four(unsigned at, const float4& v) {
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(at), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");

@@ -32,8 +32,6 @@ bool in_one_piece(const Tensor& x) {
   return x.shape.rank >= 2;
 }
 
-__device__ float4 plus(const float4& a, const float4& b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-
 /// One block a row; a thread's kEights of eight elements stay in registers between the sum and the scaling.
 template <class T, int kEights>
 __global__ void __launch_bounds__(kRowThreads) norm_rows(const float* x, FloatVector weight, float eps, float* out, T* rounded, int width) {
@@ -75,10 +73,10 @@ __device__ void add_parts(const PartialSums& sums, std::int64_t row, int at, flo
 #pragma unroll 1
   for (int part = 1; part < sums.count; ++part)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) out[half] = plus(out[half], *reinterpret_cast<const float4*>(sums.parts + part * sums.tokens * sums.n + from + 4 * half));
+    for (int half = 0; half < 2; ++half) out[half] = sum_of(out[half], *reinterpret_cast<const float4*>(sums.parts + part * sums.tokens * sums.n + from + 4 * half));
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    out[half] = plus(out[half], *reinterpret_cast<const float4*>(sums.added + from + 4 * half));
+    out[half] = sum_of(out[half], *reinterpret_cast<const float4*>(sums.added + from + 4 * half));
     *reinterpret_cast<float4*>(sums.out + from + 4 * half) = out[half];
   }
 }
