@@ -3,6 +3,7 @@
 #pragma once
 #include "backends/cuda/any_float.cuh"
 #include "backends/cuda/experts.cuh"
+#include "backends/cuda/gather_warp.cuh"
 #include "backends/cuda/mma.cuh"
 
 namespace fathom::cuda {
@@ -66,17 +67,7 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
   for (int i = all_runs + thread; i < view.most_runs; i += kGatherThreads) view.runs[i] = {};
   for (int base = first; base < last; base += kWarp) {
     const int pair = base + lane, expert = pair < last ? expert_of(pair) : -1;
-    const bool is_here = expert >= 0 && expert < here;
-    const unsigned same = __match_any_sync(kAllLanes, is_here ? expert : -1);
-    const int rank = __popc(same & ((1u << lane) - 1u));
-    if (is_here) {
-      const std::int32_t place = own_places[expert] + rank;
-      view.token[place] = pair / view.top_k;
-      view.hit[pair] = place;
-    }
-    __syncwarp();
-    if (is_here && rank == 0) own_places[expert] += __popc(same);
-    __syncwarp();
+    place_hits(view, pair, expert >= 0 && expert < here ? expert : -1, own_places);
   }
 }
 

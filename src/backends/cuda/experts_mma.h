@@ -11,7 +11,6 @@ struct Matrices {
 };
 
 void launch_gather(Context& context, const GatherView& view);
-void launch_combine(Context& context, const CombineView& view);
 /// Whether rows of eight elements can be read at once.
 bool reads_vectors(std::span<const tensor::Weight> weights);
 /// Whether shapes, formats and addresses allow it.

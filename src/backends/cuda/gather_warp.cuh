@@ -1,10 +1,25 @@
-// Hits of some tokens found by one warp, beside other work: what gather_hits (experts_gather.cuh) finds, in the same order.
+// Hits of some tokens found by one warp, beside other work: what gather_hits (experts_gather.cuh) finds, in the same order, and how both place them.
 #pragma once
 #include "backends/cuda/experts.cuh"
 
 namespace fathom::cuda {
 
-/// Bytes of shared memory that it takes: [here] places, [pairs] experts.
+/// The warp's next pairs, each lane's with its expert (-1: none that is here), become hits from places[expert] on, in their order.
+__device__ inline void place_hits(const GatherView& view, int pair, int expert, std::int32_t* places) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const unsigned same = __match_any_sync(kAllLanes, expert);
+  const int rank = __popc(same & ((1u << lane) - 1u));
+  if (expert >= 0) {
+    const std::int32_t place = places[expert] + rank;
+    view.token[place] = pair / view.top_k;
+    view.hit[pair] = place;
+  }
+  __syncwarp();
+  if (expert >= 0 && rank == 0) places[expert] += __popc(same);
+  __syncwarp();
+}
+
+/// Bytes of shared memory that gather_by_warp takes: [here] places, [pairs] experts.
 inline std::size_t gather_bytes(int here, std::int64_t pairs) { return 4 * static_cast<std::size_t>(here) + 2 * static_cast<std::size_t>(pairs); }
 
 /// Indices may have been written by other blocks, whose writes this warp has waited for.
@@ -49,18 +64,8 @@ __device__ inline void gather_by_warp(const GatherView& view, unsigned char* roo
   if (lane == 0 && view.hits != nullptr) *view.hits = hits;
   for (int i = all_runs + lane; i < view.most_runs; i += kWarp) view.runs[i] = {};
   for (int base = 0; base < view.pairs; base += kWarp) {
-    const int pair = base + lane, expert = pair < view.pairs ? experts[pair] : -1;
-    const bool is_here = expert >= 0;
-    const unsigned same = __match_any_sync(kAllLanes, expert);
-    const int rank = __popc(same & ((1u << lane) - 1u));
-    if (is_here) {
-      const std::int32_t place = places[expert] + rank;
-      view.token[place] = pair / view.top_k;
-      view.hit[pair] = place;
-    }
-    __syncwarp();
-    if (is_here && rank == 0) places[expert] += __popc(same);
-    __syncwarp();
+    const int pair = base + lane;
+    place_hits(view, pair, pair < view.pairs ? experts[pair] : -1, places);
   }
 }
 
