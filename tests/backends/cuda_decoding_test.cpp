@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "backends/cuda_fixture.h"
+#include "backends/cuda_latents.h"
 
 namespace fathom::test {
 namespace {
@@ -125,7 +125,8 @@ Tensor attended(const Tensor& out, const Tensor& q, const Tensor& cache, std::in
 }
 
 TEST_F(CudaDecoding, LatentsAndQueriesAreMadeByTheirAttention) {
-  constexpr std::int64_t kRank = 512, kRope = 64, kNope = 128, kValues = 128, kWidth = kRank + kRope, kRows = 1400;
+  constexpr std::int64_t kRank = kLatentRank, kRope = kLatentRope, kNope = kLatentNope, kValues = kLatentValues,
+                         kWidth = kLatentWidth, kRows = 1400;
   struct Case {
     std::int64_t heads;
     std::int32_t past;
@@ -154,28 +155,23 @@ TEST_F(CudaDecoding, LatentsAndQueriesAreMadeByTheirAttention) {
       all[way][3] = make(DType::f32, {1, kRank}), all[way][4] = make(DType::f32, {1, c.heads, kWidth});
       all[way][5] = make(DType::f32, {1, c.heads, kRank});
       const auto& [q, kv, cache, latent, carried, out] = all[way];
-      const Tensor heads = q.split_last(kNope + kRope), k_rope = kv.columns(kRank, kRope);
       Ops& ops = backend_->ops();
-      ops.rope({.x = heads, .cos = cosines, .sin = sines, .first_dim = kNope, .interleaved = c.interleaved});
-      ops.rope({.x = k_rope.split_last(kRope), .cos = cosines, .sin = sines, .interleaved = c.interleaved});
-      ops.rms_norm({.x = kv.columns(0, kRank), .weight = norm, .eps = 1e-6, .out = latent});
-      ops.cache_write({.src = latent, .cache = cache.columns(0, kRank), .rows_per_slot = kRows, .batch = &batch});
-      ops.cache_write({.src = k_rope, .cache = cache.columns(kRank, kRope), .rows_per_slot = kRows, .batch = &batch});
-      ops.copy({.x = heads.columns(kNope, kRope), .out = carried.columns(kRank, kRope)});
-      ops.grouped_linear({.x = heads.columns(0, kNope),
-                          .weight = kv_b,
-                          .group_rows = kNope + kValues,
-                          .row_offset = 0,
-                          .rows = kNope,
-                          .transposed = true,
-                          .out = carried.columns(0, kRank)});
+      prepare_latents(ops,
+                      {.q = q,
+                       .kv = kv,
+                       .cache = cache,
+                       .latent = latent,
+                       .carried = carried,
+                       .cosines = cosines,
+                       .sines = sines,
+                       .norm = norm,
+                       .kv_b = kv_b,
+                       .rows_per_slot = kRows,
+                       .batch = &batch,
+                       .interleaved = c.interleaved},
+                      [] {});
       if (way == 1) wait();
-      const Tensor keys = cache.columns(0, kRank).split_last(kRank);
-      const KvSegment segment{.kind = KvSegment::Kind::kCache,
-                              .k = keys,
-                              .k_shared = cache.columns(kRank, kRope),
-                              .v = keys,
-                              .rows_per_slot = kRows};
+      const KvSegment segment = latent_segment(cache, kRows);
       ops.attention({.q = carried,
                      .segments = {&segment, 1},
                      .scale = 0.1,

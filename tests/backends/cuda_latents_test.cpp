@@ -1,6 +1,6 @@
 // Latent attention of some tokens, one a sequence, with what goes before and behind it: launched together, its ops give
 // what they give one by one (waiting between them keeps them apart). Skipped where there is no device.
-#include "backends/cuda_fixture.h"
+#include "backends/cuda_latents.h"
 
 namespace fathom::test {
 namespace {
@@ -15,8 +15,8 @@ struct Case {
 };
 
 TEST_F(CudaLatents, OfSomeTokensLaunchedTogetherGiveWhatTheirOpsGive) {
-  constexpr std::int64_t kRank = 512, kRope = 64, kNope = 128, kValues = 128, kWidth = kRank + kRope, kRows = 1400,
-                         kHidden = 320;
+  constexpr std::int64_t kRank = kLatentRank, kRope = kLatentRope, kNope = kLatentNope, kValues = kLatentValues,
+                         kWidth = kLatentWidth, kRows = 1400, kHidden = 320;
   // The last but one has too many tokens for the launches that are looked at here, the last too few.
   for (const Case& c : {Case{16, 32, 0, true},
                         {16, 9, 3, false},
@@ -58,34 +58,23 @@ TEST_F(CudaLatents, OfSomeTokensLaunchedTogetherGiveWhatTheirOpsGive) {
       latent = make(DType::f32, {c.tokens, kRank}), carried = make(DType::f32, {c.tokens, c.heads, kWidth});
       sums = make(DType::f32, {c.tokens, c.heads, kRank}), values = make(DType::f32, {c.tokens, c.heads * kValues});
       out = make(DType::f32, {c.tokens, kHidden});
-      const Tensor heads = q.split_last(kNope + kRope), k_rope = kv.columns(kRank, kRope);
       Ops& ops = backend_->ops();
-      ops.rope({.x = heads, .cos = cosines, .sin = sines, .first_dim = kNope, .interleaved = c.interleaved});
+      prepare_latents(ops,
+                      {.q = q,
+                       .kv = kv,
+                       .cache = cache,
+                       .latent = latent,
+                       .carried = carried,
+                       .cosines = cosines,
+                       .sines = sines,
+                       .norm = norm,
+                       .kv_b = kv_b,
+                       .rows_per_slot = kRows,
+                       .batch = &batch,
+                       .interleaved = c.interleaved},
+                      pause);
       pause();
-      ops.rope({.x = k_rope.split_last(kRope), .cos = cosines, .sin = sines, .interleaved = c.interleaved});
-      pause();
-      ops.rms_norm({.x = kv.columns(0, kRank), .weight = norm, .eps = 1e-6, .out = latent});
-      pause();
-      ops.cache_write({.src = latent, .cache = cache.columns(0, kRank), .rows_per_slot = kRows, .batch = &batch});
-      pause();
-      ops.cache_write({.src = k_rope, .cache = cache.columns(kRank, kRope), .rows_per_slot = kRows, .batch = &batch});
-      pause();
-      ops.copy({.x = heads.columns(kNope, kRope), .out = carried.columns(kRank, kRope)});
-      pause();
-      ops.grouped_linear({.x = heads.columns(0, kNope),
-                          .weight = kv_b,
-                          .group_rows = kNope + kValues,
-                          .row_offset = 0,
-                          .rows = kNope,
-                          .transposed = true,
-                          .out = carried.columns(0, kRank)});
-      pause();
-      const Tensor keys = cache.columns(0, kRank).split_last(kRank);
-      const KvSegment segment{.kind = KvSegment::Kind::kCache,
-                              .k = keys,
-                              .k_shared = cache.columns(kRank, kRope),
-                              .v = keys,
-                              .rows_per_slot = kRows};
+      const KvSegment segment = latent_segment(cache, kRows);
       ops.attention({.q = carried,
                      .segments = {&segment, 1},
                      .scale = 0.1,
@@ -114,7 +103,7 @@ TEST_F(CudaLatents, OfSomeTokensLaunchedTogetherGiveWhatTheirOpsGive) {
 
 /// What waits to be joined is joined, whatever comes next.
 TEST_F(CudaLatents, PartsAreJoinedForWhoeverReadsThem) {
-  constexpr std::int64_t kRank = 512, kRope = 64, kWidth = kRank + kRope, kRows = 700, kHeads = 16, kTokens = 12;
+  constexpr std::int64_t kRank = kLatentRank, kWidth = kLatentWidth, kRows = 700, kHeads = 16, kTokens = 12;
   std::vector<Sequence> sequences;
   const Tensor table = make(DType::i32, {kTokens, 4});
   for (std::int32_t t = 0; t < kTokens; ++t) {
@@ -129,12 +118,7 @@ TEST_F(CudaLatents, PartsAreJoinedForWhoeverReadsThem) {
   const Tensor q = random(DType::f32, {kTokens, kHeads, kWidth}),
                cache = random(DType::bf16, {kTokens * kRows, kWidth});
   const Weight wide = weight(64, kHeads * kRank);
-  const Tensor keys = cache.columns(0, kRank).split_last(kRank);
-  const KvSegment segment{.kind = KvSegment::Kind::kCache,
-                          .k = keys,
-                          .k_shared = cache.columns(kRank, kRope),
-                          .v = keys,
-                          .rows_per_slot = kRows};
+  const KvSegment segment = latent_segment(cache, kRows);
   Tensor out[4], made[4];
   for (int way = 0; way < 4; ++way) {  // nothing, a copy, a product, an addition
     out[way] = make(DType::f32, {kTokens, kHeads * kRank});
