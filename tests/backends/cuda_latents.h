@@ -17,24 +17,20 @@ struct LatentTokens {
   bool interleaved = false;
 };
 
-/// All before attention: rotations, the latent's norm, its rows and the rotated keys' to the cache, queries carried into
-/// latent space; pause() between them.
+/// All before attention: rotations, the latent's norm, its rows and the rotated keys' to the cache, queries carried
+/// into latent space; pause() between them.
 template <class Pause>
 void prepare_latents(tensor::Ops& ops, const LatentTokens& t, Pause pause) {
   const tensor::Tensor heads = t.q.split_last(kLatentNope + kLatentRope);
   const tensor::Tensor k_rope = t.kv.columns(kLatentRank, kLatentRope);
-  ops.rope(
-      {.x = heads, .cos = t.cosines, .sin = t.sines, .first_dim = kLatentNope, .interleaved = t.interleaved});
+  ops.rope({.x = heads, .cos = t.cosines, .sin = t.sines, .first_dim = kLatentNope, .interleaved = t.interleaved});
   pause();
-  ops.rope(
-      {.x = k_rope.split_last(kLatentRope), .cos = t.cosines, .sin = t.sines, .interleaved = t.interleaved});
+  ops.rope({.x = k_rope.split_last(kLatentRope), .cos = t.cosines, .sin = t.sines, .interleaved = t.interleaved});
   pause();
   ops.rms_norm({.x = t.kv.columns(0, kLatentRank), .weight = t.norm, .eps = 1e-6, .out = t.latent});
   pause();
-  ops.cache_write({.src = t.latent,
-                   .cache = t.cache.columns(0, kLatentRank),
-                   .rows_per_slot = t.rows_per_slot,
-                   .batch = t.batch});
+  ops.cache_write(
+      {.src = t.latent, .cache = t.cache.columns(0, kLatentRank), .rows_per_slot = t.rows_per_slot, .batch = t.batch});
   pause();
   ops.cache_write({.src = k_rope,
                    .cache = t.cache.columns(kLatentRank, kLatentRope),
