@@ -140,18 +140,19 @@ __global__ void __launch_bounds__(kClusterThreads) attend_clusters(const __grid_
   for (int item = own_from + static_cast<int>(threadIdx.x); item < own_to; item += kClusterThreads) {
     const int g = item / kWidth, d = item % kWidth, head = first_head + g;
     float most = -INFINITY, sum = 0.0f, value = 0.0f;
-    float mosts[kMostClusterParts];
+    float mosts[kMostClusterParts], totals[kMostClusterParts], values[kMostClusterParts];
+    // All at once, without a branch between them: one by one each would take as long as all. Those that are not there are the last one again.
 #pragma unroll
     for (int i = 0; i < kMostClusterParts; ++i) {
-      mosts[i] = i < view.parts ? float_of_block(&joined[0][g], i) : -INFINITY;
-      most = fmaxf(most, mosts[i]);
+      const int block = min(i, view.parts - 1);
+      mosts[i] = float_of_block(&joined[0][g], block), totals[i] = float_of_block(&joined[1][g], block), values[i] = float_of_block(&sums[0][g][d], block);
     }
 #pragma unroll
+    for (int i = 0; i < kMostClusterParts; ++i) most = fmaxf(most, mosts[i]);
+#pragma unroll
     for (int i = 0; i < kMostClusterParts; ++i) {
-      if (i >= view.parts) break;
-      const float share = relative(mosts[i], most);
-      sum += float_of_block(&joined[1][g], i) * share;
-      value += float_of_block(&sums[0][g][d], i) * share;
+      const float share = i < view.parts ? relative(mosts[i], most) : 0.0f;
+      if (i < view.parts) sum += totals[i] * share, value += values[i] * share;
     }
     const Finish finish = finish_row(view, head, most, sum);
     view.out.at(token, head)[d] = value * finish.factor;

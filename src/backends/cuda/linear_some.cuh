@@ -190,10 +190,13 @@ __device__ inline void finish_tile(const SomeView& view, const SomeRoom& room, i
   const int first = first_four(view, share), last = kSomeFours * (share.part + 1) / view.split;
 #pragma unroll 1
   for (int four = first; four < last; four += kSomeMultiply) {
-    float4 sums = make_float4(0, 0, 0, 0);
+    float4 sums = make_float4(0, 0, 0, 0), parts[kMostSomeSplit];
+    // All at once, without a branch between them: one by one each would take as long as all. Those that are not there are the last one again.
+#pragma unroll
+    for (int part = 0; part < kMostSomeSplit; ++part) parts[part] = load_four_of(room.sums() + 16 * static_cast<unsigned>(four), 2 * min(part, view.split - 1) + share.half);
 #pragma unroll
     for (int part = 0; part < kMostSomeSplit; ++part)
-      if (part < view.split) sums = sum_of(sums, load_four_of(room.sums() + 16 * static_cast<unsigned>(four), 2 * part + share.half));
+      if (part < view.split) sums = sum_of(sums, parts[part]);
     const FourSums at = place_of(view, share, tile, four);
     const float4 more = added != nullptr && four == first ? *added : added_to_some(view, at);
     finish_some<T>(view, at, sum_of(sums, more));
