@@ -63,6 +63,7 @@ struct Context {
   cudaStream_t stream = nullptr;
   Workspace workspace;           // each op calls reset() first
   unsigned* arrivals = nullptr;  // a count that is 0 between launches
+  unsigned long long* meetings = nullptr;  // a count that every block of a launch whose blocks wait for each other adds one to
   RoundedActivations rounded;
   std::byte* rounded_data = nullptr;  // kRoundedBytes of them, beside the workspace
   DType product_type =

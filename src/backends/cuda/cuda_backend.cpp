@@ -203,6 +203,7 @@ class CudaBackend final : public tensor::Backend {
     constexpr Bytes kArrivals = 256;  // zero, as the whole buffer is
     context_.workspace = Workspace(workspace_->data() + kRoundedBytes, workspace_->bytes() - kRoundedBytes - kArrivals);
     context_.arrivals = reinterpret_cast<unsigned*>(workspace_->data() + workspace_->bytes() - kArrivals);
+    context_.meetings = reinterpret_cast<unsigned long long*>(workspace_->data() + workspace_->bytes() - kArrivals / 2);
     activations_.use_heap(
         {.take = [](void* blocks, std::uint64_t bytes) { return static_cast<SharedBlocks*>(blocks)->take(bytes); },
          .give_back = [](void* blocks, void* memory) { static_cast<SharedBlocks*>(blocks)->give_back(memory); },

@@ -1,6 +1,10 @@
 // Experts with 16-bit weights on tensor cores: see experts_mma.h. Few hits an expert: the weights stream by. Many: tiles.
 #include "backends/cuda/experts_mma.h"
 
+#include <type_traits>
+
+#include "backends/cuda/copy_maps.h"
+#include "backends/cuda/experts_ring.cuh"
 #include "backends/cuda/experts_wide.cuh"
 #include "backends/cuda/rounding.cuh"
 
@@ -13,6 +17,38 @@ void launch_stream(Context& context, const MmaView& view, std::int64_t runs) {
   const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kGated ? 16 : 32)), static_cast<unsigned>(runs));
   launch_early(context, &stream_hits<T, kGated, kTiles>, grid, kMmaStreamThreads, 0, view);
   context.launched();
+}
+#if defined(FATHOM_CUDA_90A)
+/// A matrix of `experts` experts as boxes of 16 rows and some times 64 columns. False where the copy engine does not take it.
+template <class T>
+bool describe(CUtensorMap& map, const MatrixOfExperts& matrix, std::int64_t experts, std::int64_t rows, std::int64_t cols) {
+  const auto step = static_cast<cuuint64_t>(experts > 1 ? matrix.data_step : 2 * rows * cols);
+  if (matrix.table != nullptr || matrix.data_step < 0 || step % 16 != 0 || step >= cuuint64_t{1} << 40 || cols % kRingBox != 0) return false;
+  const cuuint64_t dims[5] = {kRingBox, static_cast<cuuint64_t>(rows), static_cast<cuuint64_t>(cols / kRingBox), static_cast<cuuint64_t>(experts), 1};
+  const cuuint64_t strides[4] = {static_cast<cuuint64_t>(2 * cols), 2 * kRingBox, step, step};
+  const cuuint32_t box[5] = {kRingBox, kRingRows, kRingColumns / kRingBox, 1, 1}, one[5] = {1, 1, 1, 1, 1};
+  const auto type = std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  return encode_tiled()(&map, type, 5, const_cast<std::byte*>(matrix.data), dims, strides, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+#endif
+
+/// Both products. False: nothing was launched.
+template <class T, int kTiles>
+bool launch_ring([[maybe_unused]] Context& context, [[maybe_unused]] const MmaView& in, [[maybe_unused]] const MmaView& out, [[maybe_unused]] std::int64_t experts, [[maybe_unused]] int most_runs) {
+#if defined(FATHOM_CUDA_90A)
+  constexpr unsigned kBytes = RingRoom<kTiles>::kBytes;
+  if (context.compute_capability != 90 || kBytes > context.shared_bytes || encode_tiled() == nullptr) return false;
+  RingView view{.parts = {in, out}, .most_runs = most_runs, .meetings = context.meetings};
+  if (!describe<T>(view.gate, in.first, experts, in.rows, in.cols) || !describe<T>(view.up, in.second, experts, in.rows, in.cols) || !describe<T>(view.down, out.first, experts, out.rows, out.cols))
+    return false;
+  context.note(cudaFuncSetAttribute(&stream_experts<T, kTiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
+  launch_early(context, &stream_experts<T, kTiles>, static_cast<unsigned>(context.multiprocessors), kRingThreads, kBytes, view);
+  context.launched();
+  return true;
+#else
+  return false;
+#endif
 }
 template <class T, bool kGated>
 void launch_panels(Context& context, const MmaView& view, std::int64_t runs) {
@@ -61,6 +97,8 @@ float* multiply(Context& context, const ExpertsArgs& args, const Matrices& matri
   if (group) {
     launch_group<T, true>(context, in, runs);
     launch_group<T, false>(context, out, runs);
+  } else if (gather.run == 8 ? launch_ring<T, 1>(context, in, out, std::ssize(args.gate), gather.most_runs) : launch_ring<T, 2>(context, in, out, std::ssize(args.gate), gather.most_runs)) {
+    return y;
   } else if (gather.run == 8) {
     launch_stream<T, true, 1>(context, in, runs);
     launch_stream<T, false, 1>(context, out, runs);
