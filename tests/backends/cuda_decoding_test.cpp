@@ -313,5 +313,57 @@ TEST_F(CudaDecoding, ExpertsAreChosenAndSummedOnTheWay) {
   }
 }
 
+TEST_F(CudaDecoding, ExpertsOneBehindTheOtherGiveWhatExpertsApartGive) {
+  struct Case {
+    std::int64_t tokens, hidden, inner, experts, top_k, first, total;
+    DType type = DType::bf16;
+  };
+  for (const Case& c : {Case{3, 256, 128, 16, 6, 0, 16},
+                        {9, 1088, 192, 8, 2, 0, 8, DType::f16},
+                        {32, 2048, 1408, 24, 6, 0, 64},
+                        {40, 512, 576, 16, 2, 8, 32},
+                        {40, 640, 64, 8, 4, 0, 8},
+                        {64, 320, 1472, 12, 3, 4, 32, DType::f16}}) {
+    const Tensor x = random(DType::f32, {c.tokens, c.hidden});
+    const Tensor indices = make(DType::i32, {c.tokens, c.top_k}), weights = random(DType::f32, {c.tokens, c.top_k});
+    for (std::int64_t t = 0; t < c.tokens; ++t)  // every token chooses the first: it has more hits than a run
+      for (std::int64_t k = 0; k < c.top_k; ++k)
+        indices.as<std::int32_t>()[t * c.top_k + k] =
+            static_cast<std::int32_t>((c.first + (k == 0 ? 0 : 1 + (t * 7 + k) % (c.total - 1))) % c.total);
+    std::vector<Weight> matrices[2][3];
+    for (int m = 0; m < 3; ++m) {
+      const std::int64_t rows = m < 2 ? c.inner : c.hidden, cols = m < 2 ? c.hidden : c.inner;
+      const Tensor all = random(c.type, {c.experts * rows, cols}, 1 / std::sqrt(static_cast<float>(cols)));
+      std::byte* const even = on_device(all);
+      const auto bytes = static_cast<std::int64_t>(all.bytes()) / c.experts;
+      const WeightFormat format = c.type == DType::bf16 ? WeightFormat::bf16 : WeightFormat::f16;
+      for (std::int64_t e = 0; e < c.experts; ++e)
+        matrices[0][m].push_back({.format = format, .rows = rows, .cols = cols, .data = even + e * bytes});
+      for (std::int64_t e = c.experts - 1; e >= 0; --e)
+        matrices[1][m].insert(
+            matrices[1][m].begin(),
+            {.format = format, .rows = rows, .cols = cols, .data = on_device(all.rows(e * rows, rows))});
+    }
+    Tensor out[2];
+    for (int apart = 0; apart < 2; ++apart) {
+      out[apart] = make(DType::f32, {c.tokens, c.hidden});
+      for (int again = 0; again < 3; ++again)
+        backend_->ops().experts({.x = x,
+                                 .indices = indices,
+                                 .weights = weights,
+                                 .gate = matrices[apart][0],
+                                 .up = matrices[apart][1],
+                                 .down = matrices[apart][2],
+                                 .first_expert = c.first,
+                                 .total_experts = c.total,
+                                 .out = out[apart]});
+      wait();
+    }
+    SCOPED_TRACE(testing::Message() << c.tokens << " tokens of " << c.hidden << ", " << c.experts << " experts of "
+                                    << c.inner);
+    expect_near(out[0], out[1], 1e-3);  // gated values are rounded to 16 bits
+  }
+}
+
 }  // namespace
 }  // namespace fathom::test

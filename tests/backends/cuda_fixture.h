@@ -60,6 +60,13 @@ class CudaTest : public testing::Test {
     std::memcpy(y.data, x.data, x.bytes());
     return y;
   }
+  /// A copy that only the device reads, where weights lie.
+  std::byte* on_device(const Tensor& x) {
+    auto buffer = backend_->allocate_buffer(x.bytes(), tensor::Placement::kDevice);
+    if (!buffer || !backend_->upload((*buffer)->data(), {x.data, x.bytes()})) std::abort();
+    buffers_.push_back(std::move(*buffer));
+    return buffers_.back()->data();
+  }
   /// Any codes, and scales that make sums of products with values up to one about one.
   Weight weight(WeightFormat format, std::int64_t rows, std::int64_t cols) {
     if (format == WeightFormat::bf16) return weight(rows, cols);
@@ -83,15 +90,18 @@ class CudaTest : public testing::Test {
     for (std::uint64_t i = 0; i < tensor::weight_scale_count(format, rows, cols); ++i)
       put_element(scales.data + static_cast<std::int64_t>(i) * dtype_bytes(layout.scale), layout.scale,
                   values(random_) / largest / std::sqrt(static_cast<double>(cols)));
-    return {.format = format, .rows = rows, .cols = cols, .data = codes.data, .scales = scales.data};
+    return {.format = format, .rows = rows, .cols = cols, .data = on_device(codes), .scales = on_device(scales)};
   }
   Weight weight(std::int64_t rows, std::int64_t cols) {
     return {.format = WeightFormat::bf16,
             .rows = rows,
             .cols = cols,
-            .data = random(DType::bf16, {rows, cols}, 1 / std::sqrt(static_cast<float>(cols))).data};
+            .data = on_device(random(DType::bf16, {rows, cols}, 1 / std::sqrt(static_cast<float>(cols))))};
   }
-  void wait() { ASSERT_TRUE(backend_->synchronize().has_value()); }
+  void wait() {
+    const auto done = backend_->synchronize();
+    ASSERT_TRUE(done.has_value()) << error_text(done.error());
+  }
 
   static void expect_near(const Tensor& got, const Tensor& want, double part) {
     double largest = 0, worst = 0;

@@ -61,9 +61,9 @@ struct Context {
   int compute_capability = 0;    // 90 for Hopper
   std::size_t shared_bytes = 0;  // that a block may ask for
   cudaStream_t stream = nullptr;
-  Workspace workspace;           // each op calls reset() first
-  unsigned* arrivals = nullptr;  // a count that is 0 between launches
-  unsigned long long* meetings = nullptr;  // a count that every block of a launch whose blocks wait for each other adds one to
+  Workspace workspace;                     // each op calls reset() first
+  unsigned* arrivals = nullptr;            // a count that is 0 between launches
+  unsigned long long* meetings = nullptr;  // one more for each block of launches that wait for all of theirs
   RoundedActivations rounded;
   std::byte* rounded_data = nullptr;  // kRoundedBytes of them, beside the workspace
   DType product_type =
