@@ -4,7 +4,7 @@
 // A block has tiles of two times 16 rows of the weights, one after the other: of a gated product 16 of the gate and 16 of its up. One warp fetches pieces
 // of 512 columns of a tile, as two boxes, and of its hits' x, as many ahead as fit, over the ends of tiles and from the first product into the second,
 // whose weights come while the blocks wait for each other: only its x, which they make, has to. (A copy of a row of 1 KB takes the copy
-// engine as long as 1.5 KB of a box.) Eight warps multiply, 16 columns each in turn, and add up their sums in order at a tile's end.
+// engine as long as 1.2 KB of a box.) Eight warps multiply, 16 columns each in turn, and add up their sums in order at a tile's end.
 #pragma once
 #include "backends/cuda/codes_mma.cuh"
 #include "backends/cuda/experts_mma.cuh"
