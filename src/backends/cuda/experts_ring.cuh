@@ -17,9 +17,9 @@ inline constexpr int kRingWarps = 8, kRingMultiply = kRingWarps * kWarp, kRingTh
 /// Both products of all runs; parts[1] takes what parts[0] makes.
 struct RingView {
   MmaView parts[2];
-  CUtensorMap gate, up, down;          // boxes of 16 rows, by 64 columns: [1, experts, columns / 64, rows, 64]
+  CUtensorMap gate, up, down;  // [1, experts, columns / 64, rows, 64] of elements, in boxes of 16 rows and kRingColumns
   int most_runs = 0;
-  unsigned long long* meetings = nullptr;  // one more for every block of every launch
+  unsigned long long* meetings = nullptr;  // Context's
 };
 
 /// Shared memory; runs have at most 8 · kTiles hits.
@@ -36,7 +36,7 @@ struct RingRoom {
   __device__ unsigned empty(unsigned stage) const { return full(kStages + stage); }
 };
 
-/// The place in the ring where the next piece is, and how often the ring has been gone round.
+/// The place in the ring where the next piece is, and whether the ring has been gone round an odd number of times.
 template <int kTiles>
 struct RingPlace {
   unsigned stage = 0, phase = 0;
@@ -68,11 +68,6 @@ __device__ inline unsigned long long meetings_so_far(const unsigned long long* a
   unsigned long long count;
   asm volatile("ld.acquire.gpu.global.u64 %0, [%1];\n" : "=l"(count) : "l"(at) : "memory");
   return count;
-}
-
-/// Eight rows of eight elements twice: see load_matrices.
-__device__ inline void load_two_matrices(unsigned at, unsigned& first, unsigned& second) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n" : "=r"(first), "=r"(second) : "r"(at) : "memory");
 }
 
 /// One warp: all pieces of the block. `all_here`: meetings when all blocks have made their part of the first product.
@@ -148,7 +143,7 @@ __device__ inline void multiply_pieces(const MmaView& part, const RingRoom<kTile
   constexpr unsigned kRow = RingRoom<kTiles>::kRow;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   // This lane's rows: of a box 128 bytes, whose chunks of 16 lie where the row's number puts them; of x.
-  const unsigned own_a = static_cast<unsigned>(lane % 16) * 128, own_b = static_cast<unsigned>(lane / 16 * 8 + lane % 8) * kRow + static_cast<unsigned>(lane / 8 % 2) * 16;
+  const unsigned own_a = static_cast<unsigned>(lane % 16) * 128, own_b = static_cast<unsigned>((lane / 16 * 8 + lane % 8) % (8 * kTiles)) * kRow + static_cast<unsigned>(lane / 8 % 2) * 16;
   const RingShare share(part, kGated, runs);
   int at_run = -1;
   RunOfExpert run;
@@ -168,8 +163,7 @@ __device__ inline void multiply_pieces(const MmaView& part, const RingRoom<kTile
         const unsigned at = room.weights(place.stage) + static_cast<unsigned>(step / 4) * (kRingRows * 128) + own_a + static_cast<unsigned>((2 * (step % 4) + lane / 16) ^ (lane & 7)) * 16;
         load_matrices(at, a[0]);
         load_matrices(at + RingRoom<kTiles>::kHalf, a[1]);
-        if constexpr (kTiles == 1) load_two_matrices(room.x(place.stage) + own_b % (8 * kRow) + static_cast<unsigned>(step) * 32, b[0], b[1]);
-        else load_matrices(room.x(place.stage) + own_b + static_cast<unsigned>(step) * 32, b);
+        load_matrices(room.x(place.stage) + own_b + static_cast<unsigned>(step) * 32, b);
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll

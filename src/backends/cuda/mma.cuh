@@ -47,6 +47,10 @@ __device__ inline unsigned swizzled(int row, int chunk) {
 __device__ inline void load_matrices(unsigned at, unsigned (&out)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n" : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(at) : "memory");
 }
+/// Two of them: the addresses of lanes 0 to 15.
+__device__ inline void load_matrices(unsigned at, unsigned (&out)[2]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n" : "=r"(out[0]), "=r"(out[1]) : "r"(at) : "memory");
+}
 __device__ inline void load_matrices_transposed(unsigned at, unsigned (&out)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n" : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3]) : "r"(at) : "memory");
 }

@@ -50,6 +50,13 @@ bool launch_ring([[maybe_unused]] Context& context, [[maybe_unused]] const MmaVi
   return false;
 #endif
 }
+/// Both products of runs of at most 8 · kTiles hits.
+template <class T, int kTiles>
+void launch_few(Context& context, const MmaView& in, const MmaView& out, std::int64_t experts, int most_runs) {
+  if (launch_ring<T, kTiles>(context, in, out, experts, most_runs)) return;
+  launch_stream<T, true, kTiles>(context, in, most_runs);
+  launch_stream<T, false, kTiles>(context, out, most_runs);
+}
 template <class T, bool kGated>
 void launch_panels(Context& context, const MmaView& view, std::int64_t runs) {
   const dim3 grid(static_cast<unsigned>(divide_up(view.rows, kGated ? kPanelRows / 2 : kPanelRows)), static_cast<unsigned>(runs));
@@ -97,14 +104,10 @@ float* multiply(Context& context, const ExpertsArgs& args, const Matrices& matri
   if (group) {
     launch_group<T, true>(context, in, runs);
     launch_group<T, false>(context, out, runs);
-  } else if (gather.run == 8 ? launch_ring<T, 1>(context, in, out, std::ssize(args.gate), gather.most_runs) : launch_ring<T, 2>(context, in, out, std::ssize(args.gate), gather.most_runs)) {
-    return y;
   } else if (gather.run == 8) {
-    launch_stream<T, true, 1>(context, in, runs);
-    launch_stream<T, false, 1>(context, out, runs);
+    launch_few<T, 1>(context, in, out, std::ssize(args.gate), gather.most_runs);
   } else {
-    launch_stream<T, true, 2>(context, in, runs);
-    launch_stream<T, false, 2>(context, out, runs);
+    launch_few<T, 2>(context, in, out, std::ssize(args.gate), gather.most_runs);
   }
   return y;
 }
