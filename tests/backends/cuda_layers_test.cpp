@@ -19,11 +19,13 @@ struct Model {
 
 TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
   using F = WeightFormat;
-  for (const Model& m : {Model{F::bf16, DType::bf16, 4, 4, 128, 512, 1408, 0},
+  for (const Model& m : {Model{F::bf16, DType::bf16, 16, 16, 128, 2048, 2048, 0},
                          {F::bf16, DType::f16, 32, 32, 128, 4096, 2816, 511},
-                         {F::bf16, DType::bf16, 12, 2, 128, 1536, 8960, 300, true},
-                         {F::bf16, DType::f8e4m3, 8, 8, 64, 512, 1000, 700, false, true},
+                         {F::bf16, DType::bf16, 28, 4, 128, 3584, 2048, 300, true, false, 2},
+                         {F::bf16, DType::f8e4m3, 32, 32, 64, 2048, 2304, 700, false, true},
+                         {F::bf16, DType::i8, 4, 4, 128, 512, 1408, 9},
                          {F::fp8_row, DType::bf16, 8, 8, 128, 1024, 2816, 77},
+                         {F::fp8_row, DType::i8, 8, 4, 128, 1024, 1040, 33},
                          {F::fp8_block128, DType::f8e4m3, 16, 16, 128, 2048, 5632, 513},
                          {F::int8_row, DType::i8, 6, 3, 128, 768, 2048, 130, true},
                          {F::int8_row, DType::bf16, 8, 8, 64, 512, 11008, 1},
@@ -31,6 +33,8 @@ TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
                          {F::int4_group128_zero, DType::f16, 8, 4, 128, 1024, 2816, 40, false, true},
                          {F::int4_group128_zero_f16, DType::i8, 3, 3, 128, 384, 640, 255},
                          {F::int4_group128_f16, DType::bf16, 160, 160, 64, 1280, 1280, 90, false, false, 1}}) {
+    std::cerr << weight_format_name(m.format) << ' ' << m.hidden << ' ' << m.inner << ' ' << dtype_name(m.cache)
+              << std::endl;
     const std::int64_t rows = m.past + 5, q_width = m.heads * m.width, kv_width = m.kv_heads * m.width;
     const Sequence sequence{.slot = 1, .first_token = 0, .tokens = 1, .past = m.past};
     const std::int32_t row[4] = {1, 0, 1, m.past};

@@ -184,10 +184,13 @@ __device__ inline void ring_keys(const SegmentView& segment, int head, std::int6
   ring.template wait<0>();
 }
 
+/// Keys of a stream that stream_keys has on their way.
+template <class T, int kHeads>
+inline constexpr int kKeysAhead = kHeads > 4 ? 2 : sizeof(T) == 1 && kHeads <= 2 ? 8 : sizeof(T) == 4 ? 2 : 4;
 /// Keys first + [from, to) of a segment, dealt out to the streams of the block.
-template <class T, int kWidth, int kHeads, int kThreads = kStreamThreads>
+template <class T, int kWidth, int kHeads, int kThreads = kStreamThreads, int kAhead = kKeysAhead<T, kHeads>>
 __device__ inline void stream_keys(const SegmentView& segment, int head, std::int64_t base, std::int32_t first, int from, int to, StreamState<kHeads>& state) {
-  constexpr int kLanes = kWidth / 8, kStreams = kThreads / kLanes, kAhead = kHeads > 4 ? 2 : sizeof(T) == 1 && kHeads <= 2 ? 8 : sizeof(T) == 4 ? 2 : 4;
+  constexpr int kLanes = kWidth / 8, kStreams = kThreads / kLanes;
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes;
   const std::int64_t k_offset = head * segment.k_head + 8 * lane, v_offset = head * segment.v_head + 8 * lane;
 #pragma unroll 1

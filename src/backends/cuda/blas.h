@@ -52,7 +52,7 @@ class Blas {
 };
 
 /// What a backend has beside weights, caches and activations: room for rounded activations, and what an op may take.
-inline constexpr Bytes kWorkspaceBytes = 256 * kMiB, kOpBytes = kWorkspaceBytes - kRoundedBytes;
+inline constexpr Bytes kWorkspaceBytes = 256 * kMiB, kOpBytes = kWorkspaceBytes - kRoundedBytes - kStagesBytes;
 /// Of that and beside what cuBLASLt has: weights that products of many tokens widen.
 inline constexpr Bytes kWidenedBytes = 96 * kMiB;
 

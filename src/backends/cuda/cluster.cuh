@@ -80,6 +80,7 @@ struct ClusterLaunch {
   ClusterLaunch& operator=(const ClusterLaunch&) = delete;
   template <class... Parameters, class... Arguments>
   void go(Context& context, void (*kernel)(Parameters...), Arguments&&... arguments) {
+    close_stages(context);
     context.note(cudaLaunchKernelEx(&config, kernel, Parameters(std::forward<Arguments>(arguments))...));
   }
 };

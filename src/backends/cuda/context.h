@@ -11,7 +11,8 @@
 
 namespace fathom::cuda {
 
-class Blas;  // blas.h: cuBLASLt, found at run time
+class Blas;    // blas.h: cuBLASLt, found at run time
+class Stages;  // stages.h: what one launch does for a token
 
 /// A stretch of device memory that ops of one stream take from the front, one op after the other.
 class Workspace {
@@ -35,7 +36,7 @@ class Workspace {
   Bytes bytes_ = 0, used_ = 0;
 };
 
-inline constexpr Bytes kRoundedBytes = 96 * kMiB;
+inline constexpr Bytes kRoundedBytes = 96 * kMiB, kStagesBytes = 6 * kMiB;
 
 /// How codes of e4m3 were made: a scale a row, or (stretches) a row and 128 columns; powers: of two.
 struct CodesKind {
@@ -70,6 +71,7 @@ struct Context {
       DType::f32;        // the 16-bit type that a product last rounded to: what the next will want; f32: none yet
   CodesKind codes_kind;  // of f8e4m3
   Blas* blas = nullptr;
+  Stages* stages = nullptr;
   /// The first error that a launch or the runtime reported; later calls keep it. Backend::synchronize tells it.
   cudaError_t error = cudaSuccess;
   /// While `rounded` lies beside: what it was made from, which may lie in the first place yet.
@@ -80,5 +82,9 @@ struct Context {
   /// After every launch.
   void launched() { note(cudaPeekAtLastError()); }
 };
+
+/// Launches the stages that have been gathered. Every launch comes after that: launch_early and clusters see to it, who
+/// launches otherwise does.
+void close_stages(Context& context);
 
 }  // namespace fathom::cuda

@@ -21,6 +21,7 @@
 #include "backends/cuda/marks.h"
 #include "backends/cuda/recordings.h"
 #include "backends/cuda/sample.h"
+#include "backends/cuda/stages.h"
 
 namespace fathom::cuda {
 namespace {
@@ -201,9 +202,12 @@ class CudaBackend final : public tensor::Backend {
     context_.blas = blas_.get();
     context_.rounded_data = workspace_->data();
     constexpr Bytes kArrivals = 256;  // zero, as the whole buffer is
-    context_.workspace = Workspace(workspace_->data() + kRoundedBytes, workspace_->bytes() - kRoundedBytes - kArrivals);
-    context_.arrivals = reinterpret_cast<unsigned*>(workspace_->data() + workspace_->bytes() - kArrivals);
-    context_.meetings = reinterpret_cast<unsigned long long*>(workspace_->data() + workspace_->bytes() - kArrivals / 2);
+    context_.workspace = Workspace(workspace_->data() + kRoundedBytes, kOpBytes - kArrivals);
+    context_.arrivals = reinterpret_cast<unsigned*>(workspace_->data() + kRoundedBytes + kOpBytes - kArrivals);
+    context_.meetings =
+        reinterpret_cast<unsigned long long*>(workspace_->data() + kRoundedBytes + kOpBytes - kArrivals / 2);
+    stages_.use(workspace_->data() + kRoundedBytes + kOpBytes);
+    context_.stages = &stages_;
     activations_.use_heap(
         {.take = [](void* blocks, std::uint64_t bytes) { return static_cast<SharedBlocks*>(blocks)->take(bytes); },
          .give_back = [](void* blocks, void* memory) { static_cast<SharedBlocks*>(blocks)->give_back(memory); },
@@ -310,7 +314,7 @@ class CudaBackend final : public tensor::Backend {
     };
     if (key != 0 && context_.error == cudaSuccess) {
       if (recordings_.replay(context_, key)) return false;
-      if (recordings_.seen(key)) {
+      if (recordings_.seen(context_, key)) {
         if (!recordings_.record(context_, key, whole)) return failed();
         return true;
       }
@@ -400,6 +404,7 @@ class CudaBackend final : public tensor::Backend {
   CopyStream copies_;
   std::unique_ptr<Blas> blas_;
   std::map<const std::uint8_t*, std::unique_ptr<CudaBuffer>> tables_;  // of codes to draw from
+  Stages stages_;
   Recordings recordings_;
   Marks marks_;
   std::array<cudaEvent_t, tensor::kMoments> moments_{};

@@ -62,7 +62,8 @@ class CudaOps final : public tensor::Ops {
   void cross_entropy(const tensor::CrossEntropyArgs& args) override;
 
  private:
-  void launch_waiting();  // what flush launches; what was rounded stays
+  void launch_waiting();  // what flush launches, but for stages; what was rounded stays
+  void settle();          // what flush does, but that stages go on
   Context& context_;
   tensor::ActivationMemory& memory_;
   class Waiting;

@@ -34,6 +34,7 @@ __device__ inline void after_previous() {
 /// Launches a kernel that calls wait_for_previous() before it reads or writes anything that another launch writes or reads.
 template <class... Parameters, class... Arguments>
 void launch_early(Context& context, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, Arguments&&... arguments) {
+  close_stages(context);
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;

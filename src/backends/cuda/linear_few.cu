@@ -55,6 +55,7 @@ bool can_route_beside(const Together& all) {
 }
 
 void launch_together(Context& context, const Together& all, const RouteView* route, const GatherView* gather) {
+  close_stages(context);  // these may be launched by the same kernels, with other room in shared memory
   if (all.products[0].tokens > kFewTokens) return launch_some(context, all, route, gather);
   if (can_stream(context, all)) return launch_stream(context, all);
   // One token's products wait for memory alone, unless their warps also norm x and gate.

@@ -13,7 +13,7 @@ namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-constexpr Bytes kSumBytes = 60 * kMiB;   // of the workspace, beside what cuBLASLt has: sums that cannot lie in the output
+constexpr Bytes kSumBytes = 56 * kMiB;   // of the workspace, beside what cuBLASLt has: sums that cannot lie in the output
 constexpr Bytes kNearBytes = 36 * kMiB;  // of sums that are in the L2 cache yet when they are scaled
 constexpr Bytes kValueBytes = 24 * kMiB;  // of x in f32, beside what multiply_many takes
 constexpr std::int64_t kMostTokens = 65535, kRowsTogether = 256;  // at a time; multiples of these

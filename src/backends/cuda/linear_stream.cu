@@ -52,20 +52,6 @@ unsigned deal_units(Together& all) {
   return units;
 }
 
-StreamView view_of(const Context& context, const Together& all, std::int64_t tokens) {
-  const Product& p = all.products[0];
-  StreamView view;
-  view.all = all;
-  view.units = deal_units(view.all);
-  view.tokens = static_cast<int>(tokens);
-  view.parts = parts_of(p);
-  view.columns = view.tokens * view.parts;
-  const std::int64_t row_bytes = is_int4(p.weight.format) ? p.weight.cols / 2 : p.weight.cols;
-  view.stretches = static_cast<int>(divide_up(row_bytes, kStretch));
-  view.team = team_of(view.stretches);
-  view.slots = static_cast<int>(std::min<std::int64_t>(divide_up(view.units, context.multiprocessors * (kStreamedWarps / view.team)), kMostSlots));
-  return view;
-}
 int shared_of(const StreamView& view) {
   int bytes = 0;
   const bool there = with_kernel(view.all.products[0].weight.format, tiles_of(view.columns), [&](auto format, auto tiles) { bytes = stream_room<format(), tiles()>(view).all; });
@@ -80,7 +66,7 @@ bool fit(const Context& context, StreamView& view) {
 /// The most tokens at a time, up to those of `all`, whose x fits a block; 0: none.
 std::int64_t most_tokens(const Context& context, const Together& all) {
   for (std::int64_t tokens = all.products[0].tokens; tokens > 0; --tokens) {
-    StreamView view = view_of(context, all, tokens);
+    StreamView view = stream_view(context, all, tokens);
     if (fit(context, view)) return tokens;
   }
   return 0;
@@ -98,16 +84,38 @@ void launch(Context& context, StreamView view) {
 
 }  // namespace
 
+StreamView stream_view(const Context& context, const Together& all, std::int64_t tokens) {
+  const Product& p = all.products[0];
+  StreamView view;
+  view.all = all;
+  view.units = deal_units(view.all);
+  view.tokens = static_cast<int>(tokens);
+  view.parts = parts_of(p);
+  view.columns = view.tokens * view.parts;
+  const std::int64_t row_bytes = is_int4(p.weight.format) ? p.weight.cols / 2 : p.weight.format == WeightFormat::bf16 ? p.weight.cols * 2 : p.weight.cols;
+  view.stretches = static_cast<int>(divide_up(row_bytes, kStretch));
+  view.team = team_of(view.stretches);
+  view.slots = static_cast<int>(std::min<std::int64_t>(divide_up(view.units, context.multiprocessors * (kStreamedWarps / view.team)), kMostSlots));
+  return view;
+}
+
+bool rows_can_be_copied(const Together& all) {
+  const WeightView& weight = all.products[0].weight;
+  const bool half = weight.format == WeightFormat::bf16;
+  if (weight.cols == 0 || weight.cols > (1 << 20) || weight.cols % (is_int4(weight.format) ? 128 : half ? 8 : 16) != 0) return false;
+  for (int i = 0; i < all.count; ++i) {
+    const Product& own = all.products[i];
+    if (reinterpret_cast<std::uintptr_t>(own.weight.data) % 16 != 0 || own.rows > (1 << 24)) return false;
+    if (!half && (reinterpret_cast<std::uintptr_t>(own.weight.scales) % 4 != 0 || own.first_row % 8 != 0)) return false;
+  }
+  return true;
+}
+
 bool can_stream(const Context& context, const Together& all) {
   const Product& p = all.products[0];
   const WeightFormat format = p.weight.format;
-  if (!is_streamed(format) || p.groups != 1 || p.by_column || p.tokens < 1 || p.tokens > kFewTokens || p.weight.cols > (1 << 20)) return false;
-  if (p.weight.cols % (is_int4(format) ? 128 : 16) != 0 || p.weight.cols == 0) return false;
-  for (int i = 0; i < all.count; ++i) {
-    const Product& own = all.products[i];
-    if (reinterpret_cast<std::uintptr_t>(own.weight.data) % 16 != 0 || reinterpret_cast<std::uintptr_t>(own.weight.scales) % 4 != 0 || own.first_row % 8 != 0 || own.rows > (1 << 24)) return false;
-  }
-  StreamView one = view_of(context, all, 1);
+  if (!is_streamed(format) || p.groups != 1 || p.by_column || p.tokens < 1 || p.tokens > kFewTokens || !rows_can_be_copied(all)) return false;
+  StreamView one = stream_view(context, all, 1);
   return fit(context, one);
 }
 
@@ -124,7 +132,7 @@ void launch_stream(Context& context, const Together& all) {
       p.out = whole.out + first * whole.out_stride;
       if (whole.added != nullptr) p.added = whole.added + first * whole.added_stride;
     }
-    StreamView view = view_of(context, rest, here);
+    StreamView view = stream_view(context, rest, here);
     fit(context, view);
     with_kernel(rest.products[0].weight.format, tiles_of(view.columns), [&](auto format, auto tiles) { launch<format(), tiles()>(context, view); });
   }

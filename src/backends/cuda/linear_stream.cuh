@@ -431,5 +431,9 @@ __global__ void __launch_bounds__(kStreamedThreads, 1) stream_kernel(const __gri
 /// Whether these kernels can do it: whole rows at multiples of 16 bytes, formats as above, rows of a product from a multiple of eight on.
 bool can_stream(const Context& context, const Together& all);
 void launch_stream(Context& context, const Together& all);
+/// How `tokens` tokens of these are dealt out, also of bf16.
+StreamView stream_view(const Context& context, const Together& all, std::int64_t tokens);
+/// Whether whole rows, and their scales, lie where copies of 16 (4) bytes can read them.
+bool rows_can_be_copied(const Together& all);
 
 }  // namespace fathom::cuda

@@ -11,6 +11,7 @@
 #include "backends/cuda/attention_ways.h"
 #include "backends/cuda/cuda_ops.h"
 #include "backends/cuda/many_rows.h"
+#include "backends/cuda/stages.h"
 #include "backends/cuda/waiting.cuh"
 
 namespace fathom::cuda {
@@ -237,7 +238,9 @@ void CudaOps::attention(const AttentionArgs& args) {
   const bool units = on_hopper(context_, view) && !can_stream(args, view) && !can_share_latents(context_, args, view) && can_flash(context_, args, view);
   std::optional<QkvRows> rows;
   if (units) rows = waiting_->rows_of(args);
-  flush();
+  settle();
+  if (clustered > 0 && context_.stages != nullptr && context_.stages->add(context_, args, view, fresh)) return;
+  close_stages(context_);
   context_.workspace.reset();
   if (rows) view.rounded_q = store_rows(context_, *rows, args);
   view.rounded_out = room_to_round(context_, args.out), view.rounded_type = context_.product_type;

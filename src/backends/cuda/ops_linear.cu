@@ -47,6 +47,7 @@ bool may_wait_many(const Product& p) {
 void multiply_any(Context& context, const Product& p) {
   if (p.tokens == 0 || p.groups == 0 || p.outputs() == 0) return;
   FATHOM_CHECK(p.weight.format != WeightFormat::f64 && p.weight.format != WeightFormat::i64, "a weight that the cuda backend cannot multiply with");
+  close_stages(context);
   context.workspace.reset();
   if (p.activations != Activations::kAsTheyAre) return multiply_rounded(context, p);
   const bool aligned_x = aligned_16(p.x, p.x_stride, p.x_step);
@@ -91,6 +92,7 @@ void CudaOps::linear(const LinearArgs& args) {
   waiting_->keep(context_, product, many || (waits && tokens > kFewTokens) ? type_of_half(product.weight.format) : DType::f32);
   if (rounds) {
     launch_waiting();
+    close_stages(context_);
     if (product.bias == nullptr && !product.accumulate) waiting_->take_many(context_, product);
     else multiply_any(context_, product);
   } else if (waits) {
@@ -99,6 +101,7 @@ void CudaOps::linear(const LinearArgs& args) {
     waiting_->take_many(context_, product);
   } else {
     launch_waiting();
+    close_stages(context_);
     waiting_->write_norm_for(context_, product);
     multiply_any(context_, product);
   }

@@ -159,14 +159,14 @@ void CudaOps::rms_norm(const RmsNormArgs& args) {
     return waiting_->take(context_, {.kind = TokenAction::Kind::kNorm, .x = rows, .out = normed, .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps)}, tokens);
   }
   if (waiting_->take_sums_into(context_, args)) return;
-  flush();
+  settle();  // stages go on where the norm waits
   if (can_only_round(args)) return waiting_->promise(args);
   const std::int64_t n = args.x.dim(args.x.shape.rank - 1);
   const auto *from = args.x.as<float>(), *x = args.out.as<float>();
   const bool apart = from + n <= x || x + n <= from;
-  if (args.x.elements() != n || n % 8 != 0 || !vectors_fit(args) || !apart) return make_norm(context_, args);
+  if (args.x.elements() != n || n % 8 != 0 || !vectors_fit(args) || !apart) return close_stages(context_), make_norm(context_, args);
   const FloatVector weight = vector_of_row(args.weight, n);
-  if (reinterpret_cast<std::uintptr_t>(weight.data) % 16 != 0) return make_norm(context_, args);
+  if (reinterpret_cast<std::uintptr_t>(weight.data) % 16 != 0) return close_stages(context_), make_norm(context_, args);
   waiting_->take({.from = from, .x = args.out.as<float>(), .weight = weight.data, .weight_type = weight.dtype, .eps = static_cast<float>(args.eps), .n = n, .unread = args.only_products});
 }
 

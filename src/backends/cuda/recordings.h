@@ -7,6 +7,7 @@
 #include <map>
 
 #include "backends/cuda/context.h"
+#include "backends/cuda/stages.h"
 
 namespace fathom::cuda {
 
@@ -32,8 +33,11 @@ class Recordings {
     return true;
   }
   /// Whether the next pass of this key is to be recorded; the first is not.
-  bool seen(std::uint64_t key) {
-    if (graphs_.size() >= kMost) clear();
+  bool seen(Context& context, std::uint64_t key) {
+    if (graphs_.size() >= kMost) {
+      clear();
+      context.stages->forget();
+    }
     return !graphs_.emplace(key, nullptr).second;
   }
   /// Records what `pass` launches, and launches it. False: the device failed; half of it is done.
@@ -43,6 +47,7 @@ class Recordings {
     context.note(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeRelaxed));
     pass();
     context.note(cudaStreamEndCapture(context.stream, &graph));
+    context.stages->upload(context);
     if (graph != nullptr) context.note(cudaGraphInstantiate(&ready, graph, 0));
     if (graph != nullptr) cudaGraphDestroy(graph);
     graphs_[key] = ready;

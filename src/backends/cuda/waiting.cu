@@ -4,6 +4,7 @@
 
 #include "backends/cuda/attention_ways.h"
 #include "backends/cuda/many_rows.h"
+#include "backends/cuda/stages.h"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
@@ -137,6 +138,7 @@ void CudaOps::Waiting::promise(const SwigluArgs& gate) {
 
 void CudaOps::Waiting::keep(Context& context, const Product& product, DType type) {
   if (promise_ == Promise::kNone) return;
+  close_stages(context);
   const bool norm = promise_ == Promise::kNorm;
   const Tensor& rows = norm ? promised_norm_.out : promised_gate_.out;
   const auto* x = rows.as<float>();
@@ -170,6 +172,7 @@ void CudaOps::Waiting::settle(Context& context) {
   const Promise promised = promise_;
   promise_ = Promise::kNone;
   if (promised == Promise::kNone || kept_) return;
+  close_stages(context);
   if (promised == Promise::kNorm) return make_norm(context, promised_norm_);
   launch(context);
   make_gate(context, promised_gate_);
@@ -326,6 +329,7 @@ void CudaOps::Waiting::launch_products(Context& context, const GatherView* gathe
   if (combine_.hit != nullptr) launch_combine(context, std::exchange(combine_, {}));
   if (few_tokens_ > 0) launch_few_experts_out(context, few_, few_tokens_);
   few_tokens_ = 0;
+  if (rows_.any() || many_count_ > 0) close_stages(context);
   const QkvRows rows = std::exchange(rows_, {});
   for (int i = 0; i < rows.rotation_count; ++i) rotate_many(context, rows.rotations[i]);
   for (int i = 0; i < rows.write_count; ++i) write_many(context, rows.writes[i]);
@@ -343,7 +347,7 @@ void CudaOps::Waiting::launch_products(Context& context, const GatherView* gathe
   if (all_.count > 0) {
     all_.norm = norm_;
     const bool beside = chooses_beside(context, gather != nullptr ? gather->here : 0) || (route_tokens_ == 1 && can_route_beside(all_) && !touches_route());
-    launch_together(context, all_, beside ? &route_ : nullptr, gather);
+    if (beside || context.stages == nullptr || !context.stages->add(context, all_)) launch_together(context, all_, beside ? &route_ : nullptr, gather);
     if (beside) route_tokens_ = 0;
   } else if (norm_.from != nullptr) {
     launch_norm(context, norm_);
@@ -358,6 +362,11 @@ CudaOps::CudaOps(Context& context, tensor::ActivationMemory& memory) : context_(
 CudaOps::~CudaOps() = default;
 
 void CudaOps::flush() {
+  settle();
+  close_stages(context_);
+}
+
+void CudaOps::settle() {
   launch_waiting();
   waiting_->settle(context_);
   context_.rounded = {};

@@ -1,0 +1,154 @@
+// Products of one token as a stage (stages.h).
+#pragma once
+#include "backends/cuda/staged_ring.cuh"
+
+namespace fathom::cuda {
+
+/// Two outputs of a thread, as StreamOutput's, with what joins them. It is read before it is wanted and joined when it is: a sum would wait.
+struct StagedOutput {
+  float* out[2];             // null: there is none
+  const float* adds[2];      // null: nothing is added
+  float scale[2], bias[2], added[2], before[2];
+  bool pair, accumulates;
+
+  /// Outputs of this thread: of rows threadIdx.x % 8 of both halves of a unit, if there is such a unit and it has room for its sums.
+  __device__ void find(const StreamView& view, unsigned unit) {
+    out[0] = out[1] = nullptr, adds[0] = adds[1] = nullptr;
+    pair = accumulates = false;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) scale[half] = 1.0f, bias[half] = added[half] = before[half] = 0.0f;
+    if (static_cast<int>(threadIdx.x) >= 8 * view.slots || unit >= view.units) return;
+    StreamRows rows;
+    rows.find(view, unit);
+    pair = rows.pair;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Product& p = view.all.products[pair ? rows.which + half : rows.which];
+      const std::int64_t i = rows.out[half] + static_cast<int>(threadIdx.x) % 8;
+      if (i >= p.rows) continue;
+      out[half] = p.out + i;
+      accumulates = p.accumulate;
+      if (p.added != nullptr) adds[half] = p.added + i;
+      if (p.weight.format == tensor::WeightFormat::int8_row || p.weight.format == tensor::WeightFormat::fp8_row) scale[half] = __ldg(reinterpret_cast<const float*>(p.weight.scales) + p.first_row + i);
+      if (p.bias != nullptr) bias[half] = element_of(p.bias, p.bias_type, i);
+    }
+  }
+  /// What other blocks make, when they have.
+  __device__ void read() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (adds[half] != nullptr) added[half] = read_of_others(adds[half]);
+      if (accumulates && out[half] != nullptr) before[half] = read_of_others(out[half]);
+    }
+  }
+  /// What answers is to be waited for.
+  __device__ unsigned write(float limit, float factor, const float (&sum)[2]) const {
+    float value[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) value[half] = sum[half] * factor * scale[half] + ((bias[half] + added[half]) + before[half]);
+    if (pair && out[0] != nullptr) {
+      *out[1] = value[1];
+      value[0] = gated(value[0], value[1], limit);
+    }
+    unsigned answers = 0;
+    if (out[0] != nullptr) answers = put_for_others(out[0], value[0]);
+    if (!pair && out[1] != nullptr) answers ^= put_for_others(out[1], value[1]);
+    return answers;
+  }
+};
+inline constexpr int kUnitSums = kStreamedWarps * 16 + 8;  // floats of a unit's sums: of each warp's 16 rows, and eight, so that units lie in other banks
+
+#if defined(FATHOM_WGMMA_HERE)
+template <tensor::WeightFormat F>
+__device__ inline void multiply_stage(const StagedPass& pass, const StagedProducts& own, const AttentionView* joined, StagedRing<F>& ring, unsigned char* memory, float* squares, unsigned* answers) {
+  using Shape = Staged<F>;
+  const StreamView& view = own.view;
+  const StagedXRoom<F> room(view.stretches);
+  auto* parts = reinterpret_cast<float*>(memory + pass.parts);
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const unsigned group = threadIdx.x / kGroupOfWarps;
+  const unsigned begin = (blockIdx.x + own.offset) % gridDim.x, round = gridDim.x;
+  const unsigned units = view.units;
+  // As many units at a time as there is room for sums of: a thread has two outputs of one, and first what these want.
+  StagedOutput output;
+  output.find(view, begin + threadIdx.x / 8 * round);
+  {
+    StagedSource<F> source(view, room);
+    if (joined != nullptr) {
+      const JoinedParts parts_of(*joined);
+      begin_stage();
+      output.read();
+      source.fill_joined(memory, room, parts_of);
+    } else {
+      begin_stage();
+      output.read();
+      const float square = warp_sum(source.fill(memory, room));
+      if (lane == 0) squares[warp] = square;
+    }
+  }
+  publish_shared();
+  meet_workers();
+  float factor = 1.0f;
+  if (view.all.norm.from != nullptr) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
+    factor = 1.0f / sqrtf(sum / static_cast<float>(view.all.norm.n) + view.all.norm.eps);
+    if (!view.all.norm.unread) write_staged_norm(view.all.norm, factor);
+  }
+  const Product& like = view.all.products[0];
+  const tensor::WeightFormat format = like.weight.format;
+  const int cols = static_cast<int>(like.weight.cols), pieces = (view.stretches + kPieceStretches - 1) / kPieceStretches;
+  const unsigned ring_offset = ring.at - shared_address(memory), beside_offset = ring.beside - shared_address(memory);
+  const auto multiply_unit = [&](unsigned unit, int slot) {
+    float acc[Shape::kBf16 ? 16 : 4] = {};
+    int odd = 0;
+    if (Shape::kInt4 && cols / 128 % 2 != 0) {
+      StreamRows rows;
+      rows.find(view, unit);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int from = own.up_first ? 1 - half : half;
+        odd |= static_cast<int>(min(rows.row[from] + StagedPiece<F>::row(), rows.weight[from]->rows - 1) * (cols / 128) & 1) << half;
+      }
+    }
+#pragma unroll 1
+    for (int piece = 0; piece < pieces; ++piece, ring.go_on()) {
+      if (ring.place % kStagedGroups != group) continue;
+      wait_phase(ring.full(ring.place), ring.phase);
+      StagedPiece<F>{memory, room, ring_offset + ring.place * kPieceBytes, beside_offset + ring.place * Shape::kBeside, piece * kPieceStretches, format, cols, odd}.multiply(acc);
+      __syncwarp();
+      if (lane == 0) arrive(ring.empty(ring.place));
+    }
+    float sums[4];
+    if constexpr (Shape::kBf16) own_sums(acc, sums);
+    else
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i] = acc[i];
+    const float2 total = total_of<F>(sums);
+    float* to = parts + slot * kUnitSums + warp * 16 + StagedPiece<F>::row();
+    if (lane % 4 == 0) to[0] = total.x, to[8] = total.y;
+  };
+#pragma unroll 1
+  for (unsigned first = begin; first < units; first += static_cast<unsigned>(view.slots) * round) {
+    if (first != begin) output.find(view, first + threadIdx.x / 8 * round), output.read();
+#pragma unroll 1
+    for (int slot = 0; slot < view.slots; ++slot) {
+      const unsigned unit = first + static_cast<unsigned>(slot) * round;
+      if (unit >= units) break;
+      multiply_unit(unit, slot);
+    }
+    meet_workers();
+    if (output.out[0] != nullptr || output.out[1] != nullptr) {
+      float sums[2] = {};
+      const float* from = parts + threadIdx.x / 8 * kUnitSums + threadIdx.x % 8;
+#pragma unroll 4
+      for (int w = 0; w < kStreamedWarps; ++w) sums[0] += from[w * 16 + (own.up_first ? 8 : 0)], sums[1] += from[w * 16 + (own.up_first ? 0 : 8)];
+      await_answer(answers + threadIdx.x, output.write(view.all.limit, factor, sums));
+    }
+    if (first + static_cast<unsigned>(view.slots) * round < units) meet_workers();
+  }
+}
+#endif
+
+}  // namespace fathom::cuda

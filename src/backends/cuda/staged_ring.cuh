@@ -1,0 +1,177 @@
+// What a launch of stages (stages.h) does, and how its weights come: a ring of pieces in each block's shared memory, which two warps fill ahead of the others.
+#pragma once
+#include <cstddef>
+
+#include "backends/cuda/attention_clusters.cuh"
+#include "backends/cuda/staged_products.cuh"
+
+namespace fathom::cuda {
+
+inline constexpr int kStagedTables = 4;  // of products that a block keeps in shared memory: this stage's and those of the next
+inline constexpr int kMostStagedParts = 16;
+
+struct alignas(16) StagedProducts {
+  StreamView view;
+  unsigned offset = 0;  // the block that takes the first units, so that over the stages all take as many
+  bool joins = false;   // x is what the parts of attention, the stage before, make. Without units: it is only written
+  bool up_first = false;  // gated: the up's rows are the first eight of a unit
+};
+struct alignas(16) StagedAttention {
+  AttentionView view;   // part_out, part_state: of its parts
+  FreshRows fresh;
+};
+
+/// The weights of products, as one warp of a block fetches them: all that it needs to know of them.
+struct alignas(16) StagedFetch {
+  const std::byte* scales[Together::kMost];  // of each product's weight
+  unsigned first_unit[Together::kMost];
+  int first_row[Together::kMost], rows[Together::kMost];  // of the weight: where outputs begin; all
+  unsigned units, offset;
+  std::uint16_t pieces, groups, count;  // pieces, and groups of 128 columns, of a row
+  std::uint8_t format, gated, up_first;
+};
+static_assert(sizeof(StagedFetch) <= 16 * kWarp);  // a lane reads 16 bytes
+struct StagedWeights {
+  CUtensorMap maps[Together::kMost];  // boxes that are pieces; of a gate and its up together
+  StagedFetch fetch;
+};
+
+/// What a launch does. A stage's number is that of its products, or -1 - that of its attention.
+struct StagedPass {
+  const StagedProducts* products = nullptr;
+  const StagedWeights* weights = nullptr;          // of the products
+  const StagedAttention* attentions = nullptr;
+  const std::int16_t* stages = nullptr;
+  const std::int32_t* table = nullptr;             // of attention's sequence; null without attention
+  int product_count = 0, count = 0;
+  unsigned* arrived = nullptr;  // two: blocks that have ended stages; that have ended all. Both are zero before and after
+  unsigned depth = 2;           // pieces that a block's ring has room for
+  unsigned parts = 0, beside = 0, ring = 0;  // where they begin in shared memory, behind x; the ring behind all, aligned
+};
+
+/// A block's ring of pieces in shared memory, and the next one's place. A piece is 16 rows of a unit, eight stretches of each; pieces follow each other unit
+/// by unit and product by product. A place's pieces are
+/// all one warpgroup's: who waits at a barrier has seen its last phase, so the phase's parity is enough.
+template <tensor::WeightFormat F>
+struct StagedRing {
+  unsigned at, beside, barriers;  // of the pieces; of what lies beside them
+  unsigned depth, place = 0, phase = 0;
+  __device__ StagedRing(const StagedPass& pass, const unsigned char* memory) {
+    beside = shared_address(memory) + pass.beside, depth = pass.depth;
+    barriers = beside + depth * Staged<F>::kBeside;
+    at = (shared_address(memory) + pass.ring + 1023) / 1024 * 1024;
+  }
+  __device__ unsigned full(unsigned i) const { return barriers + 8 * i; }
+  __device__ unsigned empty(unsigned i) const { return barriers + 8 * (depth + i); }
+  __device__ void go_on() {
+    if (++place == depth) place = 0, phase ^= 1;
+  }
+};
+
+#if defined(FATHOM_WGMMA_HERE)
+/// Arrives at a barrier when this thread's copies before it have come.
+__device__ inline void arrive_behind_copies(unsigned at) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(at) : "memory"); }
+/// Lines that are the first to leave the L2 cache: of weights, which nobody reads again, so that what blocks tell each other stays there.
+__device__ inline std::uint64_t first_to_leave() {
+  std::uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+/// As copy_box.
+__device__ inline void copy_box_by(unsigned to, const CUtensorMap* map, int c0, int c1, int c2, int c3, int c4, unsigned barrier, std::uint64_t policy) {
+  asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;\n" ::"r"(to), "l"(map), "r"(c0),
+               "r"(c1), "r"(c2), "r"(c3), "r"(c4), "r"(barrier), "l"(policy)
+               : "memory");
+}
+/// Tensor maps that the host wrote to global memory.
+__device__ inline void see_map(const CUtensorMap* map) { asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;\n" ::"l"(map) : "memory"); }
+
+/// Whose rows a half of unit `at` of product `which` has, and its first row in the weight.
+__device__ inline int product_of_half(const StagedFetch& own, int which, int half) { return own.gated ? half ^ own.up_first : which; }
+__device__ inline int row_of_half(const StagedFetch& own, int which, int at, int half) { return own.first_row[product_of_half(own, which, half)] + (own.gated ? at * 8 : at * 16 + half * 8); }
+
+/// Scales and zero points of a piece, all lanes.
+template <tensor::WeightFormat F>
+__device__ inline void fetch_beside(const StagedFetch& own, int which, int at, int piece, unsigned to) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, groups = own.groups;
+  if constexpr (Staged<F>::kFp8) {
+    const int half = lane / kPieceStretches, group = piece * kPieceStretches + lane % kPieceStretches;
+    if (own.format != static_cast<std::uint8_t>(tensor::WeightFormat::fp8_block128) || half > 1 || group >= groups) return;
+    const int product = product_of_half(own, which, half), block = min(row_of_half(own, which, at, half), own.rows[product] - 1) / 128;
+    copy_4(to + static_cast<unsigned>(lane % kPieceStretches * 8 + half * 4), own.scales[product] + (static_cast<std::int64_t>(block) * groups + group) * 4, true);
+  }
+  if constexpr (Staged<F>::kInt4) {
+    const int half = lane < 16 ? lane / 8 : (lane - 16) / 2;
+    if (lane >= 20) return;
+    const int product = product_of_half(own, which, half), row = row_of_half(own, which, at, half), rows = own.rows[product];
+    const std::byte* const scales = own.scales[product];
+    const auto format = static_cast<tensor::WeightFormat>(own.format);
+    if (lane < 16) {  // two scales a stretch, in one word or in two
+      const std::int64_t first = static_cast<std::int64_t>(min(row + lane % 8, rows - 1)) * groups + 2 * piece * kPieceStretches;
+      const std::byte* from = scales + first / 2 * 4;
+#pragma unroll 1
+      for (int s = 0; s < kPieceStretches; ++s) {
+        if ((piece * kPieceStretches + s) * 2 >= groups) break;
+        copy_4(to + static_cast<unsigned>(s * 160 + lane * 8), from + s * 4, true);
+        if (first % 2 != 0) copy_4(to + static_cast<unsigned>(s * 160 + lane * 8 + 4), from + s * 4 + 4, true);
+      }
+    } else if (has_zeros(format) && row < rows) {
+      const std::int64_t cols = static_cast<std::int64_t>(groups) * 128;
+      const std::byte* from = scales + offset_of_zeros(rows, cols) + (static_cast<std::int64_t>(row / 8) * groups + 2 * piece * kPieceStretches + lane % 2) * 4;
+#pragma unroll 1
+      for (int s = 0; s < kPieceStretches; ++s) {
+        const bool here = (piece * kPieceStretches + s) * 2 + lane % 2 < groups;
+        copy_4(to + static_cast<unsigned>(s * 160 + 128 + (lane - 16) * 4), here ? from + s * 8 : from, here);
+      }
+    }
+  }
+}
+
+/// One warp: all pieces of the block's units of all products. kBeside: of them what lies beside the codes. `own`: room in shared memory.
+template <tensor::WeightFormat F, bool kBeside>
+__device__ inline void fetch_stages(const StagedPass& pass, StagedRing<F> ring, StagedFetch& own) {
+  constexpr int kWords = sizeof(StagedFetch) / 16;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  uint4 next{};
+  const std::uint64_t policy = first_to_leave();
+  const auto read_next = [&](int n) {
+    if (n < pass.product_count && lane < kWords) next = __ldg(reinterpret_cast<const uint4*>(&pass.weights[n].fetch) + lane);
+  };
+  read_next(0);
+#pragma unroll 1
+  for (int n = 0; n < pass.product_count; ++n) {
+    __syncwarp();
+    if (lane < kWords) reinterpret_cast<uint4*>(&own)[lane] = next;
+    __syncwarp();
+    read_next(n + 1);
+    if (!kBeside && lane == 0 && own.units > 0)
+      for (int i = 0; i < own.count; ++i) see_map(&pass.weights[n].maps[i]);
+    const int pieces = own.pieces;
+#pragma unroll 1
+    for (unsigned unit = (blockIdx.x + own.offset) % gridDim.x; unit < own.units; unit += gridDim.x) {
+      int which = 0;
+      while (!own.gated && which + 1 < own.count && unit >= own.first_unit[which + 1]) ++which;
+      const int at = static_cast<int>(unit - own.first_unit[which]);
+      const int row = own.gated ? at * 8 : own.first_row[which] + at * 16;
+      const CUtensorMap* map = &pass.weights[n].maps[which];
+#pragma unroll 1
+      for (int piece = 0; piece < pieces; ++piece) {
+        wait_phase(ring.empty(ring.place), ring.phase ^ 1);
+        const unsigned full = ring.full(ring.place);
+        if constexpr (kBeside) {
+          fetch_beside<F>(own, which, at, piece, ring.beside + ring.place * Staged<F>::kBeside);
+          arrive_behind_copies(full);
+        } else {
+          if (lane == 0) {
+            arrive_expecting(full, kPieceBytes);
+            copy_box_by(ring.at + ring.place * kPieceBytes, map, 0, row, 0, piece * kPieceStretches, 0, full, policy);
+          }
+        }
+        ring.go_on();
+      }
+    }
+  }
+}
+#endif
+
+}  // namespace fathom::cuda

@@ -1,0 +1,271 @@
+// x of products of one token, which a block of stages (stages.h) makes in its shared memory: as it lies, of a norm, or of attention's parts. How it is cut
+// into parts is staged_products.cuh's.
+#pragma once
+#include "backends/cuda/attention_clusters.cuh"
+#include "backends/cuda/linear_stream.cuh"
+#include "backends/cuda/staged_blocks.cuh"
+
+namespace fathom::cuda {
+
+inline constexpr int kPieceStretches = 8, kTileStretches = 4;  // of a row in a piece; in an operand A
+inline constexpr int kTileBytes = 16 * kTileStretches * kStretch, kPieceBytes = 16 * kPieceStretches * kStretch;
+inline constexpr int kStagedGroups = kStreamedWarps / 4;       // warpgroups that multiply: they take pieces in turn
+
+template <tensor::WeightFormat F>
+struct Staged {
+  static constexpr bool kInt4 = F == tensor::WeightFormat::int4_group128, kInt8 = F == tensor::WeightFormat::int8_row, kFp8 = F == tensor::WeightFormat::fp8_block128;
+  static constexpr bool kBf16 = F == tensor::WeightFormat::bf16, kWhole = kInt4 || kInt8;  // whole numbers
+  static_assert(kInt4 || kInt8 || kFp8 || kBf16);
+  static constexpr int kColumns = kInt4 ? 256 : kBf16 ? 64 : 128;  // of a stretch
+  static constexpr int kParts = kBf16 ? 2 : 3;
+  /// Bytes of x: of 16 bytes of columns, one part after the other (the next columns of operand B are those of what follows); of a stretch.
+  static constexpr int kCore = kParts * 16, kOfStretch = (kInt4 ? 16 : 8) * kCore;
+  static constexpr int kBeside = kInt4 ? kPieceStretches * 160 : kFp8 ? kPieceStretches * 8 : 0;  // bytes of a piece's scales and zero points
+};
+
+/// How x and what belongs to it lie in shared memory, bytes from its beginning on.
+template <tensor::WeightFormat F>
+struct StagedXRoom {
+  using Shape = Staged<F>;
+  int stretches, factors, sums, all;  // stretches: whole tiles
+  __host__ __device__ explicit StagedXRoom(int row_stretches) {
+    stretches = (row_stretches + kTileStretches - 1) / kTileStretches * kTileStretches;
+    const int groups = Shape::kBf16 ? 0 : stretches * Shape::kColumns / 128;
+    factors = stretches * Shape::kOfStretch + 128;  // columns of operand B that are nobody's reach behind the last
+    sums = factors + (groups + 3) / 4 * 16;
+    all = sums + (Shape::kInt4 ? groups * 16 : 0);
+  }
+};
+
+/// Four columns of x from 4 · quad on, to the block's x. A warp has a group of 128 columns.
+template <tensor::WeightFormat F>
+__device__ inline void put_staged(unsigned char* memory, const StagedXRoom<F>& room, int quad, float (&x)[4]) {
+  using Shape = Staged<F>;
+  const int group = quad / kWarp, lane = quad % kWarp;
+  if constexpr (Shape::kBf16) {
+    unsigned high[2], low[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      high[i] = pack_two<__nv_bfloat16>(x[2 * i], x[2 * i + 1]);
+      low[i] = pack_two<__nv_bfloat16>(x[2 * i] - __uint_as_float(high[i] << 16), x[2 * i + 1] - __uint_as_float(high[i] & 0xffff0000u));
+    }
+    auto* const to = reinterpret_cast<uint2*>(memory + quad / 2 * Shape::kCore + quad % 2 * 8);
+    to[0] = make_uint2(high[0], high[1]);
+    to[2] = make_uint2(low[0], low[1]);
+  } else {
+    float most = larger(larger(fabsf(x[0]), fabsf(x[1])), larger(fabsf(x[2]), fabsf(x[3])));
+    most = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(most)));
+    if constexpr (Shape::kFp8) {
+      // Times a power of two that makes the largest about 2^7; each part is what the one before left over.
+      const int exponent = min(max(static_cast<int>(__float_as_uint(most) >> 23), 16), 254);  // biased
+      const float shrink = __uint_as_float(static_cast<unsigned>(254 + 7 - exponent) << 23);
+#pragma unroll
+      for (float& one : x) one *= shrink;
+#pragma unroll
+      for (int part = 0; part < Shape::kParts; ++part) {
+        unsigned word = 0;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const __nv_fp8x2_storage_t codes = __nv_cvt_float2_to_fp8x2(make_float2(x[2 * i], x[2 * i + 1]), __NV_SATFINITE, __NV_E4M3);
+          const float2 wide = __half22float2(__half2(__nv_cvt_fp8x2_to_halfraw2(codes, __NV_E4M3)));
+          x[2 * i] -= wide.x, x[2 * i + 1] -= wide.y;
+          word |= static_cast<unsigned>(codes) << (i * 16);
+        }
+        *reinterpret_cast<unsigned*>(memory + quad / 4 * Shape::kCore + part * 16 + quad % 4 * 4) = word;
+      }
+      if (lane == 0) reinterpret_cast<float*>(memory + room.factors)[group] = 1.0f / shrink;
+    } else {
+      // 23 bits and a sign of x over the largest: 127 in each digit.
+      constexpr int kMost = 8355711;
+      most = most < 1e-30f ? 1e-30f : most;
+      const float scale = static_cast<float>(kMost) / most;
+      int left[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) left[i] = max(-kMost, min(kMost, __float2int_rn(x[i] * scale)));
+#pragma unroll
+      for (int part = Shape::kParts - 1; part >= 0; --part) {
+        unsigned word = 0;
+        int sum = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int digit = static_cast<int>(static_cast<unsigned>(left[i]) << 24) >> 24;
+          left[i] = (left[i] - digit) >> 8;
+          sum += digit;
+          word |= (static_cast<unsigned>(digit) & 255u) << ((Shape::kInt4 ? i % 2 * 16 + i / 2 * 8 : i * 8));  // four bits: even columns are low nibbles
+        }
+        if constexpr (Shape::kInt4) {
+          // Four words of 16 bytes each lane of four reads: a product has one of them of all four, its low nibbles and then its high ones.
+          sum = __reduce_add_sync(kAllLanes, sum);
+          unsigned char* const to = memory + (group * 4 + lane / 2 % 4) * (2 * Shape::kCore) + part * 16 + lane / 8 * 4 + lane % 2 * 2;
+          *reinterpret_cast<unsigned short*>(to) = static_cast<unsigned short>(word & 0xffffu);
+          *reinterpret_cast<unsigned short*>(to + Shape::kCore) = static_cast<unsigned short>(word >> 16);
+          if (lane == 0) reinterpret_cast<std::int32_t*>(memory + room.sums)[group * 4 + part] = sum;
+        } else {
+          *reinterpret_cast<unsigned*>(memory + quad / 4 * Shape::kCore + part * 16 + quad % 4 * 4) = word;
+        }
+      }
+      if (lane == 0) reinterpret_cast<float*>(memory + room.factors)[group] = most / static_cast<float>(kMost);
+    }
+  }
+}
+
+// ---------------------------------------------------------------- where it comes from
+
+/// Four weights of a norm, as they lie.
+struct NormWeights {
+  const std::byte* weight = nullptr;  // null: there are none
+  DType type = DType::f32;
+  int n = 0;
+  __device__ uint4 fetch(int at) const {
+    if (weight == nullptr || at >= n) return {};
+    if (type == DType::f32) return __ldg(reinterpret_cast<const uint4*>(weight + at * 4));
+    const uint2 narrow = __ldg(reinterpret_cast<const uint2*>(weight + at * 2));
+    return make_uint4(narrow.x, narrow.y, 0, 0);
+  }
+  __device__ void multiply(const uint4& raw, float (&x)[4]) const {
+    if (weight == nullptr) return;
+    const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned bits = words[i / 2] >> (i % 2 * 16) & 0xffffu;
+      const float half = to_float(__ushort_as_half(static_cast<unsigned short>(bits)));
+      x[i] *= type == DType::f32 ? __uint_as_float(words[i]) : type == DType::bf16 ? __uint_as_float(bits << 16) : half;
+    }
+  }
+};
+__device__ inline NormWeights norm_weights(const NormedX& norm) { return {norm.weight, norm.weight_type, static_cast<int>(norm.n)}; }
+
+/// What attention's parts make, which is read where x is wanted.
+struct JoinedParts {
+  const float *states, *values;
+  FloatVector sinks;
+  float* out;
+  std::int64_t out_step;
+  int parts, heads, shift;  // shift: a head has 1 << shift columns
+  __device__ explicit JoinedParts(const AttentionView& view)
+      : states(view.part_state), values(view.part_out), sinks(view.sink), out(view.out.at(0, 0)), out_step(view.out.strides[1]), parts(view.parts), heads(view.heads), shift(view.dv == 64 ? 6 : 7) {}
+  static constexpr int kAtOnce = 4;
+  struct Raw { float2 states[kAtOnce]; float values[kAtOnce][4]; };
+  /// Asks for four columns of parts from `first` on.
+  __device__ void read(int col, int first, Raw& raw) const {
+    const int head = col >> shift;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = min(first + i, parts - 1) * heads + head;
+      raw.states[i] = read_two_of_others(states + 2 * row);
+      read_four_of_others(values + (static_cast<std::int64_t>(row) << shift) + (col & ((1 << shift) - 1)), raw.values[i]);
+    }
+  }
+  /// The four columns; `raw` is of the first parts.
+  __device__ void join(int col, Raw& raw, float (&x)[4]) const {
+    float most = -INFINITY, total = 0.0f;
+#pragma unroll
+    for (float& one : x) one = 0.0f;
+#pragma unroll 1
+    for (int first = 0;;) {
+      float larger_one = most;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        if (first + i < parts) larger_one = fmaxf(larger_one, raw.states[i].x);
+      const float shrink = relative(most, larger_one);
+      most = larger_one;
+      total *= shrink;
+#pragma unroll
+      for (float& one : x) one *= shrink;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (first + i >= parts) break;
+        const float share = relative(raw.states[i].x, most);
+        total += raw.states[i].y * share;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) x[j] += raw.values[i][j] * share;
+      }
+      if ((first += kAtOnce) >= parts) break;
+      read(col, first, raw);
+    }
+    float factor = 1.0f;
+    if (sinks.data != nullptr) {
+      const float sink = sinks[col >> shift], both = fmaxf(most, sink);
+      factor = relative(most, both);
+      total = total * factor + relative(sink, both);
+    }
+    factor = total == 0.0f ? 0.0f : factor / total;
+#pragma unroll
+    for (float& one : x) one *= factor;
+  }
+  __device__ void write(int col, const float (&x)[4]) const {
+    *reinterpret_cast<float4*>(out + (col >> shift) * out_step + (col & ((1 << shift) - 1))) = make_float4(x[0], x[1], x[2], x[3]);
+  }
+};
+
+/// x of products. What it is made of is looked up before its turn has come.
+template <tensor::WeightFormat F>
+struct StagedSource {
+  const float* from;
+  bool normed;
+  int cols, quads;
+  NormWeights norm;
+  uint4 weights;  // of a norm, the thread's first
+  __device__ StagedSource(const StreamView& view, const StagedXRoom<F>& room)
+      : from(view.all.norm.from != nullptr ? view.all.norm.from : view.all.products[0].x), normed(view.all.norm.from != nullptr), cols(static_cast<int>(view.all.products[0].weight.cols)),
+        quads(room.stretches * (Staged<F>::kColumns / 4)), norm(norm_weights(view.all.norm)), weights(normed ? norm.fetch(static_cast<int>(threadIdx.x) * 4) : uint4{}) {}
+
+  /// Answers this thread's squares of what is normed. The code is there once and its loop stays a loop: it runs once a stage, and each line of it has to
+  /// come first.
+  __device__ float fill(unsigned char* memory, const StagedXRoom<F>& room) {
+    float squares = 0.0f, next[4];
+    const auto read = [&](int quad) {
+#pragma unroll
+      for (float& x : next) x = 0.0f;
+      if (quad * 4 < cols) read_four_of_others(from + quad * 4, next);
+    };
+    int quad = static_cast<int>(threadIdx.x);
+    read(quad);
+#pragma unroll 1
+    for (; quad < quads; quad += kStreamedThreads) {
+      float x[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x[j] = next[j];
+      const uint4 own = weights;
+      if (quad + kStreamedThreads < quads) {
+        read(quad + kStreamedThreads);
+        if (normed) weights = norm.fetch((quad + kStreamedThreads) * 4);
+      }
+      if (normed) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) squares += x[j] * x[j];
+        norm.multiply(own, x);
+      }
+      put_staged<F>(memory, room, quad, x);
+    }
+    return squares;
+  }
+  /// The same of attention's parts.
+  __device__ void fill_joined(unsigned char* memory, const StagedXRoom<F>& room, const JoinedParts& joined) const {
+    JoinedParts::Raw raw;
+    int quad = static_cast<int>(threadIdx.x);
+    joined.read(min(quad * 4, cols - 4), 0, raw);
+#pragma unroll 1
+    for (; quad < quads; quad += kStreamedThreads) {
+      float x[4] = {};
+      if (quad * 4 < cols) {
+        joined.join(quad * 4, raw, x);
+        if (static_cast<unsigned>(quad) % gridDim.x == blockIdx.x) joined.write(quad * 4, x);
+      }
+      if ((quad + kStreamedThreads) * 4 < cols) joined.read((quad + kStreamedThreads) * 4, 0, raw);
+      put_staged<F>(memory, room, quad, x);
+    }
+  }
+};
+/// The norm that products were made of, by all blocks together.
+__device__ inline void write_staged_norm(const NormedX& norm, float factor) {
+  for (int at = static_cast<int>(threadIdx.x * gridDim.x + blockIdx.x) * 4; at < norm.n; at += kStreamedThreads * static_cast<int>(gridDim.x) * 4) {
+    float x[4];
+    read_four_of_others(norm.from + at, x);
+    norm_weights(norm).multiply(norm_weights(norm).fetch(at), x);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) norm.x[at + i] = x[i] * factor;
+  }
+}
+
+}  // namespace fathom::cuda
