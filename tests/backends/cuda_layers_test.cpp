@@ -29,6 +29,7 @@ TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
                          {F::fp8_block128, DType::f8e4m3, 16, 16, 128, 2048, 5632, 513},
                          {F::int8_row, DType::i8, 6, 3, 128, 768, 2048, 130, true},
                          {F::int8_row, DType::bf16, 8, 8, 64, 512, 11008, 1},
+                         {F::int8_row, DType::f16, 4, 4, 128, 512, 36864, 20, false, false, 1},
                          {F::int4_group128, DType::bf16, 32, 32, 128, 4096, 11008, 600},
                          {F::int4_group128_zero, DType::f16, 8, 4, 128, 1024, 2816, 40, false, true},
                          {F::int4_group128_zero_f16, DType::i8, 3, 3, 128, 384, 640, 255},

@@ -17,7 +17,8 @@ constexpr int kMostProducts = 256, kMostAttentions = 96, kLeastStages = 3;  // o
 constexpr int kWorthwhileStages = 10;                                       // of launches that are made again
 constexpr Bytes kLeastBytes = 8 * kMiB;                                     // of 16-bit weights: R1-Distill-Qwen-1.5B's token takes 1.17 ms without, 1.26 with
 constexpr int kMostStages = kMostProducts + kMostAttentions;
-constexpr int kMostSlots = 16, kLeastPieces = 4;
+constexpr int kMostSlots = 16;
+constexpr int kLeastPieces = 6;  // of a ring; measured with 7 and more. No fewer than there are warpgroups
 constexpr Bytes kSharedApart = 8 * kKiB;                                    // of a block, that is not dynamic or not ours
 constexpr Bytes kCountersBytes = 256, kPartsBytes = kMiB;                   // of the room: at its beginning; of attention's parts, behind those
 constexpr std::int64_t kMostSharedKeyBytes = 48 * 1024 * 1024;              // that all heads of shared key heads read, each for itself
