@@ -34,8 +34,6 @@ TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
                          {F::int4_group128_zero, DType::f16, 8, 4, 128, 1024, 2816, 40, false, true},
                          {F::int4_group128_zero_f16, DType::i8, 3, 3, 128, 384, 640, 255},
                          {F::int4_group128_f16, DType::bf16, 160, 160, 64, 1280, 1280, 90, false, false, 1}}) {
-    std::cerr << weight_format_name(m.format) << ' ' << m.hidden << ' ' << m.inner << ' ' << dtype_name(m.cache)
-              << std::endl;
     const std::int64_t rows = m.past + 5, q_width = m.heads * m.width, kv_width = m.kv_heads * m.width;
     const Sequence sequence{.slot = 1, .first_token = 0, .tokens = 1, .past = m.past};
     const std::int32_t row[4] = {1, 0, 1, m.past};

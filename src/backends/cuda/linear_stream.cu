@@ -92,8 +92,7 @@ StreamView stream_view(const Context& context, const Together& all, std::int64_t
   view.tokens = static_cast<int>(tokens);
   view.parts = parts_of(p);
   view.columns = view.tokens * view.parts;
-  const std::int64_t row_bytes = is_int4(p.weight.format) ? p.weight.cols / 2 : p.weight.format == WeightFormat::bf16 ? p.weight.cols * 2 : p.weight.cols;
-  view.stretches = static_cast<int>(divide_up(row_bytes, kStretch));
+  view.stretches = static_cast<int>(divide_up(static_cast<std::int64_t>(weight_row_bytes(p.weight.format, p.weight.cols)), kStretch));
   view.team = team_of(view.stretches);
   view.slots = static_cast<int>(std::min<std::int64_t>(divide_up(view.units, context.multiprocessors * (kStreamedWarps / view.team)), kMostSlots));
   return view;

@@ -363,10 +363,7 @@ __global__ void __launch_bounds__(kStreamedThreads, 1) stream_kernel(const __gri
   __syncthreads();
   float factor = 1.0f;
   if (view.all.norm.from != nullptr) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
-    factor = 1.0f / sqrtf(sum / static_cast<float>(view.all.norm.n) + view.all.norm.eps);
+    factor = factor_of_norm(view.all.norm, squares);
     if (!view.all.norm.unread) write_norm_together(view.all.norm, factor);
   }
   const int items = 8 * view.tokens;  // of a unit

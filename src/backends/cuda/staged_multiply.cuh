@@ -90,10 +90,7 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
   meet_workers();
   float factor = 1.0f;
   if (view.all.norm.from != nullptr) {
-    float sum = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
-    factor = 1.0f / sqrtf(sum / static_cast<float>(view.all.norm.n) + view.all.norm.eps);
+    factor = factor_of_norm(view.all.norm, squares);
     if (!view.all.norm.unread) write_staged_norm(view.all.norm, factor);
   }
   const Product& like = view.all.products[0];

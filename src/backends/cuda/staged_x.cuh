@@ -75,21 +75,19 @@ __device__ inline void put_staged(unsigned char* memory, const StagedXRoom<F>& r
       }
       if (lane == 0) reinterpret_cast<float*>(memory + room.factors)[group] = 1.0f / shrink;
     } else {
-      // 23 bits and a sign of x over the largest: 127 in each digit.
-      constexpr int kMost = 8355711;
+      // As put_digits: 23 bits and a sign of x over the largest.
       most = most < 1e-30f ? 1e-30f : most;
-      const float scale = static_cast<float>(kMost) / most;
+      const float scale = static_cast<float>(kMostOfDigits) / most;
       int left[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) left[i] = max(-kMost, min(kMost, __float2int_rn(x[i] * scale)));
+      for (int i = 0; i < 4; ++i) left[i] = max(-kMostOfDigits, min(kMostOfDigits, __float2int_rn(x[i] * scale)));
 #pragma unroll
       for (int part = Shape::kParts - 1; part >= 0; --part) {
         unsigned word = 0;
         int sum = 0;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int digit = static_cast<int>(static_cast<unsigned>(left[i]) << 24) >> 24;
-          left[i] = (left[i] - digit) >> 8;
+          const int digit = take_digit(left[i]);
           sum += digit;
           word |= (static_cast<unsigned>(digit) & 255u) << ((Shape::kInt4 ? i % 2 * 16 + i / 2 * 8 : i * 8));  // four bits: even columns are low nibbles
         }
@@ -104,7 +102,7 @@ __device__ inline void put_staged(unsigned char* memory, const StagedXRoom<F>& r
           *reinterpret_cast<unsigned*>(memory + quad / 4 * Shape::kCore + part * 16 + quad % 4 * 4) = word;
         }
       }
-      if (lane == 0) reinterpret_cast<float*>(memory + room.factors)[group] = most / static_cast<float>(kMost);
+      if (lane == 0) reinterpret_cast<float*>(memory + room.factors)[group] = most / static_cast<float>(kMostOfDigits);
     }
   }
 }

@@ -65,9 +65,7 @@ Bytes piece_bytes(WeightFormat format) {
   with_staged_format(format, [&](auto f) { bytes = kPieceBytes + Staged<decltype(f)::value>::kBeside + 16; });
   return bytes;
 }
-std::int64_t bytes_of_row(const WeightView& weight) {
-  return is_int4(weight.format) ? weight.cols / 2 : weight.format == WeightFormat::bf16 ? weight.cols * 2 : weight.cols;
-}
+std::int64_t bytes_of_row(const WeightView& weight) { return static_cast<std::int64_t>(weight_row_bytes(weight.format, weight.cols)); }
 /// Bytes of the weights that products read, without scales.
 Bytes bytes_of(const Together& all) {
   std::int64_t bytes = 0;

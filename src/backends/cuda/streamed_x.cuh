@@ -6,7 +6,20 @@
 namespace fathom::cuda {
 
 inline constexpr int kStreamedWarps = 16, kStreamedThreads = kStreamedWarps * kWarp, kStretch = 128;  // kStretch: bytes of a row
-inline constexpr int kDigits = 3;  // of x beside whole numbers
+inline constexpr int kDigits = 3, kMostOfDigits = 8355711;  // of x beside whole numbers; 127 in each
+/// The last digit of what is left of a whole number, between -128 and 127; the rest stays.
+__device__ inline int take_digit(int& left) {
+  const int digit = static_cast<int>(static_cast<unsigned>(left) << 24) >> 24;
+  left = (left - digit) >> 8;
+  return digit;
+}
+/// What the values of a norm are multiplied with, from the squares that each warp added up.
+__device__ inline float factor_of_norm(const NormedX& norm, const float* squares) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
+  return 1.0f / sqrtf(sum / static_cast<float>(norm.n) + norm.eps);
+}
 
 template <tensor::WeightFormat F>
 struct Streamed {
@@ -73,15 +86,14 @@ __device__ inline void put_f16(const StreamedX<F>& to, const StreamView& view, i
 /// Three digits of eight bits of x over the largest of the group: 23 bits and a sign.
 template <tensor::WeightFormat F>
 __device__ inline void put_digits(const StreamedX<F>& to, const StreamView& view, int padded, const PlaceOfEight& place, float most, float (&x)[8]) {
-  constexpr int kMost = 8355711;  // 127 in each digit
   constexpr bool kInt4 = Streamed<F>::kInt4;
   const int eight = place.eight;
   most = most < 1e-30f ? 1e-30f : most;
-  const float scale = static_cast<float>(kMost) / most;
-  float stands_for = most / static_cast<float>(kMost);
+  const float scale = static_cast<float>(kMostOfDigits) / most;
+  float stands_for = most / static_cast<float>(kMostOfDigits);
   int left[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) left[i] = max(-kMost, min(kMost, __float2int_rn(x[i] * scale)));
+  for (int i = 0; i < 8; ++i) left[i] = max(-kMostOfDigits, min(kMostOfDigits, __float2int_rn(x[i] * scale)));
   const int piece = kInt4 ? eight / 32 * 4 + eight % 32 / 16 * 2 + eight % 4 / 2 : eight / 8, quad = kInt4 ? eight % 16 / 4 : eight % 8 / 2;
 #pragma unroll
   for (int part = kDigits - 1; part >= 0; --part, stands_for *= 256.0f) {
@@ -89,8 +101,7 @@ __device__ inline void put_digits(const StreamedX<F>& to, const StreamView& view
     int sum = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const int digit = static_cast<int>(static_cast<unsigned>(left[i]) << 24) >> 24;
-      left[i] = (left[i] - digit) >> 8;
+      const int digit = take_digit(left[i]);
       sum += digit;
       const unsigned bits = static_cast<unsigned>(digit) & 255u;
       if constexpr (kInt4) words[i % 2] |= bits << (i / 2 * 8);  // even columns are low nibbles
