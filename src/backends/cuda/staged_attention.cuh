@@ -4,16 +4,45 @@
 
 namespace fathom::cuda {
 
-inline constexpr int kStagedHeld = 2;  // keys of each stream that come to shared memory before the stage's turn
-inline constexpr int kStagedAhead = 4;  // keys of each stream on their way behind those
-template <class T>
-inline constexpr unsigned kStagedHeldBytes = kRowScales<T> ? 0 : kStagedHeld * CopiedKeys<T, kStreamedThreads>::kBytesAKey;
+inline constexpr int kStagedAhead = 4;  // keys of each stream at a time
 inline constexpr int kStagedJoin = kStreamedWarps * (128 + 2);  // floats that join the warps
+/// Keys of a piece of the ring, whose second half are their values; 1: keys of this type do not come by the ring.
+template <class T>
+constexpr int keys_of_piece(int width) { return kRowScales<T> ? 1 : kPieceBytes / 2 / (width * static_cast<int>(sizeof(T))); }
 
-/// Heads and parts of keys, by all threads. `held`: kStagedHeldBytes; `room`: kStagedJoin floats.
-template <class T, int kWidth>
-__device__ inline void attend_parts(const StagedAttention& own, const int4& sequence, unsigned held_keys, float* room, unsigned* answers) {
-  constexpr int kLanes = kWidth / 8, kStreams = kStreamedThreads / kLanes;
+#if defined(FATHOM_WGMMA_HERE)
+/// A block's share of a head's keys, piece by piece.
+template <tensor::WeightFormat F, class T, int kWidth>
+__device__ inline void attend_pieces(const StagedShare& share, StagedRing<F>& ring, StreamState<1>& state) {
+  constexpr int kLanes = kWidth / 8, kStreams = kGroupOfWarps / kLanes, kKeys = keys_of_piece<T>(kWidth), kBytes = 8 * sizeof(T);
+  static_assert(kKeys % (kStreams * kStagedAhead) == 0);
+  const int own = static_cast<int>(threadIdx.x) % kGroupOfWarps, stream = own / kLanes;
+#pragma unroll 1
+  for (int from = share.from; from < share.to; from += kKeys, ring.go_on()) {
+    if (ring.place % kStagedGroups != threadIdx.x / kGroupOfWarps) continue;
+    const CopiedKeys<T, kGroupOfWarps> piece{ring.at + ring.place * kPieceBytes + static_cast<unsigned>(own) * kBytes};
+    wait_phase(ring.full(ring.place), ring.phase);
+#pragma unroll 1
+    for (int first = 0; first < kKeys; first += kStagedAhead * kStreams) {
+      const auto here = [&](int u) { return from + first + u * kStreams + stream < share.to; };
+      Eight<T> k[kStagedAhead], v[kStagedAhead];
+#pragma unroll
+      for (int u = 0; u < kStagedAhead; ++u) {
+        const unsigned at = piece.at + static_cast<unsigned>(first + u * kStreams) * (kLanes * kBytes);
+        k[u] = v[u] = Eight<T>{};  // a row behind the last key may be anything, and nothing times a NaN is one
+        if (here(u)) k[u] = piece.read(at), v[u] = piece.read(at + kPieceBytes / 2);
+      }
+      add_keys<T, kWidth, 1, kStagedAhead>(k, v, here, state);
+    }
+    __syncwarp();
+    if (threadIdx.x % kWarp == 0) arrive(ring.empty(ring.place));
+  }
+}
+
+/// Heads and parts of keys, by all threads. `room`: kStagedJoin floats.
+template <tensor::WeightFormat F, class T, int kWidth>
+__device__ inline void attend_parts(const StagedAttention& own, const int4& sequence, StagedRing<F>& ring, float* room, unsigned* answers) {
+  constexpr int kLanes = kWidth / 8;
   const AttentionView& view = own.view;
   const FreshRows& fresh = own.fresh;
   const SegmentView& segment = view.segments[0];
@@ -22,31 +51,16 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
   float* const total = largest + kStreamedWarps;
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes, warp = threadIdx.x / kWarp;
   const std::int64_t base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
-  const CopiedKeys<T, kStreamedThreads> held{held_keys + threadIdx.x * CopiedKeys<T, kStreamedThreads>::kBytes};
-  bool waits = true;
-  for (int item = static_cast<int>(blockIdx.x); item < view.heads * view.parts || waits; item += static_cast<int>(gridDim.x)) {
-    const int head = min(item / view.parts, view.heads - 1), part = item % view.parts, kv_head = head / view.group;
-    const bool mine = item < view.heads * view.parts;
-    const int each = (sequence.w + view.parts - 1) / view.parts, from = min(part * each, sequence.w), to = mine ? min(from + each, sequence.w) : from;
-    const int held_to = kRowScales<T> || !waits ? from : min(to, from + kStagedHeld * kStreams);
-    if (waits) {
-#pragma unroll
-      for (int i = 0; i < kStagedHeld; ++i) {
-        const int key = from + i * kStreams + stream;
-        if (key >= held_to) break;
-        held.copy(held.k(i), reinterpret_cast<const T*>(segment.k) + (base + key) * segment.k_row + kv_head * segment.k_head + 8 * lane);
-        held.copy(held.v(i), reinterpret_cast<const T*>(segment.v) + (base + key) * segment.v_row + kv_head * segment.v_head + 8 * lane);
-      }
-      commit_copies();
-      begin_stage();
-      waits = false;
-    }
-    if (!mine) return;
+  begin_stage();
+#pragma unroll 1
+  for (int item = static_cast<int>(blockIdx.x); item < view.heads * view.parts; item += static_cast<int>(gridDim.x)) {
+    const StagedShare share(item, view.parts, sequence.w, keys_of_piece<T>(kWidth));
+    const int head = share.head, kv_head = head / view.group;
     StreamState<1> state;
     state.largest[0] = -INFINITY;
     state.total[0] = 0.0f;
     read_eight_of_others(view.q.at(0, head) + 8 * lane, state.q[0]);
-    const bool adds = part == view.parts - 1 && warp == 0;
+    const bool adds = share.part == view.parts - 1 && warp == 0;
     float new_k[8] = {}, new_v[8] = {};
     if (adds) {
       read_eight_of_others(fresh.k + kv_head * fresh.k_head + 8 * lane, new_k);
@@ -55,12 +69,8 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
     rotate_eight<kWidth>(fresh, 0, state.q[0]);
 #pragma unroll
     for (int i = 0; i < 8; ++i) state.q[0][i] *= view.scale, state.acc[0][i] = 0.0f;
-    if (held_to > from) {
-      held.template wait<0>();
-#pragma unroll 1
-      for (int first = 0; first < kStagedHeld; first += 2) held.template add<kWidth, 1, 2>(first, [&](int u) { return from + (first + u) * kStreams + stream < held_to; }, state);
-    }
-    stream_keys<T, kWidth, 1, kStreamedThreads, kStagedAhead>(segment, kv_head, base, 0, held_to, to, state);
+    if constexpr (kRowScales<T>) stream_keys<T, kWidth, 1, kStreamedThreads, kStagedAhead>(segment, kv_head, base, 0, share.from, share.to, state);
+    else attend_pieces<F, T, kWidth>(share, ring, state);
     if (adds) {
       rotate_eight<kWidth>(fresh, 0, new_k);
       const Eight<T> k = round_eight<T, kWidth>(new_k), v = round_eight<T, kWidth>(new_v);
@@ -79,11 +89,11 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
       for (int w = 0; w < kStreamedWarps; ++w) most = fmaxf(most, largest[w]);
 #pragma unroll 4
       for (int w = 0; w < kStreamedWarps; ++w) {
-        const float share = relative(largest[w], most);
-        sum += total[w] * share;
-        value += sums[w * kWidth + threadIdx.x] * share;
+        const float factor = relative(largest[w], most);
+        sum += total[w] * factor;
+        value += sums[w * kWidth + threadIdx.x] * factor;
       }
-      const std::int64_t at = static_cast<std::int64_t>(part) * view.heads + head;
+      const std::int64_t at = static_cast<std::int64_t>(share.part) * view.heads + head;
       await_answer(answers + threadIdx.x, put_for_others(view.part_out + at * kWidth + threadIdx.x, value));
       if (threadIdx.x < 2) await_answer(answers + kWidth + threadIdx.x, put_for_others(view.part_state + 2 * at + threadIdx.x, threadIdx.x == 0 ? most : sum));
     }
@@ -103,10 +113,11 @@ __device__ inline void join_stage(const AttentionView& view) {
   }
 }
 
-template <class T>
-__device__ inline void attend_stage(const StagedAttention& own, const int4& sequence, unsigned held, float* room, unsigned* answers) {
-  if (own.view.dv == 64) attend_parts<T, 64>(own, sequence, held, room, answers);
-  else attend_parts<T, 128>(own, sequence, held, room, answers);
+template <tensor::WeightFormat F, class T>
+__device__ inline void attend_stage(const StagedAttention& own, const int4& sequence, StagedRing<F>& ring, float* room, unsigned* answers) {
+  if (own.view.dv == 64) attend_parts<F, T, 64>(own, sequence, ring, room, answers);
+  else attend_parts<F, T, 128>(own, sequence, ring, room, answers);
 }
+#endif
 
 }  // namespace fathom::cuda

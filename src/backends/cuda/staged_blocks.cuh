@@ -45,7 +45,7 @@ __device__ inline void await_stages(const unsigned* ended, unsigned wanted) {
 /// Behind the warps that work a block has a keeper, which brings tables and waits for the other blocks, and two that fetch weights, codes and scales. The
 /// others meet without them.
 inline constexpr int kStagedThreads = kStreamedThreads + 4 * kWarp, kMeetingThreads = kStreamedThreads + kWarp;  // registers are dealt out to four warps at a time
-inline constexpr int kWorkerRegisters = 112, kKeeperRegisters = 32;  // of a thread; all warps together have 65536
+inline constexpr int kWorkerRegisters = 104, kKeeperRegisters = 64;  // of a thread; all warps together have 65536
 __device__ inline void meet_workers() { __barrier_sync_count(1, kStreamedThreads); }
 /// A stage's turn has come: the keeper tells the workers.
 __device__ inline void begin_stage() { __barrier_sync_count(2, kMeetingThreads); }

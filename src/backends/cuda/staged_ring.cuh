@@ -36,11 +36,27 @@ struct StagedWeights {
   StagedFetch fetch;
 };
 
+/// The keys and values of attention, as one warp of a block fetches them.
+struct StagedKeys {
+  CUtensorMap k, v;  // boxes: rows of one key head, half a piece of them
+  int heads, parts, group, keys;  // keys of a piece
+  int rows_per_slot;
+};
+/// A part of a head's keys, which a block has: the keys before `past` are dealt out by whole pieces, so the last parts may have none.
+struct StagedShare {
+  int head, part, from, to;
+  __device__ StagedShare(int item, int parts, int past, int keys) : head(item / parts), part(item % parts) {
+    const int each = ((past + parts - 1) / parts + keys - 1) / keys * keys;
+    from = min(part * each, past), to = min(from + each, past);
+  }
+};
+
 /// What a launch does. A stage's number is that of its products, or -1 - that of its attention.
 struct StagedPass {
   const StagedProducts* products = nullptr;
   const StagedWeights* weights = nullptr;          // of the products
   const StagedAttention* attentions = nullptr;
+  const StagedKeys* keys = nullptr;                // of the attentions; null: no piece has keys
   const std::int16_t* stages = nullptr;
   const std::int32_t* table = nullptr;             // of attention's sequence; null without attention
   int product_count = 0, count = 0;
@@ -49,9 +65,9 @@ struct StagedPass {
   unsigned parts = 0, beside = 0, ring = 0;  // where they begin in shared memory, behind x; the ring behind all, aligned
 };
 
-/// A block's ring of pieces in shared memory, and the next one's place. A piece is 16 rows of a unit, eight stretches of each; pieces follow each other unit
-/// by unit and product by product. A place's pieces are
-/// all one warpgroup's: who waits at a barrier has seen its last phase, so the phase's parity is enough.
+/// A block's ring of pieces in shared memory, and the next one's place. A piece is 16 rows of a unit, eight stretches of each, or some keys of a head and their
+/// values; pieces follow each other stage by stage and unit by unit. A place's pieces are all one warpgroup's: who waits at a barrier has seen its last phase,
+/// so the phase's parity is enough.
 template <tensor::WeightFormat F>
 struct StagedRing {
   unsigned at, beside, barriers;  // of the pieces; of what lies beside them
@@ -127,9 +143,10 @@ __device__ inline void fetch_beside(const StagedFetch& own, int which, int at, i
   }
 }
 
-/// One warp: all pieces of the block's units of all products. kBeside: of them what lies beside the codes. `own`: room in shared memory.
+/// One warp: all pieces of the block's shares of all stages. kBeside: of them what lies beside codes. `own`: room in shared memory. Keys may be the previous
+/// launch's; weights are not.
 template <tensor::WeightFormat F, bool kBeside>
-__device__ inline void fetch_stages(const StagedPass& pass, StagedRing<F> ring, StagedFetch& own) {
+__device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* stages, const int4& sequence, StagedRing<F> ring, StagedFetch& own) {
   constexpr int kWords = sizeof(StagedFetch) / 16;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   uint4 next{};
@@ -137,9 +154,41 @@ __device__ inline void fetch_stages(const StagedPass& pass, StagedRing<F> ring, 
   const auto read_next = [&](int n) {
     if (n < pass.product_count && lane < kWords) next = __ldg(reinterpret_cast<const uint4*>(&pass.weights[n].fetch) + lane);
   };
-  read_next(0);
+  const auto fetch_keys = [&](const StagedKeys& keys) {
+    const int heads = __ldg(&keys.heads), parts = __ldg(&keys.parts), group = __ldg(&keys.group), each = __ldg(&keys.keys), slot = sequence.x * __ldg(&keys.rows_per_slot);
+    if (!kBeside && lane == 0) see_map(&keys.k), see_map(&keys.v);
 #pragma unroll 1
-  for (int n = 0; n < pass.product_count; ++n) {
+    for (int item = static_cast<int>(blockIdx.x); item < heads * parts; item += static_cast<int>(gridDim.x)) {
+      const StagedShare share(item, parts, sequence.w, each);
+#pragma unroll 1
+      for (int key = share.from; key < share.to; key += each, ring.go_on()) {
+        wait_phase(ring.empty(ring.place), ring.phase ^ 1);
+        const unsigned full = ring.full(ring.place), to = ring.at + ring.place * kPieceBytes;
+        if constexpr (kBeside) {
+          arrive_behind_copies(full);
+        } else if (lane == 0) {
+          arrive_expecting(full, kPieceBytes);
+          const auto copy = [&](unsigned half, const CUtensorMap* map) {
+            if (group > 1) copy_box(half, map, 0, share.head / group, slot + key, 0, 0, full);  // others want it too
+            else copy_box_by(half, map, 0, share.head, slot + key, 0, 0, full, policy);
+          };
+          copy(to, &keys.k), copy(to + kPieceBytes / 2, &keys.v);
+        }
+      }
+    }
+  };
+  read_next(0);
+  bool waited = false;
+#pragma unroll 1
+  for (int s = 0; s < pass.count; ++s) {
+    const int n = stages[s];
+    if (n < 0) {
+      if (pass.keys == nullptr) continue;
+      if (!waited) wait_for_previous();
+      waited = true;
+      fetch_keys(pass.keys[-1 - n]);
+      continue;
+    }
     __syncwarp();
     if (lane < kWords) reinterpret_cast<uint4*>(&own)[lane] = next;
     __syncwarp();
@@ -155,19 +204,16 @@ __device__ inline void fetch_stages(const StagedPass& pass, StagedRing<F> ring, 
       const int row = own.gated ? at * 8 : own.first_row[which] + at * 16;
       const CUtensorMap* map = &pass.weights[n].maps[which];
 #pragma unroll 1
-      for (int piece = 0; piece < pieces; ++piece) {
+      for (int piece = 0; piece < pieces; ++piece, ring.go_on()) {
         wait_phase(ring.empty(ring.place), ring.phase ^ 1);
         const unsigned full = ring.full(ring.place);
         if constexpr (kBeside) {
           fetch_beside<F>(own, which, at, piece, ring.beside + ring.place * Staged<F>::kBeside);
           arrive_behind_copies(full);
-        } else {
-          if (lane == 0) {
-            arrive_expecting(full, kPieceBytes);
-            copy_box_by(ring.at + ring.place * kPieceBytes, map, 0, row, 0, piece * kPieceStretches, 0, full, policy);
-          }
+        } else if (lane == 0) {
+          arrive_expecting(full, kPieceBytes);
+          copy_box_by(ring.at + ring.place * kPieceBytes, map, 0, row, 0, piece * kPieceStretches, 0, full, policy);
         }
-        ring.go_on();
       }
     }
   }

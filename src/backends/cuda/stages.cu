@@ -26,10 +26,11 @@ constexpr std::int64_t kMostSharedKeyBytes = 48 * 1024 * 1024;              // t
 constexpr Bytes round_up(Bytes bytes) { return (bytes + 255) / 256 * 256; }
 /// Where the tables of a launch lie.
 struct TableRoom {
-  Bytes attentions, stages, weights, all;
+  Bytes attentions, keys, stages, weights, all;
   constexpr TableRoom(std::size_t products, std::size_t attention_count)
       : attentions(round_up(products * sizeof(StagedProducts))),
-        stages(attentions + round_up(attention_count * sizeof(StagedAttention))),
+        keys(attentions + round_up(attention_count * sizeof(StagedAttention))),
+        stages(keys + round_up(attention_count * sizeof(StagedKeys))),
         weights(stages + round_up((products + attention_count) * sizeof(std::int16_t))),
         all(weights + round_up(products * sizeof(StagedWeights))) {}
 };
@@ -110,9 +111,27 @@ bool describe(StagedWeights& to, const StagedProducts& own) {
   }
   return true;
 }
-constexpr Bytes kHeldKeysBytes = kStagedHeldBytes<__nv_bfloat16>;
+/// Rows of a cache as boxes that are halves of pieces. False: the copy engine does not take it.
+bool describe(CUtensorMap& map, const Tensor& rows, int keys) {
+  const auto bytes = static_cast<std::int64_t>(dtype_bytes(rows.dtype));
+  cudaPointerAttributes where{};
+  if (rows.strides[0] * bytes % 16 != 0 || rows.strides[1] * bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(rows.data) % 16 != 0) return false;
+  if (cudaPointerGetAttributes(&where, rows.data) != cudaSuccess || where.type == cudaMemoryTypeHost) return false;
+  const auto row = static_cast<cuuint64_t>(rows.strides[0] * bytes), head = static_cast<cuuint64_t>(rows.strides[1] * bytes), width = static_cast<cuuint64_t>(rows.dim(2) * bytes);
+  const cuuint64_t dims[5] = {width, static_cast<cuuint64_t>(rows.dim(1)), static_cast<cuuint64_t>(rows.dim(0)), 1, 1}, strides[4] = {head, row, row, row};
+  const cuuint32_t box[5] = {static_cast<cuuint32_t>(width), 1, static_cast<cuuint32_t>(keys), 1, 1}, one[5] = {1, 1, 1, 1, 1};
+  return encode_tiled()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 5, rows.data, dims, strides, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_NONE,
+                        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+/// What the fetcher needs to know of attention. False: the copy engine does not take its cache.
+bool describe(StagedKeys& to, const AttentionView& view, const KvSegment& segment) {
+  to = {};
+  to.heads = view.heads, to.parts = view.parts, to.group = view.group, to.rows_per_slot = view.segments[0].rows_per_slot;
+  with_cache(segment.k.dtype, [&](auto key) { to.keys = keys_of_piece<decltype(key)>(view.dv); });
+  return segment.k.dtype == DType::i8 || (describe(to.k, segment.k, to.keys) && describe(to.v, segment.v, to.keys));
+}
 
-/// Grid: blocks that all run at the same time, one a multiprocessor. Shared memory: x and what belongs to it, or attention's sums; parts; what lies beside
+/// Grid: blocks that all run at the same time, one a multiprocessor. Shared memory: x and what belongs to it; parts, or attention's sums; what lies beside
 /// pieces, barriers; the ring.
 template <WeightFormat F, class T>
 __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_constant__ StagedPass pass) {
@@ -140,8 +159,8 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
   __syncthreads();
   if (warp >= kStreamedWarps) {
     give_registers<kKeeperRegisters>();
-    if (warp == kStreamedWarps + 1) return fetch_stages<F, false>(pass, ring, fetched[0]);
-    if (warp == kStreamedWarps + 2 && Staged<F>::kBeside > 0) return fetch_stages<F, true>(pass, ring, fetched[1]);
+    if (warp == kStreamedWarps + 1) return fetch_stages<F, false>(pass, stages, sequence, ring, fetched[0]);
+    if (warp == kStreamedWarps + 2 && Staged<F>::kBeside > 0) return fetch_stages<F, true>(pass, stages, sequence, ring, fetched[1]);
     if (warp > kStreamedWarps) return;
     wait_for_previous();
     for (int s = 0; s < pass.count; ++s) {
@@ -166,9 +185,7 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
     if (number < 0) {
       const StagedAttention& attention = attentions[(-1 - number) % 2];
       joined = &attention.view;
-      auto* room = reinterpret_cast<float*>(memory + pass.parts);
-      const unsigned held = shared_address(memory);
-      attend_stage<T>(attention, sequence, held, room, answers);
+      attend_stage<F, T>(attention, sequence, ring, reinterpret_cast<float*>(memory + pass.parts), answers);
     } else {
       const StagedProducts& own = kept[number % kStagedTables];
       if (own.view.units == 0) begin_stage(), join_stage(*joined);
@@ -196,6 +213,7 @@ bool is_staged(WeightFormat format) {
 struct Stages::Gathered {
   std::vector<StagedProducts> products;
   std::vector<StagedAttention> attentions;
+  std::vector<StagedKeys> keys;  // of the attentions
   std::vector<std::int16_t> stages;
   std::vector<StagedWeights> weights;  // of the products
   int x_bytes = 0;                     // the most
@@ -216,7 +234,7 @@ struct Stages::Gathered {
     none.joins = true;
     take(none, {});
   }
-  Bytes parts_at() const { return round_up(std::max(static_cast<Bytes>(x_bytes), attentions.empty() ? Bytes{0} : kHeldKeysBytes)); }
+  Bytes parts_at() const { return round_up(static_cast<Bytes>(x_bytes)); }
   Bytes beside_at() const { return parts_at() + round_up(std::max(slots * kUnitSums, attentions.empty() ? 0 : kStagedJoin) * sizeof(float)); }
   /// Dynamic shared memory of a block whose ring has room for `depth` pieces; where the ring begins.
   Bytes ring_at(int depth) const { return beside_at() + static_cast<Bytes>(depth) * (piece_bytes(format) - kPieceBytes); }
@@ -279,7 +297,7 @@ bool Stages::add(Context& context, const AttentionArgs& args, const AttentionVie
   if (!gathered.attentions.empty() && (view.segments[0].dtype != gathered.cache || view.table != gathered.attentions[0].view.table)) return false;
   if (view.sequences != 1 || view.tokens != 1 || args.segments.size() != 1 || view.lse.defined() || !fresh.unread || fresh.cosines == nullptr) return false;
   const SegmentView& segment = view.segments[0];
-  if (segment.kind != KvSegment::Kind::kCache || segment.dtype == DType::f32 || (view.dv != 64 && view.dv != 128) || view.width != view.dv) return false;
+  if (segment.kind != KvSegment::Kind::kCache || segment.v == nullptr || segment.dtype == DType::f32 || (view.dv != 64 && view.dv != 128) || view.width != view.dv) return false;
   const std::int64_t read = static_cast<std::int64_t>(view.heads) * segment.rows_per_slot * view.dv * 2 * static_cast<std::int64_t>(dtype_bytes(segment.dtype));
   if (view.group > 1 && read > kMostSharedKeyBytes) return false;
   StagedAttention own{view, fresh};
@@ -288,8 +306,11 @@ bool Stages::add(Context& context, const AttentionArgs& args, const AttentionVie
   if (floats * static_cast<Bytes>(view.dv + 2) * sizeof(float) > kPartsBytes) return false;
   own.view.part_out = reinterpret_cast<float*>(room_ + kCountersBytes);
   own.view.part_state = own.view.part_out + floats * static_cast<Bytes>(view.dv);
+  StagedKeys keys;
+  if (!describe(keys, own.view, args.segments[0])) return false;
   gathered.stages.push_back(static_cast<std::int16_t>(-1 - std::ssize(gathered.attentions)));
   gathered.attentions.push_back(own);
+  gathered.keys.push_back(keys);
   gathered.cache = segment.dtype;
   return true;
 }
@@ -310,10 +331,14 @@ void Stages::close(Context& context) {
   const TableRoom room(all.products.size(), all.attentions.size());
   std::byte* const to = room_ + (recorded ? used_ : kRoomBytes - kMostTableBytes);
   Table table{to, std::vector<std::byte>(room.all)};
-  std::memcpy(table.bytes.data(), all.products.data(), all.products.size() * sizeof(StagedProducts));
-  if (!all.attentions.empty()) std::memcpy(table.bytes.data() + room.attentions, all.attentions.data(), all.attentions.size() * sizeof(StagedAttention));
-  std::memcpy(table.bytes.data() + room.stages, all.stages.data(), all.stages.size() * sizeof(std::int16_t));
-  std::memcpy(table.bytes.data() + room.weights, all.weights.data(), all.weights.size() * sizeof(StagedWeights));
+  const auto put = [&](Bytes at, const auto& entries) {
+    if (!entries.empty()) std::memcpy(table.bytes.data() + at, entries.data(), entries.size() * sizeof entries[0]);
+  };
+  put(0, all.products);
+  put(room.attentions, all.attentions);
+  put(room.keys, all.keys);
+  put(room.stages, all.stages);
+  put(room.weights, all.weights);
   if (recorded) {
     used_ += room.all;
     tables_.push_back(std::move(table));
@@ -325,6 +350,7 @@ void Stages::close(Context& context) {
   const StagedPass pass{.products = reinterpret_cast<const StagedProducts*>(to),
                         .weights = reinterpret_cast<const StagedWeights*>(to + room.weights),
                         .attentions = reinterpret_cast<const StagedAttention*>(to + room.attentions),
+                        .keys = all.cache == DType::i8 ? nullptr : reinterpret_cast<const StagedKeys*>(to + room.keys),
                         .stages = reinterpret_cast<const std::int16_t*>(to + room.stages),
                         .table = all.attentions.empty() ? nullptr : all.attentions[0].view.table,
                         .product_count = static_cast<int>(all.products.size()),
