@@ -210,28 +210,42 @@ __device__ inline void stream_keys(const SegmentView& segment, int head, std::in
   }
 }
 
-/// Rotates a row whose dimensions 8 · lane … this lane has. All lanes of a warp.
+/// A token's angles, as far as a lane needs them that has dimensions 8 · lane … of a row.
 template <int kWidth>
-__device__ inline void rotate_eight(const FreshRows& fresh, std::int64_t token, float (&x)[8]) {
-  constexpr int kLanes = kWidth / 8;
-  const int lane = threadIdx.x % kLanes;
-  const std::int64_t at = token * fresh.angle;
-  if (fresh.interleaved) {
+struct Rotation {
+  static constexpr int kLanes = kWidth / 8;
+  float cosines[8], sines[8];
+  bool interleaved;
+  __device__ Rotation(const FreshRows& fresh, std::int64_t token) : interleaved(fresh.interleaved) {
+    const int lane = threadIdx.x % kLanes, first = interleaved ? 4 * lane : lane % (kLanes / 2) * 8;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float c = fresh.cosines[at + 4 * lane + i], s = fresh.sines[at + 4 * lane + i], a = x[2 * i], b = x[2 * i + 1];
-      x[2 * i] = rotated_first(a, b, c, s);
-      x[2 * i + 1] = rotated_second(a, b, c, s);
+    for (int i = 0; i < 8; ++i) {
+      const bool here = i < 4 || !interleaved;
+      cosines[i] = here ? fresh.cosines[token * fresh.angle + first + i] : 0.0f, sines[i] = here ? fresh.sines[token * fresh.angle + first + i] : 0.0f;
     }
-    return;
   }
+  /// All lanes of a warp.
+  __device__ void rotate(float (&x)[8]) const {
+    if (interleaved) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int angle = lane % (kLanes / 2) * 8 + i;
-    const float c = fresh.cosines[at + angle], s = fresh.sines[at + angle], other = __shfl_xor_sync(kAllLanes, x[i], kLanes / 2);
-    x[i] = lane < kLanes / 2 ? rotated_first(x[i], other, c, s) : rotated_second(other, x[i], c, s);
+      for (int i = 0; i < 4; ++i) {
+        const float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i] = rotated_first(a, b, cosines[i], sines[i]);
+        x[2 * i + 1] = rotated_second(a, b, cosines[i], sines[i]);
+      }
+      return;
+    }
+    const int lane = threadIdx.x % kLanes;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float other = __shfl_xor_sync(kAllLanes, x[i], kLanes / 2);
+      x[i] = lane < kLanes / 2 ? rotated_first(x[i], other, cosines[i], sines[i]) : rotated_second(other, x[i], cosines[i], sines[i]);
+    }
   }
-}
+};
+/// Rotates a row. All lanes of a warp.
+template <int kWidth>
+__device__ inline void rotate_eight(const FreshRows& fresh, std::int64_t token, float (&x)[8]) { Rotation<kWidth>(fresh, token).rotate(x); }
 
 /// A lane's eight of a row of kWidth. All lanes of a warp, for what they share.
 template <class T, int kWidth>

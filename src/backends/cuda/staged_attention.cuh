@@ -13,18 +13,17 @@ constexpr int keys_of_piece(int width) { return kRowScales<T> ? 1 : kPieceBytes 
 #if defined(FATHOM_WGMMA_HERE)
 /// A block's share of a head's keys, piece by piece.
 template <tensor::WeightFormat F, class T, int kWidth>
-__device__ inline void attend_pieces(const StagedShare& share, StagedRing<F>& ring, StreamState<1>& state) {
+__device__ inline void attend_pieces(const StagedShare& share, const StagedRing<F>& ring, StagedTurns& turns, StreamState<1>& state) {
   constexpr int kLanes = kWidth / 8, kStreams = kGroupOfWarps / kLanes, kKeys = keys_of_piece<T>(kWidth), kBytes = 8 * sizeof(T);
   static_assert(kKeys % (kStreams * kStagedAhead) == 0);
   const int own = static_cast<int>(threadIdx.x) % kGroupOfWarps, stream = own / kLanes;
-#pragma unroll 1
-  for (int from = share.from; from < share.to; from += kKeys, ring.go_on()) {
-    if (ring.place % kStagedGroups != threadIdx.x / kGroupOfWarps) continue;
-    const CopiedKeys<T, kGroupOfWarps> piece{ring.at + ring.place * kPieceBytes + static_cast<unsigned>(own) * kBytes};
-    wait_phase(ring.full(ring.place), ring.phase);
+  turns.take(static_cast<unsigned>((share.to - share.from + kKeys - 1) / kKeys), ring.depth, [&](unsigned number) {
+    const CopiedKeys<T, kGroupOfWarps> piece{ring.at + turns.place * kPieceBytes + static_cast<unsigned>(own) * kBytes};
+    const int left = share.to - share.from - static_cast<int>(number) * kKeys - stream;
+    wait_phase(ring.full(turns.place), turns.phase);
 #pragma unroll 1
     for (int first = 0; first < kKeys; first += kStagedAhead * kStreams) {
-      const auto here = [&](int u) { return from + first + u * kStreams + stream < share.to; };
+      const auto here = [&](int u) { return first + u * kStreams < left; };
       Eight<T> k[kStagedAhead], v[kStagedAhead];
 #pragma unroll
       for (int u = 0; u < kStagedAhead; ++u) {
@@ -35,13 +34,13 @@ __device__ inline void attend_pieces(const StagedShare& share, StagedRing<F>& ri
       add_keys<T, kWidth, 1, kStagedAhead>(k, v, here, state);
     }
     __syncwarp();
-    if (threadIdx.x % kWarp == 0) arrive(ring.empty(ring.place));
-  }
+    if (threadIdx.x % kWarp == 0) arrive(ring.empty(turns.place));
+  });
 }
 
 /// Heads and parts of keys, by all threads. `room`: kStagedJoin floats.
 template <tensor::WeightFormat F, class T, int kWidth>
-__device__ inline void attend_parts(const StagedAttention& own, const int4& sequence, StagedRing<F>& ring, float* room, unsigned* answers) {
+__device__ inline void attend_parts(const StagedAttention& own, const int4& sequence, const StagedRing<F>& ring, StagedTurns& turns, float* room, unsigned* answers) {
   constexpr int kLanes = kWidth / 8;
   const AttentionView& view = own.view;
   const FreshRows& fresh = own.fresh;
@@ -51,6 +50,7 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
   float* const total = largest + kStreamedWarps;
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes, warp = threadIdx.x / kWarp;
   const std::int64_t base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
+  Rotation<kWidth> rotation(fresh, 0);
   begin_stage();
 #pragma unroll 1
   for (int item = static_cast<int>(blockIdx.x); item < view.heads * view.parts; item += static_cast<int>(gridDim.x)) {
@@ -61,21 +61,22 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
     state.total[0] = 0.0f;
     read_eight_of_others(view.q.at(0, head) + 8 * lane, state.q[0]);
     const bool adds = share.part == view.parts - 1 && warp == 0;
-    float new_k[8] = {}, new_v[8] = {};
+    Eight<T> new_k{}, new_v{};
     if (adds) {
-      read_eight_of_others(fresh.k + kv_head * fresh.k_head + 8 * lane, new_k);
-      read_eight_of_others(fresh.v + kv_head * fresh.v_head + 8 * lane, new_v);
+      float k[8], v[8];
+      read_eight_of_others(fresh.k + kv_head * fresh.k_head + 8 * lane, k);
+      read_eight_of_others(fresh.v + kv_head * fresh.v_head + 8 * lane, v);
+      rotation.rotate(k);
+      new_k = round_eight<T, kWidth>(k), new_v = round_eight<T, kWidth>(v);
     }
-    rotate_eight<kWidth>(fresh, 0, state.q[0]);
+    rotation.rotate(state.q[0]);
 #pragma unroll
     for (int i = 0; i < 8; ++i) state.q[0][i] *= view.scale, state.acc[0][i] = 0.0f;
     if constexpr (kRowScales<T>) stream_keys<T, kWidth, 1, kStreamedThreads, kStagedAhead>(segment, kv_head, base, 0, share.from, share.to, state);
-    else attend_pieces<F, T, kWidth>(share, ring, state);
+    else attend_pieces<F, T, kWidth>(share, ring, turns, state);
     if (adds) {
-      rotate_eight<kWidth>(fresh, 0, new_k);
-      const Eight<T> k = round_eight<T, kWidth>(new_k), v = round_eight<T, kWidth>(new_v);
-      add_key<T, kWidth, 1>(k, v, stream == 0, state);
-      if (stream == 0 && head % view.group == 0 && sequence.z > 0) write_eights<T>(segment, base + sequence.w, kv_head, 8 * lane, k, v);
+      add_key<T, kWidth, 1>(new_k, new_v, stream == 0, state);
+      if (stream == 0 && head % view.group == 0 && sequence.z > 0) write_eights<T>(segment, base + sequence.w, kv_head, 8 * lane, new_k, new_v);
     }
     join_streams<kWidth, 1>(state);
     if (threadIdx.x % kWarp < kLanes) {
@@ -98,6 +99,7 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
       if (threadIdx.x < 2) await_answer(answers + kWidth + threadIdx.x, put_for_others(view.part_state + 2 * at + threadIdx.x, threadIdx.x == 0 ? most : sum));
     }
     meet_workers();
+    rotation = Rotation<kWidth>(fresh, 0);
   }
 }
 
@@ -114,9 +116,9 @@ __device__ inline void join_stage(const AttentionView& view) {
 }
 
 template <tensor::WeightFormat F, class T>
-__device__ inline void attend_stage(const StagedAttention& own, const int4& sequence, StagedRing<F>& ring, float* room, unsigned* answers) {
-  if (own.view.dv == 64) attend_parts<F, T, 64>(own, sequence, ring, room, answers);
-  else attend_parts<F, T, 128>(own, sequence, ring, room, answers);
+__device__ inline void attend_stage(const StagedAttention& own, const int4& sequence, const StagedRing<F>& ring, StagedTurns& turns, float* room, unsigned* answers) {
+  if (own.view.dv == 64) attend_parts<F, T, 64>(own, sequence, ring, turns, room, answers);
+  else attend_parts<F, T, 128>(own, sequence, ring, turns, room, answers);
 }
 #endif
 

@@ -59,14 +59,21 @@ struct StagedOutput {
 inline constexpr int kUnitSums = kStreamedWarps * 16 + 8;  // floats of a unit's sums: of each warp's 16 rows, and eight, so that units lie in other banks
 
 #if defined(FATHOM_WGMMA_HERE)
+/// Of a norm, from each warp's squares.
+__device__ inline float factor_of_norm(const NormedX& norm, const float* squares) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
+  return 1.0f / sqrtf(sum / static_cast<float>(norm.n) + norm.eps);
+}
+
 template <tensor::WeightFormat F>
-__device__ inline void multiply_stage(const StagedPass& pass, const StagedProducts& own, const AttentionView* joined, StagedRing<F>& ring, unsigned char* memory, float* squares, unsigned* answers) {
+__device__ inline void multiply_stage(const StagedPass& pass, const StagedProducts& own, const AttentionView* joined, const StagedRing<F>& ring, StagedTurns& turns, unsigned char* memory, float* squares, unsigned* answers) {
   using Shape = Staged<F>;
   const StreamView& view = own.view;
   const StagedXRoom<F> room(view.stretches);
   auto* parts = reinterpret_cast<float*>(memory + pass.parts);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const unsigned group = threadIdx.x / kGroupOfWarps;
   const unsigned begin = (blockIdx.x + own.offset) % gridDim.x, round = gridDim.x;
   const unsigned units = view.units;
   // As many units at a time as there is room for sums of: a thread has two outputs of one, and first what these want.
@@ -88,11 +95,6 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
   }
   publish_shared();
   meet_workers();
-  float factor = 1.0f;
-  if (view.all.norm.from != nullptr) {
-    factor = factor_of_norm(view.all.norm, squares);
-    if (!view.all.norm.unread) write_staged_norm(view.all.norm, factor);
-  }
   const Product& like = view.all.products[0];
   const tensor::WeightFormat format = like.weight.format;
   const int cols = static_cast<int>(like.weight.cols), pieces = (view.stretches + kPieceStretches - 1) / kPieceStretches;
@@ -105,18 +107,16 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
       rows.find(view, unit);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int from = own.up_first ? 1 - half : half;
-        odd |= static_cast<int>(min(rows.row[from] + StagedPiece<F>::row(), rows.weight[from]->rows - 1) * (cols / 128) & 1) << half;
+        const std::int64_t row = own.up_first ? rows.row[1 - half] : rows.row[half], last = (own.up_first ? rows.weight[1 - half] : rows.weight[half])->rows - 1;
+        odd |= static_cast<int>(min(row + StagedPiece<F>::row(), last) * (cols / 128) & 1) << half;
       }
     }
-#pragma unroll 1
-    for (int piece = 0; piece < pieces; ++piece, ring.go_on()) {
-      if (ring.place % kStagedGroups != group) continue;
-      wait_phase(ring.full(ring.place), ring.phase);
-      StagedPiece<F>{memory, room, ring_offset + ring.place * kPieceBytes, beside_offset + ring.place * Shape::kBeside, piece * kPieceStretches, format, cols, odd}.multiply(acc);
+    turns.take(static_cast<unsigned>(pieces), ring.depth, [&](unsigned piece) {
+      wait_phase(ring.full(turns.place), turns.phase);
+      StagedPiece<F>{memory, room, ring_offset + turns.place * kPieceBytes, beside_offset + turns.place * Shape::kBeside, static_cast<int>(piece) * kPieceStretches, format, cols, odd}.multiply(acc);
       __syncwarp();
-      if (lane == 0) arrive(ring.empty(ring.place));
-    }
+      if (lane == 0) arrive(ring.empty(turns.place));
+    });
     float sums[4];
     if constexpr (Shape::kBf16) own_sums(acc, sums);
     else
@@ -126,6 +126,8 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
     float* to = parts + slot * kUnitSums + warp * 16 + StagedPiece<F>::row();
     if (lane % 4 == 0) to[0] = total.x, to[8] = total.y;
   };
+  float factor = 1.0f;
+  if (view.all.norm.from != nullptr && !view.all.norm.unread) write_staged_norm(view.all.norm, factor_of_norm(view.all.norm, squares));
 #pragma unroll 1
   for (unsigned first = begin; first < units; first += static_cast<unsigned>(view.slots) * round) {
     if (first != begin) output.find(view, first + threadIdx.x / 8 * round), output.read();
@@ -135,6 +137,7 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
       if (unit >= units) break;
       multiply_unit(unit, slot);
     }
+    if (first == begin && view.all.norm.from != nullptr) factor = factor_of_norm(view.all.norm, squares);
     meet_workers();
     if (output.out[0] != nullptr || output.out[1] != nullptr) {
       float sums[2] = {};

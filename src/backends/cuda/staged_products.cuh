@@ -1,10 +1,10 @@
-// Products of one token by warpgroups, whose weights come in pieces (staged_ring.cuh): the tensor cores read the weights where the copy engine puts them, so no
-// instruction of a warp touches them (but for codes of four bits, which are widened in registers).
+// Products of one token, whose weights come in pieces (staged_ring.cuh). Of bf16 and e4m3 by warpgroups: the tensor cores read the weights where the copy
+// engine puts them, so no instruction of a warp touches them. Whole numbers of eight bits and four go through registers, warp by warp.
 //
-// A piece is 16 rows, eight stretches of 128 bytes of each: [stretch][row][128 bytes], swizzled. Four stretches are one operand A of 64 rows: row 16 · s + r
-// is row r in stretch s, so each warp of a group has a stretch. Operand B is x as parts: of bf16 two bf16 halves, of e4m3 three e4m3 digits, of whole numbers
-// three digits of eight bits; x of the four stretches are its columns 0, 8, 16, 24 and following. A warp's 16 columns but for its own stretch's
-// parts are nobody's: what they are made of is whatever lies there.
+// A piece is 16 rows, eight stretches of 128 bytes of each: [stretch][row][128 bytes], swizzled. A tile is four stretches, one a warp of a group. As operand A
+// of 64 rows its row 16 · s + r is row r in stretch s, and operand B is x as parts: of bf16 two bf16 halves, of e4m3 three e4m3 digits; x of the four stretches
+// are its columns 0, 8, 16, 24 and following. A warp's 16 columns but for its own stretch's parts are nobody's: what they are made of is whatever lies there.
+// Of whole numbers x is three digits of eight bits, the first columns of eight.
 #pragma once
 #include "backends/cuda/codes_mma.cuh"
 #include "backends/cuda/staged_x.cuh"
@@ -13,11 +13,18 @@ namespace fathom::cuda {
 
 #if defined(FATHOM_WGMMA_HERE)
 
-/// Operand B: x of the four stretches from `at` on.
-template <tensor::WeightFormat F>
-__device__ inline std::uint64_t staged_x(unsigned at) {
-  return (at & 0x3ffffu) >> 4 | static_cast<std::uint64_t>(Staged<F>::kCore >> 4) << 16 | static_cast<std::uint64_t>(Staged<F>::kOfStretch >> 4) << 32;
+/// Operands are named by two words, of which a step of 16 bytes adds one to the first. A: rows of a tile from `at` on. B: x of its four stretches.
+__device__ inline std::uint64_t operand(unsigned first, unsigned second) {
+  std::uint64_t both;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(first), "r"(second));
+  return both;
 }
+inline constexpr unsigned kRowsOperand = 64u | 1u << 30;
+__device__ inline unsigned rows_operand(unsigned at) { return at >> 4 | 1u << 16; }
+template <tensor::WeightFormat F>
+inline constexpr unsigned kXOperand = Staged<F>::kOfStretch >> 4;
+template <tensor::WeightFormat F>
+__device__ inline unsigned x_operand(unsigned at) { return at >> 4 | static_cast<unsigned>(Staged<F>::kCore >> 4) << 16; }
 
 #define FATHOM_STAGED_SUMS "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
 #define FATHOM_STAGED_D(C) \
@@ -34,37 +41,26 @@ __device__ inline void multiply_staged(float (&d)[16], std::uint64_t a, std::uin
                  : FATHOM_STAGED_D("+f")
                  : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
-template <tensor::WeightFormat F>
-__device__ inline void multiply_staged(int (&d)[16], std::uint64_t a, std::uint64_t b, bool add) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\nwgmma.mma_async.sync.aligned.m64n32k32.s32.s8.s8 " FATHOM_STAGED_SUMS ", %16, %17, p;\n}\n"
-               : FATHOM_STAGED_D("+r")
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-/// The same with a of this warp's 16 rows in registers, without signs.
-__device__ inline void multiply_staged(int (&d)[16], const unsigned (&a)[4], std::uint64_t b, bool add) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\nwgmma.mma_async.sync.aligned.m64n32k32.s32.u8.s8 " FATHOM_STAGED_SUMS ", {%16, %17, %18, %19}, %20, p;\n}\n"
-               : FATHOM_STAGED_D("+r")
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
-}
 /// Sums that products made are there: after wait_products.
 __device__ inline void see_sums(float (&d)[16]) { asm volatile("" : FATHOM_STAGED_D("+f")::"memory"); }
-__device__ inline void see_sums(int (&d)[16]) { asm volatile("" : FATHOM_STAGED_D("+r")::"memory"); }
 
 /// Of a warp's sums those of its own stretch: rows lane / 4 and 8 more, by columns 2 · (lane % 4) and the next.
-template <class T>
-__device__ inline void own_sums(const T (&d)[16], T (&own)[4]) {
+__device__ inline void own_sums(const float (&d)[16], float (&own)[4]) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp % 4;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const T low = warp % 2 == 0 ? d[i] : d[4 + i], high = warp % 2 == 0 ? d[8 + i] : d[12 + i];
+    const float low = warp % 2 == 0 ? d[i] : d[4 + i], high = warp % 2 == 0 ? d[8 + i] : d[12 + i];
     own[i] = warp < 2 ? low : high;
   }
 }
+/// A whole number between -2^22 and 2^22, exactly, without the unit that converts.
+__device__ inline float float_of(int x) { return __int_as_float(0x4b400000 + x) - 12582912.0f; }
 
 /// A piece that has come, and what a warpgroup multiplies it with.
 template <tensor::WeightFormat F>
 struct StagedPiece {
   using Shape = Staged<F>;
+  static constexpr int kTiles = kPieceStretches / kTileStretches;
   const unsigned char* memory;  // of the block; x lies at its beginning
   const StagedXRoom<F>& room;
   unsigned weights, beside;     // from there on
@@ -72,23 +68,22 @@ struct StagedPiece {
   tensor::WeightFormat format;
   int cols, odd;                // cols: of the weight. int4: bit i, whether the first scale of this lane's row i is at an odd index
 
-  /// The weight's row in each half that this lane has as row lane / 4 of operand A: of four bits, rows whose chunks lie in other banks follow each other.
+  /// The weight's row in each half that this lane has as row lane / 4: of whole numbers, rows whose chunks lie in other banks follow each other.
   __device__ static int row() {
     const int group = static_cast<int>(threadIdx.x) % kWarp / 4;
-    return Shape::kInt4 ? group % 2 * 4 + group / 2 : group;
+    return Shape::kWhole ? group % 2 * 4 + group / 2 : group;
   }
-  __device__ int tiles() const { return min(kPieceStretches / kTileStretches, (room.stretches - first) / kTileStretches); }
-  __device__ unsigned x_at(int tile) const { return shared_address(memory) + static_cast<unsigned>((first + tile * kTileStretches) * Shape::kOfStretch); }
-  __device__ unsigned weights_at(int tile) const { return shared_address(memory) + weights + static_cast<unsigned>(tile * kTileBytes); }
+  __device__ bool has(int tile) const { return first + tile * kTileStretches < room.stretches; }
   __device__ int own_stretch(int tile) const { return tile * kTileStretches + static_cast<int>(threadIdx.x) / kWarp % 4; }
 
   /// Adds to sums of this lane's two rows and columns; of bf16, of all columns. Sums of whole numbers and of e4m3 are of x over its group's factor.
   __device__ void multiply(float (&acc)[16]) const {
+    unsigned a = rows_operand(shared_address(memory) + weights), b = x_operand<F>(shared_address(memory) + static_cast<unsigned>(first * Shape::kOfStretch));
     begin_products();
 #pragma unroll 1
-    for (int tile = 0; tile < tiles(); ++tile) {
+    for (int tile = 0; tile < kTiles && has(tile); ++tile, a += kTileBytes >> 4, b += kTileStretches * Shape::kOfStretch >> 4) {
 #pragma unroll
-      for (int step = 0; step < 4; ++step) multiply_staged<F>(acc, by_rows(weights_at(tile) + step * 32), staged_x<F>(x_at(tile) + step * 2 * Shape::kCore), true);
+      for (unsigned step = 0; step < 4; ++step) multiply_staged<F>(acc, operand(a + step * 2, kRowsOperand), operand(b + step * (2 * Shape::kCore >> 4), kXOperand<F>), true);
     }
     commit_products();
     wait_products<0>();
@@ -96,80 +91,113 @@ struct StagedPiece {
   }
   __device__ void multiply(float (&acc)[4]) const {
     if constexpr (Shape::kInt4) multiply_int4(acc);
-    else multiply_codes(acc);
+    else if constexpr (Shape::kInt8) multiply_int8(acc);
+    else multiply_e4m3(acc);
   }
 
  private:
-  __device__ void multiply_codes(float (&acc)[4]) const {
-    using Sum = std::conditional_t<Shape::kInt8, int, float>;
-#pragma unroll 1
-    for (int tile = 0; tile < tiles(); ++tile) {
-      Sum d[16], own[4];
-      begin_products();
+  /// All tiles at once; what a piece does not have is multiplied with what happens to lie there and dropped.
+  __device__ void multiply_e4m3(float (&acc)[4]) const {
+    const unsigned a = rows_operand(shared_address(memory) + weights), b = x_operand<F>(shared_address(memory) + static_cast<unsigned>(first * Shape::kOfStretch));
+    float d[kTiles][16];
+    float2 scale[kTiles];
+    begin_products();
 #pragma unroll
-      for (int step = 0; step < 4; ++step) multiply_staged<F>(d, by_rows(weights_at(tile) + step * 32), staged_x<F>(x_at(tile) + step * 2 * Shape::kCore), step > 0);
-      commit_products();
+    for (unsigned tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+      for (unsigned step = 0; step < 4; ++step)
+        multiply_staged<F>(d[tile], operand(a + (tile * kTileBytes >> 4) + step * 2, kRowsOperand), operand(b + (tile * kTileStretches * Shape::kOfStretch >> 4) + step * (2 * Shape::kCore >> 4), kXOperand<F>), step > 0);
+    commit_products();
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
       const int stretch = first + own_stretch(tile);
       const float factor = reinterpret_cast<const float*>(memory + room.factors)[stretch];
-      float2 scale = make_float2(factor, factor);
-      if (Shape::kFp8 && format == tensor::WeightFormat::fp8_block128) {
-        scale = *reinterpret_cast<const float2*>(memory + beside + own_stretch(tile) * 8);
-        scale = stretch * 128 < cols ? make_float2(scale.x * factor, scale.y * factor) : make_float2(0.0f, 0.0f);
+      scale[tile] = make_float2(factor, factor);
+      if (format == tensor::WeightFormat::fp8_block128) {
+        scale[tile] = *reinterpret_cast<const float2*>(memory + beside + own_stretch(tile) * 8);
+        scale[tile] = stretch * 128 < cols ? make_float2(scale[tile].x * factor, scale[tile].y * factor) : make_float2(0.0f, 0.0f);
       }
-      wait_products<0>();
-      see_sums(d);
-      own_sums(d, own);
+    }
+    wait_products<0>();
 #pragma unroll
-      for (int i = 0; i < 4; ++i) acc[i] += static_cast<float>(own[i]) * (i < 2 ? scale.x : scale.y);
+    for (int tile = 0; tile < kTiles; ++tile) {
+      float own[4];
+      see_sums(d[tile]);
+      own_sums(d[tile], own);
+      if (tile > 0 && !has(tile)) break;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[i] += own[i] * (i < 2 ? scale[tile].x : scale[tile].y);
+    }
+  }
+  /// x of a group as operand B: this lane's column and quarter, two words a step.
+  __device__ void read_x(int group, unsigned (&b)[8]) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const auto* const from = reinterpret_cast<const uint4*>(memory + group * Shape::kGroup + min(lane / 4, Shape::kParts - 1) * Shape::kPart + lane % 4 * 32);  // columns behind the parts: nobody's
+    const uint4 low = from[0], high = from[1];
+    b[0] = low.x, b[1] = low.y, b[2] = low.z, b[3] = low.w, b[4] = high.x, b[5] = high.y, b[6] = high.z, b[7] = high.w;
+  }
+  /// 16 bytes of codes of this lane's two rows in a stretch.
+  __device__ void read_codes(int tile, int chunk, unsigned (&top)[4], unsigned (&bottom)[4]) const {
+    const unsigned char* const from = memory + weights + own_stretch(tile) * (16 * kStretch) + row() * kStretch + (chunk ^ row()) * 16;
+    const uint4 t = *reinterpret_cast<const uint4*>(from), u = *reinterpret_cast<const uint4*>(from + 8 * kStretch);
+    top[0] = t.x, top[1] = t.y, top[2] = t.z, top[3] = t.w, bottom[0] = u.x, bottom[1] = u.y, bottom[2] = u.z, bottom[3] = u.w;
+  }
+  __device__ void multiply_int8(float (&acc)[4]) const {
+    const int quad = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll 1
+    for (int tile = 0; tile < kTiles && has(tile); ++tile) {
+      const int stretch = first + own_stretch(tile);
+      unsigned top[2][4], bottom[2][4], b[8];
+      int d[4] = {};
+#pragma unroll
+      for (int i = 0; i < 2; ++i) read_codes(tile, quad + 4 * i, top[i], bottom[i]);
+      read_x(stretch, b);
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const unsigned a[4] = {top[0][w], bottom[0][w], top[1][w], bottom[1][w]};
+        multiply_add(d, a, b[2 * w], b[2 * w + 1]);
+      }
+      const float factor = reinterpret_cast<const float*>(memory + room.factors)[stretch];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[i] += float_of(d[i]) * factor;
     }
   }
   __device__ void multiply_int4(float (&acc)[4]) const {
     const int quad = static_cast<int>(threadIdx.x) % 4;
+    const bool half_precision = format == tensor::WeightFormat::int4_group128_f16 || format == tensor::WeightFormat::int4_group128_zero_f16;
 #pragma unroll 1
-    for (int tile = 0; tile < tiles(); ++tile) {
-      const unsigned char* const codes = memory + weights + own_stretch(tile) * (16 * kStretch) + row() * kStretch;
-#pragma unroll 1
+    for (int tile = 0; tile < kTiles && has(tile); ++tile) {
+      const unsigned char* const own = memory + beside + own_stretch(tile) * 160;
+      uint2 scales[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) scales[half] = reinterpret_cast<const uint2*>(own)[half * 8 + row()];
+#pragma unroll
       for (int sub = 0; sub < 2; ++sub) {
-        const int chunk = ((sub * 4 + quad) ^ row()) * 16;
-        const uint4 top = *reinterpret_cast<const uint4*>(codes + chunk), bottom = *reinterpret_cast<const uint4*>(codes + 8 * kStretch + chunk);
-        const unsigned words[2][4] = {{top.x, top.y, top.z, top.w}, {bottom.x, bottom.y, bottom.z, bottom.w}};
-        unsigned a[4][4];
-#pragma unroll
-        for (int w = 0; w < 4; ++w)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) a[w][i] = words[i % 2][w] >> (i / 2 * 4) & 0x0f0f0f0fu;
-        int d[16], own[4];
-        begin_products();
-#pragma unroll
-        for (int w = 0; w < 4; ++w) multiply_staged(d, a[w], staged_x<F>(x_at(tile) + (sub * 4 + w) * 2 * Shape::kCore), w > 0);
-        commit_products();
         const int group = (first + own_stretch(tile)) * 2 + sub;
+        unsigned top[4], bottom[4], b[8];
+        int d[4] = {};
+        read_codes(tile, sub * 4 + quad, top, bottom);
+        read_x(group, b);
+#pragma unroll
+        for (int w = 0; w < 4; ++w) {
+          const unsigned a[4] = {top[w] & 0x0f0f0f0fu, bottom[w] & 0x0f0f0f0fu, top[w] >> 4 & 0x0f0f0f0fu, bottom[w] >> 4 & 0x0f0f0f0fu};
+          multiply_add(d, a, b[2 * w], b[2 * w + 1]);
+        }
+        const bool here = group * 128 < cols;
         const float factor = reinterpret_cast<const float*>(memory + room.factors)[group];
         const int2 digits = *reinterpret_cast<const int2*>(memory + room.sums + group * 16 + quad % 2 * 8);
-        float scale[2];
-        int zero[2];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) read_scale(memory + beside + own_stretch(tile) * 160, group, half, sub, scale[half], zero[half]);
-        wait_products<0>();
-        see_sums(d);
-        own_sums(d, own);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          scale[half] *= factor;
-          acc[2 * half] += static_cast<float>(own[2 * half] - zero[half] * digits.x) * scale[half];
-          acc[2 * half + 1] += static_cast<float>(own[2 * half + 1] - zero[half] * digits.y) * scale[half];
+          const bool later = (odd >> half & 1) != 0;
+          const unsigned word = later && sub == 1 ? scales[half].y : scales[half].x, bits = later == (sub == 0) ? word >> 16 : word & 0xffffu;
+          const float scale = half_precision ? to_float(__ushort_as_half(static_cast<unsigned short>(bits))) : __uint_as_float(bits << 16);
+          const float both = here ? scale * factor : 0.0f;
+          const int zero = has_zeros(format) ? static_cast<int>(reinterpret_cast<const unsigned*>(own + 128)[half * 2 + sub] >> (row() * 4) & 15u) : 8;
+          acc[2 * half] += float_of(d[2 * half] - zero * digits.x) * both;
+          acc[2 * half + 1] += float_of(d[2 * half + 1] - zero * digits.y) * both;
         }
       }
     }
-  }
-  /// The scale and zero point of this lane's row `half` in a group.
-  __device__ void read_scale(const unsigned char* own, int group, int half, int sub, float& scale, int& zero) const {
-    const int shift = (odd >> half & 1) + sub;
-    const bool half_precision = format == tensor::WeightFormat::int4_group128_f16 || format == tensor::WeightFormat::int4_group128_zero_f16;
-    const unsigned short bits = reinterpret_cast<const unsigned short*>(own)[(half * 8 + row()) * 4 + shift];
-    scale = half_precision ? to_float(__ushort_as_half(bits)) : __uint_as_float(static_cast<unsigned>(bits) << 16);
-    if (group * 128 >= cols) scale = 0.0f;  // behind the last group
-    zero = has_zeros(format) ? static_cast<int>(reinterpret_cast<const unsigned*>(own + 128)[half * 2 + sub] >> (row() * 4) & 15u) : 8;
   }
 };
 

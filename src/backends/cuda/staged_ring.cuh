@@ -65,13 +65,13 @@ struct StagedPass {
   unsigned parts = 0, beside = 0, ring = 0;  // where they begin in shared memory, behind x; the ring behind all, aligned
 };
 
-/// A block's ring of pieces in shared memory, and the next one's place. A piece is 16 rows of a unit, eight stretches of each, or some keys of a head and their
-/// values; pieces follow each other stage by stage and unit by unit. A place's pieces are all one warpgroup's: who waits at a barrier has seen its last phase,
-/// so the phase's parity is enough.
+/// A block's ring of pieces in shared memory. A piece is 16 rows of a unit, eight stretches of each, or some keys of a head and their values; pieces follow
+/// each other stage by stage and unit by unit. A place's pieces are all one warpgroup's: who waits at a barrier has seen its last phase, so the phase's parity
+/// is enough.
 template <tensor::WeightFormat F>
 struct StagedRing {
   unsigned at, beside, barriers;  // of the pieces; of what lies beside them
-  unsigned depth, place = 0, phase = 0;
+  unsigned depth;
   __device__ StagedRing(const StagedPass& pass, const unsigned char* memory) {
     beside = shared_address(memory) + pass.beside, depth = pass.depth;
     barriers = beside + depth * Staged<F>::kBeside;
@@ -79,8 +79,32 @@ struct StagedRing {
   }
   __device__ unsigned full(unsigned i) const { return barriers + 8 * i; }
   __device__ unsigned empty(unsigned i) const { return barriers + 8 * (depth + i); }
-  __device__ void go_on() {
+};
+/// Where who fills the ring is: piece after piece.
+struct StagedPlace {
+  unsigned place = 0, phase = 0;
+  __device__ void go_on(unsigned depth) {
     if (++place == depth) place = 0, phase ^= 1;
+  }
+};
+/// Where a warpgroup is, whose pieces are those in places group, group + kStagedGroups, ….
+struct StagedTurns {
+  unsigned place, phase = 0, ahead;  // of its next piece: how many of others come before it
+  __device__ explicit StagedTurns(unsigned group) : place(group), ahead(group) {}
+  /// use(i) of its pieces among the next `count`, which are numbers 0, 1, ….
+  template <class Use>
+  __device__ void take(unsigned count, unsigned depth, Use use) {
+#pragma unroll 1
+    while (ahead < count) {
+      use(ahead);
+      if (place + kStagedGroups < depth) {
+        place += kStagedGroups, ahead += kStagedGroups;
+      } else {
+        const unsigned group = place % kStagedGroups;
+        ahead += depth - place + group, place = group, phase ^= 1;
+      }
+    }
+    ahead -= count;
   }
 };
 
@@ -146,10 +170,11 @@ __device__ inline void fetch_beside(const StagedFetch& own, int which, int at, i
 /// One warp: all pieces of the block's shares of all stages. kBeside: of them what lies beside codes. `own`: room in shared memory. Keys may be the previous
 /// launch's; weights are not.
 template <tensor::WeightFormat F, bool kBeside>
-__device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* stages, const int4& sequence, StagedRing<F> ring, StagedFetch& own) {
+__device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* stages, const int4& sequence, const StagedRing<F>& ring, StagedFetch& own) {
   constexpr int kWords = sizeof(StagedFetch) / 16;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   uint4 next{};
+  StagedPlace here;
   const std::uint64_t policy = first_to_leave();
   const auto read_next = [&](int n) {
     if (n < pass.product_count && lane < kWords) next = __ldg(reinterpret_cast<const uint4*>(&pass.weights[n].fetch) + lane);
@@ -161,9 +186,9 @@ __device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* 
     for (int item = static_cast<int>(blockIdx.x); item < heads * parts; item += static_cast<int>(gridDim.x)) {
       const StagedShare share(item, parts, sequence.w, each);
 #pragma unroll 1
-      for (int key = share.from; key < share.to; key += each, ring.go_on()) {
-        wait_phase(ring.empty(ring.place), ring.phase ^ 1);
-        const unsigned full = ring.full(ring.place), to = ring.at + ring.place * kPieceBytes;
+      for (int key = share.from; key < share.to; key += each, here.go_on(ring.depth)) {
+        wait_phase(ring.empty(here.place), here.phase ^ 1);
+        const unsigned full = ring.full(here.place), to = ring.at + here.place * kPieceBytes;
         if constexpr (kBeside) {
           arrive_behind_copies(full);
         } else if (lane == 0) {
@@ -204,15 +229,15 @@ __device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* 
       const int row = own.gated ? at * 8 : own.first_row[which] + at * 16;
       const CUtensorMap* map = &pass.weights[n].maps[which];
 #pragma unroll 1
-      for (int piece = 0; piece < pieces; ++piece, ring.go_on()) {
-        wait_phase(ring.empty(ring.place), ring.phase ^ 1);
-        const unsigned full = ring.full(ring.place);
+      for (int piece = 0; piece < pieces; ++piece, here.go_on(ring.depth)) {
+        wait_phase(ring.empty(here.place), here.phase ^ 1);
+        const unsigned full = ring.full(here.place);
         if constexpr (kBeside) {
-          fetch_beside<F>(own, which, at, piece, ring.beside + ring.place * Staged<F>::kBeside);
+          fetch_beside<F>(own, which, at, piece, ring.beside + here.place * Staged<F>::kBeside);
           arrive_behind_copies(full);
         } else if (lane == 0) {
           arrive_expecting(full, kPieceBytes);
-          copy_box_by(ring.at + ring.place * kPieceBytes, map, 0, row, 0, piece * kPieceStretches, 0, full, policy);
+          copy_box_by(ring.at + here.place * kPieceBytes, map, 0, row, 0, piece * kPieceStretches, 0, full, policy);
         }
       }
     }

@@ -18,8 +18,9 @@ struct Staged {
   static_assert(kInt4 || kInt8 || kFp8 || kBf16);
   static constexpr int kColumns = kInt4 ? 256 : kBf16 ? 64 : 128;  // of a stretch
   static constexpr int kParts = kBf16 ? 2 : 3;
-  /// Bytes of x: of 16 bytes of columns, one part after the other (the next columns of operand B are those of what follows); of a stretch.
-  static constexpr int kCore = kParts * 16, kOfStretch = (kInt4 ? 16 : 8) * kCore;
+  /// Bytes of x. Of bf16 and e4m3: of 16 bytes of columns, one part after the other (the next columns of operand B are those of what follows); of whole
+  /// numbers: of a part of 128 columns, a lane's 32 bytes after each other, and 16, so that parts lie in other banks. Of a stretch.
+  static constexpr int kCore = kParts * 16, kPart = 128 + 16, kGroup = kParts * kPart, kOfStretch = kInt4 ? 2 * kGroup : kInt8 ? kGroup : 8 * kCore;
   static constexpr int kBeside = kInt4 ? kPieceStretches * 160 : kFp8 ? kPieceStretches * 8 : 0;  // bytes of a piece's scales and zero points
 };
 
@@ -91,15 +92,15 @@ __device__ inline void put_staged(unsigned char* memory, const StagedXRoom<F>& r
           sum += digit;
           word |= (static_cast<unsigned>(digit) & 255u) << ((Shape::kInt4 ? i % 2 * 16 + i / 2 * 8 : i * 8));  // four bits: even columns are low nibbles
         }
+        // What a lane of four multiplies lies together: four times a word of its first 16 bytes of codes and one of the other 16, or low nibbles and high ones.
+        unsigned char* const to = memory + group * Shape::kGroup + part * Shape::kPart;
         if constexpr (Shape::kInt4) {
-          // Four words of 16 bytes each lane of four reads: a product has one of them of all four, its low nibbles and then its high ones.
           sum = __reduce_add_sync(kAllLanes, sum);
-          unsigned char* const to = memory + (group * 4 + lane / 2 % 4) * (2 * Shape::kCore) + part * 16 + lane / 8 * 4 + lane % 2 * 2;
-          *reinterpret_cast<unsigned short*>(to) = static_cast<unsigned short>(word & 0xffffu);
-          *reinterpret_cast<unsigned short*>(to + Shape::kCore) = static_cast<unsigned short>(word >> 16);
+          auto* const nibbles = reinterpret_cast<unsigned short*>(to + lane / 2 * 8 + lane % 2 * 2);
+          nibbles[0] = static_cast<unsigned short>(word & 0xffffu), nibbles[2] = static_cast<unsigned short>(word >> 16);
           if (lane == 0) reinterpret_cast<std::int32_t*>(memory + room.sums)[group * 4 + part] = sum;
         } else {
-          *reinterpret_cast<unsigned*>(memory + quad / 4 * Shape::kCore + part * 16 + quad % 4 * 4) = word;
+          *reinterpret_cast<unsigned*>(to + lane / 4 % 4 * 32 + lane % 4 * 8 + lane / 16 * 4) = word;
         }
       }
       if (lane == 0) reinterpret_cast<float*>(memory + room.factors)[group] = most / static_cast<float>(kMostOfDigits);

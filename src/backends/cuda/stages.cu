@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
   const auto bring = [](auto& to, const auto* from, int lane, int lanes) {
     for (int i = lane; i < static_cast<int>(sizeof to / 16); i += lanes) reinterpret_cast<uint4*>(&to)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
   };
-  StagedRing<F> ring(pass, memory);
+  const StagedRing<F> ring(pass, memory);
   if (threadIdx.x == 0) {
     for (unsigned i = 0; i < pass.depth; ++i) init_barrier(ring.full(i), Staged<F>::kBeside > 0 ? 1 + kWarp : 1), init_barrier(ring.empty(i), kGroupOfWarps / kWarp);
     publish_barriers();
@@ -179,17 +179,18 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
   }
   take_registers<kWorkerRegisters>();
   wait_for_previous();
+  StagedTurns turns(threadIdx.x / kGroupOfWarps);
   const AttentionView* joined = nullptr;  // the last attention
   for (int s = 0; s < pass.count; ++s) {
     const int number = stages[s];
     if (number < 0) {
       const StagedAttention& attention = attentions[(-1 - number) % 2];
       joined = &attention.view;
-      attend_stage<F, T>(attention, sequence, ring, reinterpret_cast<float*>(memory + pass.parts), answers);
+      attend_stage<F, T>(attention, sequence, ring, turns, reinterpret_cast<float*>(memory + pass.parts), answers);
     } else {
       const StagedProducts& own = kept[number % kStagedTables];
       if (own.view.units == 0) begin_stage(), join_stage(*joined);
-      else multiply_stage<F>(pass, own, own.joins ? joined : nullptr, ring, memory, squares, answers);
+      else multiply_stage<F>(pass, own, own.joins ? joined : nullptr, ring, turns, memory, squares, answers);
     }
     tell_keeper();
   }
