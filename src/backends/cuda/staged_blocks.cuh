@@ -1,5 +1,7 @@
 // How the blocks of a launch of stages (stages.h), and the warps of each, wait for each other, and what they tell each other.
 #pragma once
+#include "backends/cuda/cluster.cuh"
+#include "backends/cuda/codes_mma.cuh"
 #include "backends/cuda/streamed_x.cuh"
 #include "backends/cuda/wgmma.cuh"
 
@@ -41,6 +43,49 @@ __device__ inline void await_stages(const unsigned* ended, unsigned wanted) {
   do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(ended) : "memory");
   while (seen < wanted);
 }
+
+/// Two blocks that make x for each other, half of it each: a cluster. Or a block alone. What the other sends arrives at `filled`, a barrier in shared memory,
+/// by its bytes: a barrier with release and acquire between blocks would wait for all that the device's memory is asked for.
+struct StagedPair {
+  unsigned filled;
+  unsigned phase = 0;
+  __device__ static unsigned blocks() {
+    unsigned blocks;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
+    return blocks;
+  }
+  __device__ static unsigned rank() { return static_cast<unsigned>(cluster_rank()); }
+  __device__ static unsigned warps() { return blocks() * kStreamedWarps; }
+#if defined(FATHOM_WGMMA_HERE)
+  /// What the warps that work wrote to shared memory, and `bytes` that the other block sends, are seen by all and by products.
+  __device__ void meet(unsigned bytes) {
+    publish_shared();
+    __syncwarp();
+    if (threadIdx.x == 0) arrive_expecting(filled, bytes);
+    else if (threadIdx.x % kWarp == 0) arrive(filled);
+    wait_phase(filled, phase);
+    publish_shared();
+    phase ^= 1;
+  }
+#endif
+};
+/// A place in this block's shared memory and the same in that of the other of its pair, which counts what is sent there at `barrier`.
+struct PairPlace {
+  unsigned char* own;
+  unsigned other, barrier;  // 0: the block is alone
+  __device__ PairPlace(unsigned char* at, const StagedPair& pair) : own(at), other(0), barrier(0) {
+    if (StagedPair::blocks() > 1) other = address_in(shared_address(at), StagedPair::rank() ^ 1), barrier = address_in(pair.filled, StagedPair::rank() ^ 1);
+  }
+  __device__ void put(int at, unsigned value) const {
+    *reinterpret_cast<unsigned*>(own + at) = value;
+    if (other != 0) asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];\n" ::"r"(other + static_cast<unsigned>(at)), "r"(value), "r"(barrier) : "memory");
+  }
+  __device__ void put(int at, uint2 value) const {
+    *reinterpret_cast<uint2*>(own + at) = value;
+    if (other != 0)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];\n" ::"r"(other + static_cast<unsigned>(at)), "r"(value.x), "r"(value.y), "r"(barrier) : "memory");
+  }
+};
 
 /// Behind the warps that work a block has a keeper, which brings tables and waits for the other blocks, and two that fetch weights, codes and scales. The
 /// others meet without them.

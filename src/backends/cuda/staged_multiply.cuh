@@ -60,15 +60,15 @@ inline constexpr int kUnitSums = kStreamedWarps * 16 + 8;  // floats of a unit's
 
 #if defined(FATHOM_WGMMA_HERE)
 /// Of a norm, from each warp's squares.
-__device__ inline float factor_of_norm(const NormedX& norm, const float* squares) {
+__device__ inline float factor_of_norm(const NormedX& norm, const float* squares, unsigned warps) {
   float sum = 0.0f;
-#pragma unroll
-  for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
+#pragma unroll 4
+  for (unsigned w = 0; w < warps; ++w) sum += squares[w];
   return 1.0f / sqrtf(sum / static_cast<float>(norm.n) + norm.eps);
 }
 
 template <tensor::WeightFormat F>
-__device__ inline void multiply_stage(const StagedPass& pass, const StagedProducts& own, const AttentionView* joined, const StagedRing<F>& ring, StagedTurns& turns, unsigned char* memory, float* squares, unsigned* answers) {
+__device__ inline void multiply_stage(const StagedPass& pass, const StagedProducts& own, const AttentionView* joined, const StagedRing<F>& ring, StagedTurns& turns, StagedPair& pair, unsigned char* memory, float* squares, unsigned* answers) {
   using Shape = Staged<F>;
   const StreamView& view = own.view;
   const StagedXRoom<F> room(view.stretches);
@@ -79,41 +79,34 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
   // As many units at a time as there is room for sums of: a thread has two outputs of one, and first what these want.
   StagedOutput output;
   output.find(view, begin + threadIdx.x / 8 * round);
+  unsigned sent;
   {
+    const PairPlace x(memory, pair);
     StagedSource<F> source(view, room);
+    sent = source.sent();
     if (joined != nullptr) {
       const JoinedParts parts_of(*joined);
       begin_stage();
       output.read();
-      source.fill_joined(memory, room, parts_of);
+      source.fill_joined(x, room, parts_of);
     } else {
       begin_stage();
       output.read();
-      const float square = warp_sum(source.fill(memory, room));
-      if (lane == 0) squares[warp] = square;
+      const float square = warp_sum(source.fill(x, room));
+      if (lane == 0) PairPlace(reinterpret_cast<unsigned char*>(squares), pair).put(static_cast<int>(StagedPair::rank() * kStreamedWarps + static_cast<unsigned>(warp)) * 4, __float_as_uint(square));
+      if (StagedPair::blocks() > 1) sent += kStreamedWarps * 4;
     }
   }
-  publish_shared();
-  meet_workers();
+  pair.meet(sent);
   const Product& like = view.all.products[0];
   const tensor::WeightFormat format = like.weight.format;
   const int cols = static_cast<int>(like.weight.cols), pieces = (view.stretches + kPieceStretches - 1) / kPieceStretches;
   const unsigned ring_offset = ring.at - shared_address(memory), beside_offset = ring.beside - shared_address(memory);
-  const auto multiply_unit = [&](unsigned unit, int slot) {
+  const auto multiply_unit = [&](int slot) {
     float acc[Shape::kBf16 ? 16 : 4] = {};
-    int odd = 0;
-    if (Shape::kInt4 && cols / 128 % 2 != 0) {
-      StreamRows rows;
-      rows.find(view, unit);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const std::int64_t row = own.up_first ? rows.row[1 - half] : rows.row[half], last = (own.up_first ? rows.weight[1 - half] : rows.weight[half])->rows - 1;
-        odd |= static_cast<int>(min(row + StagedPiece<F>::row(), last) * (cols / 128) & 1) << half;
-      }
-    }
     turns.take(static_cast<unsigned>(pieces), ring.depth, [&](unsigned piece) {
       wait_phase(ring.full(turns.place), turns.phase);
-      StagedPiece<F>{memory, room, ring_offset + turns.place * kPieceBytes, beside_offset + turns.place * Shape::kBeside, static_cast<int>(piece) * kPieceStretches, format, cols, odd}.multiply(acc);
+      StagedPiece<F>{memory, room, ring_offset + turns.place * kPieceBytes, beside_offset + turns.place * Shape::kBeside, static_cast<int>(piece) * kPieceStretches, format, cols}.multiply(acc);
       __syncwarp();
       if (lane == 0) arrive(ring.empty(turns.place));
     });
@@ -127,7 +120,7 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
     if (lane % 4 == 0) to[0] = total.x, to[8] = total.y;
   };
   float factor = 1.0f;
-  if (view.all.norm.from != nullptr && !view.all.norm.unread) write_staged_norm(view.all.norm, factor_of_norm(view.all.norm, squares));
+  if (view.all.norm.from != nullptr && !view.all.norm.unread) write_staged_norm(view.all.norm, factor_of_norm(view.all.norm, squares, StagedPair::warps()));
 #pragma unroll 1
   for (unsigned first = begin; first < units; first += static_cast<unsigned>(view.slots) * round) {
     if (first != begin) output.find(view, first + threadIdx.x / 8 * round), output.read();
@@ -135,9 +128,9 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
     for (int slot = 0; slot < view.slots; ++slot) {
       const unsigned unit = first + static_cast<unsigned>(slot) * round;
       if (unit >= units) break;
-      multiply_unit(unit, slot);
+      multiply_unit(slot);
     }
-    if (first == begin && view.all.norm.from != nullptr) factor = factor_of_norm(view.all.norm, squares);
+    if (first == begin && view.all.norm.from != nullptr) factor = factor_of_norm(view.all.norm, squares, StagedPair::warps());
     meet_workers();
     if (output.out[0] != nullptr || output.out[1] != nullptr) {
       float sums[2] = {};

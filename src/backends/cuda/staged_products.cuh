@@ -13,18 +13,19 @@ namespace fathom::cuda {
 
 #if defined(FATHOM_WGMMA_HERE)
 
-/// Operands are named by two words, of which a step of 16 bytes adds one to the first. A: rows of a tile from `at` on. B: x of its four stretches.
+/// Operands are named by two words, of which a step of 16 bytes adds one to the first. A: rows of a tile from `at` on. B: x of its four stretches. An address
+/// has its block's rank in the cluster above 18 bits, where operands have other things.
 __device__ inline std::uint64_t operand(unsigned first, unsigned second) {
   std::uint64_t both;
   asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(first), "r"(second));
   return both;
 }
 inline constexpr unsigned kRowsOperand = 64u | 1u << 30;
-__device__ inline unsigned rows_operand(unsigned at) { return at >> 4 | 1u << 16; }
+__device__ inline unsigned rows_operand(unsigned at) { return (at & 0x3ffffu) >> 4 | 1u << 16; }
 template <tensor::WeightFormat F>
 inline constexpr unsigned kXOperand = Staged<F>::kOfStretch >> 4;
 template <tensor::WeightFormat F>
-__device__ inline unsigned x_operand(unsigned at) { return at >> 4 | static_cast<unsigned>(Staged<F>::kCore >> 4) << 16; }
+__device__ inline unsigned x_operand(unsigned at) { return (at & 0x3ffffu) >> 4 | static_cast<unsigned>(Staged<F>::kCore >> 4) << 16; }
 
 #define FATHOM_STAGED_SUMS "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
 #define FATHOM_STAGED_D(C) \
@@ -66,7 +67,7 @@ struct StagedPiece {
   unsigned weights, beside;     // from there on
   int first;                    // stretch
   tensor::WeightFormat format;
-  int cols, odd;                // cols: of the weight. int4: bit i, whether the first scale of this lane's row i is at an odd index
+  int cols;                     // of the weight
 
   /// The weight's row in each half that this lane has as row lane / 4: of whole numbers, rows whose chunks lie in other banks follow each other.
   __device__ static int row() {
@@ -132,8 +133,9 @@ struct StagedPiece {
   /// x of a group as operand B: this lane's column and quarter, two words a step.
   __device__ void read_x(int group, unsigned (&b)[8]) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const auto* const from = reinterpret_cast<const uint4*>(memory + group * Shape::kGroup + min(lane / 4, Shape::kParts - 1) * Shape::kPart + lane % 4 * 32);  // columns behind the parts: nobody's
-    const uint4 low = from[0], high = from[1];
+    const int part = min(lane / 4, Shape::kParts - 1);  // columns behind the parts: nobody's
+    const auto* const from = reinterpret_cast<const uint4*>(memory + group * Shape::kGroup + part * Shape::kPart + lane % 4 * 32);
+    const uint4 low = from[part & 1], high = from[part & 1 ^ 1];
     b[0] = low.x, b[1] = low.y, b[2] = low.z, b[3] = low.w, b[4] = high.x, b[5] = high.y, b[6] = high.z, b[7] = high.w;
   }
   /// 16 bytes of codes of this lane's two rows in a stretch.
@@ -167,10 +169,10 @@ struct StagedPiece {
     const bool half_precision = format == tensor::WeightFormat::int4_group128_f16 || format == tensor::WeightFormat::int4_group128_zero_f16;
 #pragma unroll 1
     for (int tile = 0; tile < kTiles && has(tile); ++tile) {
-      const unsigned char* const own = memory + beside + own_stretch(tile) * 160;
-      uint2 scales[2];
+      const unsigned char* const own = memory + beside + own_stretch(tile) * kStretchBeside;
+      unsigned scales[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) scales[half] = reinterpret_cast<const uint2*>(own)[half * 8 + row()];
+      for (int half = 0; half < 2; ++half) scales[half] = reinterpret_cast<const unsigned*>(own)[half * 8 + row()];
 #pragma unroll
       for (int sub = 0; sub < 2; ++sub) {
         const int group = (first + own_stretch(tile)) * 2 + sub;
@@ -188,11 +190,10 @@ struct StagedPiece {
         const int2 digits = *reinterpret_cast<const int2*>(memory + room.sums + group * 16 + quad % 2 * 8);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const bool later = (odd >> half & 1) != 0;
-          const unsigned word = later && sub == 1 ? scales[half].y : scales[half].x, bits = later == (sub == 0) ? word >> 16 : word & 0xffffu;
+          const unsigned bits = sub == 0 ? scales[half] & 0xffffu : scales[half] >> 16;
           const float scale = half_precision ? to_float(__ushort_as_half(static_cast<unsigned short>(bits))) : __uint_as_float(bits << 16);
           const float both = here ? scale * factor : 0.0f;
-          const int zero = has_zeros(format) ? static_cast<int>(reinterpret_cast<const unsigned*>(own + 128)[half * 2 + sub] >> (row() * 4) & 15u) : 8;
+          const int zero = has_zeros(format) ? static_cast<int>(reinterpret_cast<const unsigned*>(own + kZerosAt)[half * 2 + sub] >> (row() * 4) & 15u) : 8;
           acc[2 * half] += float_of(d[2 * half] - zero * digits.x) * both;
           acc[2 * half + 1] += float_of(d[2 * half + 1] - zero * digits.y) * both;
         }

@@ -146,14 +146,12 @@ __device__ inline void fetch_beside(const StagedFetch& own, int which, int at, i
     const int product = product_of_half(own, which, half), row = row_of_half(own, which, at, half), rows = own.rows[product];
     const std::byte* const scales = own.scales[product];
     const auto format = static_cast<tensor::WeightFormat>(own.format);
-    if (lane < 16) {  // two scales a stretch, in one word or in two
-      const std::int64_t first = static_cast<std::int64_t>(min(row + lane % 8, rows - 1)) * groups + 2 * piece * kPieceStretches;
-      const std::byte* from = scales + first / 2 * 4;
+    if (lane < 16) {  // two scales a stretch, in one word: rows have whole stretches
+      const std::byte* from = scales + (static_cast<std::int64_t>(min(row + lane % 8, rows - 1)) * groups + 2 * piece * kPieceStretches) * 2;
 #pragma unroll 1
       for (int s = 0; s < kPieceStretches; ++s) {
         if ((piece * kPieceStretches + s) * 2 >= groups) break;
-        copy_4(to + static_cast<unsigned>(s * 160 + lane * 8), from + s * 4, true);
-        if (first % 2 != 0) copy_4(to + static_cast<unsigned>(s * 160 + lane * 8 + 4), from + s * 4 + 4, true);
+        copy_4(to + static_cast<unsigned>(s * kStretchBeside + lane * 4), from + s * 4, true);
       }
     } else if (has_zeros(format) && row < rows) {
       const std::int64_t cols = static_cast<std::int64_t>(groups) * 128;
@@ -161,7 +159,7 @@ __device__ inline void fetch_beside(const StagedFetch& own, int which, int at, i
 #pragma unroll 1
       for (int s = 0; s < kPieceStretches; ++s) {
         const bool here = (piece * kPieceStretches + s) * 2 + lane % 2 < groups;
-        copy_4(to + static_cast<unsigned>(s * 160 + 128 + (lane - 16) * 4), here ? from + s * 8 : from, here);
+        copy_4(to + static_cast<unsigned>(s * kStretchBeside + kZerosAt + (lane - 16) * 4), here ? from + s * 8 : from, here);
       }
     }
   }

@@ -9,6 +9,7 @@ namespace fathom::cuda {
 
 inline constexpr int kPieceStretches = 8, kTileStretches = 4;  // of a row in a piece; in an operand A
 inline constexpr int kTileBytes = 16 * kTileStretches * kStretch, kPieceBytes = 16 * kPieceStretches * kStretch;
+inline constexpr int kZerosAt = 16 * 4, kStretchBeside = kZerosAt + 4 * 8;  // of four bits, beside a stretch: two scales a row, then words of eight rows' zero points
 inline constexpr int kStagedGroups = kStreamedWarps / 4;       // warpgroups that multiply: they take pieces in turn
 
 template <tensor::WeightFormat F>
@@ -18,10 +19,11 @@ struct Staged {
   static_assert(kInt4 || kInt8 || kFp8 || kBf16);
   static constexpr int kColumns = kInt4 ? 256 : kBf16 ? 64 : 128;  // of a stretch
   static constexpr int kParts = kBf16 ? 2 : 3;
+  static constexpr int kOfGroup = kBf16 ? 512 : 32 * 12 + 4 + (kInt4 ? 12 : 0);  // bytes that put_staged writes for 128 columns
   /// Bytes of x. Of bf16 and e4m3: of 16 bytes of columns, one part after the other (the next columns of operand B are those of what follows); of whole
-  /// numbers: of a part of 128 columns, a lane's 32 bytes after each other, and 16, so that parts lie in other banks. Of a stretch.
-  static constexpr int kCore = kParts * 16, kPart = 128 + 16, kGroup = kParts * kPart, kOfStretch = kInt4 ? 2 * kGroup : kInt8 ? kGroup : 8 * kCore;
-  static constexpr int kBeside = kInt4 ? kPieceStretches * 160 : kFp8 ? kPieceStretches * 8 : 0;  // bytes of a piece's scales and zero points
+  /// numbers: of a part of 128 columns, a lane's 32 bytes after each other, of the second part the halves of them in turn, so that parts lie in other banks. Of a stretch.
+  static constexpr int kCore = kParts * 16, kPart = 128, kGroup = kParts * kPart, kOfStretch = kInt4 ? 2 * kGroup : kInt8 ? kGroup : 8 * kCore;
+  static constexpr int kBeside = kInt4 ? kPieceStretches * kStretchBeside : kFp8 ? kPieceStretches * 8 : 0;  // bytes of a piece's scales and zero points
 };
 
 /// How x and what belongs to it lie in shared memory, bytes from its beginning on.
@@ -38,9 +40,9 @@ struct StagedXRoom {
   }
 };
 
-/// Four columns of x from 4 · quad on, to the block's x. A warp has a group of 128 columns.
+/// Four columns of x from 4 · quad on, to the blocks' x. A warp has a group of 128 columns.
 template <tensor::WeightFormat F>
-__device__ inline void put_staged(unsigned char* memory, const StagedXRoom<F>& room, int quad, float (&x)[4]) {
+__device__ inline void put_staged(const PairPlace& to, const StagedXRoom<F>& room, int quad, float (&x)[4]) {
   using Shape = Staged<F>;
   const int group = quad / kWarp, lane = quad % kWarp;
   if constexpr (Shape::kBf16) {
@@ -50,9 +52,9 @@ __device__ inline void put_staged(unsigned char* memory, const StagedXRoom<F>& r
       high[i] = pack_two<__nv_bfloat16>(x[2 * i], x[2 * i + 1]);
       low[i] = pack_two<__nv_bfloat16>(x[2 * i] - __uint_as_float(high[i] << 16), x[2 * i + 1] - __uint_as_float(high[i] & 0xffff0000u));
     }
-    auto* const to = reinterpret_cast<uint2*>(memory + quad / 2 * Shape::kCore + quad % 2 * 8);
-    to[0] = make_uint2(high[0], high[1]);
-    to[2] = make_uint2(low[0], low[1]);
+    const int at = quad / 2 * Shape::kCore + quad % 2 * 8;
+    to.put(at, make_uint2(high[0], high[1]));
+    to.put(at + 16, make_uint2(low[0], low[1]));
   } else {
     float most = larger(larger(fabsf(x[0]), fabsf(x[1])), larger(fabsf(x[2]), fabsf(x[3])));
     most = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(most)));
@@ -72,9 +74,9 @@ __device__ inline void put_staged(unsigned char* memory, const StagedXRoom<F>& r
           x[2 * i] -= wide.x, x[2 * i + 1] -= wide.y;
           word |= static_cast<unsigned>(codes) << (i * 16);
         }
-        *reinterpret_cast<unsigned*>(memory + quad / 4 * Shape::kCore + part * 16 + quad % 4 * 4) = word;
+        to.put(quad / 4 * Shape::kCore + part * 16 + quad % 4 * 4, word);
       }
-      if (lane == 0) reinterpret_cast<float*>(memory + room.factors)[group] = 1.0f / shrink;
+      if (lane == 0) to.put(room.factors + group * 4, __float_as_uint(1.0f / shrink));
     } else {
       // As put_digits: 23 bits and a sign of x over the largest.
       most = most < 1e-30f ? 1e-30f : most;
@@ -93,17 +95,18 @@ __device__ inline void put_staged(unsigned char* memory, const StagedXRoom<F>& r
           word |= (static_cast<unsigned>(digit) & 255u) << ((Shape::kInt4 ? i % 2 * 16 + i / 2 * 8 : i * 8));  // four bits: even columns are low nibbles
         }
         // What a lane of four multiplies lies together: four times a word of its first 16 bytes of codes and one of the other 16, or low nibbles and high ones.
-        unsigned char* const to = memory + group * Shape::kGroup + part * Shape::kPart;
+        const int at = group * Shape::kGroup + part * Shape::kPart;
         if constexpr (Shape::kInt4) {
           sum = __reduce_add_sync(kAllLanes, sum);
-          auto* const nibbles = reinterpret_cast<unsigned short*>(to + lane / 2 * 8 + lane % 2 * 2);
-          nibbles[0] = static_cast<unsigned short>(word & 0xffffu), nibbles[2] = static_cast<unsigned short>(word >> 16);
-          if (lane == 0) reinterpret_cast<std::int32_t*>(memory + room.sums)[group * 4 + part] = sum;
+          // Of two lanes the first has low nibbles of both, the second high ones.
+          const unsigned neighbour = __shfl_xor_sync(kAllLanes, word, 1);
+          to.put((at + lane * 4) ^ (part & 1) * 16, lane % 2 == 0 ? __byte_perm(word, neighbour, 0x5410) : __byte_perm(neighbour, word, 0x7632));
+          if (lane == 0) to.put(room.sums + (group * 4 + part) * 4, static_cast<unsigned>(sum));
         } else {
-          *reinterpret_cast<unsigned*>(to + lane / 4 % 4 * 32 + lane % 4 * 8 + lane / 16 * 4) = word;
+          to.put((at + lane / 4 % 4 * 32 + lane % 4 * 8 + lane / 16 * 4) ^ (part & 1) * 16, word);
         }
       }
-      if (lane == 0) reinterpret_cast<float*>(memory + room.factors)[group] = most / static_cast<float>(kMostOfDigits);
+      if (lane == 0) to.put(room.factors + group * 4, __float_as_uint(most / static_cast<float>(kMostOfDigits)));
     }
   }
 }
@@ -197,62 +200,67 @@ struct JoinedParts {
   }
 };
 
-/// x of products. What it is made of is looked up before its turn has come.
+/// x of products, every second 128 columns if there is a pair. What it is made of is looked up before its turn has come.
 template <tensor::WeightFormat F>
 struct StagedSource {
   const float* from;
   bool normed;
-  int cols, quads;
+  int cols, quads, first, step;  // columns by four: the thread's first
   NormWeights norm;
   uint4 weights;  // of a norm, the thread's first
   __device__ StagedSource(const StreamView& view, const StagedXRoom<F>& room)
       : from(view.all.norm.from != nullptr ? view.all.norm.from : view.all.products[0].x), normed(view.all.norm.from != nullptr), cols(static_cast<int>(view.all.products[0].weight.cols)),
-        quads(room.stretches * (Staged<F>::kColumns / 4)), norm(norm_weights(view.all.norm)), weights(normed ? norm.fetch(static_cast<int>(threadIdx.x) * 4) : uint4{}) {}
+        quads(room.stretches * (Staged<F>::kColumns / 4)), first(static_cast<int>((threadIdx.x / kWarp * StagedPair::blocks() + StagedPair::rank()) * kWarp + threadIdx.x % kWarp)), step(static_cast<int>(StagedPair::blocks()) * kStreamedThreads),
+        norm(norm_weights(view.all.norm)), weights(normed ? norm.fetch(first * 4) : uint4{}) {}
 
+  /// Bytes that the other block of a pair sends of its half.
+  __device__ unsigned sent() const {
+    return StagedPair::blocks() == 1 ? 0 : (static_cast<unsigned>(quads / kWarp) + StagedPair::rank()) / 2 * Staged<F>::kOfGroup;
+  }
   /// Answers this thread's squares of what is normed. The code is there once and its loop stays a loop: it runs once a stage, and each line of it has to
   /// come first.
-  __device__ float fill(unsigned char* memory, const StagedXRoom<F>& room) {
+  __device__ float fill(const PairPlace& to, const StagedXRoom<F>& room) {
     float squares = 0.0f, next[4];
     const auto read = [&](int quad) {
 #pragma unroll
       for (float& x : next) x = 0.0f;
       if (quad * 4 < cols) read_four_of_others(from + quad * 4, next);
     };
-    int quad = static_cast<int>(threadIdx.x);
+    int quad = first;
     read(quad);
 #pragma unroll 1
-    for (; quad < quads; quad += kStreamedThreads) {
+    for (; quad < quads; quad += step) {
       float x[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) x[j] = next[j];
       const uint4 own = weights;
-      if (quad + kStreamedThreads < quads) {
-        read(quad + kStreamedThreads);
-        if (normed) weights = norm.fetch((quad + kStreamedThreads) * 4);
+      if (quad + step < quads) {
+        read(quad + step);
+        if (normed) weights = norm.fetch((quad + step) * 4);
       }
       if (normed) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) squares += x[j] * x[j];
         norm.multiply(own, x);
       }
-      put_staged<F>(memory, room, quad, x);
+      put_staged<F>(to, room, quad, x);
     }
     return squares;
   }
   /// The same of attention's parts.
-  __device__ void fill_joined(unsigned char* memory, const StagedXRoom<F>& room, const JoinedParts& joined) const {
+  __device__ void fill_joined(const PairPlace& to, const StagedXRoom<F>& room, const JoinedParts& joined) const {
     JoinedParts::Raw raw;
-    int quad = static_cast<int>(threadIdx.x);
+    int quad = first;
     joined.read(min(quad * 4, cols - 4), 0, raw);
 #pragma unroll 1
-    for (; quad < quads; quad += kStreamedThreads) {
+    for (; quad < quads; quad += step) {
       float x[4] = {};
       if (quad * 4 < cols) {
         joined.join(quad * 4, raw, x);
-        if (static_cast<unsigned>(quad) % gridDim.x == blockIdx.x) joined.write(quad * 4, x);
+        if (static_cast<unsigned>(quad) % (gridDim.x / StagedPair::blocks()) == blockIdx.x / StagedPair::blocks()) joined.write(quad * 4, x);
       }
-      if ((quad + kStreamedThreads) * 4 < cols) joined.read((quad + kStreamedThreads) * 4, 0, raw);
-      put_staged<F>(memory, room, quad, x);
+      if ((quad + step) * 4 < cols) joined.read((quad + step) * 4, 0, raw);
+      put_staged<F>(to, room, quad, x);
     }
   }
 };

@@ -131,7 +131,7 @@ bool describe(StagedKeys& to, const AttentionView& view, const KvSegment& segmen
   return segment.k.dtype == DType::i8 || (describe(to.k, segment.k, to.keys) && describe(to.v, segment.v, to.keys));
 }
 
-/// Grid: blocks that all run at the same time, one a multiprocessor. Shared memory: x and what belongs to it; parts, or attention's sums; what lies beside
+/// Grid: blocks that all run at the same time, one a multiprocessor, in clusters of two or one. Shared memory: x and what belongs to it; parts, or attention's sums; what lies beside
 /// pieces, barriers; the ring.
 template <WeightFormat F, class T>
 __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_constant__ StagedPass pass) {
@@ -140,7 +140,8 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
   __shared__ StagedProducts kept[kStagedTables];
   __shared__ StagedAttention attentions[2];
   __shared__ StagedFetch fetched[2];
-  __shared__ float squares[kStreamedWarps];
+  __shared__ float squares[2 * kStreamedWarps];
+  __shared__ __align__(8) std::uint64_t filled;
   __shared__ unsigned answers[8 * kMostSlots + 2];
   __shared__ std::int16_t stages[kMostStages];
   __shared__ int4 sequence;
@@ -149,14 +150,17 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
     for (int i = lane; i < static_cast<int>(sizeof to / 16); i += lanes) reinterpret_cast<uint4*>(&to)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
   };
   const StagedRing<F> ring(pass, memory);
+  StagedPair pair{shared_address(&filled)};
   if (threadIdx.x == 0) {
+    init_barrier(pair.filled, kStreamedWarps);
     for (unsigned i = 0; i < pass.depth; ++i) init_barrier(ring.full(i), Staged<F>::kBeside > 0 ? 1 + kWarp : 1), init_barrier(ring.empty(i), kGroupOfWarps / kWarp);
     publish_barriers();
   }
   for (int i = static_cast<int>(threadIdx.x); i < pass.count; i += kStagedThreads) stages[i] = pass.stages[i];
   if (threadIdx.x == 0 && pass.table != nullptr) sequence = __ldcg(reinterpret_cast<const int4*>(pass.table));
   for (int i = 0; i + 1 < kStagedTables && i < pass.product_count; ++i) bring(kept[i], pass.products + i, static_cast<int>(threadIdx.x), kStagedThreads);
-  __syncthreads();
+  cluster_arrive();
+  cluster_wait();
   if (warp >= kStreamedWarps) {
     give_registers<kKeeperRegisters>();
     if (warp == kStreamedWarps + 1) return fetch_stages<F, false>(pass, stages, sequence, ring, fetched[0]);
@@ -190,7 +194,7 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
     } else {
       const StagedProducts& own = kept[number % kStagedTables];
       if (own.view.units == 0) begin_stage(), join_stage(*joined);
-      else multiply_stage<F>(pass, own, own.joins ? joined : nullptr, ring, turns, memory, squares, answers);
+      else multiply_stage<F>(pass, own, own.joins ? joined : nullptr, ring, turns, pair, memory, squares, answers);
     }
     tell_keeper();
   }
@@ -366,7 +370,9 @@ void Stages::close(Context& context) {
     with_cache(all.cache, [&](auto key) {
       auto* const kernel = &staged_kernel<decltype(format)::value, decltype(key)>;
       context.note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-      launch_early(context, kernel, dim3(static_cast<unsigned>(context.multiprocessors)), dim3(kStagedThreads), shared, pass);
+      const auto [cluster, unknown] = clusters_.try_emplace(reinterpret_cast<const void*>(kernel), 1);
+      if (unknown && context.multiprocessors % 2 == 0 && clusters_at_once(context, kernel, dim3(kStagedThreads), shared, 2) * 2 >= context.multiprocessors) cluster->second = 2;
+      ClusterLaunch(context, dim3(static_cast<unsigned>(context.multiprocessors)), dim3(kStagedThreads), shared, dim3(cluster->second)).go(context, kernel, pass);
     });
   });
 }

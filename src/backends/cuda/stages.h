@@ -7,6 +7,7 @@
 // to be few is not begun again.
 #pragma once
 #include <memory>
+#include <unordered_map>
 #include <unordered_set>
 #include <vector>
 
@@ -49,8 +50,9 @@ class Stages {
     std::byte* to;
     std::vector<std::byte> bytes;
   };
-  std::vector<Table> tables_;                   // that wait for upload()
-  std::unordered_set<const std::byte*> short_;  // first weights of launches that had few stages
+  std::vector<Table> tables_;                           // that wait for upload()
+  std::unordered_set<const std::byte*> short_;          // first weights of launches that had few stages
+  std::unordered_map<const void*, unsigned> clusters_;  // of a kernel: how many blocks make x for each other
   std::byte* room_ = nullptr;
   Bytes used_ = 0;
 };
