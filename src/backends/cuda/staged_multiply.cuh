@@ -59,14 +59,6 @@ struct StagedOutput {
 inline constexpr int kUnitSums = kStreamedWarps * 16 + 8;  // floats of a unit's sums: of each warp's 16 rows, and eight, so that units lie in other banks
 
 #if defined(FATHOM_WGMMA_HERE)
-/// Of a norm, from each warp's squares.
-__device__ inline float factor_of_norm(const NormedX& norm, const float* squares, unsigned warps) {
-  float sum = 0.0f;
-#pragma unroll 4
-  for (unsigned w = 0; w < warps; ++w) sum += squares[w];
-  return 1.0f / sqrtf(sum / static_cast<float>(norm.n) + norm.eps);
-}
-
 template <tensor::WeightFormat F>
 __device__ inline void multiply_stage(const StagedPass& pass, const StagedProducts& own, const AttentionView* joined, const StagedRing<F>& ring, StagedTurns& turns, StagedPair& pair, unsigned char* memory, float* squares, unsigned* answers) {
   using Shape = Staged<F>;
