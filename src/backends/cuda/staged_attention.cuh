@@ -85,19 +85,23 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
     }
     meet_workers();
     if (threadIdx.x < kWidth) {
-      float most = -INFINITY, sum = 0.0f, value = 0.0f;
-#pragma unroll 4
-      for (int w = 0; w < kStreamedWarps; ++w) most = fmaxf(most, largest[w]);
-#pragma unroll 4
-      for (int w = 0; w < kStreamedWarps; ++w) {
-        const float factor = relative(largest[w], most);
-        sum += total[w] * factor;
-        value += sums[w * kWidth + threadIdx.x] * factor;
-      }
+      // A lane has a warp's share, and again.
+      const int of = threadIdx.x % kStreamedWarps;
+      const float own_most = largest[of];
+      float most = own_most, value = 0.0f;
+#pragma unroll
+      for (int step = kStreamedWarps / 2; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, step));
+      const float factor = relative(own_most, most);
+      float sum = total[of] * factor;
+#pragma unroll
+      for (int step = kStreamedWarps / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+#pragma unroll
+      for (int w = 0; w < kStreamedWarps; ++w) value += sums[w * kWidth + threadIdx.x] * __shfl_sync(kAllLanes, factor, w);
       const std::int64_t at = static_cast<std::int64_t>(share.part) * view.heads + head;
       await_answer(answers + threadIdx.x, put_for_others(view.part_out + at * kWidth + threadIdx.x, value));
       if (threadIdx.x < 2) await_answer(answers + kWidth + threadIdx.x, put_for_others(view.part_state + 2 * at + threadIdx.x, threadIdx.x == 0 ? most : sum));
     }
+    if (item + static_cast<int>(gridDim.x) >= view.heads * view.parts) break;
     meet_workers();
     rotation = Rotation<kWidth>(fresh, 0);
   }
@@ -105,7 +109,7 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
 
 /// What the parts of attention make, where it is asked for.
 __device__ inline void join_stage(const AttentionView& view) {
-  const JoinedParts joined(view);
+  const JoinedParts joined(view, 1);
   for (int quad = static_cast<int>(blockIdx.x * kStreamedThreads + threadIdx.x); quad * 4 < view.heads * view.dv; quad += static_cast<int>(gridDim.x) * kStreamedThreads) {
     JoinedParts::Raw raw;
     float x[4];

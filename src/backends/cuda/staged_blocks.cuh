@@ -47,34 +47,58 @@ __device__ inline void await_stages(const unsigned* ended, unsigned wanted) {
 /// Two blocks that make x for each other, half of it each: a cluster. Or a block alone. What the other sends arrives at `filled`, a barrier in shared memory,
 /// by its bytes: a barrier with release and acquire between blocks would wait for all that the device's memory is asked for.
 struct StagedPair {
-  unsigned filled;
-  unsigned phase = 0;
-  __device__ static unsigned blocks() {
-    unsigned blocks;
+  unsigned filled, squared;  // squared: the same for the squares of a norm, which are wanted later
+  unsigned blocks, rank, phase = 0, squares_phase = 0;
+  /// Two barriers.
+  __device__ explicit StagedPair(const std::uint64_t (&barriers)[2]) : filled(held(shared_address(&barriers[0]))), squared(filled + 8), rank(held(static_cast<unsigned>(cluster_rank()))) {
     asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
-    return blocks;
   }
-  __device__ static unsigned rank() { return static_cast<unsigned>(cluster_rank()); }
-  __device__ static unsigned warps() { return blocks() * kStreamedWarps; }
 #if defined(FATHOM_WGMMA_HERE)
-  /// What the warps that work wrote to shared memory, and `bytes` that the other block sends, are seen by all and by products.
-  __device__ void meet(unsigned bytes) {
-    publish_shared();
+  /// A warp has put its part of x; `bytes` come from the other block. kByDescriptors: products read it so, as the copy engine does.
+  template <bool kByDescriptors>
+  __device__ void arrive_filled(unsigned bytes) const {
+    if constexpr (kByDescriptors) publish_shared();
     __syncwarp();
-    if (threadIdx.x == 0) arrive_expecting(filled, bytes);
-    else if (threadIdx.x % kWarp == 0) arrive(filled);
+    arrive_of_warp(filled, bytes);
+  }
+  /// What the warps that work wrote to shared memory before arriving, and what the other block sends, is seen by all and by products.
+  template <bool kByDescriptors>
+  __device__ void wait_filled() {
     wait_phase(filled, phase);
-    publish_shared();
+    if constexpr (kByDescriptors) publish_shared();
     phase ^= 1;
   }
+  /// A warp's sum of squares, to 2 · kStreamedWarps floats in both blocks.
+  __device__ void put_square(float* squares, float square) const;
+  /// What the values of a norm are multiplied with, when all squares have come and until end_squares. Whole warps.
+  __device__ float factor_of_norm(const NormedX& norm, const float* squares) const {
+    wait_phase(squared, squares_phase);
+    const unsigned lane = threadIdx.x % kWarp;
+    return rsqrtf(warp_sum(lane < blocks * kStreamedWarps ? squares[lane] : 0.0f) / static_cast<float>(norm.n) + norm.eps);
+  }
+  __device__ void end_squares() {
+    wait_phase(squared, squares_phase);
+    squares_phase ^= 1;
+  }
+
+ private:
+  __device__ static void arrive_of_warp(unsigned barrier, unsigned bytes) {
+    if (threadIdx.x == 0) arrive_expecting(barrier, bytes);
+    else if (threadIdx.x % kWarp == 0) arrive(barrier);
+  }
 #endif
+  /// A value that is kept and not looked up again, which takes long of what depends on the block's place in its cluster.
+  __device__ static unsigned held(unsigned value) {
+    asm volatile("" : "+r"(value));
+    return value;
+  }
 };
 /// A place in this block's shared memory and the same in that of the other of its pair, which counts what is sent there at `barrier`.
 struct PairPlace {
   unsigned char* own;
   unsigned other, barrier;  // 0: the block is alone
-  __device__ PairPlace(unsigned char* at, const StagedPair& pair) : own(at), other(0), barrier(0) {
-    if (StagedPair::blocks() > 1) other = address_in(shared_address(at), StagedPair::rank() ^ 1), barrier = address_in(pair.filled, StagedPair::rank() ^ 1);
+  __device__ PairPlace(unsigned char* at, const StagedPair& pair, unsigned own_barrier) : own(at), other(0), barrier(0) {
+    if (pair.blocks > 1) other = address_in(shared_address(at), pair.rank ^ 1), barrier = address_in(own_barrier, pair.rank ^ 1);
   }
   __device__ void put(int at, unsigned value) const {
     *reinterpret_cast<unsigned*>(own + at) = value;
@@ -86,6 +110,14 @@ struct PairPlace {
       asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];\n" ::"r"(other + static_cast<unsigned>(at)), "r"(value.x), "r"(value.y), "r"(barrier) : "memory");
   }
 };
+#if defined(FATHOM_WGMMA_HERE)
+__device__ inline void StagedPair::put_square(float* squares, float square) const {
+  const unsigned warp = threadIdx.x / kWarp;
+  if (threadIdx.x % kWarp == 0) PairPlace(reinterpret_cast<unsigned char*>(squares), *this, squared).put(static_cast<int>(rank * kStreamedWarps + warp) * 4, __float_as_uint(square));
+  __syncwarp();
+  arrive_of_warp(squared, blocks > 1 ? kStreamedWarps * 4 : 0);
+}
+#endif
 
 /// Behind the warps that work a block has a keeper, which brings tables and waits for the other blocks, and two that fetch weights, codes and scales. The
 /// others meet without them.

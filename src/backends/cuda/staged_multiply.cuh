@@ -66,37 +66,37 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
   const StagedXRoom<F> room(view.stretches);
   auto* parts = reinterpret_cast<float*>(memory + pass.parts);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const unsigned begin = (blockIdx.x + own.offset) % gridDim.x, round = gridDim.x;
-  const unsigned units = view.units;
+  const unsigned begin = (blockIdx.x + own.offset) % gridDim.x, round = gridDim.x, units = view.units;
+  const tensor::WeightFormat format = view.all.products[0].weight.format;
+  const int cols = static_cast<int>(view.all.products[0].weight.cols), slots = view.slots;
+  const unsigned pieces = static_cast<unsigned>(view.stretches + kPieceStretches - 1) / kPieceStretches;
+  const bool normed = view.all.norm.from != nullptr;
   // As many units at a time as there is room for sums of: a thread has two outputs of one, and first what these want.
   StagedOutput output;
   output.find(view, begin + threadIdx.x / 8 * round);
-  unsigned sent;
   {
-    const PairPlace x(memory, pair);
-    StagedSource<F> source(view, room);
-    sent = source.sent();
+    const PairPlace x(memory, pair, pair.filled);
+    StagedSource<F> source(view, room, pair);
+    float square = 0.0f;
     if (joined != nullptr) {
-      const JoinedParts parts_of(*joined);
+      const JoinedParts parts_of(*joined, pair.blocks);
       begin_stage();
       output.read();
       source.fill_joined(x, room, parts_of);
     } else {
       begin_stage();
       output.read();
-      const float square = warp_sum(source.fill(x, room));
-      if (lane == 0) PairPlace(reinterpret_cast<unsigned char*>(squares), pair).put(static_cast<int>(StagedPair::rank() * kStreamedWarps + static_cast<unsigned>(warp)) * 4, __float_as_uint(square));
-      if (StagedPair::blocks() > 1) sent += kStreamedWarps * 4;
+      square = source.fill(x, room);
     }
+    pair.arrive_filled<!Shape::kWhole>(source.sent(pair));
+    if (normed) pair.put_square(squares, warp_sum(square));
+    pair.wait_filled<!Shape::kWhole>();
   }
-  pair.meet(sent);
-  const Product& like = view.all.products[0];
-  const tensor::WeightFormat format = like.weight.format;
-  const int cols = static_cast<int>(like.weight.cols), pieces = (view.stretches + kPieceStretches - 1) / kPieceStretches;
   const unsigned ring_offset = ring.at - shared_address(memory), beside_offset = ring.beside - shared_address(memory);
   const auto multiply_unit = [&](int slot) {
+    if (turns.ahead >= pieces) return turns.pass(pieces);  // the other warpgroups' alone
     float acc[Shape::kBf16 ? 16 : 4] = {};
-    turns.take(static_cast<unsigned>(pieces), ring.depth, [&](unsigned piece) {
+    turns.take(pieces, ring.depth, [&](unsigned piece) {
       wait_phase(ring.full(turns.place), turns.phase);
       StagedPiece<F>{memory, room, ring_offset + turns.place * kPieceBytes, beside_offset + turns.place * Shape::kBeside, static_cast<int>(piece) * kPieceStretches, format, cols}.multiply(acc);
       __syncwarp();
@@ -111,28 +111,34 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
     float* to = parts + slot * kUnitSums + warp * 16 + StagedPiece<F>::row();
     if (lane % 4 == 0) to[0] = total.x, to[8] = total.y;
   };
-  float factor = 1.0f;
-  if (view.all.norm.from != nullptr && !view.all.norm.unread) write_staged_norm(view.all.norm, factor_of_norm(view.all.norm, squares, StagedPair::warps()));
+  if (normed && !view.all.norm.unread) write_staged_norm(view.all.norm, pair.factor_of_norm(view.all.norm, squares));
 #pragma unroll 1
-  for (unsigned first = begin; first < units; first += static_cast<unsigned>(view.slots) * round) {
+  for (unsigned first = begin; first < units; first += static_cast<unsigned>(slots) * round) {
     if (first != begin) output.find(view, first + threadIdx.x / 8 * round), output.read();
+    const unsigned first_group = turns.next_group();
 #pragma unroll 1
-    for (int slot = 0; slot < view.slots; ++slot) {
-      const unsigned unit = first + static_cast<unsigned>(slot) * round;
-      if (unit >= units) break;
+    for (int slot = 0; slot < slots; ++slot) {
+      if (first + static_cast<unsigned>(slot) * round >= units) break;
       multiply_unit(slot);
     }
-    if (first == begin && view.all.norm.from != nullptr) factor = factor_of_norm(view.all.norm, squares, StagedPair::warps());
+    const float factor = normed && static_cast<int>(threadIdx.x) < divide_up(8 * slots, kWarp) * kWarp ? pair.factor_of_norm(view.all.norm, squares) : 1.0f;
     meet_workers();
     if (output.out[0] != nullptr || output.out[1] != nullptr) {
       float sums[2] = {};
-      const float* from = parts + threadIdx.x / 8 * kUnitSums + threadIdx.x % 8;
-#pragma unroll 4
-      for (int w = 0; w < kStreamedWarps; ++w) sums[0] += from[w * 16 + (own.up_first ? 8 : 0)], sums[1] += from[w * 16 + (own.up_first ? 0 : 8)];
+      const unsigned slot = threadIdx.x / 8;
+      const float* const from = parts + slot * kUnitSums + threadIdx.x % 8;
+#pragma unroll
+      for (unsigned i = 0; i < kStagedGroups; ++i) {
+        if (i >= pieces) break;  // the others had none
+        const float* const of_group = from + (first_group + slot * pieces + i) % kStagedGroups * 64;
+#pragma unroll
+        for (int w = 0; w < 4; ++w) sums[0] += of_group[w * 16 + (own.up_first ? 8 : 0)], sums[1] += of_group[w * 16 + (own.up_first ? 0 : 8)];
+      }
       await_answer(answers + threadIdx.x, output.write(view.all.limit, factor, sums));
     }
-    if (first + static_cast<unsigned>(view.slots) * round < units) meet_workers();
+    if (first + static_cast<unsigned>(slots) * round < units) meet_workers();
   }
+  if (normed) pair.end_squares();
 }
 #endif
 

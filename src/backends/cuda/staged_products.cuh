@@ -55,7 +55,14 @@ __device__ inline void own_sums(const float (&d)[16], float (&own)[4]) {
   }
 }
 /// A whole number between -2^22 and 2^22, exactly, without the unit that converts.
-__device__ inline float float_of(int x) { return __int_as_float(0x4b400000 + x) - 12582912.0f; }
+__device__ inline float float_of(int x) { return __int_as_float(__float_as_int(kWholeFloat) + x) - kWholeFloat; }
+
+/// d += a · b of 16 rows of bytes between 0 and 255 and eight columns of signed ones.
+__device__ inline void multiply_add_unsigned(int (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 
 /// A piece that has come, and what a warpgroup multiplies it with.
 template <tensor::WeightFormat F>
@@ -130,10 +137,9 @@ struct StagedPiece {
       for (int i = 0; i < 4; ++i) acc[i] += own[i] * (i < 2 ? scale[tile].x : scale[tile].y);
     }
   }
-  /// x of a group as operand B: this lane's column and quarter, two words a step.
+  /// x of a group as operand B: this lane's column and quarter, two words a step; in lanes whose columns are nobody's whatever was there.
   __device__ void read_x(int group, unsigned (&b)[8]) const {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int part = min(lane / 4, Shape::kParts - 1);  // columns behind the parts: nobody's
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, part = min(lane / 4, Shape::kParts - 1);
     const auto* const from = reinterpret_cast<const uint4*>(memory + group * Shape::kGroup + part * Shape::kPart + lane % 4 * 32);
     const uint4 low = from[part & 1], high = from[part & 1 ^ 1];
     b[0] = low.x, b[1] = low.y, b[2] = low.z, b[3] = low.w, b[4] = high.x, b[5] = high.y, b[6] = high.z, b[7] = high.w;
@@ -144,58 +150,79 @@ struct StagedPiece {
     const uint4 t = *reinterpret_cast<const uint4*>(from), u = *reinterpret_cast<const uint4*>(from + 8 * kStretch);
     top[0] = t.x, top[1] = t.y, top[2] = t.z, top[3] = t.w, bottom[0] = u.x, bottom[1] = u.y, bottom[2] = u.z, bottom[3] = u.w;
   }
+  /// Both tiles in turn, so that no product waits for the one before; as above.
   __device__ void multiply_int8(float (&acc)[4]) const {
     const int quad = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll 1
-    for (int tile = 0; tile < kTiles && has(tile); ++tile) {
-      const int stretch = first + own_stretch(tile);
-      unsigned top[2][4], bottom[2][4], b[8];
-      int d[4] = {};
+    unsigned b[kTiles][8];
+    int d[kTiles][4] = {};
+    float factor[kTiles];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) read_codes(tile, quad + 4 * i, top[i], bottom[i]);
-      read_x(stretch, b);
+    for (int tile = 0; tile < kTiles; ++tile) {
+      read_x(first + own_stretch(tile), b[tile]);
+      factor[tile] = reinterpret_cast<const float*>(memory + room.factors)[first + own_stretch(tile)];
+    }
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const unsigned a[4] = {top[0][w], bottom[0][w], top[1][w], bottom[1][w]};
-        multiply_add(d, a, b[2 * w], b[2 * w + 1]);
-      }
-      const float factor = reinterpret_cast<const float*>(memory + room.factors)[stretch];
+    for (int half = 0; half < 2; ++half) {
+      unsigned top[kTiles][4], bottom[kTiles][4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) acc[i] += float_of(d[i]) * factor;
+      for (int tile = 0; tile < kTiles; ++tile) read_codes(tile, quad + 4 * half, top[tile], bottom[tile]);
+#pragma unroll
+      for (int w = 0; w < 4; w += 2)
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+          const unsigned a[4] = {top[tile][w], bottom[tile][w], top[tile][w + 1], bottom[tile][w + 1]};
+          multiply_add(d[tile], a, b[tile][2 * w + half], b[tile][2 * w + 2 + half]);
+        }
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (tile > 0 && !has(tile)) break;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc[i] += float_of(d[tile][i]) * factor[tile];
     }
   }
+  /// Of two scales in a word one.
+  __device__ static float scale_of(unsigned both, int which) {
+    if constexpr (Shape::kHalfScales) return to_float(__ushort_as_half(static_cast<unsigned short>(which == 0 ? both : both >> 16)));
+    else return __uint_as_float(which == 0 ? both << 16 : both & 0xffff0000u);
+  }
+  /// What put_staged says of four bits, both groups of a stretch in turn. Sums begin with what zero points take away.
   __device__ void multiply_int4(float (&acc)[4]) const {
     const int quad = static_cast<int>(threadIdx.x) % 4;
-    const bool half_precision = format == tensor::WeightFormat::int4_group128_f16 || format == tensor::WeightFormat::int4_group128_zero_f16;
-#pragma unroll 1
-    for (int tile = 0; tile < kTiles && has(tile); ++tile) {
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (tile > 0 && !has(tile)) break;
       const unsigned char* const own = memory + beside + own_stretch(tile) * kStretchBeside;
+      const unsigned char* const of_groups = memory + room.factors + (first + own_stretch(tile)) * 32;
       unsigned scales[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) scales[half] = reinterpret_cast<const unsigned*>(own)[half * 8 + row()];
 #pragma unroll
       for (int sub = 0; sub < 2; ++sub) {
-        const int group = (first + own_stretch(tile)) * 2 + sub;
         unsigned top[4], bottom[4], b[8];
-        int d[4] = {};
+        int d[4];
         read_codes(tile, sub * 4 + quad, top, bottom);
-        read_x(group, b);
-#pragma unroll
-        for (int w = 0; w < 4; ++w) {
-          const unsigned a[4] = {top[w] & 0x0f0f0f0fu, bottom[w] & 0x0f0f0f0fu, top[w] >> 4 & 0x0f0f0f0fu, bottom[w] >> 4 & 0x0f0f0f0fu};
-          multiply_add(d, a, b[2 * w], b[2 * w + 1]);
-        }
-        const bool here = group * 128 < cols;
-        const float factor = reinterpret_cast<const float*>(memory + room.factors)[group];
-        const int2 digits = *reinterpret_cast<const int2*>(memory + room.sums + group * 16 + quad % 2 * 8);
+        read_x((first + own_stretch(tile)) * 2 + sub, b);
+        const uint2 digits = *reinterpret_cast<const uint2*>(of_groups + sub * 16 + quad % 2 * 8);  // of the fourth column, nobody's, any
+        const float factor = *reinterpret_cast<const float*>(of_groups + sub * 16 + 12);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const unsigned bits = sub == 0 ? scales[half] & 0xffffu : scales[half] >> 16;
-          const float scale = half_precision ? to_float(__ushort_as_half(static_cast<unsigned short>(bits))) : __uint_as_float(bits << 16);
-          const float both = here ? scale * factor : 0.0f;
-          const int zero = has_zeros(format) ? static_cast<int>(reinterpret_cast<const unsigned*>(own + kZerosAt)[half * 2 + sub] >> (row() * 4) & 15u) : 8;
-          acc[2 * half] += float_of(d[2 * half] - zero * digits.x) * both;
-          acc[2 * half + 1] += float_of(d[2 * half + 1] - zero * digits.y) * both;
+          unsigned zero = 8;
+          if constexpr (Shape::kZeros) zero = reinterpret_cast<const unsigned*>(own + kZerosAt)[half * 2 + sub] >> (row() * 4) & 15u;
+          d[2 * half] = static_cast<int>(__float_as_uint(kWholeFloat) - zero * digits.x), d[2 * half + 1] = static_cast<int>(__float_as_uint(kWholeFloat) - zero * digits.y);
+        }
+#pragma unroll
+        for (int w = 0; w < 4; w += 2) {
+          const unsigned a[4] = {top[w], bottom[w], top[w + 1], bottom[w + 1]};
+          multiply_add_unsigned(d, a, b[2 * w + 1], b[2 * w + 3]);
+          const unsigned low[4] = {a[0] & 0x0f0f0f0fu, a[1] & 0x0f0f0f0fu, a[2] & 0x0f0f0f0fu, a[3] & 0x0f0f0f0fu};
+          multiply_add_unsigned(d, low, b[2 * w], b[2 * w + 2]);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float both = scale_of(scales[half], sub) * factor;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) acc[2 * half + i] += (__int_as_float(d[2 * half + i]) - kWholeFloat) * both;
         }
       }
     }

@@ -62,12 +62,13 @@ struct StagedPass {
   int product_count = 0, count = 0;
   unsigned* arrived = nullptr;  // two: blocks that have ended stages; that have ended all. Both are zero before and after
   unsigned depth = 2;           // pieces that a block's ring has room for
+  unsigned under_way = 1;       // and that may be on their way at a time: what stages read queues behind them
   unsigned parts = 0, beside = 0, ring = 0;  // where they begin in shared memory, behind x; the ring behind all, aligned
 };
 
 /// A block's ring of pieces in shared memory. A piece is 16 rows of a unit, eight stretches of each, or some keys of a head and their values; pieces follow
-/// each other stage by stage and unit by unit. A place's pieces are all one warpgroup's: who waits at a barrier has seen its last phase, so the phase's parity
-/// is enough.
+/// each other stage by stage and unit by unit, and warpgroups take them in turn. Whoever waits for a piece has had the one kStagedGroups before it; with so few
+/// under way that one was asked for when what the place had before had come. So a phase's parity is enough.
 template <tensor::WeightFormat F>
 struct StagedRing {
   unsigned at, beside, barriers;  // of the pieces; of what lies beside them
@@ -82,12 +83,12 @@ struct StagedRing {
 };
 /// Where who fills the ring is: piece after piece.
 struct StagedPlace {
-  unsigned place = 0, phase = 0;
+  unsigned place = 0, phase = 0;  // of its piece; the parity of that
   __device__ void go_on(unsigned depth) {
     if (++place == depth) place = 0, phase ^= 1;
   }
 };
-/// Where a warpgroup is, whose pieces are those in places group, group + kStagedGroups, ….
+/// Where a warpgroup is, whose pieces are numbers group, group + kStagedGroups, ….
 struct StagedTurns {
   unsigned place, phase = 0, ahead;  // of its next piece: how many of others come before it
   __device__ explicit StagedTurns(unsigned group) : place(group), ahead(group) {}
@@ -95,17 +96,16 @@ struct StagedTurns {
   template <class Use>
   __device__ void take(unsigned count, unsigned depth, Use use) {
 #pragma unroll 1
-    while (ahead < count) {
+    for (; ahead < count; ahead += kStagedGroups) {
       use(ahead);
-      if (place + kStagedGroups < depth) {
-        place += kStagedGroups, ahead += kStagedGroups;
-      } else {
-        const unsigned group = place % kStagedGroups;
-        ahead += depth - place + group, place = group, phase ^= 1;
-      }
+      if ((place += kStagedGroups) >= depth) place -= depth, phase ^= 1;
     }
     ahead -= count;
   }
+  /// Of the next `count`, at most `ahead`, none is its.
+  __device__ void pass(unsigned count) { ahead -= count; }
+  /// Whose the next piece is.
+  __device__ unsigned next_group() const { return (threadIdx.x / kGroupOfWarps - ahead) % kStagedGroups; }
 };
 
 #if defined(FATHOM_WGMMA_HERE)
@@ -141,27 +141,28 @@ __device__ inline void fetch_beside(const StagedFetch& own, int which, int at, i
     copy_4(to + static_cast<unsigned>(lane % kPieceStretches * 8 + half * 4), own.scales[product] + (static_cast<std::int64_t>(block) * groups + group) * 4, true);
   }
   if constexpr (Staged<F>::kInt4) {
-    const int half = lane < 16 ? lane / 8 : (lane - 16) / 2;
-    if (lane >= 20) return;
-    const int product = product_of_half(own, which, half), row = row_of_half(own, which, at, half), rows = own.rows[product];
-    const std::byte* const scales = own.scales[product];
-    const auto format = static_cast<tensor::WeightFormat>(own.format);
-    if (lane < 16) {  // two scales a stretch, in one word: rows have whole stretches
-      const std::byte* from = scales + (static_cast<std::int64_t>(min(row + lane % 8, rows - 1)) * groups + 2 * piece * kPieceStretches) * 2;
-#pragma unroll 1
-      for (int s = 0; s < kPieceStretches; ++s) {
-        if ((piece * kPieceStretches + s) * 2 >= groups) break;
-        copy_4(to + static_cast<unsigned>(s * kStretchBeside + lane * 4), from + s * 4, true);
-      }
-    } else if (has_zeros(format) && row < rows) {
-      const std::int64_t cols = static_cast<std::int64_t>(groups) * 128;
-      const std::byte* from = scales + offset_of_zeros(rows, cols) + (static_cast<std::int64_t>(row / 8) * groups + 2 * piece * kPieceStretches + lane % 2) * 4;
-#pragma unroll 1
-      for (int s = 0; s < kPieceStretches; ++s) {
-        const bool here = (piece * kPieceStretches + s) * 2 + lane % 2 < groups;
-        copy_4(to + static_cast<unsigned>(s * kStretchBeside + kZerosAt + (lane - 16) * 4), here ? from + s * 8 : from, here);
-      }
+    // Two scales a stretch, in one word (rows have whole stretches): of a row half the piece's stretches a lane.
+    constexpr int kEach = kPieceStretches / 2;
+    const auto rows_of = [&](int half, int& row) -> const std::byte* {
+      const int product = product_of_half(own, which, half);
+      row = min(row_of_half(own, which, at, half) + row, own.rows[product] - 1);
+      return own.scales[product];
+    };
+    {
+      const int begin = lane / 16 * kEach, left = groups / 2 - piece * kPieceStretches - begin;
+      int row = lane % 8;
+      const std::byte* const scales = rows_of(lane % 16 / 8, row);
+      const std::byte* const from = scales + (static_cast<std::int64_t>(row) * groups + 2 * (piece * kPieceStretches + begin)) * 2;
+#pragma unroll
+      for (int s = 0; s < kEach; ++s) copy_4(to + static_cast<unsigned>((begin + s) * kStretchBeside + lane % 16 * 4), from + s * 4, s < left);
     }
+    if constexpr (!Staged<F>::kZeros) return;
+    const int half = lane % 4 / 2, group = 2 * (piece * kPieceStretches + lane / 4) + lane % 2;
+    int row = 0;
+    const std::byte* const scales = rows_of(half, row);
+    const int rows = own.rows[product_of_half(own, which, half)];
+    if (group >= groups) return;
+    copy_4(to + static_cast<unsigned>(lane / 4 * kStretchBeside + kZerosAt + lane % 4 * 4), scales + offset_of_zeros(rows, static_cast<std::int64_t>(groups) * 128) + (static_cast<std::int64_t>(row / 8) * groups + group) * 4, true);
   }
 }
 
@@ -172,7 +173,12 @@ __device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* 
   constexpr int kWords = sizeof(StagedFetch) / 16;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   uint4 next{};
-  StagedPlace here;
+  StagedPlace here, oldest;  // of what may be on its way
+  unsigned under_way = 0;
+  const auto leave_way = [&] {
+    if (under_way == pass.under_way) wait_phase(ring.full(oldest.place), oldest.phase), oldest.go_on(ring.depth);
+    else ++under_way;
+  };
   const std::uint64_t policy = first_to_leave();
   const auto read_next = [&](int n) {
     if (n < pass.product_count && lane < kWords) next = __ldg(reinterpret_cast<const uint4*>(&pass.weights[n].fetch) + lane);
@@ -189,7 +195,7 @@ __device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* 
         const unsigned full = ring.full(here.place), to = ring.at + here.place * kPieceBytes;
         if constexpr (kBeside) {
           arrive_behind_copies(full);
-        } else if (lane == 0) {
+        } else if (leave_way(); lane == 0) {
           arrive_expecting(full, kPieceBytes);
           const auto copy = [&](unsigned half, const CUtensorMap* map) {
             if (group > 1) copy_box(half, map, 0, share.head / group, slot + key, 0, 0, full);  // others want it too
@@ -233,7 +239,7 @@ __device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* 
         if constexpr (kBeside) {
           fetch_beside<F>(own, which, at, piece, ring.beside + here.place * Staged<F>::kBeside);
           arrive_behind_copies(full);
-        } else if (lane == 0) {
+        } else if (leave_way(); lane == 0) {
           arrive_expecting(full, kPieceBytes);
           copy_box_by(ring.at + here.place * kPieceBytes, map, 0, row, 0, piece * kPieceStretches, 0, full, policy);
         }

@@ -14,12 +14,15 @@ inline constexpr int kStagedGroups = kStreamedWarps / 4;       // warpgroups tha
 
 template <tensor::WeightFormat F>
 struct Staged {
-  static constexpr bool kInt4 = F == tensor::WeightFormat::int4_group128, kInt8 = F == tensor::WeightFormat::int8_row, kFp8 = F == tensor::WeightFormat::fp8_block128;
+  static constexpr bool kZeros = F == tensor::WeightFormat::int4_group128_zero || F == tensor::WeightFormat::int4_group128_zero_f16;
+  static constexpr bool kHalfScales = F == tensor::WeightFormat::int4_group128_f16 || F == tensor::WeightFormat::int4_group128_zero_f16;
+  static constexpr bool kInt4 = kZeros || kHalfScales || F == tensor::WeightFormat::int4_group128, kInt8 = F == tensor::WeightFormat::int8_row, kFp8 = F == tensor::WeightFormat::fp8_block128;
   static constexpr bool kBf16 = F == tensor::WeightFormat::bf16, kWhole = kInt4 || kInt8;  // whole numbers
   static_assert(kInt4 || kInt8 || kFp8 || kBf16);
   static constexpr int kColumns = kInt4 ? 256 : kBf16 ? 64 : 128;  // of a stretch
   static constexpr int kParts = kBf16 ? 2 : 3;
-  static constexpr int kOfGroup = kBf16 ? 512 : 32 * 12 + 4 + (kInt4 ? 12 : 0);  // bytes that put_staged writes for 128 columns
+  static constexpr int kOfGroup = kBf16 ? 512 : 32 * 12 + (kInt4 ? 16 : 4);  // bytes that put_staged writes for 128 columns
+  static constexpr float kMostOfX = kInt4 ? 491000.0f : 4194300.0f;  // whole numbers that x becomes; of four bits 17 of them are within three digits
   /// Bytes of x. Of bf16 and e4m3: of 16 bytes of columns, one part after the other (the next columns of operand B are those of what follows); of whole
   /// numbers: of a part of 128 columns, a lane's 32 bytes after each other, of the second part the halves of them in turn, so that parts lie in other banks. Of a stretch.
   static constexpr int kCore = kParts * 16, kPart = 128, kGroup = kParts * kPart, kOfStretch = kInt4 ? 2 * kGroup : kInt8 ? kGroup : 8 * kCore;
@@ -30,15 +33,24 @@ struct Staged {
 template <tensor::WeightFormat F>
 struct StagedXRoom {
   using Shape = Staged<F>;
-  int stretches, factors, sums, all;  // stretches: whole tiles
+  int stretches, factors, all;  // stretches: whole tiles. factors: of a group; of four bits after three digits of 16 · the sum of its whole numbers
   __host__ __device__ explicit StagedXRoom(int row_stretches) {
     stretches = (row_stretches + kTileStretches - 1) / kTileStretches * kTileStretches;
     const int groups = Shape::kBf16 ? 0 : stretches * Shape::kColumns / 128;
     factors = stretches * Shape::kOfStretch + 128;  // columns of operand B that are nobody's reach behind the last
-    sums = factors + (groups + 3) / 4 * 16;
-    all = sums + (Shape::kInt4 ? groups * 16 : 0);
+    all = factors + (Shape::kInt4 ? groups : (groups + 3) / 4) * 16;
   }
 };
+
+/// Plus a whole number between -2^22 and 2^22 it is a float whose bits are its own and that number.
+inline constexpr float kWholeFloat = 12582912.0f;
+/// A whole number between -2^23 and 2^23 - 2^15 as three signed digits of eight bits, the lowest first.
+__device__ inline unsigned digits_of(unsigned number) { return number + 0x808080u ^ 0x808080u; }
+/// The digits of four numbers by their places, the highest first.
+__device__ inline void transpose_digits(unsigned a, unsigned b, unsigned c, unsigned d, unsigned (&to)[3]) {
+  const unsigned low[2] = {__byte_perm(a, b, 0x5140), __byte_perm(c, d, 0x5140)}, high[2] = {__byte_perm(a, b, 0x0062), __byte_perm(c, d, 0x0062)};
+  to[0] = __byte_perm(high[0], high[1], 0x5410), to[1] = __byte_perm(low[0], low[1], 0x7632), to[2] = __byte_perm(low[0], low[1], 0x5410);
+}
 
 /// Four columns of x from 4 · quad on, to the blocks' x. A warp has a group of 128 columns.
 template <tensor::WeightFormat F>
@@ -78,35 +90,45 @@ __device__ inline void put_staged(const PairPlace& to, const StagedXRoom<F>& roo
       }
       if (lane == 0) to.put(room.factors + group * 4, __float_as_uint(1.0f / shrink));
     } else {
-      // As put_digits: 23 bits and a sign of x over the largest.
+      // x over the largest as a whole number. Of four bits: a byte is a column's bits and 16 times the next one's, so it is multiplied with what the next one's
+      // is to be, and its low bits with 16 times the first one's less that.
       most = most < 1e-30f ? 1e-30f : most;
-      const float scale = static_cast<float>(kMostOfDigits) / most;
-      int left[4];
+      const float scale = __fdividef(Shape::kMostOfX, most);
+      unsigned digits[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) left[i] = max(-kMostOfDigits, min(kMostOfDigits, __float2int_rn(x[i] * scale)));
+      for (int i = 0; i < 4; ++i) digits[i] = __float_as_uint(fmaf(x[i], scale, kWholeFloat)) - __float_as_uint(kWholeFloat);
+      unsigned sum = 0;
+      if constexpr (Shape::kInt4) {
+        sum = 16 * __reduce_add_sync(kAllLanes, digits[0] + digits[1] + digits[2] + digits[3]);
+        digits[0] = 16 * digits[0] - digits[1], digits[2] = 16 * digits[2] - digits[3];
+      }
+      unsigned words[Shape::kParts];
 #pragma unroll
-      for (int part = Shape::kParts - 1; part >= 0; --part) {
-        unsigned word = 0;
-        int sum = 0;
+      for (unsigned& one : digits) one = digits_of(one);
+      if constexpr (Shape::kInt4) transpose_digits(digits[0], digits[2], digits[1], digits[3], words);  // low bits' first
+      else transpose_digits(digits[0], digits[1], digits[2], digits[3], words);
+      // What a lane of four multiplies lies together: four times a word of its first 16 bytes of codes and one of the other 16, or low bits' and whole bytes'.
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int digit = take_digit(left[i]);
-          sum += digit;
-          word |= (static_cast<unsigned>(digit) & 255u) << ((Shape::kInt4 ? i % 2 * 16 + i / 2 * 8 : i * 8));  // four bits: even columns are low nibbles
-        }
-        // What a lane of four multiplies lies together: four times a word of its first 16 bytes of codes and one of the other 16, or low nibbles and high ones.
+      for (int part = 0; part < Shape::kParts; ++part) {
         const int at = group * Shape::kGroup + part * Shape::kPart;
         if constexpr (Shape::kInt4) {
-          sum = __reduce_add_sync(kAllLanes, sum);
-          // Of two lanes the first has low nibbles of both, the second high ones.
-          const unsigned neighbour = __shfl_xor_sync(kAllLanes, word, 1);
-          to.put((at + lane * 4) ^ (part & 1) * 16, lane % 2 == 0 ? __byte_perm(word, neighbour, 0x5410) : __byte_perm(neighbour, word, 0x7632));
-          if (lane == 0) to.put(room.sums + (group * 4 + part) * 4, static_cast<unsigned>(sum));
+          const unsigned neighbour = __shfl_xor_sync(kAllLanes, words[part], 1);
+          to.put((at + lane * 4) ^ (part & 1) * 16, lane % 2 == 0 ? __byte_perm(words[part], neighbour, 0x5410) : __byte_perm(neighbour, words[part], 0x7632));
         } else {
-          to.put((at + lane / 4 % 4 * 32 + lane % 4 * 8 + lane / 16 * 4) ^ (part & 1) * 16, word);
+          to.put((at + lane / 4 % 4 * 32 + lane % 4 * 8 + lane / 16 * 4) ^ (part & 1) * 16, words[part]);
         }
       }
-      if (lane == 0) to.put(room.factors + group * 4, __float_as_uint(most / static_cast<float>(kMostOfDigits)));
+      if (lane == 0) {
+        const unsigned factor = __float_as_uint(most * (1.0f / (Shape::kInt4 ? 16.0f * Shape::kMostOfX : Shape::kMostOfX)));
+        if constexpr (Shape::kInt4) {
+          int left = static_cast<int>(sum);
+          const int last = take_digit(left), middle = take_digit(left);
+          to.put(room.factors + group * 16, make_uint2(static_cast<unsigned>(left), static_cast<unsigned>(middle)));
+          to.put(room.factors + group * 16 + 8, make_uint2(static_cast<unsigned>(last), factor));
+        } else {
+          to.put(room.factors + group * 4, factor);
+        }
+      }
     }
   }
 }
@@ -124,18 +146,22 @@ struct NormWeights {
     const uint2 narrow = __ldg(reinterpret_cast<const uint2*>(weight + at * 2));
     return make_uint4(narrow.x, narrow.y, 0, 0);
   }
-  __device__ void multiply(const uint4& raw, float (&x)[4]) const {
-    if (weight == nullptr) return;
+  __device__ void convert(const uint4& raw, float (&to)[4]) const {
     const unsigned words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const unsigned bits = words[i / 2] >> (i % 2 * 16) & 0xffffu;
-      const float half = to_float(__ushort_as_half(static_cast<unsigned short>(bits)));
-      x[i] *= type == DType::f32 ? __uint_as_float(words[i]) : type == DType::bf16 ? __uint_as_float(bits << 16) : half;
+      if (weight == nullptr) to[i] = 1.0f;
+      else if (type == DType::f32) to[i] = __uint_as_float(words[i]);
+      else if (type == DType::bf16) to[i] = __uint_as_float(bits << 16);
+      else to[i] = to_float(__ushort_as_half(static_cast<unsigned short>(bits)));
     }
   }
 };
 __device__ inline NormWeights norm_weights(const NormedX& norm) { return {norm.weight, norm.weight_type, static_cast<int>(norm.n)}; }
+
+/// e^(a - b) in few instructions: of a = -infinity nothing.
+__device__ inline float share_of(float a, float b) { return exp_of_2((a - (b == -INFINITY ? 0.0f : b)) * kLog2E); }
 
 /// What attention's parts make, which is read where x is wanted.
 struct JoinedParts {
@@ -144,8 +170,13 @@ struct JoinedParts {
   float* out;
   std::int64_t out_step;
   int parts, heads, shift;  // shift: a head has 1 << shift columns
-  __device__ explicit JoinedParts(const AttentionView& view)
-      : states(view.part_state), values(view.part_out), sinks(view.sink), out(view.out.at(0, 0)), out_step(view.out.strides[1]), parts(view.parts), heads(view.heads), shift(view.dv == 64 ? 6 : 7) {}
+  int first_written;        // of the quads, those that this pair of blocks writes
+  unsigned written;
+  __device__ JoinedParts(const AttentionView& view, unsigned blocks)
+      : states(view.part_state), values(view.part_out), sinks(view.sink), out(view.out.at(0, 0)), out_step(view.out.strides[1]), parts(view.parts), heads(view.heads), shift(view.dv == 64 ? 6 : 7) {
+    const unsigned pairs = gridDim.x / blocks;
+    written = (static_cast<unsigned>(heads << shift) / 4 + pairs - 1) / pairs, first_written = static_cast<int>(blockIdx.x / blocks * written);
+  }
   static constexpr int kAtOnce = 4;
   struct Raw { float2 states[kAtOnce]; float values[kAtOnce][4]; };
   /// Asks for four columns of parts from `first` on.
@@ -165,19 +196,21 @@ struct JoinedParts {
     for (float& one : x) one = 0.0f;
 #pragma unroll 1
     for (int first = 0;;) {
-      float larger_one = most;
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i)
-        if (first + i < parts) larger_one = fmaxf(larger_one, raw.states[i].x);
-      const float shrink = relative(most, larger_one);
-      most = larger_one;
-      total *= shrink;
-#pragma unroll
-      for (float& one : x) one *= shrink;
+      const float before = most;
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        if (first + i >= parts) break;
-        const float share = relative(raw.states[i].x, most);
+        if (first + i >= parts) raw.states[i].x = -INFINITY;  // a part again, without share
+        most = fmaxf(most, raw.states[i].x);
+      }
+      if (first > 0) {
+        const float shrink = share_of(before, most);
+        total *= shrink;
+#pragma unroll
+        for (float& one : x) one *= shrink;
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const float share = share_of(raw.states[i].x, most);
         total += raw.states[i].y * share;
 #pragma unroll
         for (int j = 0; j < 4; ++j) x[j] += raw.values[i][j] * share;
@@ -188,10 +221,10 @@ struct JoinedParts {
     float factor = 1.0f;
     if (sinks.data != nullptr) {
       const float sink = sinks[col >> shift], both = fmaxf(most, sink);
-      factor = relative(most, both);
-      total = total * factor + relative(sink, both);
+      factor = share_of(most, both);
+      total = total * factor + share_of(sink, both);
     }
-    factor = total == 0.0f ? 0.0f : factor / total;
+    factor = total == 0.0f ? 0.0f : __fdividef(factor, total);
 #pragma unroll
     for (float& one : x) one *= factor;
   }
@@ -208,19 +241,19 @@ struct StagedSource {
   int cols, quads, first, step;  // columns by four: the thread's first
   NormWeights norm;
   uint4 weights;  // of a norm, the thread's first
-  __device__ StagedSource(const StreamView& view, const StagedXRoom<F>& room)
+  __device__ StagedSource(const StreamView& view, const StagedXRoom<F>& room, const StagedPair& pair)
       : from(view.all.norm.from != nullptr ? view.all.norm.from : view.all.products[0].x), normed(view.all.norm.from != nullptr), cols(static_cast<int>(view.all.products[0].weight.cols)),
-        quads(room.stretches * (Staged<F>::kColumns / 4)), first(static_cast<int>((threadIdx.x / kWarp * StagedPair::blocks() + StagedPair::rank()) * kWarp + threadIdx.x % kWarp)), step(static_cast<int>(StagedPair::blocks()) * kStreamedThreads),
+        quads(room.stretches * (Staged<F>::kColumns / 4)), first(static_cast<int>((threadIdx.x / kWarp * pair.blocks + pair.rank) * kWarp + threadIdx.x % kWarp)), step(static_cast<int>(pair.blocks) * kStreamedThreads),
         norm(norm_weights(view.all.norm)), weights(normed ? norm.fetch(first * 4) : uint4{}) {}
 
   /// Bytes that the other block of a pair sends of its half.
-  __device__ unsigned sent() const {
-    return StagedPair::blocks() == 1 ? 0 : (static_cast<unsigned>(quads / kWarp) + StagedPair::rank()) / 2 * Staged<F>::kOfGroup;
+  __device__ unsigned sent(const StagedPair& pair) const {
+    return pair.blocks == 1 ? 0 : (static_cast<unsigned>(quads / kWarp) + pair.rank) / 2 * Staged<F>::kOfGroup;
   }
   /// Answers this thread's squares of what is normed. The code is there once and its loop stays a loop: it runs once a stage, and each line of it has to
   /// come first.
   __device__ float fill(const PairPlace& to, const StagedXRoom<F>& room) {
-    float squares = 0.0f, next[4];
+    float squares = 0.0f, next[4], factors[4];
     const auto read = [&](int quad) {
 #pragma unroll
       for (float& x : next) x = 0.0f;
@@ -228,22 +261,23 @@ struct StagedSource {
     };
     int quad = first;
     read(quad);
+    if (normed) norm.convert(weights, factors);
 #pragma unroll 1
     for (; quad < quads; quad += step) {
       float x[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) x[j] = next[j];
-      const uint4 own = weights;
-      if (quad + step < quads) {
+      const bool goes_on = quad + step < quads;
+      if (goes_on) {
         read(quad + step);
         if (normed) weights = norm.fetch((quad + step) * 4);
       }
       if (normed) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) squares += x[j] * x[j];
-        norm.multiply(own, x);
+        for (int j = 0; j < 4; ++j) squares += x[j] * x[j], x[j] *= factors[j];
       }
       put_staged<F>(to, room, quad, x);
+      if (normed && goes_on) norm.convert(weights, factors);
     }
     return squares;
   }
@@ -257,7 +291,7 @@ struct StagedSource {
       float x[4] = {};
       if (quad * 4 < cols) {
         joined.join(quad * 4, raw, x);
-        if (static_cast<unsigned>(quad) % (gridDim.x / StagedPair::blocks()) == blockIdx.x / StagedPair::blocks()) joined.write(quad * 4, x);
+        if (static_cast<unsigned>(quad - joined.first_written) < joined.written) joined.write(quad * 4, x);
       }
       if ((quad + step) * 4 < cols) joined.read((quad + step) * 4, 0, raw);
       put_staged<F>(to, room, quad, x);
@@ -268,10 +302,11 @@ struct StagedSource {
 __device__ inline void write_staged_norm(const NormedX& norm, float factor) {
   for (int at = static_cast<int>(threadIdx.x * gridDim.x + blockIdx.x) * 4; at < norm.n; at += kStreamedThreads * static_cast<int>(gridDim.x) * 4) {
     float x[4];
+    float weights[4];
     read_four_of_others(norm.from + at, x);
-    norm_weights(norm).multiply(norm_weights(norm).fetch(at), x);
+    norm_weights(norm).convert(norm_weights(norm).fetch(at), weights);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) norm.x[at + i] = x[i] * factor;
+    for (int i = 0; i < 4; ++i) norm.x[at + i] = x[i] * weights[i] * factor;
   }
 }
 

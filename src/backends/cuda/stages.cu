@@ -18,7 +18,8 @@ constexpr int kWorthwhileStages = 10;                                       // o
 constexpr Bytes kLeastBytes = 8 * kMiB;                                     // of 16-bit weights: R1-Distill-Qwen-1.5B's token takes 1.17 ms without, 1.26 with
 constexpr int kMostStages = kMostProducts + kMostAttentions;
 constexpr int kMostSlots = 16;
-constexpr int kLeastPieces = 6;  // of a ring; measured with 7 and more. No fewer than there are warpgroups
+constexpr int kLeastPieces = 6;   // of a ring; measured with 7 and more. More than there are warpgroups
+constexpr int kMostUnderWay = 3;  // pieces: 48 KB; bf16 after 512 tokens takes 3.37 ms with 3 and with 4, 3.58 with 2, 3.42 with 6; FP8 2.01, 2.03, 2.03, 2.07
 constexpr Bytes kSharedApart = 8 * kKiB;                                    // of a block, that is not dynamic or not ours
 constexpr Bytes kCountersBytes = 256, kPartsBytes = kMiB;                   // of the room: at its beginning; of attention's parts, behind those
 constexpr std::int64_t kMostSharedKeyBytes = 48 * 1024 * 1024;              // that all heads of shared key heads read, each for itself
@@ -43,7 +44,10 @@ template <class Use>
 void with_staged_format(WeightFormat format, Use use) {
   if (format == WeightFormat::bf16) use(std::integral_constant<WeightFormat, WeightFormat::bf16>{});
   else if (format == WeightFormat::int8_row) use(std::integral_constant<WeightFormat, WeightFormat::int8_row>{});
-  else if (is_int4(format)) use(std::integral_constant<WeightFormat, WeightFormat::int4_group128>{});
+  else if (format == WeightFormat::int4_group128) use(std::integral_constant<WeightFormat, WeightFormat::int4_group128>{});
+  else if (format == WeightFormat::int4_group128_f16) use(std::integral_constant<WeightFormat, WeightFormat::int4_group128_f16>{});
+  else if (format == WeightFormat::int4_group128_zero) use(std::integral_constant<WeightFormat, WeightFormat::int4_group128_zero>{});
+  else if (format == WeightFormat::int4_group128_zero_f16) use(std::integral_constant<WeightFormat, WeightFormat::int4_group128_zero_f16>{});
   else use(std::integral_constant<WeightFormat, WeightFormat::fp8_block128>{});
 }
 /// Calls use(T()) with the type of a cache's elements.
@@ -131,6 +135,13 @@ bool describe(StagedKeys& to, const AttentionView& view, const KvSegment& segmen
   return segment.k.dtype == DType::i8 || (describe(to.k, segment.k, to.keys) && describe(to.v, segment.v, to.keys));
 }
 
+/// Weights of a norm on their way to the L2 cache, by one warp of each block.
+__device__ inline void prefetch_norm(const NormedX& norm, int lane) {
+  constexpr int kLine = 128;
+  const std::int64_t at = (static_cast<std::int64_t>(blockIdx.x) * kWarp + lane) * kLine;
+  if (norm.from != nullptr && norm.weight != nullptr && at < norm.n * (norm.weight_type == DType::f32 ? 4 : 2)) asm volatile("prefetch.global.L2 [%0];" ::"l"(norm.weight + at));
+}
+
 /// Grid: blocks that all run at the same time, one a multiprocessor, in clusters of two or one. Shared memory: x and what belongs to it; parts, or attention's sums; what lies beside
 /// pieces, barriers; the ring.
 template <WeightFormat F, class T>
@@ -141,7 +152,7 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
   __shared__ StagedAttention attentions[2];
   __shared__ StagedFetch fetched[2];
   __shared__ float squares[2 * kStreamedWarps];
-  __shared__ __align__(8) std::uint64_t filled;
+  __shared__ __align__(8) std::uint64_t filled[2];
   __shared__ unsigned answers[8 * kMostSlots + 2];
   __shared__ std::int16_t stages[kMostStages];
   __shared__ int4 sequence;
@@ -150,15 +161,16 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
     for (int i = lane; i < static_cast<int>(sizeof to / 16); i += lanes) reinterpret_cast<uint4*>(&to)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
   };
   const StagedRing<F> ring(pass, memory);
-  StagedPair pair{shared_address(&filled)};
+  StagedPair pair(filled);
   if (threadIdx.x == 0) {
-    init_barrier(pair.filled, kStreamedWarps);
+    init_barrier(pair.filled, kStreamedWarps), init_barrier(pair.squared, kStreamedWarps);
     for (unsigned i = 0; i < pass.depth; ++i) init_barrier(ring.full(i), Staged<F>::kBeside > 0 ? 1 + kWarp : 1), init_barrier(ring.empty(i), kGroupOfWarps / kWarp);
     publish_barriers();
   }
   for (int i = static_cast<int>(threadIdx.x); i < pass.count; i += kStagedThreads) stages[i] = pass.stages[i];
   if (threadIdx.x == 0 && pass.table != nullptr) sequence = __ldcg(reinterpret_cast<const int4*>(pass.table));
   for (int i = 0; i + 1 < kStagedTables && i < pass.product_count; ++i) bring(kept[i], pass.products + i, static_cast<int>(threadIdx.x), kStagedThreads);
+  if (pass.attentions != nullptr && pass.count > 1 && pass.stages[1] < 0) bring(attentions[(-1 - pass.stages[1]) % 2], pass.attentions - 1 - pass.stages[1], static_cast<int>(threadIdx.x), kStagedThreads);
   cluster_arrive();
   cluster_wait();
   if (warp >= kStreamedWarps) {
@@ -168,12 +180,14 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
     if (warp > kStreamedWarps) return;
     wait_for_previous();
     for (int s = 0; s < pass.count; ++s) {
-      const int lane = static_cast<int>(threadIdx.x) % kWarp, number = stages[s], next = s + 1 < pass.count ? stages[s + 1] : 0;
-      if (number >= 0 && number + kStagedTables - 1 < pass.product_count) bring(kept[(number + kStagedTables - 1) % kStagedTables], pass.products + number + kStagedTables - 1, lane, kWarp);
-      if (next < 0) bring(attentions[(-1 - next) % 2], pass.attentions - 1 - next, lane, kWarp);
+      const int lane = static_cast<int>(threadIdx.x) % kWarp, number = stages[s], after_next = s + 2 < pass.count ? stages[s + 2] : 0;
       if (s > 0 && lane == 0) await_stages(pass.arrived, static_cast<unsigned>(s) * gridDim.x);
       __syncwarp();
       begin_stage();
+      // Tables of stages after the next: workers look at theirs before its turn has come.
+      if (number >= 0 && number + kStagedTables - 1 < pass.product_count) bring(kept[(number + kStagedTables - 1) % kStagedTables], pass.products + number + kStagedTables - 1, lane, kWarp);
+      if (number >= 0 && number + 1 < pass.product_count) prefetch_norm(kept[(number + 1) % kStagedTables].view.all.norm, lane);
+      if (after_next < 0) bring(attentions[(-1 - after_next) % 2], pass.attentions - 1 - after_next, lane, kWarp);
       await_workers();
       if (lane == 0 && s + 1 < pass.count) count_stage(pass.arrived);
     }
@@ -223,7 +237,7 @@ struct Stages::Gathered {
   std::vector<StagedWeights> weights;  // of the products
   int x_bytes = 0;                     // the most
   DType cache = DType::bf16;           // that attention reads
-  WeightFormat format = WeightFormat::bf16;  // of all weights; of 4 bits any
+  WeightFormat format = WeightFormat::bf16;  // of all weights
   int slots = 1;
   unsigned next_block = 0;
 
@@ -266,7 +280,7 @@ bool Stages::add(Context& context, const Together& all) {
   if (empty() && short_.contains(p.weight.data)) return false;
   if (std::ssize(gathered_->products) + 1 >= kMostProducts) close(context);
   if (used_ + 2 * kMostTableBytes > kRoomBytes) return false;  // one for launches that are not recorded
-  const bool alike = p.weight.format == gathered_->format || (is_int4(p.weight.format) && is_int4(gathered_->format)) || (is_e4m3(p.weight.format) && is_e4m3(gathered_->format));
+  const bool alike = p.weight.format == gathered_->format || (is_e4m3(p.weight.format) && is_e4m3(gathered_->format));
   if (!empty() && !alike) close(context);
   StagedProducts own;
   own.view = stream_view(context, all, 1);
@@ -362,6 +376,7 @@ void Stages::close(Context& context) {
                         .count = static_cast<int>(all.stages.size()),
                         .arrived = reinterpret_cast<unsigned*>(room_),
                         .depth = static_cast<unsigned>(depth),
+                        .under_way = static_cast<unsigned>(std::min(kMostUnderWay, depth - kStagedGroups)),
                         .parts = static_cast<unsigned>(all.parts_at()),
                         .beside = static_cast<unsigned>(all.beside_at()),
                         .ring = static_cast<unsigned>(all.ring_at(depth))};

@@ -14,10 +14,10 @@ __device__ inline int take_digit(int& left) {
   return digit;
 }
 /// What the values of a norm are multiplied with, from the squares that each warp added up.
-__device__ inline float factor_of_norm(const NormedX& norm, const float* squares, unsigned warps = kStreamedWarps) {
+__device__ inline float factor_of_norm(const NormedX& norm, const float* squares) {
   float sum = 0.0f;
-#pragma unroll 4
-  for (unsigned w = 0; w < warps; ++w) sum += squares[w];
+#pragma unroll
+  for (int w = 0; w < kStreamedWarps; ++w) sum += squares[w];
   return 1.0f / sqrtf(sum / static_cast<float>(norm.n) + norm.eps);
 }
 
