@@ -99,15 +99,15 @@ TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
     const Weight head = weight(WeightFormat::bf16, 1000, m.hidden);
     const Tensor first = random(DType::f32, {1, m.hidden});
     std::vector<Tensor> made[2], written[2];
+    Tensor exact[2];
     for (int apart = 0; apart < 2; ++apart) {
       Ops& ops = backend_->ops();
       const auto pause = [&] {
         if (apart == 1) wait();
       };
-      const Tensor h = copy_of(first), x = make(DType::f32, {1, m.hidden}), out = make(DType::f32, {1, m.hidden});
-      const Tensor gate = make(DType::f32, {1, m.inner}), up = make(DType::f32, {1, m.inner}),
-                   logits = make(DType::f32, {1, 1000});
-      made[apart] = {h, logits};
+      Tensor h = copy_of(first);
+      const Tensor x = make(DType::f32, {1, m.hidden}), logits = make(DType::f32, {1, 1000});
+      made[apart] = {logits};
       for (const Layer& layer : layers) {
         const Tensor q = make(DType::f32, {1, q_width}), k = make(DType::f32, {1, kv_width}),
                      v = make(DType::f32, {1, kv_width}), attended = make(DType::f32, {1, q_width});
@@ -115,7 +115,10 @@ TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
         written[apart].insert(written[apart].end(), {caches[0], caches[1]});
         const Tensor keys = caches[0].columns(0, kv_width).split_last(m.width),
                      values = caches[1].columns(0, kv_width).split_last(m.width);
-        made[apart].push_back(attended);
+        const Tensor middle = make(DType::f32, {1, m.hidden}), out = make(DType::f32, {1, m.hidden}),
+                     gate = make(DType::f32, {1, m.inner}), up = make(DType::f32, {1, m.inner});
+        if (&layer == layers.data()) exact[apart] = v;  // of no cache's row
+        made[apart].insert(made[apart].end(), {attended, middle, gate, out});
         ops.rms_norm({.x = h, .weight = layer.norms[0], .eps = 1e-6, .out = x, .only_products = apart == 0});
         pause();
         ops.linear({.x = x, .weight = layer.q, .bias = layer.bias, .out = q});
@@ -137,11 +140,11 @@ TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
                        .batch = &batch,
                        .only_products = apart == 0});
         pause();
-        ops.linear({.x = attended, .weight = layer.o, .out = out});
+        ops.linear({.x = attended, .weight = layer.o, .out = middle});
         pause();
-        ops.add({.a = h, .b = out, .out = h});
+        ops.add({.a = middle, .b = h, .out = middle});
         pause();
-        ops.rms_norm({.x = h, .weight = layer.norms[1], .eps = 1e-6, .out = x, .only_products = apart == 0});
+        ops.rms_norm({.x = middle, .weight = layer.norms[1], .eps = 1e-6, .out = x, .only_products = apart == 0});
         pause();
         ops.linear({.x = x, .weight = layer.gate, .out = gate});
         pause();
@@ -151,8 +154,9 @@ TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
         pause();
         ops.linear({.x = gate, .weight = layer.down, .out = out});
         pause();
-        ops.add({.a = h, .b = out, .out = h});
+        ops.add({.a = out, .b = middle, .out = out});
         pause();
+        h = out;
       }
       ops.rms_norm({.x = h, .weight = layers[0].norms[0], .eps = 1e-6, .out = x});
       pause();
@@ -164,6 +168,11 @@ TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
     for (std::size_t i = 0; i < written[0].size(); ++i) {
       SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", cache " << dtype_name(m.cache) << ' ' << i);
       expect_near(written[0][i], written[1][i], m.cache == DType::f8e4m3 ? 0.13 : 1e-2);  // one may round otherwise
+    }
+    {
+      SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", values of " << m.hidden << " columns");
+      const bool e4m3 = m.format == WeightFormat::fp8_row || m.format == WeightFormat::fp8_block128;
+      expect_near(exact[0], exact[1], e4m3 ? 2e-3 : m.format == WeightFormat::bf16 ? 5e-5 : 2e-5);
     }
     for (std::size_t i = 0; i < made[0].size(); ++i) {
       SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", " << m.heads << " heads of " << m.width

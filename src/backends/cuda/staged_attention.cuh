@@ -103,7 +103,7 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
     }
     if (item + static_cast<int>(gridDim.x) >= view.heads * view.parts) break;
     meet_workers();
-    rotation = Rotation<kWidth>(fresh, 0);
+    rotation = Rotation<kWidth>(fresh, 0);  // not kept over a part: registers are few
   }
 }
 

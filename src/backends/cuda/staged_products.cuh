@@ -30,7 +30,7 @@ __device__ inline unsigned x_operand(unsigned at) { return (at & 0x3ffffu) >> 4 
 #define FATHOM_STAGED_SUMS "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}"
 #define FATHOM_STAGED_D(C) \
   C(d[0]), C(d[1]), C(d[2]), C(d[3]), C(d[4]), C(d[5]), C(d[6]), C(d[7]), C(d[8]), C(d[9]), C(d[10]), C(d[11]), C(d[12]), C(d[13]), C(d[14]), C(d[15])
-/// d (+)= a · b, 64 × 32 × 32 bytes: a by_rows, b staged_x.
+/// d (+)= a · b, 64 × 32 × 32 bytes: a rows_operand, b x_operand.
 template <tensor::WeightFormat F>
 __device__ inline void multiply_staged(float (&d)[16], std::uint64_t a, std::uint64_t b, bool add) {
   if constexpr (Staged<F>::kBf16)

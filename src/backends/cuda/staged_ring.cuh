@@ -61,8 +61,8 @@ struct StagedPass {
   const std::int32_t* table = nullptr;             // of attention's sequence; null without attention
   int product_count = 0, count = 0;
   unsigned* arrived = nullptr;  // two: blocks that have ended stages; that have ended all. Both are zero before and after
-  unsigned depth = 2;           // pieces that a block's ring has room for
-  unsigned under_way = 1;       // and that may be on their way at a time: what stages read queues behind them
+  unsigned depth = 0;           // pieces that a block's ring has room for: more than there are warpgroups
+  unsigned under_way = 0;       // and that may be on their way at a time, that many fewer: what stages read queues behind them
   unsigned parts = 0, beside = 0, ring = 0;  // where they begin in shared memory, behind x; the ring behind all, aligned
 };
 

@@ -44,7 +44,7 @@ struct StagedXRoom {
 
 /// Plus a whole number between -2^22 and 2^22 it is a float whose bits are its own and that number.
 inline constexpr float kWholeFloat = 12582912.0f;
-/// A whole number between -2^23 and 2^23 - 2^15 as three signed digits of eight bits, the lowest first.
+/// A whole number between -2^23 and 2^23 - 2^15 - 129 as three signed digits of eight bits, the lowest first.
 __device__ inline unsigned digits_of(unsigned number) { return number + 0x808080u ^ 0x808080u; }
 /// The digits of four numbers by their places, the highest first.
 __device__ inline void transpose_digits(unsigned a, unsigned b, unsigned c, unsigned d, unsigned (&to)[3]) {

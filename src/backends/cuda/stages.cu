@@ -77,13 +77,16 @@ Bytes bytes_of(const Together& all) {
   for (int i = 0; i < all.count; ++i) bytes += all.products[i].rows * bytes_of_row(all.products[i].weight);
   return static_cast<Bytes>(bytes);
 }
+/// Of which the copy engine's boxes are not.
+bool is_in_host_memory(const std::byte* at) {
+  cudaPointerAttributes where{};
+  return cudaPointerGetAttributes(&where, at) != cudaSuccess || where.type == cudaMemoryTypeHost;
+}
 /// `rows` rows from `at` on, and as many `apart` bytes further on if that is not 0, as boxes that are pieces. False: the copy engine does not take
 /// it (nor what lies in host memory).
 bool describe(CUtensorMap& map, const std::byte* at, std::int64_t rows, std::int64_t row_bytes, std::int64_t apart) {
   constexpr std::int64_t kMostApart = std::int64_t{1} << 40;
-  cudaPointerAttributes where{};
-  if (row_bytes % kStretch != 0 || apart % 16 != 0 || apart >= kMostApart) return false;
-  if (cudaPointerGetAttributes(&where, at) != cudaSuccess || where.type == cudaMemoryTypeHost) return false;
+  if (row_bytes % kStretch != 0 || apart % 16 != 0 || apart >= kMostApart || is_in_host_memory(at)) return false;
   const auto row = static_cast<cuuint64_t>(row_bytes);
   const bool pair = apart != 0;
   const cuuint64_t dims[5] = {kStretch, static_cast<cuuint64_t>(rows), pair ? 2u : 1u, row / kStretch, 1}, strides[4] = {row, pair ? static_cast<cuuint64_t>(apart) : row, kStretch, row};
@@ -111,16 +114,15 @@ bool describe(StagedWeights& to, const StagedProducts& own) {
     const std::int64_t row = bytes_of_row(like);
     const std::byte *gate = like.data + all.products[0].first_row * row, *up = all.products[1].weight.data + all.products[1].first_row * row;
     to.fetch.up_first = up < gate ? 1 : 0;
-    if (up == gate || !describe(to.maps[0], std::min(gate, up), all.products[0].rows, row, up < gate ? gate - up : up - gate)) return false;
+    if (up == gate || is_in_host_memory(std::max(gate, up)) || !describe(to.maps[0], std::min(gate, up), all.products[0].rows, row, up < gate ? gate - up : up - gate)) return false;
   }
   return true;
 }
 /// Rows of a cache as boxes that are halves of pieces. False: the copy engine does not take it.
 bool describe(CUtensorMap& map, const Tensor& rows, int keys) {
   const auto bytes = static_cast<std::int64_t>(dtype_bytes(rows.dtype));
-  cudaPointerAttributes where{};
   if (rows.strides[0] * bytes % 16 != 0 || rows.strides[1] * bytes % 16 != 0 || reinterpret_cast<std::uintptr_t>(rows.data) % 16 != 0) return false;
-  if (cudaPointerGetAttributes(&where, rows.data) != cudaSuccess || where.type == cudaMemoryTypeHost) return false;
+  if (is_in_host_memory(rows.data)) return false;
   const auto row = static_cast<cuuint64_t>(rows.strides[0] * bytes), head = static_cast<cuuint64_t>(rows.strides[1] * bytes), width = static_cast<cuuint64_t>(rows.dim(2) * bytes);
   const cuuint64_t dims[5] = {width, static_cast<cuuint64_t>(rows.dim(1)), static_cast<cuuint64_t>(rows.dim(0)), 1, 1}, strides[4] = {head, row, row, row};
   const cuuint32_t box[5] = {static_cast<cuuint32_t>(width), 1, static_cast<cuuint32_t>(keys), 1, 1}, one[5] = {1, 1, 1, 1, 1};
@@ -170,7 +172,7 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
   for (int i = static_cast<int>(threadIdx.x); i < pass.count; i += kStagedThreads) stages[i] = pass.stages[i];
   if (threadIdx.x == 0 && pass.table != nullptr) sequence = __ldcg(reinterpret_cast<const int4*>(pass.table));
   for (int i = 0; i + 1 < kStagedTables && i < pass.product_count; ++i) bring(kept[i], pass.products + i, static_cast<int>(threadIdx.x), kStagedThreads);
-  if (pass.attentions != nullptr && pass.count > 1 && pass.stages[1] < 0) bring(attentions[(-1 - pass.stages[1]) % 2], pass.attentions - 1 - pass.stages[1], static_cast<int>(threadIdx.x), kStagedThreads);
+  if (pass.count > 1 && pass.stages[1] < 0) bring(attentions[(-1 - pass.stages[1]) % 2], pass.attentions - 1 - pass.stages[1], static_cast<int>(threadIdx.x), kStagedThreads);
   cluster_arrive();
   cluster_wait();
   if (warp >= kStreamedWarps) {
@@ -240,6 +242,15 @@ struct Stages::Gathered {
   WeightFormat format = WeightFormat::bf16;  // of all weights
   int slots = 1;
   unsigned next_block = 0;
+  std::vector<std::pair<const float*, const float*>> unsaid;  // written without an answer: what is of attention's parts, norms that are read
+
+  bool is_unsaid(const float* from, std::int64_t count) const {
+    return std::ranges::any_of(unsaid, [&](const auto& one) { return from < one.second && one.first < from + count; });
+  }
+  /// Written with answers: what was there before is nobody's any more.
+  void say(const float* to, std::int64_t count) {
+    std::erase_if(unsaid, [&](const auto& one) { return to < one.second && one.first < to + count; });
+  }
 
   bool ends_with_attention() const { return !stages.empty() && stages.back() < 0; }
   void take(const StagedProducts& own, const StagedWeights& own_weights) {
@@ -286,6 +297,14 @@ bool Stages::add(Context& context, const Together& all) {
   own.view = stream_view(context, all, 1);
   if (own.view.units == 0) return false;
   own.view.slots = static_cast<int>(std::min<std::int64_t>(divide_up(own.view.units, context.multiprocessors), kMostSlots));
+  if (gathered_->ends_with_attention()) {
+    const AttentionView& attention = gathered_->attentions.back().view;
+    own.joins = p.x == attention.out.data && p.weight.cols == static_cast<std::int64_t>(attention.heads) * attention.dv && all.norm.from == nullptr;
+  }
+  if (!own.joins && gathered_->is_unsaid(all.norm.from != nullptr ? all.norm.from : p.x, p.weight.cols)) {
+    close(context);
+    return add(context, all);
+  }
   Gathered& gathered = *gathered_;
   StagedWeights weights;
   if (!describe(weights, own)) return false;
@@ -297,11 +316,9 @@ bool Stages::add(Context& context, const Together& all) {
     gathered.x_bytes = x_before, gathered.slots = slots_before, gathered.format = format_before;
     return false;
   }
-  if (gathered.ends_with_attention()) {
-    const AttentionView& attention = gathered.attentions.back().view;
-    own.joins = p.x == attention.out.data && p.weight.cols == static_cast<std::int64_t>(attention.heads) * attention.dv && all.norm.from == nullptr;
-    if (!own.joins) gathered.join();
-  }
+  if (gathered.ends_with_attention() && !own.joins) gathered.join();
+  for (int i = 0; i < all.count; ++i) gathered.say(all.products[i].out, all.products[i].rows);
+  if (all.norm.from != nullptr && !all.norm.unread) gathered.unsaid.emplace_back(all.norm.x, all.norm.x + all.norm.n);
   const auto blocks = static_cast<unsigned>(context.multiprocessors);
   own.up_first = weights.fetch.up_first != 0;
   own.offset = weights.fetch.offset = (blocks - gathered.next_block) % blocks;
@@ -327,8 +344,13 @@ bool Stages::add(Context& context, const AttentionArgs& args, const AttentionVie
   own.view.part_state = own.view.part_out + floats * static_cast<Bytes>(view.dv);
   StagedKeys keys;
   if (!describe(keys, own.view, args.segments[0])) return false;
-  gathered.stages.push_back(static_cast<std::int16_t>(-1 - std::ssize(gathered.attentions)));
   gathered.attentions.push_back(own);
+  if (gathered.shared(kLeastPieces) > context.shared_bytes - kSharedApart) {  // its sums take more than those of products
+    gathered.attentions.pop_back();
+    return false;
+  }
+  gathered.unsaid.emplace_back(view.out.data, view.out.data + (view.heads - 1) * view.out.strides[1] + view.dv);
+  gathered.stages.push_back(static_cast<std::int16_t>(-std::ssize(gathered.attentions)));
   gathered.keys.push_back(keys);
   gathered.cache = segment.dtype;
   return true;
