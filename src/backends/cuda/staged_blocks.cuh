@@ -119,8 +119,8 @@ __device__ inline void StagedPair::put_square(float* squares, float square) cons
 }
 #endif
 
-/// Behind the warps that work a block has a keeper, which brings tables and waits for the other blocks, and two that fetch weights and keys: pieces, and what lies beside them. The
-/// others meet without them.
+/// Behind the warps that work a block has a keeper, which brings tables and waits for the other blocks, and two that fetch weights and keys: pieces, and what
+/// lies beside them. The others meet without them.
 inline constexpr int kStagedThreads = kStreamedThreads + 4 * kWarp, kMeetingThreads = kStreamedThreads + kWarp;  // registers are dealt out to four warps at a time
 inline constexpr int kWorkerRegisters = 104, kKeeperRegisters = 64;  // of a thread; all warps together have 65536
 __device__ inline void meet_workers() { __barrier_sync_count(1, kStreamedThreads); }

@@ -242,14 +242,14 @@ struct Stages::Gathered {
   WeightFormat format = WeightFormat::bf16;  // of all weights
   int slots = 1;
   unsigned next_block = 0;
-  std::vector<std::pair<const float*, const float*>> unsaid;  // written without an answer: what is of attention's parts, norms that are read
+  std::vector<std::pair<const float*, const float*>> unanswered;  // written without an answer: what is of attention's parts, norms that are read
 
-  bool is_unsaid(const float* from, std::int64_t count) const {
-    return std::ranges::any_of(unsaid, [&](const auto& one) { return from < one.second && one.first < from + count; });
+  bool is_unanswered(const float* from, std::int64_t count) const {
+    return std::ranges::any_of(unanswered, [&](const auto& one) { return from < one.second && one.first < from + count; });
   }
-  /// Written with answers: what was there before is nobody's any more.
-  void say(const float* to, std::int64_t count) {
-    std::erase_if(unsaid, [&](const auto& one) { return to < one.second && one.first < to + count; });
+  /// With answers: what lay there before is nobody's any more.
+  void written_over(const float* to, std::int64_t count) {
+    std::erase_if(unanswered, [&](const auto& one) { return to < one.second && one.first < to + count; });
   }
 
   bool ends_with_attention() const { return !stages.empty() && stages.back() < 0; }
@@ -301,7 +301,7 @@ bool Stages::add(Context& context, const Together& all) {
     const AttentionView& attention = gathered_->attentions.back().view;
     own.joins = p.x == attention.out.data && p.weight.cols == static_cast<std::int64_t>(attention.heads) * attention.dv && all.norm.from == nullptr;
   }
-  if (!own.joins && gathered_->is_unsaid(all.norm.from != nullptr ? all.norm.from : p.x, p.weight.cols)) {
+  if (!own.joins && gathered_->is_unanswered(all.norm.from != nullptr ? all.norm.from : p.x, p.weight.cols)) {
     close(context);
     return add(context, all);
   }
@@ -317,8 +317,8 @@ bool Stages::add(Context& context, const Together& all) {
     return false;
   }
   if (gathered.ends_with_attention() && !own.joins) gathered.join();
-  for (int i = 0; i < all.count; ++i) gathered.say(all.products[i].out, all.products[i].rows);
-  if (all.norm.from != nullptr && !all.norm.unread) gathered.unsaid.emplace_back(all.norm.x, all.norm.x + all.norm.n);
+  for (int i = 0; i < all.count; ++i) gathered.written_over(all.products[i].out, all.products[i].rows);
+  if (all.norm.from != nullptr && !all.norm.unread) gathered.unanswered.emplace_back(all.norm.x, all.norm.x + all.norm.n);
   const auto blocks = static_cast<unsigned>(context.multiprocessors);
   own.up_first = weights.fetch.up_first != 0;
   own.offset = weights.fetch.offset = (blocks - gathered.next_block) % blocks;
@@ -349,7 +349,7 @@ bool Stages::add(Context& context, const AttentionArgs& args, const AttentionVie
     gathered.attentions.pop_back();
     return false;
   }
-  gathered.unsaid.emplace_back(view.out.data, view.out.data + (view.heads - 1) * view.out.strides[1] + view.dv);
+  gathered.unanswered.emplace_back(view.out.data, view.out.data + (view.heads - 1) * view.out.strides[1] + view.dv);
   gathered.stages.push_back(static_cast<std::int16_t>(-std::ssize(gathered.attentions)));
   gathered.keys.push_back(keys);
   gathered.cache = segment.dtype;
