@@ -8,6 +8,20 @@ full_bench() {
   build "$root/build"
 }
 
+# Kernels on the emulated GPU, all that ./test leaves out: every case and model, looking for races where few blocks are enough, and every golden
+# checkpoint. Skipped without nvcc.
+full_emulated() {
+  local folder=$root/build/tests/emulated log=$root/build/emulated.log golden
+  [[ -x $folder/test_emulated ]] || return 0
+  : >"$log"
+  "$folder/test_emulated" >>"$log" 2>&1 || { tail -n 40 "$log" >&2; return 1; }
+  FATHOM_EMULATED_RACES=1 FATHOM_EMULATED_SEED=2 "$folder/test_emulated" "--gtest_filter=-*CudaLayers*:CudaDevice.Says*" >>"$log" 2>&1 || { tail -n 40 "$log" >&2; return 1; }
+  FATHOM_EMULATED_RACES=1 FATHOM_EMULATED_SMS=24 "$folder/test_emulated" "--gtest_filter=*CudaLayers*" >>"$log" 2>&1 || { tail -n 40 "$log" >&2; return 1; }
+  for golden in "$root"/tests/fixtures/golden/*/; do
+    "$folder/fathom_emulated" verify "$golden" --device cuda --atol 1e-4 >>"$log" 2>&1 || { tail -n 20 "$log" >&2; return 1; }
+  done
+}
+
 # With sanitizers, a test program that is instrumented through and through; findings stop it.
 full_asan() {
   configure "$root/build-asan" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O1 "-DCMAKE_CXX_FLAGS=-fno-sanitize-recover=all" \

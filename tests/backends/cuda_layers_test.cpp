@@ -1,13 +1,24 @@
 // Layers of one token, in every format of weights and caches that have kernels of their own, give what their ops give
 // one by one: waiting between them keeps them apart. Caches lie where a model's do, and behind their last row are NaNs.
 // Skipped where there is no device.
+#include <sstream>
+
 #include "backends/cuda_fixture.h"
 
 namespace fathom::test {
 namespace {
 using namespace tensor;  // NOLINT: the vocabulary
 
-class CudaLayers : public CudaTest {
+struct Model {
+  WeightFormat format;
+  DType cache;
+  std::int64_t heads, kv_heads, width, hidden, inner;
+  std::int32_t past;
+  bool bias = false, interleaved = false;
+  int layers = 3, stages = 5;  // of a layer, launched together: three products, attention, one product, two, one
+};
+
+class CudaLayers : public CudaTest, public testing::WithParamInterface<Model> {
  protected:
   /// A slot's rows from `from` on become NaNs; of INT8 their scales do.
   static void spoil(const Tensor& cache, std::int64_t from, std::int64_t to) {
@@ -33,155 +44,160 @@ class CudaLayers : public CudaTest {
   }
 };
 
-struct Model {
-  WeightFormat format;
-  DType cache;
-  std::int64_t heads, kv_heads, width, hidden, inner;
-  std::int32_t past;
-  bool bias = false, interleaved = false;
-  int layers = 3;
-};
-
-TEST_F(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
-  using F = WeightFormat;
-  for (const Model& m : {Model{F::bf16, DType::bf16, 16, 16, 128, 2048, 2048, 0},
-                         {F::bf16, DType::f16, 32, 32, 128, 4096, 2816, 511},
-                         {F::bf16, DType::bf16, 28, 4, 128, 3584, 2048, 300, true, false, 2},
-                         {F::bf16, DType::f8e4m3, 32, 32, 64, 2048, 2304, 700, false, true},
-                         {F::bf16, DType::i8, 32, 32, 128, 4096, 1408, 9},
-                         {F::bf16, DType::f16, 16, 16, 128, 2048, 2048, 40},
-                         {F::fp8_row, DType::bf16, 8, 8, 128, 1024, 2816, 77},
-                         {F::fp8_row, DType::i8, 8, 4, 128, 1024, 1040, 33},
-                         {F::fp8_block128, DType::f8e4m3, 16, 16, 128, 2048, 5632, 513},
-                         {F::int8_row, DType::i8, 6, 3, 128, 768, 2048, 130, true},
-                         {F::int8_row, DType::bf16, 8, 8, 64, 512, 11008, 1},
-                         {F::int8_row, DType::f8e4m3, 8, 2, 128, 1024, 2048, 3100},
-                         {F::int8_row, DType::f16, 4, 4, 128, 512, 36864, 20, false, false, 1},
-                         {F::int4_group128, DType::bf16, 32, 32, 128, 4096, 11008, 600},
-                         {F::int4_group128_zero, DType::f16, 8, 4, 128, 1024, 2816, 40, false, true},
-                         {F::int4_group128_zero_f16, DType::i8, 6, 3, 128, 768, 1280, 255},
-                         {F::int4_group128_zero_f16, DType::f16, 3, 3, 128, 384, 640, 255},
-                         {F::int4_group128_f16, DType::bf16, 160, 40, 64, 1280, 1280, 90, false, false, 2},
-                         {F::int4_group128, DType::bf16, 64, 8, 128, 8192, 28672, 200, false, false, 1}}) {
-    const std::int64_t rows = std::max(m.past + 5, 64), q_width = m.heads * m.width, kv_width = m.kv_heads * m.width;
-    const Sequence sequence{.slot = 1, .first_token = 0, .tokens = 1, .past = m.past};
-    const std::int32_t row[4] = {1, 0, 1, m.past};
-    const Tensor table = make(DType::i32, {1, 4}), cosines = make(DType::f32, {1, m.width / 2}),
-                 sines = make(DType::f32, {1, m.width / 2});
-    std::memcpy(table.data, row, sizeof row);
-    for (std::int64_t i = 0; i < m.width / 2; ++i)
-      cosines.as<float>()[i] = std::cos(static_cast<float>(i)), sines.as<float>()[i] = std::sin(static_cast<float>(i));
-    Batch batch;
-    batch.tokens = 1;
-    batch.sequences = {&sequence, 1};
-    batch.sequence_table = table;
-    struct Layer {
-      Weight q, k, v, o, gate, up, down;
-      Tensor norms[2], bias, caches[2];
+TEST_P(CudaLayers, OfOneTokenLaunchedTogetherGiveWhatTheirOpsGive) {
+  const Model& m = GetParam();
+  const std::int64_t rows = std::max(m.past + 5, 64), q_width = m.heads * m.width, kv_width = m.kv_heads * m.width;
+  const Sequence sequence{.slot = 1, .first_token = 0, .tokens = 1, .past = m.past};
+  const std::int32_t row[4] = {1, 0, 1, m.past};
+  const Tensor table = make(DType::i32, {1, 4}), cosines = make(DType::f32, {1, m.width / 2}),
+               sines = make(DType::f32, {1, m.width / 2});
+  std::memcpy(table.data, row, sizeof row);
+  for (std::int64_t i = 0; i < m.width / 2; ++i)
+    cosines.as<float>()[i] = std::cos(static_cast<float>(i)), sines.as<float>()[i] = std::sin(static_cast<float>(i));
+  Batch batch;
+  batch.tokens = 1;
+  batch.sequences = {&sequence, 1};
+  batch.sequence_table = table;
+  struct Layer {
+    Weight q, k, v, o, gate, up, down;
+    Tensor norms[2], bias, caches[2];
+  };
+  std::vector<Layer> layers;
+  const auto cache = [&] {
+    const Tensor all = random_cache(m.cache, 2 * rows, m.kv_heads, m.width);
+    spoil(all, rows + m.past, 2 * rows);
+    return all;
+  };
+  for (int i = 0; i < m.layers; ++i)
+    layers.push_back({.q = weight(m.format, q_width, m.hidden),
+                      .k = weight(m.format, kv_width, m.hidden),
+                      .v = weight(m.format, kv_width, m.hidden),
+                      .o = weight(m.format, m.hidden, q_width),
+                      .gate = weight(m.format, m.inner, m.hidden),
+                      .up = weight(m.format, m.inner, m.hidden),
+                      .down = weight(m.format, m.hidden, m.inner),
+                      .norms = {random(DType::bf16, {m.hidden}), random(DType::f32, {m.hidden})},
+                      .bias = m.bias ? random(DType::bf16, {q_width}) : Tensor{},
+                      .caches = {cache(), cache()}});
+  const Weight head = weight(WeightFormat::bf16, 1000, m.hidden);
+  const Tensor first = random(DType::f32, {1, m.hidden});
+  std::vector<Tensor> made[2], written[2];
+  Tensor exact[2];
+  const bool launched = cuda::stages_launched(*backend_).has_value();
+  for (int apart = 0; apart < 2; ++apart) {
+    Ops& ops = backend_->ops();
+    const auto pause = [&] {
+      if (apart == 1) wait();
     };
-    std::vector<Layer> layers;
-    const auto cache = [&] {
-      const Tensor all = random_cache(m.cache, 2 * rows, m.kv_heads, m.width);
-      spoil(all, rows + m.past, 2 * rows);
-      return all;
-    };
-    for (int i = 0; i < m.layers; ++i)
-      layers.push_back({.q = weight(m.format, q_width, m.hidden),
-                        .k = weight(m.format, kv_width, m.hidden),
-                        .v = weight(m.format, kv_width, m.hidden),
-                        .o = weight(m.format, m.hidden, q_width),
-                        .gate = weight(m.format, m.inner, m.hidden),
-                        .up = weight(m.format, m.inner, m.hidden),
-                        .down = weight(m.format, m.hidden, m.inner),
-                        .norms = {random(DType::bf16, {m.hidden}), random(DType::f32, {m.hidden})},
-                        .bias = m.bias ? random(DType::bf16, {q_width}) : Tensor{},
-                        .caches = {cache(), cache()}});
-    const Weight head = weight(WeightFormat::bf16, 1000, m.hidden);
-    const Tensor first = random(DType::f32, {1, m.hidden});
-    std::vector<Tensor> made[2], written[2];
-    Tensor exact[2];
-    for (int apart = 0; apart < 2; ++apart) {
-      Ops& ops = backend_->ops();
-      const auto pause = [&] {
-        if (apart == 1) wait();
-      };
-      Tensor h = copy_of(first);
-      const Tensor x = make(DType::f32, {1, m.hidden}), logits = make(DType::f32, {1, 1000});
-      made[apart] = {logits};
-      for (const Layer& layer : layers) {
-        const Tensor q = make(DType::f32, {1, q_width}), k = make(DType::f32, {1, kv_width}),
-                     v = make(DType::f32, {1, kv_width}), attended = make(DType::f32, {1, q_width});
-        const Tensor caches[2] = {moved(layer.caches[0]), moved(layer.caches[1])};
-        written[apart].insert(written[apart].end(), {caches[0], caches[1]});
-        const Tensor keys = caches[0].columns(0, kv_width).split_last(m.width),
-                     values = caches[1].columns(0, kv_width).split_last(m.width);
-        const Tensor middle = make(DType::f32, {1, m.hidden}), out = make(DType::f32, {1, m.hidden}),
-                     gate = make(DType::f32, {1, m.inner}), up = make(DType::f32, {1, m.inner});
-        if (&layer == layers.data()) exact[apart] = v;  // of no cache's row
-        made[apart].insert(made[apart].end(), {attended, middle, gate, out});
-        ops.rms_norm({.x = h, .weight = layer.norms[0], .eps = 1e-6, .out = x, .only_products = apart == 0});
-        pause();
-        ops.linear({.x = x, .weight = layer.q, .bias = layer.bias, .out = q});
-        pause();
-        ops.linear({.x = x, .weight = layer.k, .out = k});
-        pause();
-        ops.linear({.x = x, .weight = layer.v, .out = v});
-        pause();
-        ops.rope({.x = q.split_last(m.width), .cos = cosines, .sin = sines, .interleaved = m.interleaved});
-        ops.rope({.x = k.split_last(m.width), .cos = cosines, .sin = sines, .interleaved = m.interleaved});
-        ops.cache_write({.src = k.split_last(m.width), .cache = keys, .rows_per_slot = rows, .batch = &batch});
-        ops.cache_write({.src = v.split_last(m.width), .cache = values, .rows_per_slot = rows, .batch = &batch});
-        pause();
-        const KvSegment segment{.kind = KvSegment::Kind::kCache, .k = keys, .v = values, .rows_per_slot = rows};
-        ops.attention({.q = q.split_last(m.width),
-                       .segments = {&segment, 1},
-                       .scale = 0.1,
-                       .out = attended.split_last(m.width),
-                       .batch = &batch,
-                       .only_products = apart == 0});
-        pause();
-        ops.linear({.x = attended, .weight = layer.o, .out = middle});
-        pause();
-        ops.add({.a = middle, .b = h, .out = middle});
-        pause();
-        ops.rms_norm({.x = middle, .weight = layer.norms[1], .eps = 1e-6, .out = x, .only_products = apart == 0});
-        pause();
-        ops.linear({.x = x, .weight = layer.gate, .out = gate});
-        pause();
-        ops.linear({.x = x, .weight = layer.up, .out = up});
-        pause();
-        ops.swiglu({.gate = gate, .up = up, .out = gate});
-        pause();
-        ops.linear({.x = gate, .weight = layer.down, .out = out});
-        pause();
-        ops.add({.a = out, .b = middle, .out = out});
-        pause();
-        h = out;
-      }
-      ops.rms_norm({.x = h, .weight = layers[0].norms[0], .eps = 1e-6, .out = x});
+    Tensor h = copy_of(first);
+    const Tensor x = make(DType::f32, {1, m.hidden}), logits = make(DType::f32, {1, 1000});
+    made[apart] = {logits};
+    for (const Layer& layer : layers) {
+      const Tensor q = make(DType::f32, {1, q_width}), k = make(DType::f32, {1, kv_width}),
+                   v = make(DType::f32, {1, kv_width}), attended = make(DType::f32, {1, q_width});
+      const Tensor caches[2] = {moved(layer.caches[0]), moved(layer.caches[1])};
+      written[apart].insert(written[apart].end(), {caches[0], caches[1]});
+      const Tensor keys = caches[0].columns(0, kv_width).split_last(m.width),
+                   values = caches[1].columns(0, kv_width).split_last(m.width);
+      const Tensor middle = make(DType::f32, {1, m.hidden}), out = make(DType::f32, {1, m.hidden}),
+                   gate = make(DType::f32, {1, m.inner}), up = make(DType::f32, {1, m.inner});
+      if (&layer == layers.data()) exact[apart] = v;  // of no cache's row
+      made[apart].insert(made[apart].end(), {attended, middle, gate, out});
+      ops.rms_norm({.x = h, .weight = layer.norms[0], .eps = 1e-6, .out = x, .only_products = apart == 0});
       pause();
-      ops.linear({.x = x, .weight = head, .out = logits});
-      wait();
-      for (Tensor& cache_written : written[apart])
-        cache_written = read_row(cache_written, rows + m.past, m.kv_heads, m.width);
+      ops.linear({.x = x, .weight = layer.q, .bias = layer.bias, .out = q});
+      pause();
+      ops.linear({.x = x, .weight = layer.k, .out = k});
+      pause();
+      ops.linear({.x = x, .weight = layer.v, .out = v});
+      pause();
+      ops.rope({.x = q.split_last(m.width), .cos = cosines, .sin = sines, .interleaved = m.interleaved});
+      ops.rope({.x = k.split_last(m.width), .cos = cosines, .sin = sines, .interleaved = m.interleaved});
+      ops.cache_write({.src = k.split_last(m.width), .cache = keys, .rows_per_slot = rows, .batch = &batch});
+      ops.cache_write({.src = v.split_last(m.width), .cache = values, .rows_per_slot = rows, .batch = &batch});
+      pause();
+      const KvSegment segment{.kind = KvSegment::Kind::kCache, .k = keys, .v = values, .rows_per_slot = rows};
+      ops.attention({.q = q.split_last(m.width),
+                     .segments = {&segment, 1},
+                     .scale = 0.1,
+                     .out = attended.split_last(m.width),
+                     .batch = &batch,
+                     .only_products = apart == 0});
+      pause();
+      ops.linear({.x = attended, .weight = layer.o, .out = middle});
+      pause();
+      ops.add({.a = middle, .b = h, .out = middle});
+      pause();
+      ops.rms_norm({.x = middle, .weight = layer.norms[1], .eps = 1e-6, .out = x, .only_products = apart == 0});
+      pause();
+      ops.linear({.x = x, .weight = layer.gate, .out = gate});
+      pause();
+      ops.linear({.x = x, .weight = layer.up, .out = up});
+      pause();
+      ops.swiglu({.gate = gate, .up = up, .out = gate});
+      pause();
+      ops.linear({.x = gate, .weight = layer.down, .out = out});
+      pause();
+      ops.add({.a = out, .b = middle, .out = out});
+      pause();
+      h = out;
     }
-    for (std::size_t i = 0; i < written[0].size(); ++i) {
-      SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", cache " << dtype_name(m.cache) << ' ' << i);
-      expect_near(written[0][i], written[1][i], m.cache == DType::f8e4m3 ? 0.13 : 1e-2);  // one may round otherwise
-    }
-    {
-      SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", values of " << m.hidden << " columns");
-      const bool e4m3 = m.format == WeightFormat::fp8_row || m.format == WeightFormat::fp8_block128;
-      expect_near(exact[0], exact[1], e4m3 ? 2e-3 : m.format == WeightFormat::bf16 ? 5e-5 : 2e-5);
-    }
-    for (std::size_t i = 0; i < made[0].size(); ++i) {
-      SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", " << m.heads << " heads of " << m.width
-                                      << ", cache " << dtype_name(m.cache) << ", tensor " << i);
-      expect_near(made[0][i], made[1][i],
-                  m.cache == DType::f16 ? 2e-3 : 1e-2);  // a row of the cache may round otherwise: in bf16 by 2^-7
-    }
+    ops.rms_norm({.x = h, .weight = layers[0].norms[0], .eps = 1e-6, .out = x});
+    pause();
+    ops.linear({.x = x, .weight = head, .out = logits});
+    wait();
+    if (launched && apart == 0) EXPECT_EQ(*cuda::stages_launched(*backend_), m.stages * m.layers);
+    if (launched && apart == 1)
+      EXPECT_EQ(*cuda::stages_launched(*backend_), m.stages * m.layers) << "the others are launched apart";
+    for (Tensor& cache_written : written[apart])
+      cache_written = read_row(cache_written, rows + m.past, m.kv_heads, m.width);
+  }
+  for (std::size_t i = 0; i < written[0].size(); ++i) {
+    SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", cache " << dtype_name(m.cache) << ' ' << i);
+    expect_near(written[0][i], written[1][i], m.cache == DType::f8e4m3 ? 0.13 : 1e-2);  // one may round otherwise
+  }
+  {
+    SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", values of " << m.hidden << " columns");
+    const bool e4m3 = m.format == WeightFormat::fp8_row || m.format == WeightFormat::fp8_block128;
+    expect_near(exact[0], exact[1], e4m3 ? 2e-3 : m.format == WeightFormat::bf16 ? 5e-5 : 2e-5);
+  }
+  for (std::size_t i = 0; i < made[0].size(); ++i) {
+    SCOPED_TRACE(testing::Message() << weight_format_name(m.format) << ", " << m.heads << " heads of " << m.width
+                                    << ", cache " << dtype_name(m.cache) << ", tensor " << i);
+    expect_near(made[0][i], made[1][i],
+                m.cache == DType::f16 ? 2e-3 : 1e-2);  // a row of the cache may round otherwise: in bf16 by 2^-7
   }
 }
+
+using F = tensor::WeightFormat;
+constexpr Model kModels[] = {
+    {F::bf16, DType::bf16, 16, 16, 128, 2048, 2048, 0},
+    {F::bf16, DType::f16, 32, 32, 128, 4096, 2816, 511},
+    {F::bf16, DType::bf16, 28, 4, 128, 3584, 2048, 300, true, false, 2},
+    {F::bf16, DType::f8e4m3, 32, 32, 64, 2048, 2304, 700, false, true},
+    {F::bf16, DType::i8, 32, 32, 128, 4096, 1408, 9},
+    {F::bf16, DType::f16, 16, 16, 128, 2048, 2048, 40},
+    {F::fp8_row, DType::bf16, 8, 8, 128, 1024, 2816, 77},
+    {F::fp8_row, DType::i8, 8, 4, 128, 1024, 1040, 33, false, false, 3,
+     4},  // rows of 1040 bytes are no whole stretches
+    {F::fp8_block128, DType::f8e4m3, 16, 16, 128, 2048, 5632, 513},
+    {F::int8_row, DType::i8, 6, 3, 128, 768, 2048, 130, true},
+    {F::int8_row, DType::bf16, 8, 8, 64, 512, 11008, 1},
+    {F::int8_row, DType::f8e4m3, 8, 2, 128, 1024, 2048, 3100},
+    {F::int8_row, DType::f16, 4, 4, 128, 512, 36864, 20, false, false, 1, 4},  // x of 36864 columns has no room
+    {F::int4_group128, DType::bf16, 32, 32, 128, 4096, 11008, 600},
+    {F::int4_group128_zero, DType::f16, 8, 4, 128, 1024, 2816, 40, false, true},
+    {F::int4_group128_zero_f16, DType::i8, 6, 3, 128, 768, 1280, 255},
+    {F::int4_group128_zero_f16, DType::f16, 3, 3, 128, 384, 640, 255, false, false, 3, 0},  // rows of 192 bytes
+    {F::int4_group128_f16, DType::bf16, 160, 40, 64, 1280, 1280, 90, false, false, 2},
+    {F::int4_group128, DType::bf16, 64, 8, 128, 8192, 28672, 200, false, false, 1}};
+INSTANTIATE_TEST_SUITE_P(Models, CudaLayers, testing::ValuesIn(kModels), [](const auto& model) {
+  const Model& m = model.param;
+  std::ostringstream name;
+  name << weight_format_name(m.format) << "_cache_" << dtype_name(m.cache) << "_hidden_" << m.hidden << "_past_"
+       << m.past;
+  return name.str();
+});
 
 }  // namespace
 }  // namespace fathom::test

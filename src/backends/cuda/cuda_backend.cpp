@@ -352,6 +352,10 @@ class CudaBackend final : public tensor::Backend {
     return health();
   }
 
+  std::optional<std::int64_t> stages_launched() const {
+    return Stages::possible(context_) ? std::optional(stages_.launched()) : std::nullopt;
+  }
+
  private:
   Status health() {
     context_.note(cudaGetLastError());
@@ -450,6 +454,11 @@ Result<std::unique_ptr<tensor::Backend>> make_cuda_backend(const tensor::Backend
   auto backend = std::make_unique<CudaBackend>(options.device);
   FATHOM_TRY_VOID(backend->start());
   return backend;
+}
+
+std::optional<std::int64_t> stages_launched(const tensor::Backend& backend) {
+  const auto* own = dynamic_cast<const CudaBackend*>(&backend);
+  return own != nullptr ? own->stages_launched() : std::nullopt;
 }
 
 }  // namespace fathom::cuda

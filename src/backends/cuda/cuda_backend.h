@@ -1,6 +1,8 @@
 // Backend `cuda`: one NVIDIA GPU, one stream. Ranks on several GPUs have one each (cuda_collectives.h).
 #pragma once
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "tensor/backend.h"
@@ -18,5 +20,9 @@ std::string why_unavailable();
 /// Errors: "cuda.not_built", "cuda.no_driver", "cuda.no_device", "cuda.no_such_device", "cuda.too_old",
 /// "cuda.no_cublas", "cuda.no_memory", "cuda.device_failed" (everything after a failure of the device says so).
 Result<std::unique_ptr<tensor::Backend>> make_cuda_backend(const tensor::BackendOptions& options);
+
+/// How many products and attentions of one token a backend of make_cuda_backend has launched several at a time so far
+/// (stages.h); nothing where the device cannot. For tests, which otherwise would not see that they are launched apart.
+std::optional<std::int64_t> stages_launched(const tensor::Backend& backend);
 
 }  // namespace fathom::cuda

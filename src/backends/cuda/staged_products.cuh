@@ -82,6 +82,8 @@ struct StagedPiece {
     return Shape::kWhole ? group % 2 * 4 + group / 2 : group;
   }
   __device__ bool has(int tile) const { return first + tile * kTileStretches < room.stretches; }
+  /// Itself, or of one that x does not reach the first, whose products are dropped.
+  __device__ int there(int tile) const { return tile == 0 || has(tile) ? tile : 0; }
   __device__ int own_stretch(int tile) const { return tile * kTileStretches + static_cast<int>(threadIdx.x) / kWarp % 4; }
 
   /// Adds to sums of this lane's two rows and columns; of bf16, of all columns. Sums of whole numbers and of e4m3 are of x over its group's factor.
@@ -104,21 +106,21 @@ struct StagedPiece {
   }
 
  private:
-  /// All tiles at once; what a piece does not have is multiplied with what happens to lie there and dropped.
+  /// All tiles at once; what x does not reach is multiplied with another tile's and dropped.
   __device__ void multiply_e4m3(float (&acc)[4]) const {
     const unsigned a = rows_operand(shared_address(memory) + weights), b = x_operand<F>(shared_address(memory) + static_cast<unsigned>(first * Shape::kOfStretch));
     float d[kTiles][16];
     float2 scale[kTiles];
     begin_products();
 #pragma unroll
-    for (unsigned tile = 0; tile < kTiles; ++tile)
+    for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
       for (unsigned step = 0; step < 4; ++step)
-        multiply_staged<F>(d[tile], operand(a + (tile * kTileBytes >> 4) + step * 2, kRowsOperand), operand(b + (tile * kTileStretches * Shape::kOfStretch >> 4) + step * (2 * Shape::kCore >> 4), kXOperand<F>), step > 0);
+        multiply_staged<F>(d[tile], operand(a + (tile * kTileBytes >> 4) + step * 2, kRowsOperand), operand(b + static_cast<unsigned>(there(tile) * kTileStretches * Shape::kOfStretch >> 4) + step * (2 * Shape::kCore >> 4), kXOperand<F>), step > 0);
     commit_products();
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const int stretch = first + own_stretch(tile);
+      const int stretch = first + own_stretch(there(tile));
       const float factor = reinterpret_cast<const float*>(memory + room.factors)[stretch];
       scale[tile] = make_float2(factor, factor);
       if (format == tensor::WeightFormat::fp8_block128) {
@@ -158,8 +160,9 @@ struct StagedPiece {
     float factor[kTiles];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      read_x(first + own_stretch(tile), b[tile]);
-      factor[tile] = reinterpret_cast<const float*>(memory + room.factors)[first + own_stretch(tile)];
+      const int stretch = first + own_stretch(there(tile));
+      read_x(stretch, b[tile]);
+      factor[tile] = reinterpret_cast<const float*>(memory + room.factors)[stretch];
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

@@ -281,6 +281,7 @@ void Stages::forget() {
   tables_.clear();
   used_ = kCountersBytes + kPartsBytes;
 }
+bool Stages::possible(const Context& context) { return has_copy_engine(context); }
 bool Stages::empty() const { return gathered_->stages.empty(); }
 
 bool Stages::add(Context& context, const Together& all) {
@@ -402,6 +403,7 @@ void Stages::close(Context& context) {
                         .parts = static_cast<unsigned>(all.parts_at()),
                         .beside = static_cast<unsigned>(all.beside_at()),
                         .ring = static_cast<unsigned>(all.ring_at(depth))};
+  launched_ += std::ssize(all.stages);
   const auto shared = static_cast<std::size_t>(all.shared(depth));
   with_staged_format(all.format, [&](auto format) {
     with_cache(all.cache, [&](auto key) {

@@ -36,6 +36,9 @@ class Stages {
   /// that made them.
   bool add(Context& context, const tensor::AttentionArgs& args, const AttentionView& view, const FreshRows& fresh);
   bool empty() const;
+  /// Whether the device can; and how many stages have been launched by launches of several.
+  static bool possible(const Context& context);
+  std::int64_t launched() const { return launched_; }
   /// Launches what has been gathered.
   void close(Context& context);
   /// After a recording and before its first launch: tables of recorded launches go to the device.
@@ -55,6 +58,7 @@ class Stages {
   std::unordered_map<const void*, unsigned> clusters_;  // of a kernel: how many blocks make x for each other
   std::byte* room_ = nullptr;
   Bytes used_ = 0;
+  std::int64_t launched_ = 0;
 };
 
 }  // namespace fathom::cuda

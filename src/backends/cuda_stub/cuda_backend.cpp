@@ -9,4 +9,6 @@ Result<std::unique_ptr<tensor::Backend>> make_cuda_backend(const tensor::Backend
   return fail_unsupported("cuda.not_built");
 }
 
+std::optional<std::int64_t> stages_launched(const tensor::Backend&) { return std::nullopt; }
+
 }  // namespace fathom::cuda
