@@ -74,7 +74,7 @@ void Warp::settle() {
 }
 
 bool Warp::run(int steps) {
-  yields = false;
+  yields = parked = false;
   int now = choose();
   while (steps > 0 && !yields) {
     if (now < 0) {
@@ -95,7 +95,7 @@ bool Warp::run(int steps) {
     settle();
     now = choose();
   }
-  return !fragments.empty();
+  return !fragments.empty() && !parked;
 }
 
 /// False: the fragment cannot go on by itself, or has come apart.
@@ -218,7 +218,7 @@ void Warp::release(int barrier, std::uint32_t result) {
 
 // ---------------------------------------------------------------- the machine
 
-Machine::Machine(const Launch& launch) : launch_(launch), random_(seed()) {
+Machine::Machine(const Launch& launch) : launch_(launch), random_(seed() * 0x9e3779b97f4a7c15ull | 1) {
   const Kernel& kernel = *launch.kernel;
   parameters_ = allocate(std::max<std::size_t>(launch.parameters.size(), 16), Place::host);
   if (parameters_ == nullptr) throw Fault("no memory for a launch's parameters");
@@ -239,6 +239,17 @@ void Machine::ready(Warp& warp) {
   if (warp.is_ready) return;
   warp.is_ready = true;
   ready_.push_back(&warp);
+}
+void Machine::park(Warp& warp, const void* barrier) {
+  if (warp.fragments.size() > 1) return;  // other lanes may have to do what it waits for
+  warp.parked = true;
+  parked_[barrier].push_back(&warp);
+}
+void Machine::phase_ended(const void* barrier) {
+  const auto found = parked_.find(barrier);
+  if (found == parked_.end()) return;
+  for (Warp* const warp : found->second) ready(*warp);
+  parked_.erase(found);
 }
 void Machine::complete(Block& block, int barrier) {
   Barrier& one = block.barriers[static_cast<std::size_t>(barrier)];
@@ -398,7 +409,7 @@ void Machine::begin_clusters() {
   }
 }
 void Machine::finish_one() {
-  const std::size_t which = random_() % under_way_.size();
+  const std::size_t which = random() % under_way_.size();
   const std::function<void()> work = std::move(under_way_[which]);
   under_way_[which] = std::move(under_way_.back());
   under_way_.pop_back();
@@ -410,7 +421,7 @@ void Machine::run() {
   begin_clusters();
   std::uint64_t turns = 0, seen = 0;
   while (running_blocks_ > 0) {
-    if (!under_way_.empty() && (ready_.empty() || random_() % 8 == 0)) finish_one();
+    if (!under_way_.empty() && (ready_.empty() || random() % 8 == 0)) finish_one();
     if (ready_.empty()) {
       if (!under_way_.empty()) continue;
       const Warp* waits = nullptr;
@@ -420,9 +431,9 @@ void Machine::run() {
       if (waits == nullptr) break;
       waits->fault(waits->kernel->code[waits->fragments[0].pc], "all that is left waits at barriers");
     }
-    const std::size_t which = random_() % ready_.size();
+    const std::size_t which = random() % ready_.size();
     Warp& warp = *ready_[which];
-    const bool goes_on = warp.run(1 + static_cast<int>(random_() % kLongTurn));
+    const bool goes_on = warp.run(1 + static_cast<int>(random() % kLongTurn));
     if (!goes_on) {
       // Releasing others may have moved the list's entries, never this one's.
       warp.is_ready = false;

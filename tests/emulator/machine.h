@@ -2,7 +2,7 @@
 #pragma once
 #include <array>
 #include <functional>
-#include <random>
+#include <unordered_map>
 
 #include "emulator/kernel.h"
 #include "emulator/races.h"
@@ -94,6 +94,7 @@ class Warp {
   std::byte* local = nullptr;  // [lanes, local_bytes]
   int index = 0;               // in its block
   Mask live = 0;
+  bool parked = false;              // until an mbarrier's phase ends
   bool yields = false;              // set by an instruction after which others should have their turn
   bool is_ready = false;            // in the machine's list
   std::uint32_t cluster_phase = 0;  // of the cluster's barrier, when it last arrived
@@ -139,10 +140,17 @@ class Machine {
   void exited(Warp& warp, Mask lanes);
   /// The barrier has all its lanes: those that wait go on.
   void complete(Block& block, int barrier);
+  /// The warp has nothing to do before the phase of an mbarrier ends.
+  void park(Warp& warp, const void* barrier);
+  void phase_ended(const void* barrier);
   void cluster_arrived(Cluster& cluster, std::uint32_t lanes);
   /// To be done at some time before anybody can need it.
   void later(std::function<void()> work) { under_way_.push_back(std::move(work)); }
-  std::uint32_t random() { return random_(); }
+  /// xorshift: that orders differ matters, not how random they are.
+  std::uint32_t random() {
+    random_ ^= random_ << 13, random_ ^= random_ >> 7, random_ ^= random_ << 17;
+    return static_cast<std::uint32_t>(random_ >> 16);
+  }
   const Launch& launch() const { return launch_; }
   GlobalWords global_words;    // for who looks for races
   std::uint64_t time = 0;      // instructions
@@ -163,7 +171,8 @@ class Machine {
   std::vector<std::unique_ptr<Block>> blocks_, spare_;
   std::vector<Warp*> ready_;
   std::vector<std::function<void()>> under_way_;
-  std::mt19937 random_;
+  std::unordered_map<const void*, std::vector<Warp*>> parked_;
+  std::uint64_t random_;
 };
 
 inline Races* Warp::races() const { return block->cluster->races.get(); }

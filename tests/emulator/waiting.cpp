@@ -32,7 +32,9 @@ void initialize(Warp& warp, const Instruction& in, Mask mask) {
   ++warp.machine->progress;
 }
 void settle(Warp& warp, PhaseBarrier& barrier) {
-  if (barrier.settle() && warp.races() != nullptr) warp.races()->phase_ended(&barrier);
+  if (!barrier.settle()) return;
+  warp.machine->phase_ended(&barrier);
+  if (warp.races() != nullptr) warp.races()->phase_ended(&barrier);
 }
 void arrive_at(Warp& warp, const Instruction& in, PhaseBarrier& barrier, std::uint64_t count) {
   if (barrier.pending < count) warp.fault(in, "more arrive at an mbarrier than it was made for");
@@ -68,15 +70,22 @@ void change_expected(Warp& warp, const Instruction& in, Mask mask) {
 }
 void try_wait(Warp& warp, const Instruction& in, Mask mask) {
   Mask done = 0;
+  std::uint64_t address = 0;  // of the lane before
+  const PhaseBarrier* barrier = nullptr;
+  bool one = true;
   each_lane(mask, [&](int lane) {
-    const PhaseBarrier& barrier = barrier_at(warp, in, warp.address(in.operands[1], lane), lane);
-    const bool ended = barrier.phase != (warp.get(in.operands[2], lane) & 1u);
-    if (ended && warp.races() != nullptr) warp.races()->learn_from_barrier(warp, &barrier);
+    if (const std::uint64_t own = warp.address(in.operands[1], lane); barrier == nullptr || own != address) {
+      one = barrier == nullptr, address = own;
+      barrier = &barrier_at(warp, in, own, lane);
+    }
+    const bool ended = barrier->phase != (warp.get(in.operands[2], lane) & 1u);
+    if (ended && warp.races() != nullptr) warp.races()->learn_from_barrier(warp, barrier);
     done |= static_cast<Mask>(ended) << lane;
   });
   Mask& p = warp.predicate(in.operands[0]);
   p = (p & ~mask) | done;
   if (done != mask) warp.yields = true;
+  if (done == 0 && one) warp.machine->park(warp, barrier);
 }
 bool decode_phases(const Opcode& op, Instruction& out) {
   const std::string_view what = op.parts[1];
