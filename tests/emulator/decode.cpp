@@ -616,7 +616,10 @@ Module::Module(std::string ptx) : parts_(std::make_unique<Parts>()) {
     parts_->entries.emplace(text.substr(begin, end - begin), at);
   }
 }
-Module::~Module() = default;
+Module::~Module() {
+  const std::lock_guard held(lock());
+  for (const auto& [name, data] : parts_->globals) release(data);
+}
 const Kernel* Module::kernel(const std::string& name) {
   if (const auto found = parts_->kernels.find(name); found != parts_->kernels.end()) return found->second.get();
   const auto entry = parts_->entries.find(name);

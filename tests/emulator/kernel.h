@@ -109,14 +109,14 @@ struct Opcode {
   }
   std::string_view type(std::size_t from_last = 0) const { return parts[parts.size() - 1 - from_last]; }
 };
-/// Chooses what an instruction does; `groups` says how many operands each comma-separated one became (a vector's
-/// elements). False: not known here. One for each family, in its own file.
 using Operands = std::vector<Operand>;
+/// An instruction as it was written.
 struct Written {
   Opcode opcode;
-  std::vector<Operands> operands;        // as they were written, vectors and addresses with their elements
+  std::vector<Operands> operands;        // between commas; vectors and addresses with their elements
   std::vector<std::int64_t> immediates;  // of each; 0 where it is none
 };
+/// Choose what an instruction does. False: not of this family, each of which has its own file, or not known.
 bool decode_arithmetic(const Written& written, Instruction& out);
 bool decode_conversion(const Written& written, Instruction& out);
 bool decode_memory(const Written& written, Instruction& out);

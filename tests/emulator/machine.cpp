@@ -408,6 +408,17 @@ void Machine::begin_clusters() {
     clusters_.push_back(std::move(cluster));
   }
 }
+/// All its warps have ended: copies that are under way are done before its blocks are others'.
+void Machine::end(Cluster& cluster) {
+  while (!under_way_.empty()) finish_one();
+  for (Block* const block : cluster.blocks) {
+    const auto found = std::ranges::find_if(blocks_, [&](const auto& one) { return one.get() == block; });
+    spare_.push_back(std::move(*found));
+    blocks_.erase(found);
+    --running_blocks_;
+  }
+  std::erase_if(clusters_, [&](const auto& one) { return one.get() == &cluster; });
+}
 void Machine::finish_one() {
   const std::size_t which = random() % under_way_.size();
   const std::function<void()> work = std::move(under_way_[which]);
@@ -440,13 +451,7 @@ void Machine::run() {
       ready_[which] = ready_.back();
       ready_.pop_back();
       if (warp.fragments.empty() && warp.block->cluster->live == 0) {
-        while (!under_way_.empty()) finish_one();
-        for (Block* const block : warp.block->cluster->blocks) {
-          const auto found = std::ranges::find_if(blocks_, [&](const auto& one) { return one.get() == block; });
-          spare_.push_back(std::move(*found));
-          blocks_.erase(found);
-          --running_blocks_;
-        }
+        end(*warp.block->cluster);
         begin_clusters();
       }
     }

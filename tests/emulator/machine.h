@@ -151,7 +151,6 @@ class Machine {
     random_ ^= random_ << 13, random_ ^= random_ >> 7, random_ ^= random_ << 17;
     return static_cast<std::uint32_t>(random_ >> 16);
   }
-  const Launch& launch() const { return launch_; }
   GlobalWords global_words;    // for who looks for races
   std::uint64_t time = 0;      // instructions
   std::uint64_t progress = 0;  // of what others can see
@@ -159,6 +158,7 @@ class Machine {
  private:
   void begin_clusters();
   void begin(Block& block);
+  void end(Cluster& cluster);
   void fill(Warp& warp);
   void finish_one();
 
