@@ -9,8 +9,9 @@
 namespace fathom::emulator {
 namespace {
 
+/// Never destroyed, like lock(): kernels are given back as the process ends.
 std::map<std::uintptr_t, Allocation>& allocations() {
-  static std::map<std::uintptr_t, Allocation> all;
+  static auto& all = *new std::map<std::uintptr_t, Allocation>;
   return all;
 }
 std::uint64_t on_device = 0;
@@ -20,7 +21,7 @@ constexpr std::uint64_t kAlignment = 256;
 }  // namespace
 
 std::recursive_mutex& lock() {
-  static std::recursive_mutex one;
+  static auto& one = *new std::recursive_mutex;
   return one;
 }
 const Limits& limits() {
