@@ -1,4 +1,6 @@
 // Loads, stores, atomics, and the memory that they may touch.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
@@ -16,7 +18,6 @@ std::map<std::uintptr_t, Allocation>& allocations() {
 }
 std::uint64_t on_device = 0;
 Allocation last;  // found: most accesses are to it again
-constexpr std::uint64_t kAlignment = 256;
 
 }  // namespace
 
@@ -36,9 +37,10 @@ const Limits& limits() {
 std::byte* allocate(std::uint64_t bytes, Place place) {
   bytes = std::max<std::uint64_t>(bytes, 1);
   if (place == Place::device && on_device + bytes > limits().memory) return nullptr;
-  auto* const data =
-      static_cast<std::byte*>(std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment));
-  if (data == nullptr) return nullptr;
+  // From one stretch of addresses, as a device's are: the heap lies far from what it maps.
+  void* const mapped = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  auto* const data = static_cast<std::byte*>(mapped);
   std::memset(data, 0x7f,
               std::min<std::uint64_t>(
                   bytes, std::uint64_t{1} << 24));  // 3.4e38 as f32, NaN as e4m3 and as bf16 pairs of 0x7f7f: large
@@ -50,9 +52,10 @@ bool release(std::byte* data) {
   const auto found = allocations().find(reinterpret_cast<std::uintptr_t>(data));
   if (found == allocations().end()) return false;
   if (found->second.place == Place::device) on_device -= found->second.bytes;
+  const std::uint64_t bytes = found->second.bytes;
   allocations().erase(found);
   last = {};
-  std::free(data);
+  ::munmap(data, bytes);
   return true;
 }
 std::optional<Allocation> find(const void* address) {
