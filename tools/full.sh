@@ -13,13 +13,14 @@ full_bench() {
 full_emulated() {
   local folder=$root/build/tests/emulated log=$root/build/emulated.log golden filter
   [[ -x $folder/test_emulated ]] || return 0
+  logged() { "$@" >>"$log" 2>&1 || { tail -n 40 "$log" >&2; return 1; }; }
   : >"$log"
-  "$folder/test_emulated" >>"$log" 2>&1 || { tail -n 40 "$log" >&2; return 1; }
+  logged "$folder/test_emulated" || return 1
   for filter in "-*CudaLayers*" "*CudaLayers*row_cache_i8*:*CudaLayers*zero_f16_cache_i8*"; do  # others take many minutes each
-    FATHOM_EMULATED_RACES=1 FATHOM_EMULATED_SEED=2 "$folder/test_emulated" "--gtest_filter=$filter" >>"$log" 2>&1 || { tail -n 40 "$log" >&2; return 1; }
+    FATHOM_EMULATED_RACES=1 FATHOM_EMULATED_SEED=2 logged "$folder/test_emulated" "--gtest_filter=$filter" || return 1
   done
   for golden in "$root"/tests/fixtures/golden/*/; do
-    "$folder/fathom_emulated" verify "$golden" --device cuda --atol 1e-4 >>"$log" 2>&1 || { tail -n 20 "$log" >&2; return 1; }
+    logged "$folder/fathom_emulated" verify "$golden" --device cuda --atol 1e-4 || return 1
   done
 }
 

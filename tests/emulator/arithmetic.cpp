@@ -180,26 +180,23 @@ void move_predicate(Warp& warp, const Instruction& in, Mask mask) {
 /// Registers of a vector as one, or one as those of a vector.
 void pack(Warp& warp, const Instruction& in, Mask mask) {
   const int bits = in.operands[0].width * 8 / in.count;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     std::uint64_t value = 0;
     for (int i = 0; i < in.count; ++i)
       value |= (warp.get(in.operands[1 + i], lane) & ((std::uint64_t{1} << bits) - 1)) << (bits * i);
     warp.set(in.operands[0], lane, value);
-  }
+  });
 }
 void unpack(Warp& warp, const Instruction& in, Mask mask) {
   const int bits = in.operands[in.count].width * 8 / in.count;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     const std::uint64_t value = warp.get(in.operands[in.count], lane);
     for (int i = 0; i < in.count; ++i)
       warp.set(in.operands[i], lane, value >> (bits * i) & ((std::uint64_t{1} << bits) - 1));
-  }
+  });
 }
 void read_timer(Warp& warp, const Instruction& in, Mask mask) {
-  for (int lane = 0; lane < kLanes; ++lane)
-    if ((mask >> lane & 1u) != 0) warp.set(in.operands[0], lane, warp.machine->time);
+  each_lane(mask, [&](int lane) { warp.set(in.operands[0], lane, warp.machine->time); });
 }
 
 float rounded_down_fma(float a, float b, float c) {

@@ -143,8 +143,7 @@ Type unpacked(std::uint32_t bits) {
 void convert(Warp& warp, const Instruction& in, Mask mask) {
   const Type to = unpacked(in.extra & 0xffu), from = unpacked(in.extra >> 8);
   const auto rounding = static_cast<Rounding>(in.variant & 0x7fu);
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     const std::uint64_t bits = warp.get(in.operands[1], lane);
     std::uint64_t out = 0;
     if (from.real) {
@@ -165,7 +164,7 @@ void convert(Warp& warp, const Instruction& in, Mask mask) {
       out = extended(extended(bits, from), to);
     }
     warp.set(in.operands[0], lane, out);
-  }
+  });
 }
 template <class To, class From>
 void widen(Warp& warp, const Instruction& in, Mask mask) {
@@ -196,31 +195,28 @@ void pair_of(Warp& warp, const Instruction& in, Mask mask) {
       warp.set(in.operands[0], lane, static_cast<std::uint32_t>(Narrow(high[lane])) << Bits | Narrow(low[lane]));
 }
 void halves_of_e4m3(Warp& warp, const Instruction& in, Mask mask) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     const std::uint64_t bits = warp.get(in.operands[1], lane);
     warp.set(in.operands[0], lane,
              static_cast<std::uint32_t>(float_to_half(e4m3_to_float(static_cast<std::uint8_t>(bits >> 8)))) << 16 |
                  float_to_half(e4m3_to_float(static_cast<std::uint8_t>(bits))));
-  }
+  });
 }
 void e4m3_of_halves(Warp& warp, const Instruction& in, Mask mask) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     const std::uint64_t bits = warp.get(in.operands[1], lane);
     warp.set(in.operands[0], lane,
              static_cast<std::uint32_t>(float_to_e4m3(half_to_float(static_cast<std::uint16_t>(bits >> 16)))) << 8 |
                  float_to_e4m3(half_to_float(static_cast<std::uint16_t>(bits))));
-  }
+  });
 }
 
 template <std::uint64_t Window, bool ToGeneric>
 void change_window(Warp& warp, const Instruction& in, Mask mask) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     const std::uint64_t address = warp.address(in.operands[1], lane);
     warp.set(in.operands[0], lane, ToGeneric ? address | Window : address & ~Window);
-  }
+  });
 }
 bool decode_window(const Opcode& op, Instruction& out) {
   const bool to = op.has("to");

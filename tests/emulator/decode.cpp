@@ -1,25 +1,16 @@
 // Reads PTX: a kernel's parameters, variables and instructions. https://docs.nvidia.com/cuda/parallel-thread-execution
 #include <algorithm>
-#include <bit>
-#include <charconv>
-#include <cstring>
 #include <unordered_map>
 #include <utility>
 
 #include "emulator/kernel.h"
-#include "emulator/machine.h"
+#include "emulator/ptx_text.h"
 
 namespace fathom::emulator {
 namespace {
 
 bool is_name(char c) {
   return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '$' || c == '%' || c == '.';
-}
-bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
-std::string_view trimmed(std::string_view text) {
-  while (!text.empty() && is_space(text.front())) text.remove_prefix(1);
-  while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
-  return text;
 }
 std::uint8_t width_of(std::string_view type) {
   if (type == "pred") return 1;
@@ -29,20 +20,6 @@ std::uint8_t width_of(std::string_view type) {
   return 0;
 }
 std::uint32_t round_up(std::uint32_t value, std::uint32_t to) { return (value + to - 1) / to * to; }
-
-/// Parts of `text` between commas that lie in no brackets.
-std::vector<std::string_view> split(std::string_view text, char by = ',') {
-  std::vector<std::string_view> out;
-  int depth = 0;
-  std::size_t begin = 0;
-  for (std::size_t i = 0; i < text.size(); ++i) {
-    if (text[i] == '{' || text[i] == '[') ++depth;
-    if (text[i] == '}' || text[i] == ']') --depth;
-    if (text[i] == by && depth == 0) out.push_back(trimmed(text.substr(begin, i - begin))), begin = i + 1;
-  }
-  if (const std::string_view last = trimmed(text.substr(begin)); !last.empty()) out.push_back(last);
-  return out;
-}
 
 struct Range {
   std::string prefix;
@@ -193,44 +170,18 @@ Operand Decoder::name(std::string_view text, std::uint8_t width) {
   fail("'" + key + "' is not declared");
 }
 
-/// A number as PTX writes it: its bits for `width` bytes.
-bool number(std::string_view text, std::uint64_t& bits, bool& is_real) {
-  is_real = false;
-  if (text.size() == 10 && (text.starts_with("0f") || text.starts_with("0F")))
-    return std::from_chars(text.data() + 2, text.data() + 10, bits, 16).ec == std::errc{};
-  if (text.size() == 18 && (text.starts_with("0d") || text.starts_with("0D")))
-    return std::from_chars(text.data() + 2, text.data() + 18, bits, 16).ec == std::errc{};
-  const bool minus = text.starts_with("-");
-  if (minus) text.remove_prefix(1);
-  if (text.empty() || std::isdigit(static_cast<unsigned char>(text.front())) == 0) return false;
-  if (text.find('.') != std::string_view::npos) {
-    const float value = std::stof(std::string(text)) * (minus ? -1.0f : 1.0f);
-    bits = std::bit_cast<std::uint32_t>(value), is_real = true;
-    return true;
-  }
-  int base = 10;
-  if (text.starts_with("0x") || text.starts_with("0X")) base = 16, text.remove_prefix(2);
-  if (text.ends_with("U")) text.remove_suffix(1);
-  if (std::from_chars(text.data(), text.data() + text.size(), bits, base).ec != std::errc{}) return false;
-  if (minus) bits = 0 - bits;
-  return true;
-}
-
 Operands Decoder::address(std::string_view inside) {
   const std::vector<std::string_view> parts = split(inside);
   std::string_view base = parts[0];
   std::int64_t offset = 0;
   if (const std::size_t plus = base.find('+'); plus != std::string_view::npos) {
     std::uint64_t bits = 0;
-    bool is_real = false;
-    if (!number(base.substr(plus + 1), bits, is_real))
-      fail("an address that is not understood: " + std::string(inside));
+    if (!number(base.substr(plus + 1), bits)) fail("an address that is not understood: " + std::string(inside));
     offset = static_cast<std::int64_t>(bits), base = base.substr(0, plus);
   }
   Operands out;
   std::uint64_t bits = 0;
-  bool is_real = false;
-  out.push_back(number(base, bits, is_real) ? filled(Filled::What::constant, 8, bits) : name(base, 8));
+  out.push_back(number(base, bits) ? filled(Filled::What::constant, 8, bits) : name(base, 8));
   out.back().offset = offset;
   std::int64_t ignored = 0;
   for (std::size_t i = 1; i < parts.size(); ++i)
@@ -256,8 +207,7 @@ Operands Decoder::operand(std::string_view text, std::uint8_t width, std::int64_
   }
   if (text == "_") return {Operand{}};
   std::uint64_t bits = 0;
-  bool is_real = false;
-  if (number(text, bits, is_real)) {
+  if (number(text, bits)) {
     immediate = static_cast<std::int64_t>(bits);
     if (width == 1) return {filled(Filled::What::constant, 1, bits != 0 ? kAll : 0)};
     return {filled(Filled::What::constant, width, width == 8 ? bits : bits & ((std::uint64_t{1} << (8 * width)) - 1))};
@@ -351,36 +301,12 @@ void Decoder::instruction(std::string_view statement) {
 }
 
 void Decoder::parameter(std::string_view declared) {  // .param .align 8 .b8 name[88] or .param .u64 name
-  std::uint32_t alignment = 0, size = 0;
-  std::string name;
-  std::vector<std::string> words;
-  for (std::size_t i = 0; i < declared.size();) {
-    while (i < declared.size() && is_space(declared[i])) ++i;
-    std::size_t j = i;
-    while (j < declared.size() && !is_space(declared[j])) ++j;
-    if (j > i) words.emplace_back(declared.substr(i, j - i));
-    i = j;
-  }
-  for (std::size_t i = 1; i < words.size(); ++i) {
-    if (words[i] == ".align")
-      alignment = static_cast<std::uint32_t>(std::stoul(words[++i]));
-    else if (words[i].starts_with(".")) {
-      if (words[i] != ".ptr" && words[i] != ".global" && words[i] != ".shared" && words[i] != ".const")
-        size = words[i].ends_with("64") ? 8 : words[i].ends_with("32") ? 4 : words[i].ends_with("16") ? 2 : 1;
-    } else
-      name = words[i];
-  }
-  if (const std::size_t bracket = name.find('['); bracket != std::string::npos) {
-    size *= static_cast<std::uint32_t>(std::stoul(name.substr(bracket + 1)));
-    name.resize(bracket);
-  } else {
-    alignment = size;
-  }
+  const Declared one = read_declared(declared.substr(declared.find(".param") + 6));
   KernelTraits& traits = kernel_->traits;
-  traits.parameter_bytes = round_up(traits.parameter_bytes, std::max(alignment, 1u));
-  traits.offsets.push_back(traits.parameter_bytes), traits.sizes.push_back(size);
-  variables_[name] = {Filled::What::parameter, traits.parameter_bytes};
-  traits.parameter_bytes += size;
+  traits.parameter_bytes = round_up(traits.parameter_bytes, one.alignment);
+  traits.offsets.push_back(traits.parameter_bytes), traits.sizes.push_back(one.bytes);
+  variables_[one.name] = {Filled::What::parameter, traits.parameter_bytes};
+  traits.parameter_bytes += one.bytes;
 }
 
 void Decoder::header() {
@@ -403,45 +329,20 @@ void Decoder::header() {
         ++at_;
       }
       kernel_->traits.most_threads = product;
-    } else if (directive == ".minnctapersm") {
-      kernel_->traits.least_blocks = static_cast<std::uint32_t>(std::stoul(std::string(word())));
-    } else if (directive.empty()) {
-      fail("a kernel's head that is not understood");
-    } else if (directive == ".reqnctapercluster" || directive == ".maxnreg" || directive == ".maxclusterrank") {
-      for (;;) {
-        word(), skip();
-        if (peek() != ',') break;
-        ++at_;
-      }
+    } else if (directive == ".minnctapersm" || directive == ".maxnreg") {
+      word();  // of registers, which are not counted
+    } else {
+      fail("a kernel's head that is not understood: " + std::string(directive));
     }
   }
 }
 
 void Decoder::variable(std::string_view declared, Filled::What what) {  // ".align 16 .b8 name[32]" or ".u32 name"
-  std::uint32_t alignment = 1, size = 0;
-  for (std::size_t i = 0; i < declared.size();) {
-    while (i < declared.size() && is_space(declared[i])) ++i;
-    std::size_t j = i;
-    while (j < declared.size() && !is_space(declared[j])) ++j;
-    const std::string_view one = declared.substr(i, j - i);
-    i = j;
-    if (one == ".align") {
-      while (i < declared.size() && is_space(declared[i])) ++i;
-      alignment = static_cast<std::uint32_t>(std::stoul(std::string(declared.substr(i))));
-      while (i < declared.size() && !is_space(declared[i])) ++i;
-    } else if (one.starts_with(".")) {
-      size = one.ends_with("64") ? 8 : one.ends_with("32") ? 4 : one.ends_with("16") ? 2 : 1;
-      alignment = std::max(alignment, size);
-    } else if (!one.empty()) {
-      std::string name(one.substr(0, one.find('[')));
-      for (std::size_t at = one.find('['); at != std::string_view::npos; at = one.find('[', at + 1))
-        size *= static_cast<std::uint32_t>(std::stoul(std::string(one.substr(at + 1))));
-      std::uint32_t& used = what == Filled::What::local ? kernel_->local_bytes : kernel_->traits.shared_bytes;
-      used = round_up(used, alignment);
-      variables_[name] = {what, used};
-      used += size;
-    }
-  }
+  const Declared one = read_declared(declared);
+  std::uint32_t& used = what == Filled::What::local ? kernel_->local_bytes : kernel_->traits.shared_bytes;
+  used = round_up(used, one.alignment);
+  variables_[one.name] = {what, used};
+  used += one.bytes;
 }
 
 /// Shared variables of functions that were inlined stand before all kernels: those that are used are the kernel's.
@@ -549,84 +450,10 @@ std::unique_ptr<Kernel> Decoder::decode() {
   return std::move(kernel_);
 }
 
-/// Variables in global memory, with what they begin with.
-void read_globals(const std::string& text, Globals& globals) {
-  for (std::size_t line = 0; line < text.size();
-       line = text.find('\n', line) == std::string::npos ? text.size() : text.find('\n', line) + 1) {
-    std::string_view rest = std::string_view(text).substr(line, text.find('\n', line) - line);
-    for (const std::string_view prefix : {".visible ", ".weak "})
-      if (rest.starts_with(prefix)) rest.remove_prefix(prefix.size());
-    if (!rest.starts_with(".global") && !rest.starts_with(".const")) continue;
-    rest = std::string_view(text).substr(line, text.find(';', line) - line);
-    const std::size_t equals = rest.find('=');
-    const std::string_view declared = trimmed(rest.substr(0, equals));
-    const std::size_t space = declared.find_last_of(" \t", declared.find('['));
-    const std::string_view name = declared.substr(space + 1, declared.find('[') - space - 1),
-                           type =
-                               trimmed(declared.substr(declared.rfind('.', space), space - declared.rfind('.', space)));
-    const std::uint64_t element = type.ends_with("64") ? 8 : type.ends_with("32") ? 4 : type.ends_with("16") ? 2 : 1;
-    std::uint64_t bytes = element;
-    for (std::size_t at = declared.find('['); at != std::string_view::npos; at = declared.find('[', at + 1))
-      bytes *= std::stoull(std::string(declared.substr(at + 1)));
-    std::byte* const data = allocate(bytes, Place::device);
-    std::memset(data, 0, bytes);
-    if (equals != std::string_view::npos) {
-      std::string_view values = trimmed(rest.substr(equals + 1));
-      if (values.starts_with("{")) values = values.substr(1, values.size() - 2);
-      std::uint64_t at = 0, bits = 0;
-      bool is_real = false;
-      for (const std::string_view one : split(values)) {
-        if (!number(one, bits, is_real) || at + element > bytes)
-          throw Fault("a variable's values are not understood: " + std::string(name));
-        std::memcpy(data + at, &bits, element);
-        at += element;
-      }
-    }
-    globals.emplace(std::string(name), data);
-  }
-}
-
 }  // namespace
 
 std::unique_ptr<Kernel> decode(const std::string& text, std::size_t at, const Globals& globals) {
   return Decoder(text, at, globals).decode();
 }
-
-std::string line_of(const Kernel& kernel, const Instruction& instruction) {
-  std::size_t at = 0;
-  for (std::uint32_t line = 1; line < instruction.line && at != std::string::npos; ++line)
-    at = kernel.text->find('\n', at + (line > 1 ? 1 : 0));
-  if (at == std::string::npos) return "?";
-  std::string out(trimmed(std::string_view(*kernel.text).substr(at, 400)));
-  return out.substr(0, std::min(out.find('\n'), std::size_t{120}));
-}
-
-struct Module::Parts {
-  std::string text;
-  Globals globals;
-  bool has_globals = false;
-  std::unordered_map<std::string, std::size_t> entries;
-  std::unordered_map<std::string, std::unique_ptr<Kernel>> kernels;
-};
-Module::Module(std::string ptx) : parts_(std::make_unique<Parts>()) {
-  parts_->text = std::move(ptx);
-  const std::string& text = parts_->text;
-  for (std::size_t at = text.find(".entry "); at != std::string::npos; at = text.find(".entry ", at + 1)) {
-    const std::size_t begin = at + 7, end = text.find_first_of("( \t\n", begin);
-    parts_->entries.emplace(text.substr(begin, end - begin), at);
-  }
-}
-Module::~Module() {
-  const std::lock_guard held(lock());
-  for (const auto& [name, data] : parts_->globals) release(data);
-}
-const Kernel* Module::kernel(const std::string& name) {
-  if (const auto found = parts_->kernels.find(name); found != parts_->kernels.end()) return found->second.get();
-  const auto entry = parts_->entries.find(name);
-  if (entry == parts_->entries.end()) return nullptr;
-  if (!std::exchange(parts_->has_globals, true)) read_globals(parts_->text, parts_->globals);
-  return parts_->kernels.emplace(name, decode(parts_->text, entry->second, parts_->globals)).first->second.get();
-}
-const KernelTraits& traits(const Kernel& kernel) { return kernel.traits; }
 
 }  // namespace fathom::emulator

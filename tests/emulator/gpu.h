@@ -1,8 +1,8 @@
 // A Hopper made of arithmetic: it runs the PTX of this program's kernels on the host, so that the cuda backend is
 // tested where there is no GPU. runtime.cpp puts CUDA's runtime in front of it, blas.cpp cuBLASLt. It shows whether
 // kernels compute what they should, whether they wait for what they need, and whether they stay within their memory:
-// warps take turns in an order drawn from a seed, copies arrive as late as they may. It says nothing of speed. One
-// thread at a time uses it (lock()).
+// warps take turns in an order drawn from a seed, copies arrive at a random time or as late as they may. It says
+// nothing of speed. One thread at a time uses it (lock()).
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -36,7 +36,6 @@ struct KernelTraits {
   std::uint32_t parameter_bytes = 0;
   std::uint32_t shared_bytes = 0;  // static
   std::uint32_t most_threads = 0;  // of a block, by its launch bounds; 0: not said
-  std::uint32_t least_blocks = 0;  // of a multiprocessor, likewise
 };
 
 /// The kernels of one translation unit.
@@ -85,7 +84,8 @@ struct Allocation {
   std::uint64_t bytes = 0;
   Place place = Place::device;
 };
-/// Aligned to 256 bytes, filled with bytes that make large or undefined numbers; null where `limits().memory` is spent.
+/// Of whole pages; its first 16 MiB are filled with bytes that make large or undefined numbers, the rest is zero. Null
+/// where `limits().memory` is spent.
 std::byte* allocate(std::uint64_t bytes, Place place);
 bool release(std::byte* data);  // false: it was not allocated
 std::optional<Allocation> find(const void* address);
@@ -98,7 +98,7 @@ std::recursive_mutex& lock();
 struct TensorMap {
   static constexpr std::uint32_t kMagic = 0x70614d54;
   std::uint32_t magic = kMagic;
-  std::uint8_t rank = 0, element_bytes = 0, swizzle = 0 /* bytes of its span: 0, 32, 64, 128 */, fill_nan = 0;
+  std::uint8_t rank = 0, element_bytes = 0, swizzle = 0 /* bytes of its span: 0, 32, 64, 128 */;
   std::byte* data = nullptr;
   std::uint64_t dims[5]{};     // elements, the fastest first
   std::uint64_t strides[4]{};  // bytes, of dims 1 to 4

@@ -49,6 +49,7 @@ struct Instruction {
   std::int8_t members = -1;  // the operand that says which lanes take part; -1: all
   std::int16_t guard = -1;   // the operand that is the predicate; -1: none
   bool unguarded = true, polls = false;
+  bool aligned = false;      // a barrier: all lanes of the warp have to be at it
   std::uint8_t variant = 0;  // of the opcode, its executor's own
   std::uint16_t operand_count = 0;
   std::uint8_t writes = 0;             // operands, the first ones, that it writes and does not read

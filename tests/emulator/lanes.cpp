@@ -46,8 +46,7 @@ template <Vote V>
 void vote(Warp& warp, const Instruction& in, Mask mask) {
   const Mask ayes = warp.value(in.operands[1]) & mask;
   if constexpr (V == Vote::ballot) {
-    for (int lane = 0; lane < kLanes; ++lane)
-      if ((mask >> lane & 1u) != 0) warp.set(in.operands[0], lane, ayes);
+    each_lane(mask, [&](int lane) { warp.set(in.operands[0], lane, ayes); });
   } else {
     Mask& p = warp.predicate(in.operands[0]);
     const bool result = V == Vote::any ? ayes != 0 : ayes == mask;
@@ -60,10 +59,8 @@ void reduce(Warp& warp, const Instruction& in, Mask mask) {
   const T* const a = warp.lanes<T>(in.operands[1]);
   bool first = true;
   T all{};
-  for (int lane = 0; lane < kLanes; ++lane)
-    if ((mask >> lane & 1u) != 0) all = first ? a[lane] : F(all, a[lane]), first = false;
-  for (int lane = 0; lane < kLanes; ++lane)
-    if ((mask >> lane & 1u) != 0) warp.lanes<T>(in.operands[0])[lane] = all;
+  each_lane(mask, [&](int lane) { all = first ? a[lane] : F(all, a[lane]), first = false; });
+  each_lane(mask, [&](int lane) { warp.lanes<T>(in.operands[0])[lane] = all; });
 }
 template <class T>
 Execute reduction(std::string_view what) {
@@ -79,28 +76,25 @@ Execute reduction(std::string_view what) {
   return nullptr;
 }
 void match_any(Warp& warp, const Instruction& in, Mask mask) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     Mask same = 0;
     for (int other = 0; other < kLanes; ++other)
       if ((mask >> other & 1u) != 0 && warp.get(in.operands[1], other) == warp.get(in.operands[1], lane))
         same |= 1u << other;
     warp.set(in.operands[0], lane, same);
-  }
+  });
 }
 void active_lanes(Warp& warp, const Instruction& in, Mask mask) {
-  for (int lane = 0; lane < kLanes; ++lane)
-    if ((mask >> lane & 1u) != 0) warp.set(in.operands[0], lane, mask);
+  each_lane(mask, [&](int lane) { warp.set(in.operands[0], lane, mask); });
 }
 void sync_warp(Warp&, const Instruction&, Mask) {}
 void map_address(Warp& warp, const Instruction& in, Mask mask) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     const std::uint64_t address = warp.get(in.operands[1], lane), rank = warp.get(in.operands[2], lane);
     if (rank >= warp.block->cluster->blocks.size())
       warp.fault(in, "mapa: no block " + std::to_string(rank) + " in the cluster");
     warp.set(in.operands[0], lane, (address & ((1u << kRankShift) - 1)) | (rank + 1) << kRankShift);
-  }
+  });
 }
 
 }  // namespace

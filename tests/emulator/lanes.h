@@ -7,6 +7,15 @@
 
 namespace fathom::emulator {
 
+/// use(lane) for the lanes of a mask.
+template <class Use>
+inline void each_lane(Mask mask, Use use) {
+  for (int lane = 0; lane < kLanes; ++lane)
+    if ((mask >> lane & 1u) != 0) use(lane);
+}
+/// Of instructions that only tell a device how to be fast, or order what is ordered here.
+inline void nothing(Warp&, const Instruction&, Mask) {}
+
 template <class T>
 inline void store(Warp& warp, const Operand& to, const T (&values)[kLanes], Mask mask) {
   T* const out = warp.lanes<T>(to);
@@ -14,8 +23,7 @@ inline void store(Warp& warp, const Operand& to, const T (&values)[kLanes], Mask
     std::memcpy(out, values, sizeof values);
     return;
   }
-  for (int lane = 0; lane < kLanes; ++lane)
-    if ((mask >> lane & 1u) != 0) out[lane] = values[lane];
+  each_lane(mask, [&](int lane) { out[lane] = values[lane]; });
 }
 template <class T, auto F>
 void unary(Warp& warp, const Instruction& in, Mask mask) {
@@ -67,7 +75,8 @@ Execute by_real(std::string_view name, Choose choose) {
   return nullptr;
 }
 
-/// IEEE half and bfloat16 and e4m3, by their bits. To a narrower type: to nearest, ties to even.
+/// IEEE half and bfloat16 and e4m3, by their bits, apart from base/dtype.h, which the reference that kernels are
+/// compared with uses. To a narrower type: to nearest, ties to even; NaN becomes the device's.
 float half_to_float(std::uint16_t bits);
 std::uint16_t float_to_half(float value);
 float bfloat_to_float(std::uint16_t bits);

@@ -148,7 +148,7 @@ bool Warp::step(Fragment& fragment) {
         ++fragment.pc;
         return true;
       }
-      if (in.space == Space::shared && (live & ~fragment.mask) != 0) {
+      if (in.aligned && (live & ~fragment.mask) != 0) {
         fragment.stuck = true;
         return false;
       }

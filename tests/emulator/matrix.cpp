@@ -238,7 +238,6 @@ bool decode_wide(const Written& written, Instruction& out) {
   out.extra = columns, out.execute = &multiply_wide;
   return true;
 }
-void nothing(Warp&, const Instruction&, Mask) {}
 void commit_products(Warp& warp, const Instruction&, Mask) {
   if (warp.races() != nullptr) warp.products.emplace_back();
 }

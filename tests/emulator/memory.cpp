@@ -41,9 +41,8 @@ std::byte* allocate(std::uint64_t bytes, Place place) {
   void* const mapped = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) return nullptr;
   auto* const data = static_cast<std::byte*>(mapped);
-  std::memset(data, 0x7f,
-              std::min<std::uint64_t>(
-                  bytes, std::uint64_t{1} << 24));  // 3.4e38 as f32, NaN as e4m3 and as bf16 pairs of 0x7f7f: large
+  // 3.4e38 as f32 and bf16, NaN as e4m3; of large ones only the beginning, for filling takes long.
+  std::memset(data, 0x7f, std::min<std::uint64_t>(bytes, std::uint64_t{1} << 24));
   allocations()[reinterpret_cast<std::uintptr_t>(data)] = {data, bytes, place};
   if (place == Place::device) on_device += bytes;
   return data;
@@ -118,8 +117,7 @@ void Warp::reach_all(const Instruction& in, const Operand& operand, std::uint32_
   const auto begin = reinterpret_cast<std::uintptr_t>(last.data),
              ones = static_cast<std::uintptr_t>(std::min(bytes, 16u) - 1);
   const bool plain = in.space == Space::global && operand.width == 8;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     const std::uint64_t address =
         (operand.width == 8 ? lanes<std::uint64_t>(operand)[lane] : get(operand, lane)) + offset;
     // Most accesses are to the allocation of the one before.
@@ -127,27 +125,23 @@ void Warp::reach_all(const Instruction& in, const Operand& operand, std::uint32_
       out[lane] = reinterpret_cast<std::byte*>(address);
     else
       out[lane] = reach(in, in.space, address, bytes, lane);
-  }
+  });
 }
 
 namespace {
 
-/// Tells who looks for races of what lanes touch.
+/// Tells who looks for races of what a lane touches; tells: it writes.
+void touch(Warp& warp, const Instruction& in, const std::byte* at, std::uint32_t bytes, Access access, bool tells) {
+  if (warp.races() == nullptr || in.space == Space::parameter || in.space == Space::local) return;
+  if (in.space != Space::global && warp.races()->touch(warp, in, at, bytes, access)) return;
+  if (access == Access::atomic) warp.races()->tell_and_learn(warp, at, bytes, tells);
+}
 void touch(Warp& warp, const Instruction& in, std::byte* const (&at)[kLanes], std::uint32_t bytes, Mask mask,
            Access access, bool tells) {
-  if (warp.races() == nullptr || in.space == Space::parameter || in.space == Space::local ||
-      (in.space == Space::global && access != Access::atomic))
-    return;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
-    if (in.space == Space::global)
-      warp.races()->tell_and_learn(warp, at[lane], bytes, tells);
-    else
-      warp.races()->touch(warp, in, at[lane], bytes, access);
-  }
+  if (warp.races() != nullptr) each_lane(mask, [&](int lane) { touch(warp, in, at[lane], bytes, access, tells); });
 }
 
-/// Element of memory `bytes` long, as a register `width` wide holds it.
+/// An element of memory, `bytes` long, with its sign where it has one.
 template <bool Signed>
 std::uint64_t read_element(const std::byte* from, unsigned bytes) {
   std::uint64_t value = 0;
@@ -171,8 +165,7 @@ void load(Warp& warp, const Instruction& in, Mask mask) {
     const Operand& to = in.operands[i];
     if (to.width == 4 && bytes == 4) {
       auto* const out = warp.lanes<std::uint32_t>(to);
-      for (int lane = 0; lane < kLanes; ++lane)
-        if ((mask >> lane & 1u) != 0) std::memcpy(out + lane, at[lane] + 4 * i, 4);
+      each_lane(mask, [&](int lane) { std::memcpy(out + lane, at[lane] + 4 * i, 4); });
       continue;
     }
     for (int lane = 0; lane < kLanes; ++lane)
@@ -186,11 +179,10 @@ void keep(Warp& warp, const Instruction& in, Mask mask) {
   warp.reach_all(in, in.operands[0], bytes * in.count, mask, at);
   touch(warp, in, at, bytes * in.count, mask, in.polls ? Access::atomic : Access::write, true);
   for (int i = 0; i < in.count; ++i)
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if ((mask >> lane & 1u) == 0) continue;
+    each_lane(mask, [&](int lane) {
       const std::uint64_t value = warp.get(in.operands[1 + i], lane);
       std::memcpy(at[lane] + bytes * static_cast<unsigned>(i), &value, bytes);
-    }
+    });
   ++warp.machine->progress;
 }
 
@@ -225,15 +217,9 @@ T changed(Atomic what, T old, T b, T c) {
 template <class T>
 void change(Warp& warp, const Instruction& in, Mask mask) {
   const Operand* const from = in.operands + in.count;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
+  each_lane(mask, [&](int lane) {
     std::byte* const at = warp.reach(in, in.space, warp.address(from[0], lane), sizeof(T), lane);
-    if (warp.races() != nullptr) {
-      if (in.space == Space::global)
-        warp.races()->tell_and_learn(warp, at, sizeof(T), true);
-      else
-        warp.races()->touch(warp, in, at, sizeof(T), Access::atomic);
-    }
+    touch(warp, in, at, sizeof(T), Access::atomic, true);
     const auto value = [&](const Operand& operand) {
       const std::uint64_t bits = warp.get(operand, lane);
       T out{};
@@ -245,11 +231,11 @@ void change(Warp& warp, const Instruction& in, Mask mask) {
     const auto what = static_cast<Atomic>(in.variant);
     const T now = changed(what, old, value(from[1]), what == Atomic::cas ? value(from[2]) : T{});
     std::memcpy(at, &now, sizeof now);
-    if (in.count == 0) continue;
+    if (in.count == 0) return;
     std::uint64_t bits = 0;
     std::memcpy(&bits, &old, sizeof old);
     warp.set(in.operands[0], lane, bits);
-  }
+  });
   ++warp.machine->progress;
 }
 bool decode_atomic(const Written& written, Instruction& out) {
@@ -275,7 +261,6 @@ Space space_of(const Opcode& op) {
   }
   return Space::generic;
 }
-void nothing(Warp&, const Instruction&, Mask) {}
 
 }  // namespace
 

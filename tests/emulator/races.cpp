@@ -80,7 +80,7 @@ void Races::check(Warp& warp, const Instruction& in, const Clock& clock, std::si
   word.write_time = self < knows_.size() ? clock[self] : copies_[self - knows_.size()];
 }
 
-void Races::touch(Warp& warp, const Instruction& in, const std::byte* at, std::uint32_t bytes, Access access) {
+bool Races::touch(Warp& warp, const Instruction& in, const std::byte* at, std::uint32_t bytes, Access access) {
   const std::size_t self = actor(warp);
   const Clock& clock = clock_of(warp);
   for (std::size_t rank = 0; rank < words_.size(); ++rank) {
@@ -93,8 +93,9 @@ void Races::touch(Warp& warp, const Instruction& in, const std::byte* at, std::u
       check(warp, in, clock, self, words_[rank][word], mask, kSharedBase + offset, access);
       offset = 4 * (word + 1);
     }
-    return;
+    return true;
   }
+  return false;
 }
 void Races::copied(Warp& warp, const Instruction& in, const Known& known, const std::byte* at, std::uint32_t bytes) {
   const std::size_t self = knows_.size() + actor(warp);

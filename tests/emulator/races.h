@@ -34,8 +34,8 @@ class Races {
   /// For the cluster `number`, of `blocks` blocks of `warps` warps.
   Races(std::uint32_t number, std::size_t blocks, std::size_t warps, std::size_t shared_bytes, GlobalWords& global);
 
-  /// A warp touches shared memory of a block of its cluster.
-  void touch(Warp& warp, const Instruction& in, const std::byte* at, std::uint32_t bytes, Access access);
+  /// A warp touches shared memory of a block of its cluster. False: it is none.
+  bool touch(Warp& warp, const Instruction& in, const std::byte* at, std::uint32_t bytes, Access access);
   /// A copy that a warp asked for when it knew `known` writes.
   void copied(Warp& warp, const Instruction& in, const Known& known, const std::byte* at, std::uint32_t bytes);
 

@@ -132,11 +132,6 @@ unsigned element_bytes(CUtensorMapDataType type) {
       return 0;
   }
 }
-bool is_whole(CUtensorMapDataType type) {
-  return type == CU_TENSOR_MAP_DATA_TYPE_UINT8 || type == CU_TENSOR_MAP_DATA_TYPE_UINT16 ||
-         type == CU_TENSOR_MAP_DATA_TYPE_UINT32 || type == CU_TENSOR_MAP_DATA_TYPE_INT32 ||
-         type == CU_TENSOR_MAP_DATA_TYPE_UINT64 || type == CU_TENSOR_MAP_DATA_TYPE_INT64;
-}
 /// Of boxes' swizzles; -1: those that the emulator has not.
 int swizzle_bytes(CUtensorMapSwizzle swizzle) {
   switch (swizzle) {
@@ -162,7 +157,6 @@ CUresult encode_tiled(CUtensorMap* to, CUtensorMapDataType type, cuuint32_t rank
   constexpr cuuint32_t kMostBox = 256, kMostRank = 5;
   const unsigned bytes = element_bytes(type);
   const int span = swizzle_bytes(swizzle);
-  const bool nan = fill == CU_TENSOR_MAP_FLOAT_OOB_FILL_NAN_REQUEST_ZERO_FMA;
   const auto aligned = [](const void* at, std::uintptr_t to_what) {
     return at != nullptr && reinterpret_cast<std::uintptr_t>(at) % to_what == 0;
   };
@@ -172,12 +166,12 @@ CUresult encode_tiled(CUtensorMap* to, CUtensorMapDataType type, cuuint32_t rank
     return CUDA_ERROR_INVALID_VALUE;
   if (interleave != CU_TENSOR_MAP_INTERLEAVE_NONE || promotion > CU_TENSOR_MAP_L2_PROMOTION_L2_256B)
     return CUDA_ERROR_INVALID_VALUE;
-  if ((nan && is_whole(type)) || (!nan && fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)) return CUDA_ERROR_INVALID_VALUE;
+  // What a box has outside of its tensor is zero here.
+  if (fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) return CUDA_ERROR_NOT_SUPPORTED;
   TensorMap map;
   map.rank = static_cast<std::uint8_t>(rank);
   map.element_bytes = static_cast<std::uint8_t>(bytes);
   map.swizzle = static_cast<std::uint8_t>(span);
-  map.fill_nan = nan ? 1 : 0;
   map.data = static_cast<std::byte*>(data);
   for (cuuint32_t i = 0; i < rank; ++i) {
     if (dims[i] == 0 || dims[i] > kMostSize || box[i] == 0 || box[i] > kMostBox || element_strides[i] != 1)

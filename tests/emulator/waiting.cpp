@@ -7,15 +7,8 @@
 namespace fathom::emulator {
 namespace {
 
-void nothing(Warp&, const Instruction&, Mask) {}
 void yield(Warp& warp, const Instruction&, Mask) { warp.yields = true; }
 void trap(Warp& warp, const Instruction& in, Mask) { warp.fault(in, "the kernel stopped itself (trap)"); }
-
-template <class Use>
-void each_lane(Mask mask, Use use) {
-  for (int lane = 0; lane < kLanes; ++lane)
-    if ((mask >> lane & 1u) != 0) use(lane);
-}
 
 // ---------------------------------------------------------------- mbarriers
 
@@ -356,8 +349,7 @@ bool decode_waiting(const Written& written, Instruction& out) {
     out.flow = Flow::barrier;
     out.variant = op.has("arrive") ? 1 : op.has("red") ? 2 : 0;
     out.extra = op.has("popc") ? 0 : op.has("or") ? 1 : 2;
-    out.space =
-        base == "bar" || op.has("aligned") ? Space::shared : Space::generic;  // shared: all lanes have to come together
+    out.aligned = base == "bar" || op.has("aligned");
     return true;
   }
   if (base == "setmaxnreg") return out.flow = Flow::together, out.execute = &nothing, true;
