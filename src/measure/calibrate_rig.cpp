@@ -67,7 +67,7 @@ Grid full_grid(bool accelerator) {
     g.tokens = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048};
     g.widths = {512, 1536, 4096, 10240, 24576};
     g.formats = {"bf16", "fp8_row", "int8_row", "int4_group128", "fp8_block128", "f32"};
-    g.few_tokens = {1, 8, 32, 512, 2048}, g.few_widths = {1536, 6144, 24576};
+    g.few_tokens = {1, 8, 32, 512, 2048}, g.few_widths = {1536, 4096, 10240, 24576};
     g.streams = {1, 2, 8, 32, 128, 512};
     g.chunk_tokens = {128, 512, 2048}, g.reaches = {1, 2, 8}, g.chunk_heads = {8, 32}, g.chunk_groups = {1, 8};
     g.sequences = {1, 4, 16, 64}, g.latent_heads = {16, 128};
