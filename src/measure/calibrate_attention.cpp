@@ -24,6 +24,10 @@ class AttentionTables : Tables {
       const std::int64_t kv_heads = std::min<std::int64_t>(whole(at[0]), 8);
       return decode(whole(at[0]) / kv_heads, whole(at[1]), kv_heads * whole(at[2]), kv_heads);
     }));
+    if (!grid_.one_heads.empty())
+      FATHOM_TRY_VOID(
+          table(Family::kDecode, std::string(plan::kOneSequence), {grid_.one_heads, grid_.keys, grid_.one_groups},
+                [&](const Place& at) { return decode_one(whole(at[1]), whole(at[0]) * whole(at[2]), whole(at[0])); }));
     FATHOM_TRY_VOID(table(Family::kChunk, "",
                           {grid_.chunk_tokens, grid_.reaches, grid_.chunk_heads, grid_.chunk_groups},
                           [&](const Place& at) {
@@ -79,6 +83,44 @@ class AttentionTables : Tables {
       segment.k = k.split_last(kHeadDim), segment.v = v.split_last(kHeadDim);
       attend(before.q.split_last(kHeadDim), segment, out, tokens->batch);
     }));
+    return point;
+  }
+
+  /// The same of one sequence in a layer: behind the products that make q, k and v and before the output's, less those
+  /// products alone, since devices may launch them together. A model's hidden size is about its heads' columns.
+  Result<Point> decode_one(std::int64_t keys, std::int64_t heads, std::int64_t kv_heads) {
+    constexpr std::int64_t kMostHidden = 8192;
+    const auto tokens = rig_.tokens(1, 1, keys - 1);
+    const HeadRows before(rig_, 1, heads * kHeadDim, kv_heads * kHeadDim, kHeadDim);
+    const std::int64_t hidden = std::min(heads * kHeadDim, kMostHidden);
+    const Tensor x = rig_.tensor(DType::f32, {1, hidden}), out = rig_.tensor(DType::f32, {1, heads * kHeadDim}),
+                 residual = rig_.tensor(DType::f32, {1, hidden}), next = rig_.tensor(DType::f32, {1, hidden});
+    const WeightFormat format = *parse_weight_format(grid_.formats.front());
+    const double cached = num(keys) * 2.0 * num(kv_heads * 2 * kHeadDim),
+                 weights = num(
+                     static_cast<std::int64_t>(weight_bytes(format, (2 * heads + 2 * kv_heads) * kHeadDim, hidden)));
+    Point point{.bytes = cached + 4.0 * num(heads) * num(2 * kHeadDim),
+                .flops = 2.0 * num(keys) * num(heads) * num(2 * kHeadDim)};
+    const auto product = [&](const Tensor& from, std::int64_t rows, const Tensor& to) {
+      ops_.linear({.x = from, .weight = rig_.weight(format, rows, from.dim(1)), .bias = {}, .out = to});
+    };
+    const auto layer = [&](bool attends) {
+      product(x, heads * kHeadDim, before.q);
+      product(x, kv_heads * kHeadDim, before.k);
+      product(x, kv_heads * kHeadDim, before.v);
+      if (attends) {
+        const Tensor k = rig_.cache({keys, kv_heads * kHeadDim}), v = rig_.cache({keys, kv_heads * kHeadDim});
+        before.make(ops_, k, v, tokens->batch, keys);
+        KvSegment segment = segment_of(keys);
+        segment.k = k.split_last(kHeadDim), segment.v = v.split_last(kHeadDim);
+        attend(before.q.split_last(kHeadDim), segment, out.split_last(kHeadDim), tokens->batch);
+      }
+      product(out, hidden, next);
+      ops_.add({.a = next, .b = residual, .out = next});
+    };
+    FATHOM_TRY(point.seconds, rig_.time(true, weights + cached, [&](int) { layer(true); }));
+    FATHOM_TRY(const double products, rig_.time(true, weights, [&](int) { layer(false); }));
+    point.seconds = std::max(point.seconds - products, kLeastSeconds);
     return point;
   }
 

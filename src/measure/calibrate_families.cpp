@@ -35,7 +35,7 @@ std::size_t count_points(const Grid& g, tensor::Backend& backend) {
   const std::size_t products = g.tokens.size() * g.widths.size() * g.widths.size() +
                                (g.formats.size() - 1) * g.few_tokens.size() * g.few_widths.size() * g.few_widths.size();
   const std::size_t attention =
-      g.streams.size() * g.keys.size() * g.groups.size() +
+      g.streams.size() * g.keys.size() * g.groups.size() + g.one_heads.size() * g.keys.size() * g.one_groups.size() +
       g.chunk_tokens.size() * g.reaches.size() * g.chunk_heads.size() * g.chunk_groups.size() +
       g.expanded_tokens.size() * g.latent_heads.size();
   const std::size_t latents = g.sequences.size() * g.latent_keys.size() * g.latent_heads.size() +

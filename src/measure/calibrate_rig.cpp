@@ -69,6 +69,7 @@ Grid full_grid(bool accelerator) {
     g.formats = {"bf16", "fp8_row", "int8_row", "int4_group128", "fp8_block128", "f32"};
     g.few_tokens = {1, 8, 32, 512, 2048}, g.few_widths = {1536, 4096, 10240, 24576};
     g.streams = {1, 2, 8, 32, 128, 512};
+    g.one_heads = {2, 8, 32}, g.one_groups = {1, 4, 8};
     g.chunk_tokens = {128, 512, 2048}, g.reaches = {1, 2, 8}, g.chunk_heads = {8, 32}, g.chunk_groups = {1, 8};
     g.sequences = {1, 4, 16, 64}, g.latent_heads = {16, 128};
     g.latent_tokens = {128, 512, 1024}, g.latent_reaches = {2, 6}, g.latent_chunk_heads = {8, 32};
@@ -110,7 +111,7 @@ Grid full_grid(bool accelerator) {
 Grid quick_grid() {
   Grid g = full_grid(false);
   g.tokens = {1, 16}, g.widths = {64, 256}, g.formats = {"bf16"};
-  g.streams = {2, 8}, g.keys = {16, 64}, g.groups = {1, 4};
+  g.streams = {2, 8}, g.keys = {16, 64}, g.groups = {1, 4}, g.one_heads = {1, 2}, g.one_groups = {1, 2};
   g.chunk_tokens = {16, 32}, g.reaches = {1, 2}, g.chunk_heads = {4, 8}, g.chunk_groups = {1, 4};
   g.sequences = {1, 4}, g.latent_keys = {16, 64}, g.latent_heads = {4, 8}, g.latent_tokens = {8, 16},
   g.latent_reaches = {2, 4}, g.latent_chunk_heads = {4, 8}, g.expanded_tokens = {8, 16};

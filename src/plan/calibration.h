@@ -28,7 +28,7 @@ enum class Family : std::uint8_t {
   kGroupedIn,    // tokens, heads: a product a head from 128 columns to 512 (absorbed latent attention)
   kGroupedOut,   // and back
   kDecode,  // streams, keys, group: one token a sequence, with the rotations and cache rows that go before it; streams:
-            // sequences · key heads, group: heads a key head
+            // sequences · key heads, group: heads a key head. The format tells one sequence alone, see below
   kChunk,   // tokens, reach, heads, group: many tokens of one sequence; reach: keys / tokens
   kLatentDecode,  // sequences, keys, heads: the same, less kGroupedIn
   kLatentChunk,   // tokens, reach, heads
@@ -49,6 +49,8 @@ inline constexpr int kFamilyCount = 23;
 // Ways to step, as engines do: logits come to the host, from call to answer; the device chooses and ids come, the same;
 // it chooses, and the next pass is under way by then: from one pass to the next. A processor's has the first alone.
 inline constexpr std::string_view kStepToHost = "", kStepChosen = "chosen", kStepAhead = "ahead";
+// Of kDecode: of one sequence, in layers of products that devices may launch with it; less those products.
+inline constexpr std::string_view kOneSequence = "one";
 std::string_view family_name(Family family);
 /// Names of a family's axes, in their order.
 std::span<const std::string_view> family_axes(Family family);

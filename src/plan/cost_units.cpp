@@ -188,6 +188,13 @@ class Grouper {
                                       : Family::kChunk);
   }
 
+  /// Whether the layer is products and attention, as the one that kOneSequence is timed in.
+  bool is_of_products() const {
+    return std::none_of(ops_.begin(), ops_.end(), [](const OpRecord& op) {
+      return op.kind == OpKind::kExperts || op.kind == OpKind::kAllReduce;
+    });
+  }
+
   std::size_t attention(std::size_t i) {
     const OpRecord& op = ops_[i];
     const MeasuredTable* table = attention_table(i);
@@ -200,6 +207,8 @@ class Grouper {
     }
     const bool decode = in_.phase == Phase::kDecode, fresh = op.segment == tensor::KvSegment::Kind::kFresh;
     Unit& unit = add(table->family, table, 1 + std::exchange(rows_before_, 0));
+    if (table->family == Family::kDecode && is_of_products())
+      unit.of_one = calibration_.find(Family::kDecode, kOneSequence);
     unit.phase_bound = true;
     unit.rows = op.rows;
     unit.heads = static_cast<double>(op.heads);
@@ -350,8 +359,10 @@ double attention_seconds(const Unit& u, const Load& load) {
   if (u.family == Family::kDecode || u.family == Family::kLatentDecode) {
     const double bytes = sequences * keys * u.row_bytes + u.bytes.at(tokens, load.outputs),
                  flops = sequences * keys * u.row_flops;
-    if (u.family == Family::kDecode)
-      return u.table->at(std::array{sequences * u.kv_heads, keys, u.heads / u.kv_heads}, bytes, flops);
+    if (u.family == Family::kDecode) {
+      const MeasuredTable& table = u.of_one != nullptr && sequences <= 1 ? *u.of_one : *u.table;
+      return table.at(std::array{sequences * u.kv_heads, keys, u.heads / u.kv_heads}, bytes, flops);
+    }
     return u.table->at(std::array{sequences, keys, u.heads}, bytes, flops);
   }
   // Prompts one after the other: each is a call's worth of keys.

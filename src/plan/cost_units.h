@@ -11,11 +11,12 @@ namespace fathom::plan {
 struct Unit {
   Family family = Family::kElementwise;
   const MeasuredTable* table = nullptr;
-  float repeats = 1;                  // layers
-  bool phase_bound = false;           // stays with its phase when prompts and decodes share a step
-  BoundBy bound = BoundBy::kCompute;  // what its time counts as
-  std::uint32_t ops = 1;              // that are launched when nothing is replayed
-  meta::Rate rows, flops, bytes;      // of products: all they move but weights
+  const MeasuredTable* of_one = nullptr;  // attention of one sequence, where that has a table of its own
+  float repeats = 1;                      // layers
+  bool phase_bound = false;               // stays with its phase when prompts and decodes share a step
+  BoundBy bound = BoundBy::kCompute;      // what its time counts as
+  std::uint32_t ops = 1;                  // that are launched when nothing is replayed
+  meta::Rate rows, flops, bytes;          // of products: all they move but weights
   double weight_bytes = 0;
   double outputs = 0, inputs = 0;       // products, rows: columns; experts: hidden, inner; route: outputs = experts
   double heads = 0, kv_heads = 1;       // attention, grouped products

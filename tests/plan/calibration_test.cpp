@@ -1,9 +1,11 @@
 // Tables of measured ops: what is between their points, how they are kept, and plans made of them.
 #include "plan/calibration.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
+#include "base/embedded.h"
 #include "plan/cost_support.h"
 #include "plan/cost_units.h"
 #include "plan/support.h"
@@ -103,6 +105,20 @@ TEST(Calibration, IsKeptAsText) {
     for (std::size_t i = 0; i < made->tables[t].seconds.size(); ++i)
       EXPECT_NEAR(back->tables[t].seconds[i] / made->tables[t].seconds[i], 1, 1e-3);
   }
+}
+
+TEST(Calibration, TheOneThatComesWithThisHasATableOfEveryFamily) {
+  const auto text = embedded_file("calibration/h200-sxm-141gb.json");
+  ASSERT_TRUE(text.has_value());
+  const auto c = parse_calibration(*text, "calibration/h200-sxm-141gb.json");
+  ASSERT_TRUE(c.has_value()) << error_text(c.error());
+  for (int f = 0; f < kFamilyCount; ++f) {
+    const auto family = static_cast<Family>(f);
+    EXPECT_TRUE(std::ranges::any_of(c->tables, [&](const MeasuredTable& t) { return t.family == family; }))
+        << family_name(family);
+  }
+  for (const char* ranks : {"2", "4"}) EXPECT_NE(c->find(Family::kAllReduce, ranks), nullptr) << ranks;
+  EXPECT_NE(c->find(Family::kDecode, kOneSequence), nullptr);
 }
 
 TEST(Calibration, WhatDoesNotHoldTogetherIsAnError) {
@@ -295,6 +311,37 @@ TEST(Calibration, StepsArePricedAsEnginesStep) {
     EXPECT_NEAR((price(goes_on, layout).tpot_ms->value - none) / waited, layout == split ? 0.1 : 0.4, 1e-6) << layout;
   }
   EXPECT_EQ(price(goes_on, split).ttft_ms->value, price(old, split).ttft_ms->value) << "prompts are waited for";
+}
+
+// A layer of products is launched with its attention where there is one sequence; others are not.
+TEST(Calibration, OneSequenceHasAnAttentionOfItsOwn) {
+  const auto tpot = [](bool with_own, const std::string& model, const std::string& shape) {
+    PlanRequest request = request_of(
+        R"({"model": ")" + model +
+        R"(", "hardware": "h200-sxm-141gb", "engine": "fathom", "task": "chat", "weights": "bf16", "input": 512, "output": 2, )" +
+        shape + "}");
+    auto calibration = whole("h200-sxm-141gb");
+    if (with_own) {  // a second everywhere
+      MeasuredTable own;
+      own.family = Family::kDecode, own.format = kOneSequence;
+      own.axes = {{2, 32}, {128, 8192}, {1, 8}};
+      own.seconds.assign(8, 1.0), own.bytes.assign(8, 0.0), own.flops.assign(8, 0.0);
+      EXPECT_TRUE(own.prepare().has_value());
+      calibration->tables.push_back(own);
+    }
+    request.cluster.device.calibration = calibration;
+    const auto plan = make_plan(request);
+    EXPECT_TRUE(plan.has_value()) << error_text(plan.error());
+    return plan ? plan->best.time.tpot_ms->value : 0;
+  };
+  const std::string dense = "deepseek-ai/deepseek-llm-7b-base", experts = "deepseek-ai/deepseek-moe-16b-base",
+                    one = R"("batch": 1)", two = R"("batch": 2)", split = R"("batch": 1, "gpus": 2, "tp": 2)";
+  const double without = tpot(false, dense, one), with = tpot(true, dense, one);
+  EXPECT_GT(with, 30e3) << "a second in each of 30 layers";
+  EXPECT_LT(with, 30e3 + without);
+  EXPECT_EQ(tpot(true, dense, two), tpot(false, dense, two));
+  EXPECT_EQ(tpot(true, dense, split), tpot(false, dense, split));
+  EXPECT_NEAR(tpot(true, experts, one) - tpot(false, experts, one), 1e3, 1) << "one of its layers has no experts";
 }
 
 TEST(Calibration, LongPromptsGoInPasses) {

@@ -34,7 +34,7 @@ class Recordings {
   }
   /// Whether the next pass of this key is to be recorded; the first is not.
   bool seen(Context& context, std::uint64_t key) {
-    if (graphs_.size() >= kMost) {
+    if (graphs_.size() >= kMost || context.stages->full()) {
       clear();
       context.stages->forget();
     }

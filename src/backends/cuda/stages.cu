@@ -282,6 +282,7 @@ void Stages::forget() {
   used_ = kCountersBytes + kPartsBytes;
 }
 bool Stages::possible(const Context& context) { return has_copy_engine(context); }
+bool Stages::full() const { return used_ + 2 * kMostTableBytes > kRoomBytes; }  // one for launches that are not recorded
 bool Stages::empty() const { return gathered_->stages.empty(); }
 
 bool Stages::add(Context& context, const Together& all) {
@@ -291,7 +292,7 @@ bool Stages::add(Context& context, const Together& all) {
   if (p.weight.format == WeightFormat::bf16 && bytes_of(all) < kLeastBytes) return false;
   if (empty() && short_.contains(p.weight.data)) return false;
   if (std::ssize(gathered_->products) + 1 >= kMostProducts) close(context);
-  if (used_ + 2 * kMostTableBytes > kRoomBytes) return false;  // one for launches that are not recorded
+  if (full()) return false;
   const bool alike = p.weight.format == gathered_->format || (is_e4m3(p.weight.format) && is_e4m3(gathered_->format));
   if (!empty() && !alike) close(context);
   StagedProducts own;

@@ -43,6 +43,8 @@ class Stages {
   void close(Context& context);
   /// After a recording and before its first launch: tables of recorded launches go to the device.
   void upload(Context& context);
+  /// There is no room for the tables of another recorded launch: its stages would be launched one by one.
+  bool full() const;
   /// Nothing recorded will be launched any more.
   void forget();
 
