@@ -6,6 +6,7 @@
 
 #include "backends/cuda/attention_ways.h"
 #include "backends/cuda/copy_maps.h"
+#include "backends/cuda/ranges.h"
 #include "backends/cuda/staged_attention.cuh"
 #include "backends/cuda/staged_multiply.cuh"
 
@@ -242,15 +243,7 @@ struct Stages::Gathered {
   WeightFormat format = WeightFormat::bf16;  // of all weights
   int slots = 1;
   unsigned next_block = 0;
-  std::vector<std::pair<const float*, const float*>> unanswered;  // written without an answer: what is of attention's parts, norms that are read
-
-  bool is_unanswered(const float* from, std::int64_t count) const {
-    return std::ranges::any_of(unanswered, [&](const auto& one) { return from < one.second && one.first < from + count; });
-  }
-  /// With answers: what lay there before is nobody's any more.
-  void written_over(const float* to, std::int64_t count) {
-    std::erase_if(unanswered, [&](const auto& one) { return to < one.second && one.first < to + count; });
-  }
+  FloatRanges unanswered;              // what is of attention's parts, ups beside their gates, norms that are read
 
   bool ends_with_attention() const { return !stages.empty() && stages.back() < 0; }
   void take(const StagedProducts& own, const StagedWeights& own_weights) {
@@ -303,7 +296,13 @@ bool Stages::add(Context& context, const Together& all) {
     const AttentionView& attention = gathered_->attentions.back().view;
     own.joins = p.x == attention.out.data && p.weight.cols == static_cast<std::int64_t>(attention.heads) * attention.dv && all.norm.from == nullptr;
   }
-  if (!own.joins && gathered_->is_unanswered(all.norm.from != nullptr ? all.norm.from : p.x, p.weight.cols)) {
+  bool answered = own.joins || !gathered_->unanswered.overlaps(all.norm.from != nullptr ? all.norm.from : p.x, p.weight.cols);
+  for (int i = 0; i < all.count; ++i) {
+    const Product& one = all.products[i];
+    if (one.added != nullptr && gathered_->unanswered.overlaps(one.added, one.rows)) answered = false;
+    if (one.accumulate && gathered_->unanswered.overlaps(one.out, one.rows)) answered = false;
+  }
+  if (!answered) {
     close(context);
     return add(context, all);
   }
@@ -319,8 +318,12 @@ bool Stages::add(Context& context, const Together& all) {
     return false;
   }
   if (gathered.ends_with_attention() && !own.joins) gathered.join();
-  for (int i = 0; i < all.count; ++i) gathered.written_over(all.products[i].out, all.products[i].rows);
-  if (all.norm.from != nullptr && !all.norm.unread) gathered.unanswered.emplace_back(all.norm.x, all.norm.x + all.norm.n);
+  for (int i = 0; i < all.count; ++i) {
+    const Product& one = all.products[i];
+    if (all.gated && i == 1) gathered.unanswered.add(one.out, one.rows);
+    else gathered.unanswered.remove(one.out, one.rows);
+  }
+  if (all.norm.from != nullptr && !all.norm.unread) gathered.unanswered.add(all.norm.x, all.norm.n);
   const auto blocks = static_cast<unsigned>(context.multiprocessors);
   own.up_first = weights.fetch.up_first != 0;
   own.offset = weights.fetch.offset = (blocks - gathered.next_block) % blocks;
@@ -351,7 +354,7 @@ bool Stages::add(Context& context, const AttentionArgs& args, const AttentionVie
     gathered.attentions.pop_back();
     return false;
   }
-  gathered.unanswered.emplace_back(view.out.data, view.out.data + (view.heads - 1) * view.out.strides[1] + view.dv);
+  gathered.unanswered.add(view.out.data, (view.heads - 1) * view.out.strides[1] + view.dv);
   gathered.stages.push_back(static_cast<std::int16_t>(-std::ssize(gathered.attentions)));
   gathered.keys.push_back(keys);
   gathered.cache = segment.dtype;
