@@ -9,6 +9,7 @@ using namespace tensor;  // NOLINT: the vocabulary
 class CudaRecordings : public CudaTest {};
 
 TEST_F(CudaRecordings, TablesOfNewLaunchesFindRoom) {
+  if (!cuda::stages_launched(*backend_)) GTEST_SKIP() << "this device has no such launches";
   constexpr std::int64_t kColumns = 512;
   constexpr int kProducts = 250, kPasses = 15;  // whose tables, some 370 KB a pass, are more than there is room for
   const Weight w = weight(WeightFormat::int8_row, kColumns, kColumns);
@@ -18,7 +19,7 @@ TEST_F(CudaRecordings, TablesOfNewLaunchesFindRoom) {
       backend_->ops().linear({.x = x[i % 2], .weight = w, .bias = {}, .out = x[1 - i % 2]});
   };
   for (std::uint64_t key = 1; key <= kPasses; ++key) {
-    const std::int64_t before = cuda::stages_launched(*backend_).value_or(0);
+    const std::int64_t before = *cuda::stages_launched(*backend_);
     // A pass is recorded when it comes the second time, or the third if the first was forgotten to make room.
     std::int64_t recorded = 0;
     for (int turn = 0; turn < 3 && recorded == 0; ++turn) {
@@ -26,8 +27,7 @@ TEST_F(CudaRecordings, TablesOfNewLaunchesFindRoom) {
         if (turn > 0) pass();
       });
       ASSERT_TRUE(called.has_value()) << error_text(called.error());
-      recorded = cuda::stages_launched(*backend_).value_or(0) - before;
-      if (key == 1 && turn == 1 && recorded == 0) GTEST_SKIP() << "no launches of stages here";
+      recorded = *cuda::stages_launched(*backend_) - before;
     }
     wait();
     EXPECT_EQ(recorded, kProducts) << "pass " << key;
