@@ -25,13 +25,12 @@ struct Grid {
   std::vector<double> route_tokens, route_experts;
   std::vector<double> bytes, reduce_bytes, step_bytes;
   std::int64_t experts = 64;
-  std::vector<double> one_heads,
-      one_groups;             // one sequence's attention, timed among the products of a layer; empty: it is not
-  bool route_beside = false;  // a choice is timed with a product that it may go beside
-  double eager_tokens = 128;  // from so many on passes are prompts: not recorded
-  Bytes weights = 0, activations = 0;  // pools
-  double seconds = 1e-3;               // that a run lasts at least
-  double cold = 128e6;                 // bytes that it reads at least: more than a processor's cache holds
+  std::vector<double> one_heads, one_groups;  // one sequence's attention among products; empty: it is not timed so
+  bool route_beside = false;                  // a choice is timed with a product that it may go beside
+  double eager_tokens = 128;                  // from so many on passes are prompts: not recorded
+  Bytes weights = 0, activations = 0;         // pools
+  double seconds = 1e-3;                      // that a run lasts at least
+  double cold = 128e6;                        // bytes that it reads at least: more than a processor's cache holds
   int runs = 3;
 };
 Grid full_grid(bool accelerator);

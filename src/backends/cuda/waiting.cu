@@ -4,14 +4,13 @@
 
 #include "backends/cuda/attention_ways.h"
 #include "backends/cuda/many_rows.h"
+#include "backends/cuda/ranges.h"
 #include "backends/cuda/stages.h"
 
 namespace fathom::cuda {
 using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
-struct Span { const float *begin, *end; };
-bool overlap(const Span& a, const Span& b) { return a.begin < b.end && b.begin < a.end; }
 Span out_of(const Product& p) { return {p.out, p.out + (p.tokens - 1) * p.out_stride + p.rows}; }
 Span x_of(const Product& p) { return {p.x, p.x + (p.tokens - 1) * p.x_stride + p.weight.cols}; }
 
