@@ -1,4 +1,4 @@
-// Sums, products, comparisons, bits.
+// Sums, products, bits, moves.
 #include <bit>
 #include <cfenv>
 #include <cmath>
@@ -49,111 +49,6 @@ void widened(Warp& warp, const Instruction& in, Mask mask) {
   }
 }
 
-enum class Relation : std::uint8_t { eq, ne, lt, le, gt, ge, equ, neu, ltu, leu, gtu, geu, num, nan };
-constexpr std::string_view kRelations[] = {"eq",  "ne",  "lt",  "le",  "gt",  "ge",  "equ",
-                                           "neu", "ltu", "leu", "gtu", "geu", "num", "nan"};
-enum Combine : std::uint8_t { kAlone, kAnd, kOr, kXor };
-
-template <class T, Relation R>
-void compare(Warp& warp, const Instruction& in, Mask mask) {
-  const bool two = in.count == 2;  // p|q: also the opposite
-  const Operand* const from = in.operands + in.count;
-  const T *const a = warp.lanes<T>(from[0]), *const b = warp.lanes<T>(from[1]);
-  Mask result = 0;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const T x = a[lane], y = b[lane];
-    bool holds = false;
-    if constexpr (R == Relation::eq)
-      holds = x == y;
-    else if constexpr (R == Relation::ne)
-      holds = x < y || x > y;
-    else if constexpr (R == Relation::lt)
-      holds = x < y;
-    else if constexpr (R == Relation::le)
-      holds = x <= y;
-    else if constexpr (R == Relation::gt)
-      holds = x > y;
-    else if constexpr (R == Relation::ge)
-      holds = x >= y;
-    else if constexpr (R == Relation::equ)
-      holds = !(x < y || x > y);
-    else if constexpr (R == Relation::neu)
-      holds = x != y;
-    else if constexpr (R == Relation::ltu)
-      holds = !(x >= y);
-    else if constexpr (R == Relation::leu)
-      holds = !(x > y);
-    else if constexpr (R == Relation::gtu)
-      holds = !(x <= y);
-    else if constexpr (R == Relation::geu)
-      holds = !(x < y);
-    else if constexpr (R == Relation::num)
-      holds = x == x && y == y;
-    else
-      holds = x != x || y != y;
-    result |= static_cast<Mask>(holds) << lane;
-  }
-  Mask opposite = ~result;
-  if (in.variant != kAlone) {
-    const Mask c = warp.value(from[2]);
-    result = in.variant == kAnd ? result & c : in.variant == kOr ? result | c : result ^ c;
-    opposite = in.variant == kAnd ? opposite & c : in.variant == kOr ? opposite | c : opposite ^ c;
-  }
-  Mask& p = warp.predicate(in.operands[0]);
-  p = (p & ~mask) | (result & mask);
-  if (!two || in.operands[1].width == 0) return;
-  Mask& q = warp.predicate(in.operands[1]);
-  q = (q & ~mask) | (opposite & mask);
-}
-template <class T>
-Execute comparison(Relation relation) {
-  switch (relation) {
-    case Relation::eq:
-      return compare<T, Relation::eq>;
-    case Relation::ne:
-      return compare<T, Relation::ne>;
-    case Relation::lt:
-      return compare<T, Relation::lt>;
-    case Relation::le:
-      return compare<T, Relation::le>;
-    case Relation::gt:
-      return compare<T, Relation::gt>;
-    case Relation::ge:
-      return compare<T, Relation::ge>;
-    case Relation::equ:
-      return compare<T, Relation::equ>;
-    case Relation::neu:
-      return compare<T, Relation::neu>;
-    case Relation::ltu:
-      return compare<T, Relation::ltu>;
-    case Relation::leu:
-      return compare<T, Relation::leu>;
-    case Relation::gtu:
-      return compare<T, Relation::gtu>;
-    case Relation::geu:
-      return compare<T, Relation::geu>;
-    case Relation::num:
-      return compare<T, Relation::num>;
-    case Relation::nan:
-      return compare<T, Relation::nan>;
-  }
-  return nullptr;
-}
-bool decode_comparison(const Written& written, Instruction& out) {
-  const Opcode& op = written.opcode;
-  for (std::size_t r = 0; r < std::size(kRelations); ++r) {
-    if (op.parts[1] != kRelations[r]) continue;
-    const auto relation = static_cast<Relation>(r);
-    out.count = static_cast<std::uint8_t>(written.operands[0].size());
-    out.variant = op.has("and") ? kAnd : op.has("or") ? kOr : op.has("xor") ? kXor : kAlone;
-    const auto choose = [&](auto t) { return comparison<decltype(t)>(relation); };
-    out.execute = by_integer(op.type(), choose);
-    if (out.execute == nullptr) out.execute = by_real(op.type(), choose);
-    return out.execute != nullptr;
-  }
-  return false;
-}
-
 template <class T>
 void select(Warp& warp, const Instruction& in, Mask mask) {
   const T *const a = warp.lanes<T>(in.operands[1]), *const b = warp.lanes<T>(in.operands[2]);
@@ -161,20 +56,6 @@ void select(Warp& warp, const Instruction& in, Mask mask) {
   T out[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) out[lane] = (p >> lane & 1u) != 0 ? a[lane] : b[lane];
   store(warp, in.operands[0], out, mask);
-}
-
-template <Combine C>
-void combine_predicates(Warp& warp, const Instruction& in, Mask mask) {
-  const Mask a = warp.value(in.operands[1]), b = warp.value(in.operands[2]);
-  const Mask result = C == kAnd ? a & b : C == kOr ? a | b : a ^ b;
-  Mask& d = warp.predicate(in.operands[0]);
-  d = (d & ~mask) | (result & mask);
-}
-template <bool Negates>
-void move_predicate(Warp& warp, const Instruction& in, Mask mask) {
-  const Mask a = warp.value(in.operands[1]) ^ (Negates ? kAll : 0);
-  Mask& d = warp.predicate(in.operands[0]);
-  d = (d & ~mask) | (a & mask);
 }
 
 /// Registers of a vector as one, or one as those of a vector.
@@ -452,6 +333,14 @@ bool decode_integers(const Written& written, Instruction& out) {
   return false;
 }
 
+template <auto F>
+Execute each_real(std::string_view type) {
+  return by_real(type, [](auto t) {
+    using T = decltype(t);
+    return Execute(&unary<T, [](T a) { return static_cast<T>(F(a)); }>);
+  });
+}
+
 bool decode_reals(const Written& written, Instruction& out) {
   const Opcode& op = written.opcode;
   const std::string_view base = op.parts[0], type = op.type();
@@ -459,7 +348,8 @@ bool decode_reals(const Written& written, Instruction& out) {
        {"sat", "rm", "rp", "rz", "ftz"})  // ftz: only of approximations, whose last bits are anybody's
     if (op.has(other) && !(base == "fma" && other == "rm" && type == "f32") && !(other == "ftz" && op.has("approx")))
       return false;
-  const auto choose = [&](auto f) { return (out.execute = by_real(type, f)) != nullptr; };
+  const auto found = [&](Execute execute) { return (out.execute = execute) != nullptr; };
+  const auto choose = [&](auto f) { return found(by_real(type, f)); };
   if (base == "add")
     return choose([](auto t) {
       using T = decltype(t);
@@ -486,16 +376,8 @@ bool decode_reals(const Written& written, Instruction& out) {
       using T = decltype(t);
       return Execute(&ternary<T, [](T a, T b, T c) { return std::fma(a, b, c); }>);
     });
-  if (base == "neg")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return -a; }>);
-    });
-  if (base == "abs")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return std::abs(a); }>);
-    });
+  if (base == "neg") return found(each_real<[](auto a) { return -a; }>(type));
+  if (base == "abs") return found(each_real<[](auto a) { return std::abs(a); }>(type));
   if (base == "min")
     return choose([](auto t) {
       using T = decltype(t);
@@ -512,53 +394,20 @@ bool decode_reals(const Written& written, Instruction& out) {
       using T = decltype(t);
       return Execute(&binary<T, [](T a, T b) { return std::copysign(b, a); }>);
     });
-  if (base == "rcp")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return T{1} / a; }>);
-    });
-  if (base == "sqrt")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return std::sqrt(a); }>);
-    });
-  if (base == "rsqrt")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return static_cast<T>(1.0 / std::sqrt(static_cast<double>(a))); }>);
-    });
-  if (base == "ex2")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return std::exp2(a); }>);
-    });
-  if (base == "lg2")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return std::log2(a); }>);
-    });
-  if (base == "sin")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return std::sin(a); }>);
-    });
-  if (base == "cos")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return std::cos(a); }>);
-    });
-  if (base == "tanh")
-    return choose([](auto t) {
-      using T = decltype(t);
-      return Execute(&unary<T, [](T a) { return std::tanh(a); }>);
-    });
+  if (base == "rcp") return found(each_real<[](auto a) { return decltype(a){1} / a; }>(type));
+  if (base == "sqrt") return found(each_real<[](auto a) { return std::sqrt(a); }>(type));
+  if (base == "rsqrt") return found(each_real<[](auto a) { return 1.0 / std::sqrt(static_cast<double>(a)); }>(type));
+  if (base == "ex2") return found(each_real<[](auto a) { return std::exp2(a); }>(type));
+  if (base == "lg2") return found(each_real<[](auto a) { return std::log2(a); }>(type));
+  if (base == "sin") return found(each_real<[](auto a) { return std::sin(a); }>(type));
+  if (base == "cos") return found(each_real<[](auto a) { return std::cos(a); }>(type));
+  if (base == "tanh") return found(each_real<[](auto a) { return std::tanh(a); }>(type));
   return false;
 }
 
 bool decode_moves(const Written& written, Instruction& out) {
   const Opcode& op = written.opcode;
   if (op.parts[0] != "mov") return false;
-  if (op.type() == "pred") return out.execute = &move_predicate<false>, true;
   const Operands &to = written.operands[0], &from = written.operands[1];
   if (from.size() == 1 && from[0].width == 0) return out.execute = &read_timer, true;
   if (from.size() > 1) return out.count = static_cast<std::uint8_t>(from.size()), out.execute = &pack, true;
@@ -585,13 +434,6 @@ bool decode_arithmetic(const Written& written, Instruction& out) {
   const Opcode& op = written.opcode;
   const std::string_view base = op.parts[0];
   if (base == "mov") return decode_moves(written, out);
-  if (base == "setp") return decode_comparison(written, out);
-  if (op.type() == "pred") {
-    if (base == "and") return out.execute = &combine_predicates<kAnd>, true;
-    if (base == "or") return out.execute = &combine_predicates<kOr>, true;
-    if (base == "xor") return out.execute = &combine_predicates<kXor>, true;
-    if (base == "not") return out.execute = &move_predicate<true>, true;
-  }
   if (op.parts.size() < 2) return false;
   if (op.type() == "f32" || op.type() == "f64") return decode_reals(written, out);
   // Names that other families share are theirs by what follows.

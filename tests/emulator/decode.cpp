@@ -276,8 +276,9 @@ void Decoder::instruction(std::string_view statement) {
                                        : operand(texts[i], width_of_constant(written.opcode, i), immediate));
       written.immediates.push_back(immediate);
     }
-    if (!decode_arithmetic(written, out) && !decode_conversion(written, out) && !decode_memory(written, out) &&
-        !decode_matrix(written, out) && !decode_lanes(written, out) && !decode_waiting(written, out))
+    if (!decode_predicates(written, out) && !decode_arithmetic(written, out) && !decode_conversion(written, out) &&
+        !decode_memory(written, out) && !decode_matrix(written, out) && !decode_lanes(written, out) &&
+        !decode_waiting(written, out))
       fail("an instruction that the emulator does not know: " + std::string(statement.substr(0, 160)));
   }
   // Products of four warps add to what they write.

@@ -118,6 +118,7 @@ struct Written {
   std::vector<std::int64_t> immediates;  // of each; 0 where it is none
 };
 /// Choose what an instruction does. False: not of this family, each of which has its own file, or not known.
+bool decode_predicates(const Written& written, Instruction& out);
 bool decode_arithmetic(const Written& written, Instruction& out);
 bool decode_conversion(const Written& written, Instruction& out);
 bool decode_memory(const Written& written, Instruction& out);
