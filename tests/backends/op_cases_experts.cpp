@@ -272,6 +272,8 @@ std::vector<OpCase> expert_cases() {
   grouped.push_back({"rounded_two_runs", 300, 128, 48, 4, 1, 2, 2, 0, false, Layout::kDense, true});
   grouped.push_back({"rounded_run_of_160", 160, 128, 48, 4, 1, 2, 2, 0, false, Layout::kDense, true});
   grouped.push_back({"rounded_run_of_210", 210, 64, 144, 4, 1, 2, 2, 0, false, Layout::kDense, true});
+  grouped.push_back({"rounded_wide", 18, 4240, 16, 4, 1, 2, 2});
+  grouped.push_back({"rounded_many_choices", 140, 16, 16, 64, 5, 2, 64});
   grouped.push_back({"rounded_nan_row", 20, 128, 128, 4, 0, 2, 1, 0, false, Layout::kDense, false,
                      with(normal(), {{35, kNaN}, {300, kInf}})});
   for (ExpertsSpec spec : grouped) {

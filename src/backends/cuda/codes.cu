@@ -14,48 +14,58 @@ namespace {
 constexpr int kPlaceThreads = 256;
 
 struct PlaceCodes {
-  const RunOfExpert* runs = nullptr;
-  int depths = 0;
+  View<const std::int32_t> indices;   // [tokens, top_k]
+  const std::int32_t* hit = nullptr;  // [tokens, top_k]: -1 where the expert is not here
+  const HitsOfExpert* experts = nullptr;
+  std::int64_t tokens = 0;
+  int top_k = 1, first_expert = 0, depths = 0;
   std::int64_t first_slot = 0, slots = 0;  // runs that begin in these
-  const std::int32_t* token = nullptr;
-  const std::uint8_t* from = nullptr;  // [tokens, depths · 128]
-  const float* from_scales = nullptr;  // [tokens, depths]
-  std::uint8_t* to = nullptr;          // tiles from the first slot on
+  const std::uint8_t* from = nullptr;      // [tokens, depths · 128]
+  const float* from_scales = nullptr;      // [tokens, depths]
+  std::uint8_t* to = nullptr;              // tiles from the first slot on
   float* to_scales = nullptr;
 };
-constexpr int kPlaceDepths = 4, kPlaceHits = 4;  // a thread's, read together
+constexpr int kPlaceDepths = 32;  // a warp's, read together
 
-/// Grid: stretches in fours, runs.
+/// Where a hit goes: its run's slot, counted from the first (-1: to none), the run's hits with padding, and which of them it is.
+struct PlaceOfHit { int slot = -1, padded = 0, within = 0; };
+
+__device__ inline PlaceOfHit find_place(const PlaceCodes& args, std::int64_t token, int choice) {
+  if (choice >= args.top_k) return {};
+  const int hit = args.hit[token * args.top_k + choice], expert = args.indices.at(token)[choice] - args.first_expert;
+  if (hit < 0) return {};
+  const HitsOfExpert hits = args.experts[expert];
+  const int number = (hit - hits.first) / kCodeHits, before = number * kCodeHits;
+  const std::int64_t slot = slot_of(hits.first + before, hits.first_run + number) - args.first_slot;
+  if (slot < 0 || slot >= args.slots) return {};
+  return {static_cast<int>(slot), static_cast<int>(padded_hits(min(kCodeHits, hits.count - before))), hit - hits.first - before};
+}
+
+/// A warp brings some stretches of a token to all of its hits. Grid: tokens, as many as a block has warps; stretches.
 __global__ void __launch_bounds__(kPlaceThreads) place_codes(const __grid_constant__ PlaceCodes args) {
   after_previous();
-  const RunOfExpert run = args.runs[blockIdx.y];
-  const std::int64_t slot = slot_of(run.first, blockIdx.y) - args.first_slot, padded = padded_hits(run.count);
-  if (run.expert < 0 || slot < 0 || slot >= args.slots) return;
-  const int chunk = static_cast<int>(threadIdx.x) % 8, first_depth = static_cast<int>(blockIdx.x) * kPlaceDepths, depths = min(kPlaceDepths, args.depths - first_depth);
-  for (int base = static_cast<int>(threadIdx.x) / 8; base < run.count; base += kPlaceHits * kPlaceThreads / 8) {
-    std::int64_t stretch[kPlaceHits];  // of x: where the hit's first one is
-    uint4 codes[kPlaceHits][kPlaceDepths];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, chunk = lane % 8, first_depth = static_cast<int>(blockIdx.y) * kPlaceDepths, depth = first_depth + lane / 8;
+  const std::int64_t token = static_cast<std::int64_t>(blockIdx.x) * (kPlaceThreads / kWarp) + threadIdx.x / kWarp;
+  if (token >= args.tokens) return;
+  for (int choice = 0; choice < args.top_k; choice += kWarp) {
+    const PlaceOfHit own = find_place(args, token, choice + lane);
+    unsigned left = __ballot_sync(kAllLanes, own.slot >= 0);
+    if (left == 0) continue;
+    const std::int64_t stretch = token * args.depths + first_depth;
+    uint4 codes[kPlaceDepths / 4];
 #pragma unroll
-    for (int j = 0; j < kPlaceHits; ++j) {
-      const int hit = base + j * (kPlaceThreads / 8);
-      stretch[j] = hit < run.count ? static_cast<std::int64_t>(args.token[run.first + hit]) * args.depths + first_depth : -1;
-    }
+    for (int i = 0; i < kPlaceDepths / 4; ++i)
+      if (depth + 4 * i < args.depths) codes[i] = *reinterpret_cast<const uint4*>(args.from + (stretch + 4 * i) * kCodeDepth + 16 * lane);
+    const float scale = first_depth + lane < args.depths ? args.from_scales[stretch + lane] : 0.0f;
+    for (; left != 0; left &= left - 1) {
+      const int from = __ffs(static_cast<int>(left)) - 1;
+      const int slot = __shfl_sync(kAllLanes, own.slot, from), padded = __shfl_sync(kAllLanes, own.padded, from), hit = __shfl_sync(kAllLanes, own.within, from);
+      const std::int64_t run = static_cast<std::int64_t>(slot) * args.depths;
+      std::uint8_t* const to = args.to + (run + depth * padded) * kCodeDepth + tile_byte(hit, 16 * chunk);
 #pragma unroll
-    for (int j = 0; j < kPlaceHits; ++j)
-#pragma unroll
-      for (int i = 0; i < kPlaceDepths; ++i)
-        if (stretch[j] >= 0 && i < depths) codes[j][i] = *reinterpret_cast<const uint4*>(args.from + (stretch[j] + i) * kCodeDepth + 16 * chunk);
-#pragma unroll
-    for (int j = 0; j < kPlaceHits; ++j) {
-      if (stretch[j] < 0) break;
-      const int hit = base + j * (kPlaceThreads / 8);
-#pragma unroll
-      for (int i = 0; i < kPlaceDepths; ++i) {
-        if (i >= depths) break;
-        const std::int64_t to = slot * args.depths + (first_depth + i) * padded;
-        *reinterpret_cast<uint4*>(args.to + to * kCodeDepth + tile_byte(hit, 16 * chunk)) = codes[j][i];
-        if (chunk == i) args.to_scales[to + hit] = args.from_scales[stretch[j] + i];
-      }
+      for (int i = 0; i < kPlaceDepths / 4; ++i)
+        if (depth + 4 * i < args.depths) *reinterpret_cast<uint4*>(to + 4 * i * padded * kCodeDepth) = codes[i];
+      if (first_depth + lane < args.depths) args.to_scales[run + (first_depth + lane) * padded + hit] = scale;
     }
   }
 }
@@ -108,27 +118,34 @@ constexpr std::int64_t kHitSumBytes = 2 * kCodeRows * 2;  // of a hit: bf16, the
 
 /// What a chunk of tokens needs of the workspace.
 struct ExpertRoom {
-  std::int64_t pairs, runs, slots, x_depths, inner_depths;
-  ExpertRoom(const ExpertsArgs& args, std::int64_t tokens)
-      : pairs(tokens * args.indices.dim(1)),
-        runs(std::min(pairs, std::ssize(args.gate) + pairs / kCodeHits)),
+  std::int64_t tokens, experts, pairs, runs, slots, x_depths, inner_depths;
+  ExpertRoom(const ExpertsArgs& args, std::int64_t count)
+      : tokens(count),
+        experts(std::ssize(args.gate)),
+        pairs(tokens * args.indices.dim(1)),
+        runs(std::min(pairs, experts + pairs / kCodeHits)),
         slots(slots_of(pairs, runs)),
         x_depths(divide_up(args.x.dim(1), kCodeDepth)),
         inner_depths(divide_up(args.gate[0].rows, kCodeDepth)) {}
   static std::int64_t bytes_of(std::int64_t slots, std::int64_t depths) { return slots * depths * (kCodeDepth + 4) + 512; }
   /// While both products run: runs, hits and the gated values' codes.
-  std::int64_t kept() const { return runs * static_cast<std::int64_t>(sizeof(RunOfExpert)) + pairs * 8 + bytes_of(slots, inner_depths) + 4 * 256; }
-  /// After another: pieces of x by hits, of at least 16 runs.
-  std::int64_t passing() const { return bytes_of((kCodeHits + 8) * std::min<std::int64_t>(runs, 16) + kCodeHits + 8, x_depths) + 4 * 256; }
-  /// Beside the workspace, after another: x, and some columns of the sums.
-  std::int64_t plain_bytes(std::int64_t tokens) const { return bytes_of(tokens, x_depths) + 256; }
-  bool fits(Bytes left, std::int64_t tokens) const {
-    return kept() + passing() <= static_cast<std::int64_t>(left) && plain_bytes(tokens) <= static_cast<std::int64_t>(kRoundedBytes) && pairs * kHitSumBytes <= static_cast<std::int64_t>(kRoundedBytes) &&
-           pairs < std::int64_t{1} << 21;
+  std::int64_t kept() const {
+    return runs * static_cast<std::int64_t>(sizeof(RunOfExpert)) + experts * static_cast<std::int64_t>(sizeof(HitsOfExpert)) + pairs * 4 + bytes_of(slots, inner_depths) + 4 * 256;
   }
+  /// In the first: x, and after one another pieces of it by hits, of at least 16 runs.
+  std::int64_t passing() const { return bytes_of(tokens, x_depths) + bytes_of((kCodeHits + 8) * std::min<std::int64_t>(runs, 16) + kCodeHits + 8, x_depths) + 4 * 256; }
+  /// In the second: some columns of the sums.
+  std::int64_t sums() const { return pairs * kHitSumBytes + 256; }
+  bool fits(Bytes left) const { return kept() + std::max(passing(), sums()) <= static_cast<std::int64_t>(left) && pairs < std::int64_t{1} << 21; }
 };
 
-GatherView gather_codes(Context& context, const ExpertsArgs& args, const Tensor& indices, const ExpertRoom& room) {
+/// All of the workspace with what lies before it, rounded_data.
+Workspace whole_room(Context& context) {
+  FATHOM_CHECK(context.workspace.take<std::byte>(0) == context.rounded_data + kRoundedBytes, "something of the workspace is taken already");
+  return {context.rounded_data, kRoundedBytes + context.workspace.left()};
+}
+
+GatherView view_of_hits(Context& context, const ExpertsArgs& args, const Tensor& indices, const ExpertRoom& room) {
   GatherView gather;
   gather.indices = view_of<const std::int32_t>(indices);
   gather.pairs = static_cast<int>(room.pairs);
@@ -138,20 +155,27 @@ GatherView gather_codes(Context& context, const ExpertsArgs& args, const Tensor&
   gather.run = kCodeHits;
   gather.most_runs = static_cast<int>(room.runs);
   gather.runs = context.workspace.take<RunOfExpert>(room.runs);
-  gather.token = context.workspace.take<std::int32_t>(room.pairs);
+  gather.experts = context.workspace.take<HitsOfExpert>(room.experts);
   gather.hit = context.workspace.take<std::int32_t>(room.pairs);
-  launch_gather(context, gather);
   return gather;
+}
+
+/// Launches what finds the hits and, beside it, what makes codes of x: neither reads what the other writes.
+RoundCodes gather_and_round(Context& context, const ExpertsArgs& args, const Tensor& x, const GatherView& gather, const ExpertRoom& room) {
+  RoundCodes round{.x = x.as<float>(), .x_stride = x.strides[0], .tokens = x.dim(0), .cols = static_cast<int>(x.dim(1)), .width = static_cast<int>(room.x_depths) * kCodeDepth,
+                   .kind = {.stretches = true, .powers = args.gate[0].activations == Activations::kPerGroupOfPowers}, .token_step = room.x_depths, .stretch_step = 1, .beside = true};
+  round.codes = context.workspace.take<std::uint8_t>(x.dim(0) * room.x_depths * kCodeDepth);
+  round.scales = context.workspace.take<float>(x.dim(0) * room.x_depths);
+  launch_gather(context, gather);
+  round_codes(context, round);
+  return round;
 }
 
 /// hidden = gated products, as tiles of codes; of x by hits, as many slots at a time as fit.
 void multiply_in(Context& context, const ExpertsArgs& args, const Matrices& matrices, const Tensor& x, const GatherView& gather, const ExpertRoom& room, CodesView& view) {
   const std::int64_t h = x.dim(1);
-  RoundCodes round{.x = x.as<float>(), .x_stride = x.strides[0], .tokens = x.dim(0), .cols = static_cast<int>(h), .width = static_cast<int>(room.x_depths) * kCodeDepth,
-                   .kind = {.stretches = true, .powers = args.gate[0].activations == Activations::kPerGroupOfPowers}, .token_step = room.x_depths, .stretch_step = 1};
-  round.codes = reinterpret_cast<std::uint8_t*>(context.rounded_data);
-  round.scales = reinterpret_cast<float*>(context.rounded_data + divide_up(x.dim(0) * room.x_depths * kCodeDepth, 256) * 256);
-  round_codes(context, round);
+  const Workspace start = context.workspace;
+  const RoundCodes round = gather_and_round(context, args, x, gather, room);
   const std::int64_t mate = matrices.up.data - matrices.gate.data;
   view.up_first = mate < 0;
   const bool described = describe(view.weights, mate > 0 ? matrices.gate.data : matrices.up.data, args.gate[0].rows, h, std::ssize(args.gate), matrices.gate.data_step, std::abs(mate));
@@ -167,17 +191,18 @@ void multiply_in(Context& context, const ExpertsArgs& args, const Matrices& matr
   view.run_count = static_cast<int>(room.runs);
   view.limit = static_cast<float>(args.limit);
   view.powers = args.down[0].activations == Activations::kPerGroupOfPowers;
-  const Workspace start = context.workspace;
-  const std::int64_t fit = (static_cast<std::int64_t>(start.left()) - 1024) / (room.x_depths * (kCodeDepth + 4)), most = std::min(room.slots, (fit - kCodeHits - 8) / 8 * 8);
+  const std::int64_t fit = (static_cast<std::int64_t>(context.workspace.left()) - 1024) / (room.x_depths * (kCodeDepth + 4)), most = std::min(room.slots, (fit - kCodeHits - 8) / 8 * 8);
   auto* tiles = context.workspace.take<std::uint8_t>((most + kCodeHits + 8) * room.x_depths * kCodeDepth);
   float* scales = context.workspace.take<float>((most + kCodeHits + 8) * room.x_depths);
   view.x = tiles;
   view.x_scales = scales;
   view.slots = most;
+  PlaceCodes place{.indices = gather.indices, .hit = gather.hit, .experts = gather.experts, .tokens = room.tokens, .top_k = gather.top_k, .first_expert = gather.first_expert,
+                   .depths = view.depths, .slots = most, .from = round.codes, .from_scales = round.scales, .to = tiles, .to_scales = scales};
+  const dim3 blocks(static_cast<unsigned>(divide_up(room.tokens, kPlaceThreads / kWarp)), static_cast<unsigned>(divide_up(room.x_depths, kPlaceDepths)));
   for (std::int64_t first = 0; first < room.slots; first += most) {
-    const PlaceCodes place{.runs = gather.runs, .depths = static_cast<int>(room.x_depths), .first_slot = first, .slots = most, .token = gather.token, .from = round.codes,
-                           .from_scales = round.scales, .to = tiles, .to_scales = scales};
-    launch_early(context, &place_codes, dim3(static_cast<unsigned>(divide_up(room.x_depths, kPlaceDepths)), static_cast<unsigned>(room.runs)), dim3(kPlaceThreads), 0, place);
+    place.first_slot = first;
+    launch_early(context, &place_codes, blocks, dim3(kPlaceThreads), 0, place);
     view.first_slot = first;
     launch_gated(context, view);
   }
@@ -197,8 +222,10 @@ void multiply_out(Context& context, const ExpertsArgs& args, const Matrices& mat
   view.scales_step = matrices.down.scales_step / 4;
   view.rows = static_cast<int>(h);
   view.depths = static_cast<int>(room.inner_depths);
-  const std::int64_t pairs_of_tiles = divide_up(h, 2 * kCodeRows), most = std::min(pairs_of_tiles, static_cast<std::int64_t>(kRoundedBytes) / (room.pairs * kHitSumBytes));
-  view.y = reinterpret_cast<__nv_bfloat16*>(context.rounded_data);
+  const std::int64_t pairs_of_tiles = divide_up(h, 2 * kCodeRows), fit = static_cast<std::int64_t>(context.workspace.left()) / (room.pairs * kHitSumBytes);
+  const std::int64_t most = divide_up(pairs_of_tiles, divide_up(pairs_of_tiles, std::min(pairs_of_tiles, fit)));
+  const Workspace start = context.workspace;
+  view.y = context.workspace.take<__nv_bfloat16>(room.pairs * most * 2 * kCodeRows);
   CombineView combine;
   combine.indices = gather.indices;
   combine.weights = view_of<const float>(args.weights.rows(first_token, tokens));
@@ -217,6 +244,7 @@ void multiply_out(Context& context, const ExpertsArgs& args, const Matrices& mat
     combine.out = view_of<float>(out.columns(first, columns));
     launch_combine(context, combine);
   }
+  context.workspace = start;
 }
 
 }  // namespace
@@ -229,20 +257,20 @@ bool can_multiply_codes(const Context& context, const ExpertsArgs& args, const M
   if (!formats || !rounds || !has_units(context) || gate.rows % 16 != 0 || gate.cols % 16 != 0 || !rows_aligned(args.x, 16)) return false;
   const bool even = matrices.gate.table == nullptr && matrices.up.table == nullptr && matrices.down.table == nullptr && matrices.gate.data_step == matrices.up.data_step;
   const bool aligned = suits_copies(matrices.gate.data, matrices.gate.data_step) && suits_copies(matrices.up.data, std::abs(mate)) && suits_copies(matrices.down.data, matrices.down.data_step);
-  return even && aligned && mate != 0 && ExpertRoom(args, 1).fits(context.workspace.left(), 1);
+  return even && aligned && mate != 0 && ExpertRoom(args, 1).fits(kRoundedBytes + context.workspace.left());
 }
 
 void multiply_codes(Context& context, const ExpertsArgs& args, const Matrices& matrices) {
   const std::int64_t tokens = args.x.dim(0);
-  const Workspace start = context.workspace;
+  const Workspace start = context.workspace, whole = whole_room(context);
   context.rounded = {};
   std::int64_t most = tokens;  // whose hits fit
-  while (most > 1 && !ExpertRoom(args, most).fits(start.left(), most)) most = (most + 1) / 2;
+  while (most > 1 && !ExpertRoom(args, most).fits(whole.left())) most = (most + 1) / 2;
   for (std::int64_t first = 0; first < tokens; first += most) {
-    context.workspace = start;
+    context.workspace = whole;
     const std::int64_t count = std::min(most, tokens - first);
     const ExpertRoom room(args, count);
-    const GatherView gather = gather_codes(context, args, args.indices.rows(first, count), room);
+    const GatherView gather = view_of_hits(context, args, args.indices.rows(first, count), room);
     CodesView view;
     view.codes = context.workspace.take<std::uint8_t>(room.slots * room.inner_depths * kCodeDepth);
     view.code_scales = context.workspace.take<float>(room.slots * room.inner_depths);
@@ -250,6 +278,7 @@ void multiply_codes(Context& context, const ExpertsArgs& args, const Matrices& m
     multiply_in(context, args, matrices, args.x.rows(first, count), gather, room, view);
     multiply_out(context, args, matrices, gather, room, view, first, count);
   }
+  context.workspace = start;
 }
 
 }  // namespace fathom::cuda

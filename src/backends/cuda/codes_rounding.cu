@@ -9,10 +9,15 @@ using namespace tensor;  // NOLINT: the vocabulary
 namespace {
 
 constexpr int kRoundThreads = 256, kStretch = static_cast<int>(kRoundedColumns);
+constexpr int kRoundFours = 4;  // a thread's, read together
 
 /// Four neighbours; zeros behind the row's end.
 __device__ inline float4 read_four(const RoundCodes& args, std::int64_t token, int column) {
   return column < args.cols ? *reinterpret_cast<const float4*>(args.x + token * args.x_stride + column) : make_float4(0, 0, 0, 0);
+}
+/// The same past the first cache, which may know nothing yet of what was written before a launch that runs beside.
+__device__ inline float4 read_four_once(const RoundCodes& args, std::int64_t token, int column) {
+  return column < args.cols ? __ldcg(reinterpret_cast<const float4*>(args.x + token * args.x_stride + column)) : make_float4(0, 0, 0, 0);
 }
 /// The same at any address.
 __device__ inline float4 gather_four(const RoundCodes& args, std::int64_t token, int column) {
@@ -57,17 +62,6 @@ __global__ void __launch_bounds__(kRoundThreads) round_rows(const __grid_constan
   after_previous();
   const std::int64_t token = blockIdx.x;
   const auto read = [&](int column) { return kAnywhere ? gather_four(args, token, column) : read_four(args, token, column); };
-  const int columns = static_cast<int>(divide_up(args.width, kStretch)) * kStretch;  // a warp has a stretch
-  if (args.kind.stretches) {
-#pragma unroll 2
-    for (int column = 4 * static_cast<int>(threadIdx.x); column < columns; column += 4 * kRoundThreads) {
-      const float4 x = read(column);
-      const Divided row = row_of(args, warp_max(most_of(x)));
-      if (column < args.width) write_four(args, token, column, x, row);
-      if (column % kStretch == 0) scale_at(args, token, column) = row.scale;
-    }
-    return;
-  }
   float most = 0.0f;
 #pragma unroll 4
   for (int column = 4 * static_cast<int>(threadIdx.x); column < args.cols; column += 4 * kRoundThreads) most = larger(most, most_of(read(column)));
@@ -75,6 +69,31 @@ __global__ void __launch_bounds__(kRoundThreads) round_rows(const __grid_constan
 #pragma unroll 4
   for (int column = 4 * static_cast<int>(threadIdx.x); column < args.width; column += 4 * kRoundThreads) write_four(args, token, column, read(column), row);
   if (threadIdx.x == 0) scale_at(args, token, 0) = row.scale;
+}
+
+/// The same by stretches, each a warp's. Nothing is written before kRoundFours are read: the compiler cannot know that they lie apart.
+template <bool kAnywhere>
+__global__ void __launch_bounds__(kRoundThreads) round_stretches(const __grid_constant__ RoundCodes args) {
+  let_next_start();
+  if (!args.beside || blockIdx.x == gridDim.x - 1) wait_for_previous();
+  const std::int64_t token = blockIdx.x;
+  const int columns = static_cast<int>(divide_up(args.width, kStretch)) * kStretch;
+  for (int base = 4 * static_cast<int>(threadIdx.x); base < columns; base += kRoundFours * 4 * kRoundThreads) {
+    float4 x[kRoundFours];
+#pragma unroll
+    for (int k = 0; k < kRoundFours; ++k) {
+      const int column = base + k * 4 * kRoundThreads;
+      x[k] = kAnywhere ? gather_four(args, token, column) : read_four_once(args, token, column);
+    }
+#pragma unroll
+    for (int k = 0; k < kRoundFours; ++k) {
+      const int column = base + k * 4 * kRoundThreads;
+      if (column >= columns) break;
+      const Divided row = row_of(args, warp_max(most_of(x[k])));
+      if (column < args.width) write_four(args, token, column, x[k], row);
+      if (column % kStretch == 0) scale_at(args, token, column) = row.scale;
+    }
+  }
 }
 
 constexpr int kMostThreads = 512;  // of a block that makes a row, kFours of four neighbours a thread
@@ -166,7 +185,9 @@ std::int64_t codes_that_fit(std::int64_t cols) {
 
 void round_codes(Context& context, const RoundCodes& args) {
   const bool fours = reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0 && args.x_stride % 4 == 0 && args.cols % 4 == 0;
-  launch_early(context, fours ? &round_rows<false> : &round_rows<true>, dim3(static_cast<unsigned>(args.tokens)), dim3(kRoundThreads), 0, args);
+  FATHOM_CHECK(!args.beside || (fours && args.kind.stretches));
+  auto* const kernel = args.kind.stretches ? fours ? &round_stretches<false> : &round_stretches<true> : fours ? &round_rows<false> : &round_rows<true>;
+  launch_early(context, kernel, dim3(static_cast<unsigned>(args.tokens)), dim3(kRoundThreads), 0, args);
 }
 
 RoundCodes codes_at_rounded_data(const Context& context, const float* x, std::int64_t x_stride, std::int64_t tokens, std::int64_t cols, DType type, const CodesKind& kind) {

@@ -16,6 +16,7 @@ struct RoundCodes {
   std::uint8_t* codes = nullptr;  // [tokens, width]
   float* scales = nullptr;        // token t's (and its stretch d's) at t · token_step + d · stretch_step
   std::int64_t token_step = 1, stretch_step = 0;
+  bool beside = false;            // of stretches: the launch before lets this one run beside it (launch.cuh), and neither reads what the other writes
 };
 
 void round_codes(Context& context, const RoundCodes& args);

@@ -66,7 +66,7 @@ struct Context {
   unsigned* arrivals = nullptr;            // a count that is 0 between launches
   unsigned long long* meetings = nullptr;  // one more for each block of launches that wait for all of theirs
   RoundedActivations rounded;
-  std::byte* rounded_data = nullptr;  // kRoundedBytes of them, beside the workspace
+  std::byte* rounded_data = nullptr;  // kRoundedBytes of them, right before the workspace
   DType product_type =
       DType::f32;        // the 16-bit type that a product last rounded to: what the next will want; f32: none yet
   CodesKind codes_kind;  // of f8e4m3

@@ -18,14 +18,16 @@ inline constexpr int kProductThreads = 256;
 // ---------------------------------------------------------------- gathering
 
 struct RunOfExpert { int expert = -1, first = 0, count = 0; };
+struct HitsOfExpert { int first_run = 0, first = 0, count = 0; };
 
 struct GatherView {
   View<const std::int32_t> indices;  // [tokens, top_k]
   int pairs = 0, top_k = 1, first_expert = 0, here = 0, run = 1, most_runs = 0;  // run: hits of a run at most
-  std::int32_t* token = nullptr;       // [hits]: of each hit, counted from the view's first
+  std::int32_t* token = nullptr;       // [hits]: of each hit, counted from the view's first; may be null
   std::int32_t* hit = nullptr;         // [pairs]: its hit, -1 where the expert is not here
   RunOfExpert* runs = nullptr;         // [most_runs]; expert -1 after the last
   std::int32_t* hits = nullptr;        // [1]: their number; may be null
+  HitsOfExpert* experts = nullptr;     // [here], by gather_hits alone; may be null
 };
 
 // ---------------------------------------------------------------- products

@@ -27,24 +27,46 @@ __device__ inline int2 block_scan(int2 value, int2 (&room)[kWarp]) {
   return warp == 0 ? value : make_int2(value.x + x, value.y + y);
 }
 
+/// One warp's pairs from `first` until `last`, in their order: take(pair, expert, -1: none that is here) by all lanes, behind the last one too.
+template <class Take>
+__device__ inline void each_pair(const GatherView& view, int first, int last, Take take) {
+  constexpr int kAtOnce = 8;  // of each lane: read together
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const std::uint64_t inverse = ((1u << 31) + static_cast<unsigned>(view.top_k) - 1) / static_cast<unsigned>(view.top_k);  // exact for 2^31 / kMostChoices pairs
+  for (int base = first; base < last; base += kAtOnce * kWarp) {
+    std::int32_t chosen[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int pair = min(base + i * kWarp + lane, last - 1), token = static_cast<int>(static_cast<unsigned>(pair) * inverse >> 31);
+      chosen[i] = view.indices.at(token)[pair - token * view.top_k];
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (base + i * kWarp >= last) break;
+      const int pair = base + i * kWarp + lane, expert = chosen[i] - view.first_expert;
+      take(pair, pair < last && expert >= 0 && expert < view.here ? expert : -1);
+    }
+  }
+}
+
 /// One block. Each warp has a stretch of the pairs: it counts them by expert, and when all counts are summed up it places them, in their order.
+/// The next launch may begin beside it (launch.cuh).
 static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __grid_constant__ GatherView view) {
-  after_previous();
+  wait_for_previous();
+  let_next_start();
   static_assert(kGatherThreads == kWarp * kWarp && kGatherThreads >= kMostExperts && kGatherRoom >= kMostExperts);
   __shared__ std::int32_t places[kGatherRoom], all_runs;  // [stretches, here]: counts, then where the stretch's next hit of the expert goes
   __shared__ int2 room[kWarp];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp, here = view.here;
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, here = view.here;
   const int stretches = min(kWarp, kGatherRoom / max(here, 1)), length = (view.pairs + stretches - 1) / stretches;
   const int first = min(warp, stretches) * length, last = warp < stretches ? min(first + length, view.pairs) : 0;
   std::int32_t* const own_places = places + warp * here;
-  const auto expert_of = [&](int pair) { return view.indices.at(pair / view.top_k)[pair % view.top_k] - view.first_expert; };
   for (int i = thread; i < stretches * here; i += kGatherThreads) places[i] = 0;
   __syncthreads();
-  for (int pair = first + lane; pair < last; pair += kWarp) {
-    const int expert = expert_of(pair);
-    if (expert >= 0 && expert < here) atomicAdd(&own_places[expert], 1);
-    else view.hit[pair] = -1;
-  }
+  each_pair(view, first, last, [&](int pair, int expert) {
+    if (expert >= 0) atomicAdd(&own_places[expert], 1);
+    else if (pair < last) view.hit[pair] = -1;
+  });
   __syncthreads();
   std::int32_t own = 0;
   if (thread < here)
@@ -57,6 +79,7 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
     all_runs = ends.y;
     if (view.hits != nullptr) *view.hits = ends.x;
   }
+  if (thread < here && view.experts != nullptr) view.experts[thread] = {ends.y - runs, next, own};
   if (thread < here)
     for (int s = 0; s < stretches; ++s) {
       const std::int32_t count = places[s * here + thread];
@@ -65,10 +88,7 @@ static __global__ void __launch_bounds__(kGatherThreads) gather_hits(const __gri
     }
   __syncthreads();
   for (int i = all_runs + thread; i < view.most_runs; i += kGatherThreads) view.runs[i] = {};
-  for (int base = first; base < last; base += kWarp) {
-    const int pair = base + lane, expert = pair < last ? expert_of(pair) : -1;
-    place_hits(view, pair, expert >= 0 && expert < here ? expert : -1, own_places);
-  }
+  each_pair(view, first, last, [&](int pair, int expert) { place_hits(view, pair, expert, own_places); });
 }
 
 /// A token's hits in their order, and what they weigh.

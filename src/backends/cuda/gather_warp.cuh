@@ -11,7 +11,7 @@ __device__ inline void place_hits(const GatherView& view, int pair, int expert, 
   const int rank = __popc(same & ((1u << lane) - 1u));
   if (expert >= 0) {
     const std::int32_t place = places[expert] + rank;
-    view.token[place] = pair / view.top_k;
+    if (view.token != nullptr) view.token[place] = pair / view.top_k;
     view.hit[pair] = place;
   }
   __syncwarp();

@@ -4,6 +4,8 @@
 // "finished" includes the ones before those. A pass begins with a launch that waits for all before it (CudaOps::embed, or what NCCL brings), so
 // attention of single tokens may read the table of sequences and cache rows of earlier passes at once too. Elsewhere a launch waits for the one
 // before, and after_previous() does nothing.
+// A kernel that calls wait_for_previous() first and let_next_start() then lets the next one run beside it: that one begins when all before both has
+// finished, and one of its blocks still has to wait, so that it does not finish sooner. Only gathering (experts_gather.cuh) is such a kernel.
 #pragma once
 #include <cuda_runtime.h>
 
