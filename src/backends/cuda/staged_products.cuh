@@ -4,7 +4,7 @@
 // A piece is 16 rows, eight stretches of 128 bytes of each: [stretch][row][128 bytes], swizzled. A tile is four stretches, one a warp of a group. As operand A
 // of 64 rows its row 16 · s + r is row r in stretch s, and operand B is x as parts: of bf16 two bf16 halves, of e4m3 three e4m3 digits; x of the four stretches
 // are its columns 0, 8, 16, 24 and following. A warp's 16 columns but for its own stretch's parts are nobody's: what they are made of is whatever lies there.
-// Of whole numbers x is three digits of eight bits, the first columns of eight.
+// Of whole numbers x is three digits of eight bits, the first columns of eight, and of four bits columns 4 to 6 too.
 #pragma once
 #include "backends/cuda/codes_mma.cuh"
 #include "backends/cuda/staged_x.cuh"
@@ -139,7 +139,7 @@ struct StagedPiece {
       for (int i = 0; i < 4; ++i) acc[i] += own[i] * (i < 2 ? scale[tile].x : scale[tile].y);
     }
   }
-  /// x of a group as operand B: this lane's column and quarter, two words a step; in lanes whose columns are nobody's whatever was there.
+  /// x of a group of eight bits as operand B: this lane's column and quarter, two words a step; in lanes whose columns are nobody's whatever was there.
   __device__ void read_x(int group, unsigned (&b)[8]) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp, part = min(lane / 4, Shape::kParts - 1);
     const auto* const from = reinterpret_cast<const uint4*>(memory + group * Shape::kGroup + part * Shape::kPart + lane % 4 * 32);
@@ -189,9 +189,17 @@ struct StagedPiece {
     if constexpr (Shape::kHalfScales) return to_float(__ushort_as_half(static_cast<unsigned short>(which == 0 ? both : both >> 16)));
     else return __uint_as_float(which == 0 ? both << 16 : both & 0xffff0000u);
   }
-  /// What put_staged says of four bits, both groups of a stretch in turn. Sums begin with what zero points take away.
+  /// x of a group of four bits as operand B: columns 0 to 2 are the parts of what a lane's first and third word of codes are multiplied with, 4 to 6 those of its
+  /// second and fourth word. Two words for whole bytes, two for low bits.
+  __device__ uint4 read_x(int group) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, part = min(lane / 4 % 4, Shape::kParts - 1);
+    return *reinterpret_cast<const uint4*>(memory + group * Shape::kGroup + part * Shape::kPart + lane % 4 * 32 + (lane / 16 ^ part & 1) * 16);
+  }
+  /// What put_staged says of four bits, both groups of a stretch in turn. A row's four words of codes are operand A as they came: the first and third are one of
+  /// its rows, the others one eight further, whose sums are other lanes'. Sums begin with what zero points take away.
   __device__ void multiply_int4(float (&acc)[4]) const {
     const int quad = static_cast<int>(threadIdx.x) % 4;
+    const bool first_words = quad < 2;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       if (tile > 0 && !has(tile)) break;
@@ -202,30 +210,23 @@ struct StagedPiece {
       for (int half = 0; half < 2; ++half) scales[half] = reinterpret_cast<const unsigned*>(own)[half * 8 + row()];
 #pragma unroll
       for (int sub = 0; sub < 2; ++sub) {
-        unsigned top[4], bottom[4], b[8];
-        int d[4];
-        read_codes(tile, sub * 4 + quad, top, bottom);
-        read_x((first + own_stretch(tile)) * 2 + sub, b);
-        const uint2 digits = *reinterpret_cast<const uint2*>(of_groups + sub * 16 + quad % 2 * 8);  // of the fourth column, nobody's, any
+        unsigned codes[2][4];
+        read_codes(tile, sub * 4 + quad, codes[0], codes[1]);
+        const uint4 x = read_x((first + own_stretch(tile)) * 2 + sub);
+        const uint2 digits = *reinterpret_cast<const uint2*>(of_groups + sub * 16 + quad % 2 * 8);  // of columns that are nobody's, any
         const float factor = *reinterpret_cast<const float*>(of_groups + sub * 16 + 12);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          unsigned zero = 8;
-          if constexpr (Shape::kZeros) zero = reinterpret_cast<const unsigned*>(own + kZerosAt)[half * 2 + sub] >> (row() * 4) & 15u;
-          d[2 * half] = static_cast<int>(__float_as_uint(kWholeFloat) - zero * digits.x), d[2 * half + 1] = static_cast<int>(__float_as_uint(kWholeFloat) - zero * digits.y);
-        }
-#pragma unroll
-        for (int w = 0; w < 4; w += 2) {
-          const unsigned a[4] = {top[w], bottom[w], top[w + 1], bottom[w + 1]};
-          multiply_add_unsigned(d, a, b[2 * w + 1], b[2 * w + 3]);
-          const unsigned low[4] = {a[0] & 0x0f0f0f0fu, a[1] & 0x0f0f0f0fu, a[2] & 0x0f0f0f0fu, a[3] & 0x0f0f0f0fu};
-          multiply_add_unsigned(d, low, b[2 * w], b[2 * w + 2]);
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
+          unsigned zero = first_words ? 8 : 0;
+          if constexpr (Shape::kZeros) zero = reinterpret_cast<const unsigned*>(own + kZerosAt)[half * 2 + sub] >> (row() * 4) & (first_words ? 15u : 0u);
+          const int begin[2] = {static_cast<int>(__float_as_uint(kWholeFloat) - zero * digits.x), static_cast<int>(__float_as_uint(kWholeFloat) - zero * digits.y)};
+          int d[4] = {begin[0], begin[1], begin[0], begin[1]};
+          multiply_add_unsigned(d, codes[half], x.x, x.y);
+          const unsigned low[4] = {codes[half][0] & 0x0f0f0f0fu, codes[half][1] & 0x0f0f0f0fu, codes[half][2] & 0x0f0f0f0fu, codes[half][3] & 0x0f0f0f0fu};
+          multiply_add_unsigned(d, low, x.z, x.w);
           const float both = scale_of(scales[half], sub) * factor;
 #pragma unroll
-          for (int i = 0; i < 2; ++i) acc[2 * half + i] += (__int_as_float(d[2 * half + i]) - kWholeFloat) * both;
+          for (int i = 0; i < 2; ++i) acc[2 * half + i] += (__int_as_float(first_words ? d[i] : d[2 + i]) - kWholeFloat) * both;
         }
       }
     }
@@ -240,8 +241,10 @@ __device__ inline float2 total_of(const float (&acc)[4]) {
   for (int half = 0; half < 2; ++half) {
     if constexpr (Staged<F>::kBf16) sum[half] = acc[2 * half + 1] + acc[2 * half];
     else {
-      const float last = __shfl_down_sync(kAllLanes, acc[2 * half], 1);  // the third part
-      sum[half] = Staged<F>::kWhole ? (last + acc[2 * half + 1] * 256.0f) + acc[2 * half] * 65536.0f : (last + acc[2 * half + 1]) + acc[2 * half];
+      float first = acc[2 * half], second = acc[2 * half + 1];
+      if constexpr (Staged<F>::kInt4) first += __shfl_down_sync(kAllLanes, first, 2), second += __shfl_down_sync(kAllLanes, second, 2);  // of the other words
+      const float last = __shfl_down_sync(kAllLanes, first, 1);  // the third part
+      sum[half] = Staged<F>::kWhole ? (last + second * 256.0f) + first * 65536.0f : (last + second) + first;
     }
   }
   return make_float2(sum[0], sum[1]);

@@ -107,13 +107,15 @@ __device__ inline void put_staged(const PairPlace& to, const StagedXRoom<F>& roo
       for (unsigned& one : digits) one = digits_of(one);
       if constexpr (Shape::kInt4) transpose_digits(digits[0], digits[2], digits[1], digits[3], words);  // low bits' first
       else transpose_digits(digits[0], digits[1], digits[2], digits[3], words);
-      // What a lane of four multiplies lies together: four times a word of its first 16 bytes of codes and one of the other 16, or low bits' and whole bytes'.
+      // What a lane of four multiplies lies together: four times a word of its first 16 bytes of codes and one of the other 16; or, of four bits, whole bytes' and low
+      // bits' of its first and third word of codes, then those of its second and fourth.
 #pragma unroll
       for (int part = 0; part < Shape::kParts; ++part) {
         const int at = group * Shape::kGroup + part * Shape::kPart;
         if constexpr (Shape::kInt4) {
           const unsigned neighbour = __shfl_xor_sync(kAllLanes, words[part], 1);
-          to.put((at + lane * 4) ^ (part & 1) * 16, lane % 2 == 0 ? __byte_perm(words[part], neighbour, 0x5410) : __byte_perm(neighbour, words[part], 0x7632));
+          const int place = lane / 8 * 8 + lane / 2 % 2 * 4 + (lane + 1) % 2 * 2 + lane / 4 % 2;
+          to.put((at + place * 4) ^ (part & 1) * 16, lane % 2 == 0 ? __byte_perm(words[part], neighbour, 0x5410) : __byte_perm(neighbour, words[part], 0x7632));
         } else {
           to.put((at + lane / 4 % 4 * 32 + lane % 4 * 8 + lane / 16 * 4) ^ (part & 1) * 16, words[part]);
         }
