@@ -40,7 +40,7 @@ __device__ inline void attend_pieces(const StagedShare& share, const StagedRing<
 
 /// Heads and parts of keys, by all threads. `room`: kStagedJoin floats.
 template <tensor::WeightFormat F, class T, int kWidth>
-__device__ inline void attend_parts(const StagedAttention& own, const int4& sequence, const StagedRing<F>& ring, StagedTurns& turns, float* room, unsigned* answers) {
+__device__ inline void attend_parts(const StagedAttention& own, const int4& sequence, const StagedRing<F>& ring, StagedTurns& turns, float* room, unsigned* answers, StagedStart& start) {
   constexpr int kLanes = kWidth / 8;
   const AttentionView& view = own.view;
   const FreshRows& fresh = own.fresh;
@@ -51,7 +51,7 @@ __device__ inline void attend_parts(const StagedAttention& own, const int4& sequ
   const int lane = threadIdx.x % kLanes, stream = threadIdx.x / kLanes, warp = threadIdx.x / kWarp;
   const std::int64_t base = static_cast<std::int64_t>(sequence.x) * segment.rows_per_slot;
   Rotation<kWidth> rotation(fresh, 0);
-  begin_stage();
+  start.wait();
 #pragma unroll 1
   for (int item = static_cast<int>(blockIdx.x); item < view.heads * view.parts; item += static_cast<int>(gridDim.x)) {
     const StagedShare share(item, view.parts, sequence.w, keys_of_piece<T>(kWidth));
@@ -120,9 +120,9 @@ __device__ inline void join_stage(const AttentionView& view) {
 }
 
 template <tensor::WeightFormat F, class T>
-__device__ inline void attend_stage(const StagedAttention& own, const int4& sequence, const StagedRing<F>& ring, StagedTurns& turns, float* room, unsigned* answers) {
-  if (own.view.dv == 64) attend_parts<F, T, 64>(own, sequence, ring, turns, room, answers);
-  else attend_parts<F, T, 128>(own, sequence, ring, turns, room, answers);
+__device__ inline void attend_stage(const StagedAttention& own, const int4& sequence, const StagedRing<F>& ring, StagedTurns& turns, float* room, unsigned* answers, StagedStart& start) {
+  if (own.view.dv == 64) attend_parts<F, T, 64>(own, sequence, ring, turns, room, answers, start);
+  else attend_parts<F, T, 128>(own, sequence, ring, turns, room, answers, start);
 }
 #endif
 

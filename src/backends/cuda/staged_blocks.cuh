@@ -36,11 +36,17 @@ __device__ inline void read_eight_of_others(const float* from, float (&out)[8]) 
 #pragma unroll
   for (int i = 0; i < 8; ++i) out[i] = half[i / 4][i % 4];
 }
-/// One more block has ended a stage.
-__device__ inline void count_stage(unsigned* ended) { asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(ended) : "memory"); }
+/// Where blocks count the stages that they have ended: each at all of these places, by a warp, and it looks at one of them. Many who look at one place make each
+/// other and those that count there wait.
+inline constexpr int kStageCounts = 12, kCountStep = 256 / sizeof(unsigned);
+__device__ inline void count_stage(unsigned* ended) {
+  const unsigned lane = threadIdx.x % kWarp;
+  if (lane < kStageCounts) asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(ended + lane * kCountStep) : "memory");
+}
 __device__ inline void await_stages(const unsigned* ended, unsigned wanted) {
+  const unsigned* const own = ended + blockIdx.x % kStageCounts * kCountStep;
   unsigned seen = 0;
-  do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(ended) : "memory");
+  do asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(own) : "memory");
   while (seen < wanted);
 }
 
@@ -119,18 +125,43 @@ __device__ inline void StagedPair::put_square(float* squares, float square) cons
 }
 #endif
 
-/// Behind the warps that work a block has a keeper, which brings tables and waits for the other blocks, and two that fetch weights and keys: pieces, and what
-/// lies beside them. The others meet without them.
-inline constexpr int kStagedThreads = kStreamedThreads + 4 * kWarp, kMeetingThreads = kStreamedThreads + kWarp;  // registers are dealt out to four warps at a time
+/// Behind the warps that work a block has a keeper, which brings tables, counts, and waits for the other blocks, and two that fetch weights and keys: pieces, and
+/// what lies beside them. The workers meet without them.
+inline constexpr int kStagedThreads = kStreamedThreads + 4 * kWarp;  // registers are dealt out to four warps at a time
 inline constexpr int kWorkerRegisters = 104, kKeeperRegisters = 64;  // of a thread; all warps together have 65536
 __device__ inline void meet_workers() { __barrier_sync_count(1, kStreamedThreads); }
-/// A stage's turn has come: the keeper tells the workers.
-__device__ inline void begin_stage() { __barrier_sync_count(2, kMeetingThreads); }
 /// The workers have done a stage, which they tell the keeper without waiting for it.
+inline constexpr int kTellingThreads = kStreamedThreads + kWarp;
 __device__ inline void tell_keeper() {
   __syncwarp();
-  asm volatile("barrier.arrive 3, %0;" ::"n"(kMeetingThreads) : "memory");
+  asm volatile("barrier.arrive 2, %0;" ::"n"(kTellingThreads) : "memory");
 }
-__device__ inline void await_workers() { __barrier_sync_count(3, kMeetingThreads); }
+__device__ inline void await_workers() { __barrier_sync_count(2, kTellingThreads); }
+
+#if defined(FATHOM_WGMMA_HERE)
+/// The beginnings of stages, which the keeper tells the workers, and what these tell who fetches.
+struct StagedStart {
+  struct Shared {
+    std::uint64_t come;      // a barrier
+    volatile int throttled;  // what other blocks tell is waited for or soon will be: it is there sooner with few weights on their way
+  };
+  Shared& shared;
+  unsigned come, phase = 0;
+  __device__ explicit StagedStart(Shared& at) : shared(at), come(shared_address(&at.come)) {}
+  __device__ void init() const {
+    init_barrier(come, 1);
+    shared.throttled = 1;
+  }
+  /// The next stage's turn has come: one thread of the keeper.
+  __device__ void tell() const { arrive(come); }
+  __device__ void wait() {
+    wait_phase(come, phase);
+    phase ^= 1;
+  }
+  __device__ void throttle(bool on) const {
+    if (threadIdx.x == 0) shared.throttled = on ? 1 : 0;
+  }
+};
+#endif
 
 }  // namespace fathom::cuda

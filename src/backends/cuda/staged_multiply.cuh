@@ -60,7 +60,7 @@ inline constexpr int kUnitSums = kStreamedWarps * 16 + 8;  // floats of a unit's
 
 #if defined(FATHOM_WGMMA_HERE)
 template <tensor::WeightFormat F>
-__device__ inline void multiply_stage(const StagedPass& pass, const StagedProducts& own, const AttentionView* joined, const StagedRing<F>& ring, StagedTurns& turns, StagedPair& pair, unsigned char* memory, float* squares, unsigned* answers) {
+__device__ inline void multiply_stage(const StagedPass& pass, const StagedProducts& own, const AttentionView* joined, const StagedRing<F>& ring, StagedTurns& turns, StagedPair& pair, unsigned char* memory, float* squares, unsigned* answers, StagedStart& start) {
   using Shape = Staged<F>;
   const StreamView& view = own.view;
   const StagedXRoom<F> room(view.stretches);
@@ -80,11 +80,11 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
     float square = 0.0f;
     if (joined != nullptr) {
       const JoinedParts parts_of(*joined, pair.blocks);
-      begin_stage();
+      start.wait();
       output.read();
       source.fill_joined(x, room, parts_of);
     } else {
-      begin_stage();
+      start.wait();
       output.read();
       square = source.fill(x, room);
     }
@@ -92,23 +92,27 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
     if (normed) pair.put_square(squares, warp_sum(square));
     pair.wait_filled<!Shape::kWhole>();
   }
+  if (begin < units) start.throttle(false);
   const unsigned ring_offset = ring.at - shared_address(memory), beside_offset = ring.beside - shared_address(memory);
   const auto multiply_unit = [&](int slot) {
     if (turns.ahead >= pieces) return turns.pass(pieces);  // the other warpgroups' alone
-    float acc[Shape::kBf16 ? 16 : 4] = {};
+    float acc[Shape::kBf16 ? 16 : Shape::kWhole ? 2 : 4] = {};
     turns.take(pieces, ring.depth, [&](unsigned piece) {
-      wait_phase(ring.full(turns.place), turns.phase);
-      StagedPiece<F>{memory, room, ring_offset + turns.place * kPieceBytes, beside_offset + turns.place * Shape::kBeside, static_cast<int>(piece) * kPieceStretches, format, cols}.multiply(acc);
+      const StagedPiece<F> come{memory, room, ring_offset + turns.place * kPieceBytes, beside_offset + turns.place * Shape::kBeside, static_cast<int>(piece) * kPieceStretches, format, cols};
+      const auto wait = [&] { wait_phase(ring.full(turns.place), turns.phase); };
+      if constexpr (Shape::kWhole) {
+        const StagedWords<F> x(come);
+        wait();
+        come.multiply(acc, x);
+      } else {
+        wait();
+        come.multiply(acc);
+      }
       __syncwarp();
       if (lane == 0) arrive(ring.empty(turns.place));
     });
-    float sums[4];
-    if constexpr (Shape::kBf16) own_sums(acc, sums);
-    else
-#pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i] = acc[i];
-    const float2 total = total_of<F>(sums);
-    float* to = parts + slot * kUnitSums + warp * 16 + StagedPiece<F>::row();
+    const float2 total = total_of<F>(acc);
+    float* to = parts + slot * kUnitSums + warp * 16 + lane / 4;
     if (lane % 4 == 0) to[0] = total.x, to[8] = total.y;
   };
   if (normed && !view.all.norm.unread) write_staged_norm(view.all.norm, pair.factor_of_norm(view.all.norm, squares));
@@ -121,8 +125,10 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
       if (first + static_cast<unsigned>(slot) * round >= units) break;
       multiply_unit(slot);
     }
+    const bool last = first + static_cast<unsigned>(slots) * round >= units;
     const float factor = normed && static_cast<int>(threadIdx.x) < divide_up(8 * slots, kWarp) * kWarp ? pair.factor_of_norm(view.all.norm, squares) : 1.0f;
     meet_workers();
+    if (last) start.throttle(true);
     if (output.out[0] != nullptr || output.out[1] != nullptr) {
       float sums[2] = {};
       const unsigned slot = threadIdx.x / 8;
@@ -136,7 +142,7 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
       }
       await_answer(answers + threadIdx.x, output.write(view.all.limit, factor, sums));
     }
-    if (first + static_cast<unsigned>(slots) * round < units) meet_workers();
+    if (!last) meet_workers();
   }
   if (normed) pair.end_squares();
 }

@@ -4,7 +4,7 @@
 // A piece is 16 rows, eight stretches of 128 bytes of each: [stretch][row][128 bytes], swizzled. A tile is four stretches, one a warp of a group. As operand A
 // of 64 rows its row 16 · s + r is row r in stretch s, and operand B is x as parts: of bf16 two bf16 halves, of e4m3 three e4m3 digits; x of the four stretches
 // are its columns 0, 8, 16, 24 and following. A warp's 16 columns but for its own stretch's parts are nobody's: what they are made of is whatever lies there.
-// Of whole numbers x is three digits of eight bits, the first columns of eight, and of four bits columns 4 to 6 too.
+// Of whole numbers x is three digits of eight bits, columns 0, 1 and 3 of eight; of four bits columns 4, 5 and 7 are those of a stretch's second group.
 #pragma once
 #include "backends/cuda/codes_mma.cuh"
 #include "backends/cuda/staged_x.cuh"
@@ -54,9 +54,6 @@ __device__ inline void own_sums(const float (&d)[16], float (&own)[4]) {
     own[i] = warp < 2 ? low : high;
   }
 }
-/// A whole number between -2^22 and 2^22, exactly, without the unit that converts.
-__device__ inline float float_of(int x) { return __int_as_float(__float_as_int(kWholeFloat) + x) - kWholeFloat; }
-
 /// d += a · b of 16 rows of bytes between 0 and 255 and eight columns of signed ones.
 __device__ inline void multiply_add_unsigned(int (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
@@ -64,6 +61,8 @@ __device__ inline void multiply_add_unsigned(int (&d)[4], const unsigned (&a)[4]
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+template <tensor::WeightFormat F>
+struct StagedWords;
 /// A piece that has come, and what a warpgroup multiplies it with.
 template <tensor::WeightFormat F>
 struct StagedPiece {
@@ -76,17 +75,12 @@ struct StagedPiece {
   tensor::WeightFormat format;
   int cols;                     // of the weight
 
-  /// The weight's row in each half that this lane has as row lane / 4: of whole numbers, rows whose chunks lie in other banks follow each other.
-  __device__ static int row() {
-    const int group = static_cast<int>(threadIdx.x) % kWarp / 4;
-    return Shape::kWhole ? group % 2 * 4 + group / 2 : group;
-  }
   __device__ bool has(int tile) const { return first + tile * kTileStretches < room.stretches; }
   /// Itself, or of one that x does not reach the first, whose products are dropped.
   __device__ int there(int tile) const { return tile == 0 || has(tile) ? tile : 0; }
   __device__ int own_stretch(int tile) const { return tile * kTileStretches + static_cast<int>(threadIdx.x) / kWarp % 4; }
 
-  /// Adds to sums of this lane's two rows and columns; of bf16, of all columns. Sums of whole numbers and of e4m3 are of x over its group's factor.
+  /// Adds to sums of this lane's two rows and columns; of bf16, of all columns; of whole numbers, of the rows, two columns as one.
   __device__ void multiply(float (&acc)[16]) const {
     unsigned a = rows_operand(shared_address(memory) + weights), b = x_operand<F>(shared_address(memory) + static_cast<unsigned>(first * Shape::kOfStretch));
     begin_products();
@@ -99,15 +93,8 @@ struct StagedPiece {
     wait_products<0>();
     see_sums(acc);
   }
+  /// Of e4m3: all tiles at once; what x does not reach is multiplied with another tile's and dropped.
   __device__ void multiply(float (&acc)[4]) const {
-    if constexpr (Shape::kInt4) multiply_int4(acc);
-    else if constexpr (Shape::kInt8) multiply_int8(acc);
-    else multiply_e4m3(acc);
-  }
-
- private:
-  /// All tiles at once; what x does not reach is multiplied with another tile's and dropped.
-  __device__ void multiply_e4m3(float (&acc)[4]) const {
     const unsigned a = rows_operand(shared_address(memory) + weights), b = x_operand<F>(shared_address(memory) + static_cast<unsigned>(first * Shape::kOfStretch));
     float d[kTiles][16];
     float2 scale[kTiles];
@@ -139,95 +126,111 @@ struct StagedPiece {
       for (int i = 0; i < 4; ++i) acc[i] += own[i] * (i < 2 ? scale[tile].x : scale[tile].y);
     }
   }
-  /// x of a group of eight bits as operand B: this lane's column and quarter, two words a step; in lanes whose columns are nobody's whatever was there.
-  __device__ void read_x(int group, unsigned (&b)[8]) const {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp, part = min(lane / 4, Shape::kParts - 1);
-    const auto* const from = reinterpret_cast<const uint4*>(memory + group * Shape::kGroup + part * Shape::kPart + lane % 4 * 32);
-    const uint4 low = from[part & 1], high = from[part & 1 ^ 1];
-    b[0] = low.x, b[1] = low.y, b[2] = low.z, b[3] = low.w, b[4] = high.x, b[5] = high.y, b[6] = high.z, b[7] = high.w;
+  __device__ void multiply(float (&acc)[2], const StagedWords<F>& x) const {
+    if constexpr (Shape::kInt4) multiply_int4(acc, x);
+    else multiply_int8(acc, x);
   }
-  /// 16 bytes of codes of this lane's two rows in a stretch.
-  __device__ void read_codes(int tile, int chunk, unsigned (&top)[4], unsigned (&bottom)[4]) const {
-    const unsigned char* const from = memory + weights + own_stretch(tile) * (16 * kStretch) + row() * kStretch + (chunk ^ row()) * 16;
-    const uint4 t = *reinterpret_cast<const uint4*>(from), u = *reinterpret_cast<const uint4*>(from + 8 * kStretch);
-    top[0] = t.x, top[1] = t.y, top[2] = t.z, top[3] = t.w, bottom[0] = u.x, bottom[1] = u.y, bottom[2] = u.z, bottom[3] = u.w;
-  }
-  /// Both tiles in turn, so that no product waits for the one before; as above.
-  __device__ void multiply_int8(float (&acc)[4]) const {
-    const int quad = static_cast<int>(threadIdx.x) % 4;
-    unsigned b[kTiles][8];
+
+ private:
+  /// Of two sums, columns that follow each other: 256 times the first digit and the second, or the last digit alone.
+  __device__ static int both_of(int even, int odd) { return even * (threadIdx.x % 2 == 0 ? 256 : 0) + odd; }
+  /// Where 16 bytes of row `row` lie in this warp's stretch of the first tile.
+  __device__ unsigned codes_at(int row, int chunk) const { return shared_address(memory) + weights + static_cast<unsigned>(own_stretch(0) * (16 * kStretch) + row * kStretch + (chunk ^ row % 8) * 16); }
+
+  /// Both tiles in turn, so that no product waits for the one before; what x does not reach as above.
+  __device__ void multiply_int8(float (&acc)[2], const StagedWords<F>& x) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp;
+    const unsigned codes = codes_at(lane % 16, lane / 16);
     int d[kTiles][4] = {};
-    float factor[kTiles];
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int stretch = first + own_stretch(there(tile));
-      read_x(stretch, b[tile]);
-      factor[tile] = reinterpret_cast<const float*>(memory + room.factors)[stretch];
-    }
+    for (int step = 0; step < 4; ++step)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      unsigned top[kTiles][4], bottom[kTiles][4];
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) read_codes(tile, quad + 4 * half, top[tile], bottom[tile]);
-#pragma unroll
-      for (int w = 0; w < 4; w += 2)
-#pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {
-          const unsigned a[4] = {top[tile][w], bottom[tile][w], top[tile][w + 1], bottom[tile][w + 1]};
-          multiply_add(d[tile], a, b[tile][2 * w + half], b[tile][2 * w + 2 + half]);
-        }
-    }
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const uint4& b = x.words[tile][step / 2];
+        unsigned a[4];
+        load_matrices((codes ^ static_cast<unsigned>(step * 32)) + static_cast<unsigned>(tile * kTileBytes), a);
+        multiply_add(d[tile], a, step % 2 == 0 ? b.x : b.z, step % 2 == 0 ? b.y : b.w);
+      }
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
       if (tile > 0 && !has(tile)) break;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) acc[i] += float_of(d[tile][i]) * factor[tile];
+      for (int half = 0; half < 2; ++half) acc[half] += static_cast<float>(both_of(d[tile][2 * half], d[tile][2 * half + 1])) * x.factor[tile];
     }
   }
-  /// Of two scales in a word one.
-  __device__ static float scale_of(unsigned both, int which) {
-    if constexpr (Shape::kHalfScales) return to_float(__ushort_as_half(static_cast<unsigned short>(which == 0 ? both : both >> 16)));
-    else return __uint_as_float(which == 0 ? both << 16 : both & 0xffff0000u);
+  /// Of two scales in a word the one of this lane's group.
+  __device__ static float scale_of(unsigned both) {
+    const bool first_group = threadIdx.x % 4 < 2;
+    if constexpr (Shape::kHalfScales) return to_float(__ushort_as_half(static_cast<unsigned short>(both >> (first_group ? 0 : 16))));
+    else return __uint_as_float(__byte_perm(both, 0, first_group ? 0x1044 : 0x3244));
   }
-  /// x of a group of four bits as operand B: columns 0 to 2 are the parts of what a lane's first and third word of codes are multiplied with, 4 to 6 those of its
-  /// second and fourth word. Two words for whole bytes, two for low bits.
-  __device__ uint4 read_x(int group) const {
-    const int lane = static_cast<int>(threadIdx.x) % kWarp, part = min(lane / 4 % 4, Shape::kParts - 1);
-    return *reinterpret_cast<const uint4*>(memory + group * Shape::kGroup + part * Shape::kPart + lane % 4 * 32 + (lane / 16 ^ part & 1) * 16);
-  }
-  /// What put_staged says of four bits, both groups of a stretch in turn. A row's four words of codes are operand A as they came: the first and third are one of
-  /// its rows, the others one eight further, whose sums are other lanes'. Sums begin with what zero points take away.
-  __device__ void multiply_int4(float (&acc)[4]) const {
-    const int quad = static_cast<int>(threadIdx.x) % 4;
-    const bool first_words = quad < 2;
+  /// What put_staged says of four bits. Operand A is eight rows, first their codes of a stretch's first group and then of its second, so of the sums half are what
+  /// is wanted: of the first group in columns 0 to 3, of the second in columns 4 to 7.
+  __device__ void multiply_int4(float (&acc)[2], const StagedWords<F>& x) const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, quad = lane % 4;
+    const bool first_group = quad < 2;
+    const unsigned codes = codes_at(lane % 8, lane / 8 % 2 * 4 + lane / 16);
+    unsigned a[kTiles][2][2][4], scales[kTiles][2];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      if (tile > 0 && !has(tile)) break;
-      const unsigned char* const own = memory + beside + own_stretch(tile) * kStretchBeside;
-      const unsigned char* const of_groups = memory + room.factors + (first + own_stretch(tile)) * 32;
-      unsigned scales[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) scales[half] = reinterpret_cast<const unsigned*>(own)[half * 8 + row()];
+      for (int step = 0; step < 2; ++step)
 #pragma unroll
-      for (int sub = 0; sub < 2; ++sub) {
-        unsigned codes[2][4];
-        read_codes(tile, sub * 4 + quad, codes[0], codes[1]);
-        const uint4 x = read_x((first + own_stretch(tile)) * 2 + sub);
-        const uint2 digits = *reinterpret_cast<const uint2*>(of_groups + sub * 16 + quad % 2 * 8);  // of columns that are nobody's, any
-        const float factor = *reinterpret_cast<const float*>(of_groups + sub * 16 + 12);
+        for (int half = 0; half < 2; ++half) load_matrices((codes ^ static_cast<unsigned>(step * 32)) + static_cast<unsigned>(tile * kTileBytes + half * 8 * kStretch), a[tile][half][step]);
+      const uint2 both = reinterpret_cast<const uint2*>(memory + beside + own_stretch(tile) * kStretchBeside)[lane / 4];
+      scales[tile][0] = both.x, scales[tile][1] = both.y;
+    }
+    int d[kTiles][2][4] = {};
+#pragma unroll
+    for (int step = 0; step < 2; ++step)
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const uint4& b = x.words[tile][step];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) multiply_add_unsigned(d[tile][half], a[tile][half][step], b.x, b.y);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          unsigned zero = first_words ? 8 : 0;
-          if constexpr (Shape::kZeros) zero = reinterpret_cast<const unsigned*>(own + kZerosAt)[half * 2 + sub] >> (row() * 4) & (first_words ? 15u : 0u);
-          const int begin[2] = {static_cast<int>(__float_as_uint(kWholeFloat) - zero * digits.x), static_cast<int>(__float_as_uint(kWholeFloat) - zero * digits.y)};
-          int d[4] = {begin[0], begin[1], begin[0], begin[1]};
-          multiply_add_unsigned(d, codes[half], x.x, x.y);
-          const unsigned low[4] = {codes[half][0] & 0x0f0f0f0fu, codes[half][1] & 0x0f0f0f0fu, codes[half][2] & 0x0f0f0f0fu, codes[half][3] & 0x0f0f0f0fu};
-          multiply_add_unsigned(d, low, x.z, x.w);
-          const float both = scale_of(scales[half], sub) * factor;
-#pragma unroll
-          for (int i = 0; i < 2; ++i) acc[2 * half + i] += (__int_as_float(first_words ? d[i] : d[2 + i]) - kWholeFloat) * both;
+          const unsigned (&whole)[4] = a[tile][half][step];
+          const unsigned low[4] = {whole[0] & 0x0f0f0f0fu, whole[1] & 0x0f0f0f0fu, whole[2] & 0x0f0f0f0fu, whole[3] & 0x0f0f0f0fu};
+          multiply_add_unsigned(d[tile][half], low, b.z, b.w);
         }
+      }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      if (tile > 0 && !has(tile)) break;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int (&sum)[4] = d[tile][half];
+        int taken = x.taken[tile];
+        if constexpr (Shape::kZeros) taken *= static_cast<int>(reinterpret_cast<const unsigned*>(memory + beside + own_stretch(tile) * kStretchBeside + kZerosAt)[half * 2 + quad / 2] >> (lane / 4 * 4) & 15u);
+        acc[half] += static_cast<float>(both_of(first_group ? sum[0] : sum[2], first_group ? sum[1] : sum[3]) - taken) * (scale_of(scales[tile][half]) * x.factor[tile]);
+      }
+    }
+  }
+};
+
+/// x of whole numbers as operand B of a piece's tiles: this lane's column. It is there before the piece has come.
+template <tensor::WeightFormat F>
+struct StagedWords {
+  using Shape = Staged<F>;
+  uint4 words[StagedPiece<F>::kTiles][2];
+  float factor[StagedPiece<F>::kTiles];
+  int taken[StagedPiece<F>::kTiles];  // of four bits: from a sum by a zero point of one; or by that of eight, if all have it
+  /// Of columns that are nobody's, whatever there is; what x does not reach as above.
+  __device__ explicit StagedWords(const StagedPiece<F>& piece) {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, quad = lane % 4, part = min(lane / 4 % 4, Shape::kParts - 1);
+#pragma unroll
+    for (int tile = 0; tile < StagedPiece<F>::kTiles; ++tile) {
+      const int stretch = piece.first + piece.own_stretch(piece.there(tile));
+      const unsigned char* const from = piece.memory + (Shape::kInt4 ? stretch * 2 + lane / 16 : stretch) * Shape::kGroup + part * Shape::kPart;
+      const unsigned char* const factors = piece.memory + piece.room.factors;
+#pragma unroll
+      for (int step = 0; step < 2; ++step) words[tile][step] = *reinterpret_cast<const uint4*>(from + (Shape::kInt4 ? quad * 16 + (step ^ part & 1) * 64 : quad * 32 + (step ^ part & 1) * 16));
+      if constexpr (Shape::kInt4) {
+        const int2 both = reinterpret_cast<const int2*>(factors)[(stretch * 2 + quad / 2) * 2 + quad % 2];
+        taken[tile] = (Shape::kZeros ? 1 : 8) * both.x, factor[tile] = __int_as_float(both.y);
+      } else {
+        factor[tile] = reinterpret_cast<const float*>(factors)[stretch];
       }
     }
   }
@@ -235,17 +238,24 @@ struct StagedPiece {
 
 /// What a warp's sums come to for this lane's two rows; in lanes whose number is a multiple of four.
 template <tensor::WeightFormat F>
+__device__ inline float2 total_of(const float (&acc)[16]) {
+  float own[4];
+  own_sums(acc, own);
+  return make_float2(own[1] + own[0], own[3] + own[2]);
+}
+template <tensor::WeightFormat F>
 __device__ inline float2 total_of(const float (&acc)[4]) {
+  const float third[2] = {__shfl_down_sync(kAllLanes, acc[0], 1), __shfl_down_sync(kAllLanes, acc[2], 1)};
+  return make_float2((third[0] + acc[1]) + acc[0], (third[1] + acc[3]) + acc[2]);
+}
+template <tensor::WeightFormat F>
+__device__ inline float2 total_of(const float (&acc)[2]) {
   float sum[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if constexpr (Staged<F>::kBf16) sum[half] = acc[2 * half + 1] + acc[2 * half];
-    else {
-      float first = acc[2 * half], second = acc[2 * half + 1];
-      if constexpr (Staged<F>::kInt4) first += __shfl_down_sync(kAllLanes, first, 2), second += __shfl_down_sync(kAllLanes, second, 2);  // of the other words
-      const float last = __shfl_down_sync(kAllLanes, first, 1);  // the third part
-      sum[half] = Staged<F>::kWhole ? (last + second * 256.0f) + first * 65536.0f : (last + second) + first;
-    }
+    float both = acc[half];
+    if constexpr (Staged<F>::kInt4) both += __shfl_down_sync(kAllLanes, both, 2);  // of the second groups
+    sum[half] = both * 256.0f + __shfl_down_sync(kAllLanes, both, 1);
   }
   return make_float2(sum[0], sum[1]);
 }

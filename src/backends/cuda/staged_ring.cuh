@@ -9,6 +9,7 @@ namespace fathom::cuda {
 
 inline constexpr int kStagedTables = 4;  // of products that a block keeps in shared memory: this stage's and those of the next
 inline constexpr int kMostStagedParts = 16;
+inline constexpr unsigned kUnderWay = 4, kUnderWayThrottled = 2;  // pieces that a block has on their way at most
 
 struct alignas(16) StagedProducts {
   StreamView view;
@@ -60,9 +61,9 @@ struct StagedPass {
   const std::int16_t* stages = nullptr;
   const std::int32_t* table = nullptr;             // of attention's sequence; null without attention
   int product_count = 0, count = 0;
-  unsigned* arrived = nullptr;  // two: blocks that have ended stages; that have ended all. Both are zero before and after
+  unsigned* ended = nullptr;    // stages that blocks have ended (count_stage); behind those blocks that have ended all. Zero before and after
   unsigned depth = 0;           // pieces that a block's ring has room for: more than there are warpgroups
-  unsigned under_way = 0;       // and that may be on their way at a time, that many fewer: what stages read queues behind them
+  unsigned under_way = 0;       // and that may be on their way at a time, that many fewer
   unsigned parts = 0, beside = 0, ring = 0;  // where they begin in shared memory, behind x; the ring behind all, aligned
 };
 
@@ -141,7 +142,7 @@ __device__ inline void fetch_beside(const StagedFetch& own, int which, int at, i
     copy_4(to + static_cast<unsigned>(lane % kPieceStretches * 8 + half * 4), own.scales[product] + (static_cast<std::int64_t>(block) * groups + group) * 4, true);
   }
   if constexpr (Staged<F>::kInt4) {
-    // Two scales a stretch, in one word (rows have whole stretches): of a row half the piece's stretches a lane.
+    // Two scales a stretch, in one word (rows have whole stretches), and rows of both halves side by side: of a row half the piece's stretches a lane.
     constexpr int kEach = kPieceStretches / 2;
     const auto rows_of = [&](int half, int& row) -> const std::byte* {
       const int product = product_of_half(own, which, half);
@@ -154,7 +155,7 @@ __device__ inline void fetch_beside(const StagedFetch& own, int which, int at, i
       const std::byte* const scales = rows_of(lane % 16 / 8, row);
       const std::byte* const from = scales + (static_cast<std::int64_t>(row) * groups + 2 * (piece * kPieceStretches + begin)) * 2;
 #pragma unroll
-      for (int s = 0; s < kEach; ++s) copy_4(to + static_cast<unsigned>((begin + s) * kStretchBeside + lane % 16 * 4), from + s * 4, s < left);
+      for (int s = 0; s < kEach; ++s) copy_4(to + static_cast<unsigned>((begin + s) * kStretchBeside + lane % 8 * 8 + lane % 16 / 8 * 4), from + s * 4, s < left);
     }
     if constexpr (!Staged<F>::kZeros) return;
     const int half = lane % 4 / 2, group = 2 * (piece * kPieceStretches + lane / 4) + lane % 2;
@@ -169,15 +170,15 @@ __device__ inline void fetch_beside(const StagedFetch& own, int which, int at, i
 /// One warp: all pieces of the block's shares of all stages. kBeside: of them what lies beside codes. `own`: room in shared memory. Keys may be the previous
 /// launch's; weights are not.
 template <tensor::WeightFormat F, bool kBeside>
-__device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* stages, const int4& sequence, const StagedRing<F>& ring, StagedFetch& own) {
+__device__ inline void fetch_stages(const StagedPass& pass, const std::int16_t* stages, const int4& sequence, const StagedRing<F>& ring, StagedFetch& own, const volatile int& throttled) {
   constexpr int kWords = sizeof(StagedFetch) / 16;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   uint4 next{};
   StagedPlace here, oldest;  // of what may be on its way
   unsigned under_way = 0;
   const auto leave_way = [&] {
-    if (under_way == pass.under_way) wait_phase(ring.full(oldest.place), oldest.phase), oldest.go_on(ring.depth);
-    else ++under_way;
+    for (const unsigned most = throttled != 0 ? kUnderWayThrottled : pass.under_way; under_way >= most; --under_way) wait_phase(ring.full(oldest.place), oldest.phase), oldest.go_on(ring.depth);
+    ++under_way;
   };
   const std::uint64_t policy = first_to_leave();
   const auto read_next = [&](int n) {

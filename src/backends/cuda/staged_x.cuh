@@ -24,7 +24,7 @@ struct Staged {
   static constexpr int kOfGroup = kBf16 ? 512 : 32 * 12 + (kInt4 ? 16 : 4);  // bytes that put_staged writes for 128 columns
   static constexpr float kMostOfX = kInt4 ? 491000.0f : 4194300.0f;  // whole numbers that x becomes; of four bits 17 of them are within three digits
   /// Bytes of x. Of bf16 and e4m3: of 16 bytes of columns, one part after the other (the next columns of operand B are those of what follows); of whole
-  /// numbers: of a part of 128 columns, a lane's 32 bytes after each other, of the second part the halves of them in turn, so that parts lie in other banks. Of a stretch.
+  /// numbers: of a part of 128 columns, of the second part their halves in turn, so that parts lie in other banks. Of a stretch.
   static constexpr int kCore = kParts * 16, kPart = 128, kGroup = kParts * kPart, kOfStretch = kInt4 ? 2 * kGroup : kInt8 ? kGroup : 8 * kCore;
   static constexpr int kBeside = kInt4 ? kPieceStretches * kStretchBeside : kFp8 ? kPieceStretches * 8 : 0;  // bytes of a piece's scales and zero points
 };
@@ -33,7 +33,7 @@ struct Staged {
 template <tensor::WeightFormat F>
 struct StagedXRoom {
   using Shape = Staged<F>;
-  int stretches, factors, all;  // stretches: whole tiles. factors: of a group; of four bits after three digits of 16 · the sum of its whole numbers
+  int stretches, factors, all;  // stretches: whole tiles. factors: of a group; of four bits twice, after the upper digits of 16 · the sum of its whole numbers and after the last
   __host__ __device__ explicit StagedXRoom(int row_stretches) {
     stretches = (row_stretches + kTileStretches - 1) / kTileStretches * kTileStretches;
     const int groups = Shape::kBf16 ? 0 : stretches * Shape::kColumns / 128;
@@ -107,25 +107,25 @@ __device__ inline void put_staged(const PairPlace& to, const StagedXRoom<F>& roo
       for (unsigned& one : digits) one = digits_of(one);
       if constexpr (Shape::kInt4) transpose_digits(digits[0], digits[2], digits[1], digits[3], words);  // low bits' first
       else transpose_digits(digits[0], digits[1], digits[2], digits[3], words);
-      // What a lane of four multiplies lies together: four times a word of its first 16 bytes of codes and one of the other 16; or, of four bits, whole bytes' and low
-      // bits' of its first and third word of codes, then those of its second and fourth.
+      // What a lane of four multiplies lies together. Of eight bits: eight words, of each 16 columns one. Of four: of each 64 columns two of whole bytes and two of
+      // low bits.
 #pragma unroll
       for (int part = 0; part < Shape::kParts; ++part) {
         const int at = group * Shape::kGroup + part * Shape::kPart;
         if constexpr (Shape::kInt4) {
           const unsigned neighbour = __shfl_xor_sync(kAllLanes, words[part], 1);
-          const int place = lane / 8 * 8 + lane / 2 % 2 * 4 + (lane + 1) % 2 * 2 + lane / 4 % 2;
-          to.put((at + place * 4) ^ (part & 1) * 16, lane % 2 == 0 ? __byte_perm(words[part], neighbour, 0x5410) : __byte_perm(neighbour, words[part], 0x7632));
+          to.put(at + (lane / 16 ^ part & 1) * 64 + lane / 2 % 4 * 16 + (lane + 1) % 2 * 8 + lane / 8 % 2 * 4,
+                 lane % 2 == 0 ? __byte_perm(words[part], neighbour, 0x5410) : __byte_perm(neighbour, words[part], 0x7632));
         } else {
-          to.put((at + lane / 4 % 4 * 32 + lane % 4 * 8 + lane / 16 * 4) ^ (part & 1) * 16, words[part]);
+          to.put((at + lane % 4 * 32 + lane / 4 * 4) ^ (part & 1) * 16, words[part]);
         }
       }
       if (lane == 0) {
         const unsigned factor = __float_as_uint(most * (1.0f / (Shape::kInt4 ? 16.0f * Shape::kMostOfX : Shape::kMostOfX)));
         if constexpr (Shape::kInt4) {
           int left = static_cast<int>(sum);
-          const int last = take_digit(left), middle = take_digit(left);
-          to.put(room.factors + group * 16, make_uint2(static_cast<unsigned>(left), static_cast<unsigned>(middle)));
+          const int last = take_digit(left);
+          to.put(room.factors + group * 16, make_uint2(static_cast<unsigned>(left), factor));
           to.put(room.factors + group * 16 + 8, make_uint2(static_cast<unsigned>(last), factor));
         } else {
           to.put(room.factors + group * 4, factor);

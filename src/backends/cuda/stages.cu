@@ -20,9 +20,8 @@ constexpr Bytes kLeastBytes = 8 * kMiB;                                     // o
 constexpr int kMostStages = kMostProducts + kMostAttentions;
 constexpr int kMostSlots = 16;
 constexpr int kLeastPieces = 6;   // of a ring; measured with 7 and more. More than there are warpgroups
-constexpr int kMostUnderWay = 3;  // pieces: 48 KB; bf16 after 512 tokens takes 3.37 ms with 3 and with 4, 3.58 with 2, 3.42 with 6; FP8 2.01, 2.03, 2.03, 2.07
 constexpr Bytes kSharedApart = 8 * kKiB;                                    // of a block, that is not dynamic or not ours
-constexpr Bytes kCountersBytes = 256, kPartsBytes = kMiB;                   // of the room: at its beginning; of attention's parts, behind those
+constexpr Bytes kCountersBytes = 4 * kKiB, kPartsBytes = kMiB;              // of the room: at its beginning; of attention's parts, behind those
 constexpr std::int64_t kMostSharedKeyBytes = 48 * 1024 * 1024;              // that all heads of shared key heads read, each for itself
 
 constexpr Bytes round_up(Bytes bytes) { return (bytes + 255) / 256 * 256; }
@@ -38,6 +37,7 @@ struct TableRoom {
 };
 constexpr Bytes table_bytes(std::size_t products, std::size_t attentions) { return TableRoom(products, attentions).all; }
 constexpr Bytes kMostTableBytes = table_bytes(kMostProducts, kMostAttentions);
+static_assert((kStageCounts + 1) * kCountStep * sizeof(unsigned) <= kCountersBytes);
 static_assert(kCountersBytes + kPartsBytes + 2 * kMostTableBytes < Stages::kRoomBytes);
 
 /// Calls use(format) with the format that its kernel has as a constant.
@@ -159,13 +159,16 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
   __shared__ unsigned answers[8 * kMostSlots + 2];
   __shared__ std::int16_t stages[kMostStages];
   __shared__ int4 sequence;
+  __shared__ StagedStart::Shared starts;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const auto bring = [](auto& to, const auto* from, int lane, int lanes) {
     for (int i = lane; i < static_cast<int>(sizeof to / 16); i += lanes) reinterpret_cast<uint4*>(&to)[i] = __ldg(reinterpret_cast<const uint4*>(from) + i);
   };
   const StagedRing<F> ring(pass, memory);
   StagedPair pair(filled);
+  StagedStart start(starts);
   if (threadIdx.x == 0) {
+    start.init();
     init_barrier(pair.filled, kStreamedWarps), init_barrier(pair.squared, kStreamedWarps);
     for (unsigned i = 0; i < pass.depth; ++i) init_barrier(ring.full(i), Staged<F>::kBeside > 0 ? 1 + kWarp : 1), init_barrier(ring.empty(i), kGroupOfWarps / kWarp);
     publish_barriers();
@@ -178,24 +181,28 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
   cluster_wait();
   if (warp >= kStreamedWarps) {
     give_registers<kKeeperRegisters>();
-    if (warp == kStreamedWarps + 1) return fetch_stages<F, false>(pass, stages, sequence, ring, fetched[0]);
-    if (warp == kStreamedWarps + 2 && Staged<F>::kBeside > 0) return fetch_stages<F, true>(pass, stages, sequence, ring, fetched[1]);
+    if (warp == kStreamedWarps + 1) return fetch_stages<F, false>(pass, stages, sequence, ring, fetched[0], starts.throttled);
+    if (warp == kStreamedWarps + 2 && Staged<F>::kBeside > 0) return fetch_stages<F, true>(pass, stages, sequence, ring, fetched[1], starts.throttled);
     if (warp > kStreamedWarps) return;
     wait_for_previous();
     for (int s = 0; s < pass.count; ++s) {
       const int lane = static_cast<int>(threadIdx.x) % kWarp, number = stages[s], after_next = s + 2 < pass.count ? stages[s + 2] : 0;
-      if (s > 0 && lane == 0) await_stages(pass.arrived, static_cast<unsigned>(s) * gridDim.x);
+      if (lane == 0) {
+        if (s > 0) await_stages(pass.ended, static_cast<unsigned>(s) * gridDim.x);
+        start.tell();
+      }
       __syncwarp();
-      begin_stage();
       // Tables of stages after the next: workers look at theirs before its turn has come.
       if (number >= 0 && number + kStagedTables - 1 < pass.product_count) bring(kept[(number + kStagedTables - 1) % kStagedTables], pass.products + number + kStagedTables - 1, lane, kWarp);
       if (number >= 0 && number + 1 < pass.product_count) prefetch_norm(kept[(number + 1) % kStagedTables].view.all.norm, lane);
       if (after_next < 0) bring(attentions[(-1 - after_next) % 2], pass.attentions - 1 - after_next, lane, kWarp);
       await_workers();
-      if (lane == 0 && s + 1 < pass.count) count_stage(pass.arrived);
+      if (s + 1 < pass.count) count_stage(pass.ended);
     }
     if (threadIdx.x % kWarp != 0) return;
-    if (atomicAdd(pass.arrived + 1, 1u) + 1 == gridDim.x) pass.arrived[0] = pass.arrived[1] = 0;  // all have seen all others
+    unsigned* const all = pass.ended + kStageCounts * kCountStep;
+    if (atomicAdd(all, 1u) + 1 < gridDim.x) return;
+    for (int i = 0; i <= kStageCounts; ++i) pass.ended[i * kCountStep] = 0;  // all have seen all others
     return;
   }
   take_registers<kWorkerRegisters>();
@@ -207,11 +214,11 @@ __global__ void __launch_bounds__(kStagedThreads, 1) staged_kernel(const __grid_
     if (number < 0) {
       const StagedAttention& attention = attentions[(-1 - number) % 2];
       joined = &attention.view;
-      attend_stage<F, T>(attention, sequence, ring, turns, reinterpret_cast<float*>(memory + pass.parts), answers);
+      attend_stage<F, T>(attention, sequence, ring, turns, reinterpret_cast<float*>(memory + pass.parts), answers, start);
     } else {
       const StagedProducts& own = kept[number % kStagedTables];
-      if (own.view.units == 0) begin_stage(), join_stage(*joined);
-      else multiply_stage<F>(pass, own, own.joins ? joined : nullptr, ring, turns, pair, memory, squares, answers);
+      if (own.view.units == 0) start.wait(), join_stage(*joined);
+      else multiply_stage<F>(pass, own, own.joins ? joined : nullptr, ring, turns, pair, memory, squares, answers, start);
     }
     tell_keeper();
   }
@@ -401,9 +408,9 @@ void Stages::close(Context& context) {
                         .table = all.attentions.empty() ? nullptr : all.attentions[0].view.table,
                         .product_count = static_cast<int>(all.products.size()),
                         .count = static_cast<int>(all.stages.size()),
-                        .arrived = reinterpret_cast<unsigned*>(room_),
+                        .ended = reinterpret_cast<unsigned*>(room_),
                         .depth = static_cast<unsigned>(depth),
-                        .under_way = static_cast<unsigned>(std::min(kMostUnderWay, depth - kStagedGroups)),
+                        .under_way = std::min(kUnderWay, static_cast<unsigned>(depth - kStagedGroups)),
                         .parts = static_cast<unsigned>(all.parts_at()),
                         .beside = static_cast<unsigned>(all.beside_at()),
                         .ring = static_cast<unsigned>(all.ring_at(depth))};
