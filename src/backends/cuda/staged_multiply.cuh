@@ -98,15 +98,15 @@ __device__ inline void multiply_stage(const StagedPass& pass, const StagedProduc
     if (turns.ahead >= pieces) return turns.pass(pieces);  // the other warpgroups' alone
     float acc[Shape::kBf16 ? 16 : Shape::kWhole ? 2 : 4] = {};
     turns.take(pieces, ring.depth, [&](unsigned piece) {
-      const StagedPiece<F> come{memory, room, ring_offset + turns.place * kPieceBytes, beside_offset + turns.place * Shape::kBeside, static_cast<int>(piece) * kPieceStretches, format, cols};
+      const StagedPiece<F> here{memory, room, ring_offset + turns.place * kPieceBytes, beside_offset + turns.place * Shape::kBeside, static_cast<int>(piece) * kPieceStretches, format, cols};
       const auto wait = [&] { wait_phase(ring.full(turns.place), turns.phase); };
       if constexpr (Shape::kWhole) {
-        const StagedWords<F> x(come);
+        const StagedWords<F> x(here);
         wait();
-        come.multiply(acc, x);
+        here.multiply(acc, x);
       } else {
         wait();
-        come.multiply(acc);
+        here.multiply(acc);
       }
       __syncwarp();
       if (lane == 0) arrive(ring.empty(turns.place));
