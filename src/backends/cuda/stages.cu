@@ -20,6 +20,7 @@ constexpr Bytes kLeastBytes = 8 * kMiB;                                     // o
 constexpr int kMostStages = kMostProducts + kMostAttentions;
 constexpr int kMostSlots = 16;
 constexpr int kLeastPieces = 6;   // of a ring; measured with 7 and more. More than there are warpgroups
+static_assert(kUnderWayThrottled <= kUnderWay && kUnderWayThrottled <= static_cast<unsigned>(kLeastPieces - kStagedGroups));  // StagedRing
 constexpr Bytes kSharedApart = 8 * kKiB;                                    // of a block, that is not dynamic or not ours
 constexpr Bytes kCountersBytes = 4 * kKiB, kPartsBytes = kMiB;              // of the room: at its beginning; of attention's parts, behind those
 constexpr std::int64_t kMostSharedKeyBytes = 48 * 1024 * 1024;              // that all heads of shared key heads read, each for itself
